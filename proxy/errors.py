@@ -1,0 +1,121 @@
+"""
+What can go wrong, said once.
+
+A ``Failure`` is the cause in our own words. Each wing has one table that says it on the wire, and
+reads it back when an upstream reports it, so that a client several hops away learns the true reason.
+"""
+
+import errno
+import os
+from enum import Enum
+
+
+class Failure(Enum):
+    """Why a client did not get its connection."""
+
+    MALFORMED = "malformed request"
+    CREDENTIALS = "credentials refused"
+    NOT_ALLOWED = "not allowed"
+    NETWORK_UNREACHABLE = "network unreachable"
+    HOST_UNREACHABLE = "host unreachable"
+    NAME_NOT_FOUND = "name does not resolve"
+    NAME_TIMED_OUT = "name lookup failed or timed out"
+    REFUSED = "connection refused"
+    TIMED_OUT = "timed out"
+    UNSUPPORTED_COMMAND = "command not supported"
+    UNSUPPORTED_ADDRESS = "address type not supported"
+    LIMIT = "connection limit reached"
+    UPSTREAM = "upstream proxy failed"
+    GENERAL = "general failure"
+
+
+class ProxyError(Exception):
+    """Base of all that this package raises on purpose; the text is fit for an operator's eyes."""
+
+    def __init__(self, message: str, failure: Failure = Failure.GENERAL) -> None:
+        super().__init__(message)
+        self.failure = failure
+
+
+class ConfigError(ProxyError, ValueError):
+    """A setting that cannot be right; ``field`` names it."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class ProtocolError(ProxyError, ValueError):
+    """The peer broke its protocol."""
+
+    def __init__(self, message: str, failure: Failure = Failure.MALFORMED) -> None:
+        super().__init__(message, failure)
+
+
+class AuthError(ProxyError):
+    """The peer's credentials are missing or wrong."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, Failure.CREDENTIALS)
+
+
+class LimitError(ProxyError):
+    """There is no place left."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, Failure.LIMIT)
+
+
+class ClientLeftError(ProxyError):
+    """The client went away while it was being served, so nobody is left to be told."""
+
+
+class DialError(ProxyError, ConnectionError):
+    """The target could not be reached; the way to it is not to blame."""
+
+
+class UpstreamError(DialError):
+    """
+    An upstream proxy failed, whatever the target is like.
+
+    ``transient`` says that the same upstream may be asked again: it is false where the answer would
+    be the same, such as for refused credentials.
+    """
+
+    def __init__(self, message: str, failure: Failure = Failure.UPSTREAM, *, transient: bool = True) -> None:
+        super().__init__(message, failure)
+        self.transient = transient
+
+
+_BY_ERRNO = {
+    errno.ECONNREFUSED: Failure.REFUSED,
+    errno.ENETUNREACH: Failure.NETWORK_UNREACHABLE,
+    errno.ENETDOWN: Failure.NETWORK_UNREACHABLE,
+    # No IPv6 here: for this address there is no network to reach it by.
+    errno.EAFNOSUPPORT: Failure.NETWORK_UNREACHABLE,
+    errno.EADDRNOTAVAIL: Failure.NETWORK_UNREACHABLE,
+    errno.EHOSTUNREACH: Failure.HOST_UNREACHABLE,
+    errno.EHOSTDOWN: Failure.HOST_UNREACHABLE,
+    errno.ETIMEDOUT: Failure.TIMED_OUT,
+    errno.EACCES: Failure.NOT_ALLOWED,
+    errno.EPERM: Failure.NOT_ALLOWED,
+    errno.EMFILE: Failure.LIMIT,
+    errno.ENFILE: Failure.LIMIT,
+    errno.ENOBUFS: Failure.LIMIT,
+    errno.ENOMEM: Failure.LIMIT,
+}
+
+
+def failure_of(exc: OSError) -> Failure:
+    """Tell which failure an error of the operating system stands for."""
+    if isinstance(exc, TimeoutError):
+        return Failure.TIMED_OUT
+    return _BY_ERRNO.get(exc.errno or 0, Failure.GENERAL)
+
+
+def reason_of(exc: BaseException) -> str:
+    """Say what an exception means in a few words, without an errno number or a class name."""
+    if isinstance(exc, OSError) and exc.errno is not None and exc.errno > 0:
+        # TLS errors and name lookups bring their own numbers, which strerror does not know.
+        return os.strerror(exc.errno) if exc.errno in errno.errorcode else str(exc.strerror or exc)
+    return str(exc) or type(exc).__name__
