@@ -1,0 +1,428 @@
+"""
+The opening handshake's HTTP, without I/O: heads of messages, what they may say, and refusals.
+
+Strict where leniency would let two parsers read one head differently (RFC 9112): line ends are
+CRLF, names are tokens, nothing is folded, and everything has a limit. A head is latin-1 text, so that
+any byte survives it. What went wrong with a target travels as a status with Proxy-Status (RFC 9209).
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import NamedTuple
+
+from proxy.address import Address
+from proxy.errors import Failure, ProtocolError
+
+TARGET_HOST = "X-Proxy-Target-Host"
+TARGET_PORT = "X-Proxy-Target-Port"
+USERNAME = "X-Proxy-Username"
+PASSWORD = "X-Proxy-Password"
+HALF_CLOSE = "X-Proxy-Half-Close"
+BOUND = "X-Proxy-Bound"
+
+MAX_LINE = 8 * 1024  # bytes, without the line end
+MAX_HEADERS = 100
+MAX_HEAD = 64 * 1024  # bytes
+
+PROXY_NAME = "proxy-server"  # how we sign Proxy-Status
+
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_NAME = re.compile(_TOKEN)
+_REQUEST_LINE = re.compile(rf"({_TOKEN}) ([!-~]+) (HTTP/1\.[0-9])")
+_STATUS_LINE = re.compile(r"HTTP/1\.[01] ([1-5][0-9]{2})(?: ([^\r\n]*))?")
+_FIRST_OF_REQUEST = re.compile(_TOKEN.encode())
+_FIRST_OF_RESPONSE = re.compile(b"H")
+# Control characters but HTAB, a CR or an LF without the other.
+_UNCLEAN = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r[^\n]")
+_KEY = re.compile(r"[A-Za-z0-9+/]{22}==")  # 16 bytes in base64
+_PORT = re.compile(r"[1-9][0-9]{0,4}")
+
+Fields = tuple[tuple[str, str], ...]
+
+
+class HttpError(ProtocolError):
+    """
+    A handshake that is not to succeed, and how the peer is told.
+
+    The text is the body of the answer: it is one line, and never repeats what the peer sent.
+    ``detail`` is what our own log may say beyond it.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        body: str,
+        *,
+        failure: Failure = Failure.MALFORMED,
+        headers: Fields = (),
+        detail: str = "",
+    ) -> None:
+        super().__init__(body, failure)
+        self.status = status
+        self.headers = headers
+        self.detail = detail
+
+    @property
+    def reason(self) -> str:
+        """The reason phrase that belongs to the status."""
+        return HTTPStatus(self.status).phrase
+
+
+class Headers:
+    """The header fields of a head, in order; names match in any case. Its ``repr`` shows no values."""
+
+    __slots__ = ("_fields",)
+
+    def __init__(self, fields: Iterable[tuple[str, str]]) -> None:
+        self._fields = tuple((name.lower(), value) for name, value in fields)
+
+    def get(self, name: str) -> str | None:
+        """Give the one value of a field, or None; raises ``HttpError`` if the field is repeated."""
+        values = self.get_all(name)
+        if len(values) > 1:
+            raise HttpError(400, "a header is repeated that may stand only once")
+        return values[0] if values else None
+
+    def get_all(self, name: str) -> list[str]:
+        """Give the values of all lines of a field."""
+        wanted = name.lower()
+        return [value for name, value in self._fields if name == wanted]
+
+    def tokens(self, name: str) -> set[str]:
+        """Give the members of a comma-separated field, in lower case."""
+        members = ",".join(self.get_all(name)).lower().split(",")
+        return {member.strip(" \t") for member in members} - {""}
+
+    def any_begins(self, prefix: str) -> bool:
+        """Tell whether there is a field whose name begins so."""
+        return any(name.startswith(prefix.lower()) for name, _ in self._fields)
+
+    def __repr__(self) -> str:
+        return f"Headers({', '.join(name for name, _ in self._fields)})"
+
+
+@dataclass(frozen=True)
+class RequestHead:
+    """A request line and its headers."""
+
+    method: str
+    target: str
+    version: str
+    headers: Headers
+
+
+@dataclass(frozen=True)
+class ResponseHead:
+    """A status line and its headers."""
+
+    status: int
+    reason: str
+    headers: Headers
+
+
+class HeadBuffer:
+    """
+    Collect a head from whatever pieces it comes in.
+
+    When it is complete, ``head`` has all of it, and ``leftover`` what came behind it.
+    """
+
+    __slots__ = ("_data", "_first", "_line", "_lines", "_parse_start", "_scanned", "head", "leftover")
+
+    def __init__(self, *, request: bool) -> None:
+        self.head = b""
+        self.leftover = b""
+        self._first = _FIRST_OF_REQUEST if request else _FIRST_OF_RESPONSE
+        self._parse_start = _parse_request_line if request else _parse_status_line
+        self._data = bytearray()
+        self._scanned = 0  # up to here all is well
+        self._line = 0  # where the line at hand begins
+        self._lines = 0  # how many stand before it
+
+    def feed(self, data: bytes) -> bool:
+        """Take more bytes, and tell whether the head is complete; raises ``HttpError`` early."""
+        if self.head:
+            self.leftover += data
+            return True
+        self._data += data
+        if self._data and not self._first.match(self._data):
+            raise _malformed("this is no HTTP")
+        while not self.head and self._take_line():
+            pass
+        return bool(self.head)
+
+    def _take_line(self) -> bool:
+        newline = self._data.find(b"\n", self._scanned)
+        end = len(self._data) if newline < 0 else newline + 1
+        self._check(end)
+        self._scanned = end
+        if newline >= 0:
+            self._end_line(end)
+        return newline >= 0
+
+    def _check(self, end: int) -> None:
+        limit = min(self._line + MAX_LINE + 2, MAX_HEAD)
+        # From one byte back, for a CR that was the last one then.
+        if _UNCLEAN.search(self._data, max(self._scanned - 1, 0), min(end, limit)):
+            raise _malformed("the head has a control character or a bad line end")
+        if end > limit:
+            raise _too_large() if self._lines else HttpError(414, "the first line is too long")
+
+    def _end_line(self, end: int) -> None:
+        line = self._data[self._line : end - 2]
+        if not self._lines:
+            self._parse_start(line.decode("latin-1"))
+        elif not line:
+            self.head, self.leftover = bytes(self._data[:end]), bytes(self._data[end:])
+            self._data.clear()
+        elif self._lines > MAX_HEADERS:
+            raise _too_large()
+        self._line = end
+        self._lines += 1
+
+
+def parse_request(head: bytes) -> RequestHead:
+    """Parse the complete head of a request; raises ``HttpError``."""
+    start, headers = _parse_head(head)
+    method, target, version = _parse_request_line(start)
+    return RequestHead(method, target, version, headers)
+
+
+def parse_response(head: bytes) -> ResponseHead:
+    """Parse the complete head of a response; raises ``ProtocolError``."""
+    start, headers = _parse_head(head)
+    status, reason = _parse_status_line(start)
+    return ResponseHead(int(status), reason, headers)
+
+
+def _parse_head(head: bytes) -> tuple[str, Headers]:
+    if not head.endswith(b"\r\n\r\n") or _UNCLEAN.search(head):
+        raise _malformed("the head has a control character or a bad line end")
+    start, *lines = head[:-4].decode("latin-1").split("\r\n")
+    return start, Headers(map(_parse_field, lines))
+
+
+def _parse_request_line(line: str) -> tuple[str, str, str]:
+    match = _REQUEST_LINE.fullmatch(line)
+    if not match:
+        raise _malformed("the first line is no HTTP/1.1 request")
+    return match[1], match[2], match[3]
+
+
+def _parse_status_line(line: str) -> tuple[str, str]:
+    match = _STATUS_LINE.fullmatch(line)
+    if not match:
+        raise _malformed("the first line is no HTTP/1.1 answer")
+    return match[1], match[2] or ""
+
+
+def _parse_field(line: str) -> tuple[str, str]:
+    # A name is a token, which leaves no room for folded lines and for a blank before the colon.
+    name, colon, value = line.partition(":")
+    if not colon or not _NAME.fullmatch(name):
+        raise _malformed("a header is malformed")
+    return name, value.strip(" \t")
+
+
+@dataclass(frozen=True)
+class TunnelRequest:
+    """What a client asks for: a connection to the target, on whose behalf, and how to speak."""
+
+    target: Address
+    username: bytes | None
+    password: bytes | None = field(repr=False)
+    half_close: bool
+    key: str
+
+
+def vet_request(head: RequestHead, *, path: str = "") -> TunnelRequest:
+    """
+    Check all of a request that can be checked without I/O; raises ``HttpError``.
+
+    An empty ``path`` means that any will do. Credentials are taken out, but not judged.
+    """
+    _vet_http(head)
+    if path and head.target.partition("?")[0] != path:
+        raise HttpError(404, "there is nothing here")
+    key = _vet_upgrade(head.headers)
+    return TunnelRequest(
+        target=_target(head.headers),
+        username=_bytes(head.headers.get(USERNAME)),
+        password=_bytes(head.headers.get(PASSWORD)),
+        half_close=head.headers.get(HALF_CLOSE) == "1",
+        key=key,
+    )
+
+
+def _vet_http(head: RequestHead) -> None:
+    if head.method != "GET":
+        raise HttpError(405, "only GET will do", headers=(("Allow", "GET"),))
+    if head.version != "HTTP/1.1":
+        raise _malformed("only HTTP/1.1 will do")
+    if not head.target.startswith("/"):
+        raise _malformed("the request target is not a path")
+    if head.headers.get("Host") is None:
+        raise _malformed("the Host header is missing")
+    if head.headers.get_all("Content-Length") or head.headers.get_all("Transfer-Encoding"):
+        raise _malformed("a request for a WebSocket has no body")
+    if head.headers.get_all("Expect"):
+        raise HttpError(417, "nothing can be expected here")
+
+
+def _vet_upgrade(headers: Headers) -> str:
+    if not headers.get_all("Upgrade") and not headers.any_begins("Sec-WebSocket-"):
+        raise _upgrade_required()
+    if "websocket" not in headers.tokens("Upgrade"):
+        raise _malformed("the Upgrade header does not say websocket")
+    if "upgrade" not in headers.tokens("Connection"):
+        raise _malformed("the Connection header does not say Upgrade")
+    key = headers.get("Sec-WebSocket-Key")
+    if key is None or not _KEY.fullmatch(key):
+        raise _malformed("the Sec-WebSocket-Key header is not 16 bytes in base64")
+    if headers.get("Sec-WebSocket-Version") != "13":
+        raise _upgrade_required(("Sec-WebSocket-Version", "13"))
+    return key
+
+
+def _target(headers: Headers) -> Address:
+    host, port = _bytes(headers.get(TARGET_HOST)), headers.get(TARGET_PORT)
+    if host is None or port is None:
+        raise _malformed("the target is missing")
+    if not _PORT.fullmatch(port) or int(port) > 65535:
+        raise _malformed("the target's port is not a number from 1 to 65535")
+    try:
+        return Address(host.decode(), int(port))
+    except UnicodeDecodeError as exc:
+        raise _malformed("the target's host is not UTF-8") from exc
+    except ProtocolError as exc:
+        raise HttpError(400, "the target's host is not valid", detail=str(exc)) from exc
+
+
+def _bytes(value: str | None) -> bytes | None:
+    return None if value is None else value.encode("latin-1")
+
+
+def _malformed(body: str) -> HttpError:
+    return HttpError(400, body)
+
+
+def _too_large() -> HttpError:
+    return HttpError(431, "the headers are too large or too many")
+
+
+def _upgrade_required(*headers: tuple[str, str]) -> HttpError:
+    return HttpError(426, "only WebSocket is spoken here", headers=(("Upgrade", "websocket"), *headers))
+
+
+class _Answer(NamedTuple):
+    """How a failure is told: a status, and what Proxy-Status says (RFC 9209, section 2.3)."""
+
+    status: int
+    error: str = ""
+    details: str = ""
+
+
+_ANSWERS = {
+    Failure.MALFORMED: _Answer(400, "http_request_error"),
+    Failure.CREDENTIALS: _Answer(401),
+    Failure.NOT_ALLOWED: _Answer(403, "destination_ip_prohibited"),
+    # RFC 9209 has one error for these two, and SOCKS5 has two replies: the details tell them apart.
+    Failure.NETWORK_UNREACHABLE: _Answer(502, "destination_ip_unroutable", "network unreachable"),
+    Failure.HOST_UNREACHABLE: _Answer(502, "destination_ip_unroutable", "host unreachable"),
+    Failure.NAME_NOT_FOUND: _Answer(502, "dns_error"),
+    Failure.NAME_TIMED_OUT: _Answer(504, "dns_timeout"),
+    Failure.REFUSED: _Answer(502, "connection_refused"),
+    Failure.TIMED_OUT: _Answer(504, "connection_timeout"),
+    Failure.UNSUPPORTED_COMMAND: _Answer(400, "http_request_error"),
+    Failure.UNSUPPORTED_ADDRESS: _Answer(400, "http_request_error"),
+    Failure.LIMIT: _Answer(503, "connection_limit_reached"),
+    Failure.UPSTREAM: _Answer(502, "proxy_internal_error"),
+    Failure.GENERAL: _Answer(502, "proxy_internal_error"),
+}
+
+_EXTRA_HEADERS: dict[Failure, Fields] = {
+    Failure.CREDENTIALS: (("WWW-Authenticate", f'X-Proxy realm="{PROXY_NAME}"'),),
+    Failure.LIMIT: (("Retry-After", "1"),),
+}
+
+
+def refusal(failure: Failure, message: str = "") -> HttpError:
+    """Say why there is no tunnel; the message is for our own log and does not reach the client."""
+    answer = _ANSWERS[failure]
+    headers = _EXTRA_HEADERS.get(failure, ())
+    if answer.error:
+        details = f'; details="{answer.details}"' if answer.details else ""
+        headers += (("Proxy-Status", f"{PROXY_NAME}; error={answer.error}{details}"),)
+    return HttpError(answer.status, failure.value, failure=failure, headers=headers, detail=message)
+
+
+def unauthorized() -> HttpError:
+    """Say that credentials are missing or wrong."""
+    return refusal(Failure.CREDENTIALS)
+
+
+def encode_response(error: HttpError) -> bytes:
+    """Encode the complete answer, after which the connection is closed."""
+    body = f"{error}\n".encode()
+    lines = [
+        f"HTTP/1.1 {error.status} {error.reason}",
+        *(f"{name}: {value}" for name, value in error.headers),
+        "Content-Type: text/plain; charset=utf-8",
+        f"Content-Length: {len(body)}",
+        # Upgrade is a hop-by-hop header, so it is named here (RFC 9110, section 7.8).
+        "Connection: Upgrade, close" if error.status == 426 else "Connection: close",
+    ]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
+
+
+_ABOUT_TARGET = {
+    Failure.NOT_ALLOWED,
+    Failure.NETWORK_UNREACHABLE,
+    Failure.HOST_UNREACHABLE,
+    Failure.NAME_NOT_FOUND,
+    Failure.NAME_TIMED_OUT,
+    Failure.REFUSED,
+    Failure.TIMED_OUT,
+}
+_BY_ERROR = {(_ANSWERS[failure].error, _ANSWERS[failure].details): failure for failure in _ABOUT_TARGET} | {
+    # Of another make, and without our details.
+    ("destination_ip_unroutable", ""): Failure.HOST_UNREACHABLE,
+    ("http_request_denied", ""): Failure.NOT_ALLOWED,
+}
+_BY_STATUS = {
+    403: Failure.NOT_ALLOWED,
+    503: Failure.LIMIT,
+    504: Failure.TIMED_OUT,
+}
+
+# A structured field (RFC 8941), read tolerantly: a string that does not end goes on to the end.
+_STRING = r'"(?:[^"\\]|\\.)*(?:"|\\?$)'
+_MEMBER = re.compile(rf' *({_STRING}|[^;",]+)((?:{_STRING}|[^",])*)')
+_PARAMETER = re.compile(rf'; *([^;="]+)(?:=({_STRING}|[^;"]*))?')
+
+
+def failure_reported(response: ResponseHead) -> tuple[Failure, bool]:
+    """
+    Read why an upstream did not switch protocols, and whether the upstream itself is to blame.
+
+    The members of Proxy-Status stand in the order in which they handled the answer, the one nearest
+    to the target first, so the first that speaks of the target knows the cause. From a proxy that
+    is not of our kind it may mean that the upstream is what it could not reach: hence the blame.
+    """
+    for name, parameters in _proxy_statuses(response.headers):
+        error, details = parameters.get("error", ""), parameters.get("details", "")
+        failure = _BY_ERROR.get((error, details)) or _BY_ERROR.get((error, ""))
+        if failure:
+            return failure, name != PROXY_NAME
+    return _BY_STATUS.get(response.status, Failure.UPSTREAM), True
+
+
+def _proxy_statuses(headers: Headers) -> Iterator[tuple[str, dict[str, str]]]:
+    for name, rest in _MEMBER.findall(", ".join(headers.get_all("Proxy-Status"))):
+        yield _unquote(name), {key: _unquote(value) for key, value in _PARAMETER.findall(rest)}
+
+
+def _unquote(value: str) -> str:
+    return value.strip(" \t").removeprefix('"').removesuffix('"')
