@@ -1,0 +1,1 @@
+"""Sockets, time and bytes; no protocol and no policy."""

@@ -1,0 +1,111 @@
+"""
+Listen on an address, and hand each connection to a greenlet of a bounded pool.
+"""
+
+import errno
+import logging
+import socket as std_socket
+from collections.abc import Callable
+from typing import Any
+
+from gevent import socket
+from gevent.pool import Pool
+from gevent.server import StreamServer
+
+from proxy.address import Address, Endpoint
+from proxy.errors import ProxyError, failure_of, reason_of
+from proxy.net.stream import address_of
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 1024  # connections: a burst of clients waits here while we accept
+
+Handler = Callable[[socket.socket, Address], None]
+
+
+def bind(endpoint: Endpoint) -> list[socket.socket]:
+    """
+    Open the listening sockets of an endpoint.
+
+    An empty host is every address, IPv4 and IPv6; a name is every address of it. Raises
+    ``ProxyError`` that names the address and the cause.
+    """
+    socks: list[socket.socket] = []
+    try:
+        for family, sockaddr in _places(endpoint):
+            port = socks[0].getsockname()[1] if socks else sockaddr[1]
+            socks.append(_bind_one(family, (sockaddr[0], port, *sockaddr[2:])))
+    except OSError as exc:
+        for sock in socks:
+            sock.close()
+        raise ProxyError(f"cannot listen on {endpoint}: {reason_of(exc)}", failure_of(exc)) from exc
+    return socks
+
+
+def _places(endpoint: Endpoint) -> list[tuple[int, Any]]:
+    if not endpoint.host:
+        # One socket for both families, where the system has both.
+        return [_every_address(endpoint.port)]
+    flags = std_socket.AI_PASSIVE
+    found = std_socket.getaddrinfo(endpoint.host, endpoint.port, 0, std_socket.SOCK_STREAM, 0, flags)
+    return list(dict.fromkeys((info[0], info[4]) for info in found))
+
+
+def _every_address(port: int) -> tuple[int, Any]:
+    try:
+        std_socket.socket(std_socket.AF_INET6, std_socket.SOCK_STREAM).close()
+        return std_socket.AF_INET6, ("::", port, 0, 0)
+    except OSError:
+        return std_socket.AF_INET, ("0.0.0.0", port)
+
+
+def _bind_one(family: int, sockaddr: tuple[Any, ...]) -> socket.socket:
+    sock = socket.socket(family, std_socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(std_socket.SOL_SOCKET, std_socket.SO_REUSEADDR, 1)
+        # Accepted sockets inherit these two, which saves their system calls on every connection.
+        sock.setsockopt(std_socket.SOL_SOCKET, std_socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(std_socket.IPPROTO_TCP, std_socket.TCP_NODELAY, 1)
+        if family == std_socket.AF_INET6:
+            both = sockaddr[0] == "::"
+            sock.setsockopt(std_socket.IPPROTO_IPV6, std_socket.IPV6_V6ONLY, not both)
+        sock.bind(sockaddr)
+        sock.listen(BACKLOG)
+        return sock
+    except BaseException:
+        sock.close()
+        raise
+
+
+class Acceptor(StreamServer):
+    """
+    Accepts on one listening socket while its pool has places.
+
+    When the pool is full nothing is accepted, and clients wait in the kernel's queue.
+    """
+
+    def __init__(self, sock: socket.socket, handler: Handler, pool: Pool) -> None:
+        super().__init__(sock, lambda client, peer: handler(client, address_of(peer)), spawn=pool)
+        self._places = pool
+
+    def finish(self) -> None:
+        """
+        Stop accepting, after taking what already waits in the kernel's queue.
+
+        Those clients are connected as far as they can tell: closing would reset them.
+        """
+        self.stop_accepting()
+        while not self._places.full():
+            try:
+                waiting = self.do_read()
+            except OSError:
+                break
+            if waiting is None:
+                break
+            self.do_handle(*waiting)
+        self.close()
+
+
+def is_out_of_descriptors(exc: OSError) -> bool:
+    """True if the system, or this process, has no file descriptor left."""
+    return exc.errno in (errno.EMFILE, errno.ENFILE)
