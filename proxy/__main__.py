@@ -1,0 +1,20 @@
+"""
+Where the program starts: the standard library is made cooperative before anything else is imported.
+"""
+
+from gevent import monkey
+
+monkey.patch_all()
+
+import sys
+
+from proxy.cli import run
+
+
+def main() -> None:
+    """Run the command line, and exit with its code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""
+Users and their passwords, plain or hashed.
+
+A hash is ``scrypt$14$8$1$SALT$HASH``: log2 of the cost, block size, parallelism, and salt and key in
+URL-safe base64; none of its characters needs quoting in an INI file. Checking one takes 70 ms of
+processor time on purpose, so a native thread does it, and a success is remembered for a while.
+"""
+
+import hmac
+import os
+import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from hashlib import scrypt, sha256
+from time import monotonic
+
+from proxy.config import to_bytes
+from proxy.errors import AuthError
+
+Offload = Callable[[Callable[[], bool]], bool]
+
+_COST, _BLOCK, _LANES = 14, 8, 1  # 16 MiB, and 70 ms on a desktop machine
+_HASH = re.compile(r"scrypt\$(\d\d)\$(\d{1,2})\$(\d{1,2})\$([\w=-]+)\$([\w=-]+)", re.ASCII)
+_REMEMBER = 120.0  # seconds
+_REMEMBER_AT_MOST = 10_000  # logins
+
+
+class Authenticator:
+    """Judges credentials against a fixed set of users."""
+
+    def __init__(self, users: Mapping[str, str], offload: Offload = lambda check: check()) -> None:
+        self._passwords = {to_bytes(name): to_bytes(password) for name, password in users.items()}
+        self._offload = offload
+        self._dummy = next((p for p in self._passwords.values() if is_hash(p)), b"\0" * 16)
+        self._secret = os.urandom(32)
+        self._remembered: OrderedDict[bytes, float] = OrderedDict()
+
+    def authenticate(self, username: str, password: str) -> bool:
+        """Tell whether the password is this user's."""
+        return self.check(to_bytes(username), to_bytes(password))
+
+    def validate_credentials(self, credentials: Mapping[str, str]) -> None:
+        """Check ``username`` and ``password``; raises ``AuthError`` if they are missing or wrong."""
+        if not self.authenticate(credentials.get("username", ""), credentials.get("password", "")):
+            raise AuthError("credentials refused")
+
+    def check(self, username: bytes, password: bytes) -> bool:
+        """Tell whether the password is this user's, in bytes as they come from the wire."""
+        known = username in self._passwords
+        # An unknown user costs as much as a wrong password: the time tells nobody who exists.
+        stored = self._passwords.get(username, self._dummy)
+        if not is_hash(stored):
+            return hmac.compare_digest(_digest(stored), _digest(password)) and known
+        return self._check_hash(username, password, stored) and known
+
+    def _check_hash(self, username: bytes, password: bytes, stored: bytes) -> bool:
+        # The stored hash is part of the key, so that a changed password is not remembered.
+        login = b"".join(sha256(part).digest() for part in (username, password, stored))
+        key = hmac.digest(self._secret, login, "sha256")
+        if self._remembered.get(key, 0.0) > monotonic():
+            return True
+        if not self._offload(lambda: verify(password, stored)):
+            return False
+        self._remembered[key] = monotonic() + _REMEMBER
+        self._remembered.move_to_end(key)
+        if len(self._remembered) > _REMEMBER_AT_MOST:
+            self._remembered.popitem(last=False)
+        return True
+
+
+def is_hash(stored: bytes) -> bool:
+    """Tell whether a configured password is a hash."""
+    return stored.startswith(b"scrypt$")
+
+
+def hash_password(password: str) -> str:
+    """Make the hash of a password, for ``[auth_users]``."""
+    salt = os.urandom(16)
+    key = _derive(to_bytes(password), salt, _COST, _BLOCK, _LANES)
+    text = "$".join(urlsafe_b64encode(part).decode() for part in (salt, key))
+    return f"scrypt${_COST}${_BLOCK}${_LANES}${text}"
+
+
+def verify(password: bytes, stored: bytes) -> bool:
+    """Tell whether a hash is this password's; a malformed hash is nobody's."""
+    match = _HASH.fullmatch(stored.decode("ascii", "replace"))
+    if not match:
+        return False
+    cost, block, lanes = (int(number) for number in match.groups()[:3])
+    try:
+        salt, key = (urlsafe_b64decode(part) for part in match.groups()[3:])
+        return hmac.compare_digest(_derive(password, salt, cost, block, lanes), key)
+    except ValueError:
+        return False
+
+
+def _derive(password: bytes, salt: bytes, cost: int, block: int, lanes: int) -> bytes:
+    memory = 128 * block * ((1 << cost) + lanes + 2)
+    return scrypt(password, salt=salt, n=1 << cost, r=block, p=lanes, maxmem=2 * memory, dklen=32)
+
+
+def _digest(text: bytes) -> bytes:
+    # compare_digest takes as long as the shorter text; digests have one length.
+    return sha256(text).digest()

@@ -1,0 +1,113 @@
+"""
+Everything one can connect through: directly, through a proxy, or through a choice of these.
+
+The server's ways out and the command line's client mode are the same objects. ``dial`` is the whole
+of it; ``connect`` and what follows is the same for one who uses a client as a library.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from proxy import rules
+from proxy.address import Address
+from proxy.config import to_bytes
+from proxy.errors import DialError, Failure, ProxyError, UpstreamError
+from proxy.net.deadline import Deadline
+from proxy.net.dial import dial
+from proxy.net.relay import DataForwarder, Transfer
+from proxy.net.stream import Ending, Socket, Stream, TcpStream, address_of
+
+
+@dataclass(frozen=True)
+class Connected:
+    """A connection to a target: its bytes, the address it is bound to, and the way it took."""
+
+    stream: Stream
+    bound: Address
+    via: str
+
+
+class ProxyClient(ABC):
+    """
+    A way to reach targets.
+
+    Use ``dial`` for any number of connections at once, or the others for one at a time:
+    ``authenticate`` if the proxy wants it, ``connect``, ``forward_data``, ``close``.
+    """
+
+    def __init__(self, name: str, timeout: float) -> None:
+        self.name = name
+        self.timeout = timeout
+        self.credentials: tuple[bytes, bytes] | None = None
+        self._connected: Connected | None = None
+
+    @abstractmethod
+    def dial(self, target: Address, deadline: Deadline) -> Connected:
+        """
+        Connect to a target before the deadline.
+
+        Raises ``DialError`` if the target cannot be reached, and ``UpstreamError`` if the proxy on
+        the way to it failed.
+        """
+
+    def connect(self, target_host: str, target_port: int) -> Connected:
+        """Connect to a target within the timeout, and keep the connection; raises like ``dial``."""
+        self.close()
+        self._connected = self.dial(Address(target_host, target_port), Deadline(self.timeout))
+        return self._connected
+
+    def authenticate(self, username: str, password: str) -> None:
+        """Use these credentials from the next connection on: that is when the proxy judges them."""
+        self.credentials = (to_bytes(username), to_bytes(password)) if username else None
+
+    def forward_data(self, stream: Stream) -> Transfer:
+        """Join a stream to the connection until both directions have ended, and close both."""
+        if self._connected is None:
+            raise ProxyError("forward_data comes after connect")
+        connected, self._connected = self._connected, None
+        return DataForwarder().forward_data(stream, connected.stream)
+
+    def close(self) -> None:
+        """Close the connection that ``connect`` made, if it is still there."""
+        connected, self._connected = self._connected, None
+        if connected:
+            connected.stream.farewell(Ending.FINISHED)
+            connected.stream.close()
+
+    def set_timeout(self, timeout: float) -> None:
+        """Set how long ``connect`` may take, in seconds."""
+        self.timeout = timeout
+
+
+class UpstreamClient(ProxyClient):
+    """A way through another proxy: how it is reached, and how its faults are told from the target's."""
+
+    def dial_proxy(self, proxy: Address, deadline: Deadline) -> Socket:
+        """Connect to the proxy itself; raises ``UpstreamError``."""
+        try:
+            return dial(proxy, deadline)
+        except DialError as exc:
+            raise self.blame(str(exc), exc) from exc
+
+    def blame(self, reason: str, cause: Exception | None = None, *, transient: bool = True) -> UpstreamError:
+        """
+        Make the error that says that the proxy failed.
+
+        Its failure is never the cause's own, which a client would take for the target's; only that
+        time ran out is true of both.
+        """
+        timed_out = isinstance(cause, TimeoutError) or getattr(cause, "failure", None) is Failure.TIMED_OUT
+        failure = Failure.TIMED_OUT if timed_out else Failure.UPSTREAM
+        return UpstreamError(f"upstream {self.name}: {reason}", failure, transient=transient)
+
+
+class DirectClient(ProxyClient):
+    """Connects to the target itself; names are resolved here."""
+
+    def __init__(self, name: str = "direct", timeout: float = 30.0) -> None:
+        super().__init__(name, timeout)
+
+    def dial(self, target: Address, deadline: Deadline) -> Connected:
+        """Connect by Happy Eyeballs; raises ``DialError``."""
+        sock = dial(target, deadline, rules.check)
+        return Connected(TcpStream(sock), address_of(sock.getsockname()), self.name)

@@ -1,0 +1,1 @@
+"""The control plane: what changes a running proxy. Nothing below imports it."""

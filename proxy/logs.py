@@ -1,0 +1,150 @@
+"""
+Logs that cannot stop the proxy.
+
+A line is put into a bounded queue, and a native thread writes it: a terminal that is paused, a pipe
+that nobody reads or a disk that is full blocks that thread and nothing else. What does not fit is
+dropped and counted.
+"""
+
+import json
+import logging
+import os
+import sys
+import time
+from _queue import SimpleQueue  # queue.SimpleQueue as it is in C: the patched one is for greenlets
+from contextlib import suppress
+
+from proxy.net.threads import start_thread
+
+QUEUE_SIZE = 10_000  # lines
+COLLAPSE = 30.0  # seconds for which a repeated error is only counted
+_FLUSH_TIMEOUT = 1.0  # seconds
+
+
+class LineWriter:
+    """Writes lines to a file descriptor or a file, from a thread of its own."""
+
+    def __init__(self, path: str = "") -> None:
+        """Open the file, or take standard error; raises ``OSError``."""
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        self._fd = os.open(path, flags, 0o640) if path else 2
+        self._queue: SimpleQueue[str] = SimpleQueue()
+        self._unwritten = 0
+        self.dropped = 0
+        start_thread(self._run)
+
+    def write(self, line: str) -> None:
+        """Write a line some time soon, or drop it if the log does not keep up."""
+        if self._unwritten >= QUEUE_SIZE:
+            self.dropped += 1
+            return
+        self._unwritten += 1
+        self._queue.put(line)
+
+    def flush(self) -> None:
+        """Wait a moment for what is still to be written."""
+        deadline = time.monotonic() + _FLUSH_TIMEOUT
+        while self._unwritten > 0 and time.monotonic() < deadline:
+            time.sleep(0.002)
+
+    def _run(self) -> None:
+        while True:
+            line = self._queue.get()
+            if self.dropped:
+                line = f"({self.dropped} log lines were dropped: the log did not keep up)\n{line}"
+                self.dropped = 0
+            # Nobody is left to be told of an error here.
+            with suppress(OSError):
+                self._write_all(f"{line}\n".encode("utf-8", "backslashreplace"))
+            self._unwritten -= 1
+
+    def _write_all(self, data: bytes) -> None:
+        while data:
+            data = data[os.write(self._fd, data) :]
+
+
+class _Handler(logging.Handler):
+    def __init__(self, writer: LineWriter) -> None:
+        super().__init__()
+        self._writer = writer
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._writer.write(self.format(record))
+        except Exception as exc:  # a log line must never be what fails
+            self._writer.write(f"cannot format a log line: {exc!r}")
+
+
+class TextFormatter(logging.Formatter):
+    """``time level message``, on one line."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+
+    converter = staticmethod(time.gmtime)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Keep whatever the message holds on its line."""
+        record.levelname = record.levelname.lower()
+        return _one_line(super().formatMessage(record))
+
+
+class JsonFormatter(TextFormatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format a record."""
+        time_ = f"{self.formatTime(record, self.datefmt)}.{record.msecs:03.0f}Z"
+        entry = {"time": time_, "level": record.levelname.lower(), "message": record.getMessage()}
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry)
+
+
+class Collapse(logging.Filter):
+    """
+    Lets an error through once, and then counts its repetitions for a while.
+
+    It looks at records that name what they are about, as ``extra={"collapse": name}``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: dict[tuple[str, str], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Decide on a record, and tell of those that were held back."""
+        subject = getattr(record, "collapse", None)
+        if subject is None:
+            return True
+        key = (str(record.msg), str(subject))
+        since, repeated = self._seen.get(key, (-COLLAPSE, 0))
+        if record.created - since < COLLAPSE:
+            self._seen[key] = (since, repeated + 1)
+            return False
+        if repeated:
+            record.msg = f"{record.getMessage()} ({repeated} more like this since the last line)"
+            record.args = ()
+        self._seen[key] = (record.created, 0)
+        return True
+
+
+def set_up(writer: LineWriter, level: str, *, as_json: bool = False) -> None:
+    """Send the log of this package to a writer."""
+    handler = _Handler(writer)
+    handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
+    handler.addFilter(Collapse())
+    logger = logging.getLogger("proxy")
+    logger.handlers[:] = [handler]
+    logger.setLevel(level.upper())
+    logger.propagate = False
+
+
+def _one_line(text: str) -> str:
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def say(message: str) -> None:
+    """Print a line for the one who started us."""
+    with suppress(OSError):
+        print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,44 @@
+"""
+A door without a protocol: every client is carried to the same target.
+"""
+
+from proxy.accesslog import NO_LOG, AccessLog
+from proxy.address import Address
+from proxy.config import ServerConfig
+from proxy.errors import ProxyError
+from proxy.net.stream import Channel, Stream
+from proxy.server import ProxyServer
+from proxy.session import Runtime, Wanted
+
+
+class PortForwarder(ProxyServer):
+    """Listens, and connects whoever comes to one target."""
+
+    def __init__(self, config: ServerConfig, target: Address, access_log: AccessLog = NO_LOG) -> None:
+        super().__init__(config, access_log)
+        self._target = target
+
+    def inbound(self, channel: Channel, runtime: Runtime) -> "ForwardedClient":
+        """Greet a client that has just connected."""
+        return ForwardedClient(channel, self._target)
+
+
+class ForwardedClient:
+    """A client that knows nothing of proxies."""
+
+    half_close_grace = 0.5  # seconds
+
+    def __init__(self, channel: Channel, target: Address) -> None:
+        self._channel = channel
+        self._target = target
+
+    def greet(self) -> Wanted:
+        """Know what the client wants without a word."""
+        return Wanted(self._target)
+
+    def accept(self, bound: Address) -> Stream:
+        """Join the client as it is."""
+        return self._channel.stream()
+
+    def refuse(self, error: ProxyError) -> None:
+        """Say nothing: there are no words for it."""

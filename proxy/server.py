@@ -1,0 +1,131 @@
+"""
+What every server is: a listener, a pool of greenlets, and a reference to the runtime of new clients.
+"""
+
+import logging
+from abc import ABC, abstractmethod
+from itertools import count
+
+from gevent.pool import Pool
+
+from proxy.accesslog import NO_LOG, AccessLog
+from proxy.address import Address, Endpoint
+from proxy.auth import Authenticator
+from proxy.client import Connected
+from proxy.config import Overload, ServerConfig
+from proxy.net.deadline import Deadline
+from proxy.net.listen import Acceptor, bind
+from proxy.net.relay import DataForwarder
+from proxy.net.stream import Channel, Ending, Socket, address_of
+from proxy.net.threads import Workers
+from proxy.net.tls import server_context
+from proxy.session import Inbound, Runtime, Session
+from proxy.upstream import way_out
+
+log = logging.getLogger(__name__)
+
+REFUSALS = 128  # clients above the limit that are being told so at a time
+_FAREWELL = 0.8  # seconds for relays to say goodbye, when they are cut
+
+_numbers = count(1)
+_hashing = Workers(2)
+
+
+def build_runtime(config: ServerConfig, access_log: AccessLog = NO_LOG) -> Runtime:
+    """Build all that connections need; raises ``ConfigError``, and then nothing has changed."""
+    return Runtime(
+        config=config,
+        authenticator=Authenticator(config.auth_users, offload=_hashing.run),
+        way_out=way_out(config),
+        forwarder=DataForwarder(config.idle_timeout),
+        access_log=access_log,
+        tls=server_context(config.tls_cert, config.tls_key) if config.tls_cert else None,
+    )
+
+
+class ProxyServer(ABC):
+    """
+    Serves one listener.
+
+    ``listen``, then ``shutdown``; ``reload_config`` in between changes it for new connections.
+    """
+
+    def __init__(self, config: ServerConfig, access_log: AccessLog = NO_LOG) -> None:
+        self._access_log = access_log
+        self._runtime = build_runtime(config, access_log)
+        self._pool = Pool(_places(config))
+        self._acceptors: list[Acceptor] = []
+        self.sessions: set[Session] = set()
+        self.total = 0
+
+    @property
+    def config(self) -> ServerConfig:
+        """The configuration of new connections."""
+        return self._runtime.config
+
+    @property
+    def addresses(self) -> list[Address]:
+        """The addresses it listens on."""
+        return [address_of(acceptor.socket.getsockname()) for acceptor in self._acceptors]
+
+    @abstractmethod
+    def inbound(self, channel: Channel, runtime: Runtime) -> Inbound:
+        """Make the door's part of a session."""
+
+    def listen(self, address: str = "") -> None:
+        """Open the listener, on the configuration's address if none is given; raises ``ProxyError``."""
+        endpoint = Endpoint.parse(address) if address else self.config.endpoint
+        for sock in bind(endpoint):
+            acceptor = Acceptor(sock, self.handle_connection, self._pool)
+            acceptor.start()
+            self._acceptors.append(acceptor)
+
+    def handle_connection(self, sock: Socket, client: Address) -> None:
+        """Serve one client until it is done."""
+        runtime = self._runtime
+        session = Session(next(_numbers), sock, client, runtime)
+        # Only with overload = refuse are there more places than connections.
+        full = len(self.sessions) >= runtime.config.max_connections
+        if not full:
+            self.sessions.add(session)
+        self.total += 1
+        try:
+            session.run(self.inbound, full=full)
+        except Exception as exc:
+            log.error("%s %s: internal error: %s: %s", runtime.config.name, client, type(exc).__name__, exc)
+            log.debug("internal error", exc_info=True)
+        finally:
+            self.sessions.discard(session)
+            sock.close()
+
+    def authenticate(self, username: str, password: str) -> bool:
+        """Tell whether a client with these credentials would be let in."""
+        return not self._runtime.needs_auth or self._runtime.authenticator.authenticate(username, password)
+
+    def select_upstream_connection(self, target_host: str, target_port: int) -> Connected:
+        """Connect to a target by the configured ways out; raises ``DialError``."""
+        target = Address(target_host, target_port)
+        return self._runtime.way_out.dial(target, Deadline(self.config.timeout))
+
+    def reload_config(self, config: ServerConfig) -> None:
+        """Serve new connections under a new configuration; old ones keep theirs."""
+        self._runtime = build_runtime(config, self._access_log)  # all or nothing
+
+    def stop_accepting(self) -> None:
+        """Close the listener; live connections go on."""
+        for acceptor in self._acceptors:
+            acceptor.finish()
+        self._acceptors.clear()
+
+    def shutdown(self, drain_timeout: float = 0.0) -> None:
+        """Close the listener, let connections finish for a while, and then cut them."""
+        self.stop_accepting()
+        self._pool.join(drain_timeout)
+        for session in list(self.sessions):
+            session.stop(Ending.STOPPED)
+        self._pool.join(_FAREWELL)
+        self._pool.kill()
+
+
+def _places(config: ServerConfig) -> int:
+    return config.max_connections + (REFUSALS if config.overload is Overload.REFUSE else 0)

@@ -1,0 +1,194 @@
+"""
+The life of one connection, whichever door it came through.
+
+greet and authenticate → choose a way out and dial → accept or refuse → relay → account → close.
+
+A door knows how to do its part in its protocol (``Inbound``); nothing here asks which door it is.
+"""
+
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, Protocol
+
+from proxy.accesslog import AccessLog, Record, quoted
+from proxy.address import Address
+from proxy.auth import Authenticator
+from proxy.client import Connected, ProxyClient
+from proxy.config import ServerConfig
+from proxy.errors import AuthError, ClientLeftError, DialError, Failure, LimitError, ProxyError, reason_of
+from proxy.net.deadline import Deadline
+from proxy.net.relay import DataForwarder, Relay, Transfer
+from proxy.net.stream import Channel, Ending, Socket, Stream
+from proxy.net.tls import accept_tls
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """All that a connection needs of the configuration with which it began."""
+
+    config: ServerConfig
+    authenticator: Authenticator
+    way_out: ProxyClient
+    forwarder: DataForwarder
+    access_log: AccessLog
+    tls: Any = None
+
+    @property
+    def needs_auth(self) -> bool:
+        """True if clients must log in."""
+        return self.config.needs_auth
+
+    def log_in(self, username: bytes, password: bytes) -> str:
+        """Return the user's name, fit for a log; raises ``AuthError`` if the password is not theirs."""
+        name = username.decode("utf-8", "backslashreplace")
+        if not self.authenticator.check(username, password):
+            raise AuthError(name)
+        return name
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Where a client wants to go, and as whom."""
+
+    target: Address
+    user: str = ""
+
+
+class Inbound(Protocol):
+    """One client at a door. Each method speaks the door's protocol; all of them may block."""
+
+    half_close_grace: float
+    """Seconds for which a client that has ended its side is waited for while its target is dialled."""
+
+    def greet(self) -> Wanted:
+        """Read the request; raises ``ProtocolError``, ``AuthError``, ``EOFError`` and ``OSError``."""
+
+    def accept(self, bound: Address) -> Stream:
+        """Say that the target is connected, and give the client's end of the relay."""
+
+    def refuse(self, error: ProxyError) -> None:
+        """Say why there is no connection."""
+
+
+Door = Callable[[Channel, Runtime], Inbound]
+
+
+class Session:
+    """One client's connection, from accept to close."""
+
+    def __init__(self, number: int, sock: Socket, client: Address, runtime: Runtime) -> None:
+        self.id = number
+        self.client = client
+        self.runtime = runtime
+        self.wanted: Wanted | None = None
+        self.via = ""
+        self.relay: Relay | None = None
+        self.started = monotonic()
+        self._channel = Channel(sock)
+
+    def run(self, door: Door, *, full: bool = False) -> None:
+        """Serve the client; with ``full``, only to tell it that there is no place for it."""
+        inbound = self._greet(door)
+        if inbound is None:
+            self._channel.close()
+            return
+        end, transfer = "", None
+        try:
+            if full:
+                raise LimitError("no place")
+            transfer = self._join(inbound)
+            end = f"{transfer.ending.value}: {transfer.detail}" if transfer.detail else transfer.ending.value
+        except ClientLeftError:
+            end = "client left"
+            self._channel.abort()
+        except ProxyError as exc:
+            end = f"refused: {exc}"
+            self._refuse(inbound, exc)
+        except OSError as exc:
+            end = f"client: {reason_of(exc)}"
+            self._channel.abort()
+        finally:
+            self._account(end or "stopped", transfer)
+
+    def _greet(self, door: Door) -> Inbound | None:
+        """Hear the client out; None if it is not to be served any further."""
+        who = f"{self.runtime.config.name} {self.client}"
+        inbound = None
+        try:
+            with Deadline(self.runtime.config.handshake_timeout).limit("handshake"):
+                if self.runtime.tls:
+                    self._channel.sock = accept_tls(self._channel.sock, self.runtime.tls)
+                inbound = door(self._channel, self.runtime)
+                self.wanted = inbound.greet()
+                return inbound
+        except AuthError as exc:
+            # fail2ban matches this line: see docs/configuration.md.
+            log.warning(
+                "authentication failed: client=%s user=%s listener=%s",
+                self.client.host,
+                quoted(str(exc)),
+                self.runtime.config.name,
+            )
+            self._refuse(inbound, exc)
+        except ProxyError as exc:
+            log.info("%s: %s", who, exc)
+            self._refuse(inbound, exc)
+        except TimeoutError as exc:
+            log.info("%s: %s", who, exc)
+        except (EOFError, OSError) as exc:
+            log.debug("%s: %s", who, reason_of(exc))
+        return None
+
+    def _join(self, inbound: Inbound) -> Transfer:
+        connected = self._dial(inbound)
+        self.via = connected.via
+        try:
+            stream = inbound.accept(connected.bound)
+        except BaseException:
+            connected.stream.farewell(Ending.CUT)
+            connected.stream.close()
+            raise
+        self.relay = self.runtime.forwarder.relay(stream, connected.stream)
+        return self.runtime.forwarder.run(self.relay)
+
+    def _dial(self, inbound: Inbound) -> Connected:
+        assert self.wanted is not None
+        deadline = Deadline(self.runtime.config.timeout)
+        try:
+            with self._channel.watched(inbound.half_close_grace), deadline.limit("reaching the target"):
+                return self.runtime.way_out.dial(self.wanted.target, deadline)
+        except TimeoutError as exc:
+            raise DialError(f"{self.wanted.target}: {exc}", Failure.TIMED_OUT) from exc
+
+    def _refuse(self, inbound: Inbound | None, error: ProxyError) -> None:
+        # The client may be gone, or not read: neither is worth a word.
+        with suppress(OSError), Deadline(1.0).limit("refusal"):
+            if inbound:
+                inbound.refuse(error)
+        self._channel.close()
+
+    def stop(self, ending: Ending) -> None:
+        """End the relay, if there is one."""
+        if self.relay:
+            self.relay.stop(ending)
+
+    def _account(self, end: str, transfer: Transfer | None) -> None:
+        self.runtime.access_log.add(
+            Record(
+                id=self.id,
+                user=self.wanted.user if self.wanted else "",
+                client=str(self.client),
+                listener=self.runtime.config.name,
+                target=str(self.wanted.target) if self.wanted else "",
+                upstream=self.via,
+                sent=transfer.sent if transfer else 0,
+                received=transfer.received if transfer else 0,
+                ms=round(1000 * (monotonic() - self.started)),
+                end=end,
+            )
+        )

@@ -1,0 +1,122 @@
+"""
+A way out through a SOCKS5 proxy: PySocks leads the conversation, our codec spells the messages.
+
+PySocks cannot use a connection that is already there, and writes a length from 128 on as two bytes.
+So it speaks through a ``_Mouthpiece``, which lends it our channel and replaces its login by ours.
+"""
+
+from typing import Any
+
+import socks
+
+from proxy.address import UNKNOWN, Address
+from proxy.client import Connected, UpstreamClient
+from proxy.config import ClientConfig
+from proxy.errors import DialError, Failure, ProtocolError, reason_of
+from proxy.net.deadline import Deadline
+from proxy.net.stream import Channel
+from proxy.socks5 import codec
+from proxy.socks5.codec import Command, Login
+
+
+class Socks5Client(UpstreamClient):
+    """Reaches targets through a SOCKS5 proxy, which also resolves their names."""
+
+    def __init__(self, config: ClientConfig, name: str = "") -> None:
+        self._proxy = config.endpoint.address
+        super().__init__(name or str(self._proxy), config.timeout)
+        self.authenticate(config.username, config.password)
+
+    def dial(self, target: Address, deadline: Deadline) -> Connected:
+        """Connect through the proxy; raises ``DialError`` and ``UpstreamError``."""
+        channel = Channel(self.dial_proxy(self._proxy, deadline))
+        try:
+            bound = self._request(channel, target, deadline)
+        except BaseException:
+            channel.abort()
+            raise
+        return Connected(channel.stream(), bound, self.name)
+
+    def _request(self, channel: Channel, target: Address, deadline: Deadline) -> Address:
+        login = Login(*self.credentials) if self.credentials else None
+        mouthpiece = _Mouthpiece(channel, login)
+        conversation = _Conversation(login is not None)
+        try:
+            with deadline.limit("SOCKS5 handshake"):
+                return conversation.request(mouthpiece, target)
+        except socks.SOCKS5AuthError as exc:
+            raise self.blame("refused our credentials", transient=False) from exc
+        except socks.SOCKS5Error as exc:
+            raise self._refusal(mouthpiece.last[1], target) from exc
+        except (socks.ProxyError, ProtocolError) as exc:
+            raise self.blame(f"SOCKS5 handshake: {exc}") from exc
+        except OSError as exc:
+            raise self.blame(reason_of(exc), exc) from exc
+        finally:
+            conversation.close()
+
+    def _refusal(self, code: int, target: Address) -> DialError:
+        failure = codec.failure_of(code)
+        if failure is Failure.GENERAL:
+            return self.blame(f"answered with reply {code:#04x}", transient=False)
+        return DialError(f"{target} through upstream {self.name}: {failure.value}", failure)
+
+
+class _Conversation(socks.socksocket):  # type: ignore[misc]
+    """What PySocks knows of the protocol; its own socket stays unused."""
+
+    def __init__(self, has_login: bool) -> None:
+        super().__init__()
+        placeholder = "-" if has_login else None
+        self.set_proxy(socks.SOCKS5, rdns=True, username=placeholder, password=placeholder)
+
+    def request(self, mouthpiece: "_Mouthpiece", target: Address) -> Address:
+        """Hold the conversation up to the reply, and return the bound address."""
+        _, bound = self._SOCKS5_request(mouthpiece, bytes([Command.CONNECT]), target)
+        assert isinstance(bound, Address)
+        return bound
+
+    def _write_SOCKS5_address(self, target: Address, writer: "_Mouthpiece") -> Address:
+        writer.write(codec.encode_address(target))
+        return target
+
+    def _read_SOCKS5_address(self, reader: "_Mouthpiece") -> Address:
+        try:
+            return codec.run(codec.parse_address(), reader.read_exact)
+        except ProtocolError as exc:
+            if exc.failure is Failure.UNSUPPORTED_ADDRESS:
+                raise
+            return UNKNOWN  # an odd name, read to its end: it says nothing that we need
+
+
+class _Mouthpiece:
+    """The files that PySocks reads and writes, over our channel."""
+
+    def __init__(self, channel: Channel, login: Login | None) -> None:
+        self._channel = channel
+        self._login = login
+        self._written = b""
+        self.read_exact = channel.read_exact
+        self.last = b""  # what was read last
+
+    def makefile(self, *_: Any) -> "_Mouthpiece":
+        """Be both the reader and the writer."""
+        return self
+
+    def read(self, count: int) -> bytes:
+        """Read up to ``count`` bytes; b"" at the end."""
+        self.last = self._channel.recv(count)
+        return self.last
+
+    def write(self, data: bytes) -> None:
+        """Collect a message; a login is replaced by ours."""
+        is_login = data[:1] == bytes([codec.LOGIN_VERSION]) and not self._written
+        self._written += self._login.encode() if is_login and self._login else data
+
+    def flush(self) -> None:
+        """Send the message."""
+        self._channel.send(self._written)
+        self._written = b""
+
+    def close(self) -> None:
+        """Leave the channel open: it is not PySocks's."""

@@ -1,0 +1,74 @@
+"""
+The SOCKS5 door (RFC 1928, RFC 1929).
+"""
+
+from proxy.address import UNKNOWN, Address
+from proxy.errors import ProtocolError, ProxyError
+from proxy.net.stream import Channel, Stream
+from proxy.server import ProxyServer
+from proxy.session import Runtime, Wanted
+from proxy.socks5 import codec
+from proxy.socks5.codec import Greeting, Login, Method, Reply, ReplyCode, Request
+
+LOGIN_OK = bytes([codec.LOGIN_VERSION, 0])
+LOGIN_REFUSED = bytes([codec.LOGIN_VERSION, 1])
+
+
+class Socks5Server(ProxyServer):
+    """Serves SOCKS5 clients."""
+
+    def inbound(self, channel: Channel, runtime: Runtime) -> "Socks5Inbound":
+        """Greet a client that has just connected."""
+        return Socks5Inbound(channel, runtime)
+
+
+class Socks5Inbound:
+    """One client at the SOCKS5 door."""
+
+    # A client may send its request and close its side: the answer is still wanted.
+    half_close_grace = 0.5  # seconds
+
+    def __init__(self, channel: Channel, runtime: Runtime) -> None:
+        self._channel = channel
+        self._runtime = runtime
+        self._asked = False  # the client has sent a request, so a reply is possible
+
+    def greet(self) -> Wanted:
+        """Let the client log in and say where it wants to go."""
+        user = self._log_in(self._read(codec.parse_greeting()))
+        self._asked = True
+        request: Request = self._read(codec.parse_request())
+        return Wanted(request.target, user)
+
+    def _log_in(self, greeting: Greeting) -> str:
+        wanted = Method.USERNAME_PASSWORD if self._runtime.needs_auth else Method.NO_AUTHENTICATION
+        if wanted not in greeting.methods:
+            self._send(bytes([codec.VERSION, Method.NONE_ACCEPTABLE]))
+            raise ProtocolError(f"the client offers no method but {list(greeting.methods)}")
+        self._send(bytes([codec.VERSION, wanted]))
+        if wanted is Method.NO_AUTHENTICATION:
+            return ""
+        login: Login = self._read(codec.parse_login())
+        try:
+            user = self._runtime.log_in(login.username, login.password)
+        except ProxyError:
+            self._send(LOGIN_REFUSED)
+            raise
+        self._send(LOGIN_OK)
+        return user
+
+    def accept(self, bound: Address) -> Stream:
+        """Tell the client that it is connected."""
+        self._send(Reply(ReplyCode.SUCCEEDED, bound if bound.ip else UNKNOWN).encode())
+        return self._channel.stream()
+
+    def refuse(self, error: ProxyError) -> None:
+        """Tell the client why not, where it waits for a reply, and close."""
+        if self._asked:
+            self._send(Reply(codec.code_of(error.failure)).encode())
+
+    def _read(self, parser: codec.Parser[codec.T]) -> codec.T:
+        return codec.run(parser, self._channel.read_exact)
+
+    def _send(self, data: bytes) -> None:
+        self._channel.send(data)

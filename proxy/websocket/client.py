@@ -1,0 +1,173 @@
+"""
+A way out through a WebSocket proxy: websocket-client does the opening handshake.
+
+It speaks through a ``_Mouthpiece``: the answer's head is read in few system calls, bounded and
+strictly parsed, and only what the library has to check of it is passed on. An answer that is not
+101 ends there, so that no body is read, no redirect followed, and no cookie kept.
+"""
+
+from typing import Any
+
+import websocket
+
+from proxy.address import UNKNOWN, Address, Endpoint
+from proxy.client import Connected, UpstreamClient
+from proxy.config import ClientConfig
+from proxy.errors import DialError, ProtocolError, ProxyError, reason_of
+from proxy.net.deadline import Deadline
+from proxy.net.stream import Channel
+from proxy.net.tls import client_context, connect_tls
+from proxy.websocket.headers import (
+    BOUND,
+    HALF_CLOSE,
+    PASSWORD,
+    TARGET_HOST,
+    TARGET_PORT,
+    USERNAME,
+    HeadBuffer,
+    ResponseHead,
+    failure_reported,
+    parse_response,
+)
+from proxy.websocket.stream import WebSocketStream
+
+_CHECKED = ("Upgrade", "Connection")  # by the library, like Sec-WebSocket-Accept
+_UNWANTED = ("Sec-WebSocket-Extensions", "Sec-WebSocket-Protocol")  # we asked for none
+
+
+class WebSocketClient(UpstreamClient):
+    """Reaches targets through a WebSocket proxy, which also resolves their names."""
+
+    def __init__(self, config: ClientConfig, name: str = "") -> None:
+        self._endpoint = config.endpoint
+        self._ping_interval = config.ping_interval
+        secure = self._endpoint.scheme == "wss"
+        self._tls = client_context(config.tls_ca, verify=config.tls_verify) if secure else None
+        super().__init__(name or str(self._endpoint), config.timeout)
+        self.authenticate(config.username, config.password)
+
+    def dial(self, target: Address, deadline: Deadline) -> Connected:
+        """Connect through the proxy; raises ``DialError`` and ``UpstreamError``."""
+        channel = Channel(self.dial_proxy(self._endpoint.address, deadline))
+        try:
+            answer = self._open(channel, target, deadline)
+        except BaseException:
+            channel.abort()
+            raise
+        stream = WebSocketStream(
+            channel.stream(),
+            server=False,
+            half_close=answer.headers.get_all(HALF_CLOSE) == ["1"],
+            ping_interval=self._ping_interval,
+        )
+        return Connected(stream, _bound(answer), self.name)
+
+    def _open(self, channel: Channel, target: Address, deadline: Deadline) -> ResponseHead:
+        try:
+            with deadline.limit("WebSocket handshake"):
+                if self._tls:
+                    channel.sock = connect_tls(channel.sock, self._tls, self._endpoint.host)
+                return self._upgrade(channel, target)
+        except _NotSwitchedError as exc:
+            raise self._refusal(exc.answer, target) from exc
+        except ProtocolError as exc:
+            raise self.blame(str(exc)) from exc
+        except websocket.WebSocketException as exc:
+            raise self.blame("its answer is no WebSocket handshake") from exc
+        except EOFError as exc:
+            raise self.blame("it closed the connection during the handshake") from exc
+        except OSError as exc:
+            raise self.blame(reason_of(exc), exc) from exc
+
+    def _upgrade(self, channel: Channel, target: Address) -> ResponseHead:
+        mouthpiece = _Mouthpiece(channel)
+        library = websocket.WebSocket(enable_multithread=False, skip_utf8_validation=True)
+        library.connect(  # type: ignore[no-untyped-call]
+            str(self._endpoint),
+            socket=mouthpiece,
+            header=self._headers(target),
+            suppress_origin=True,
+            redirect_limit=0,
+        )
+        answer = mouthpiece.answer
+        assert answer is not None
+        if any(answer.headers.get_all(name) for name in _UNWANTED):
+            raise ProtocolError("it switched to an extension or subprotocol that was not asked for")
+        return answer
+
+    def _headers(self, target: Address) -> list[str]:
+        headers = [
+            f"{TARGET_HOST}: {target.host}",
+            f"{TARGET_PORT}: {target.port}",
+            f"{HALF_CLOSE}: 1",
+        ]
+        if self.credentials:
+            username, password = (part.decode() for part in self.credentials)
+            headers += [f"{USERNAME}: {username}", f"{PASSWORD}: {password}"]
+        return headers
+
+    def _refusal(self, answer: ResponseHead, target: Address) -> ProxyError:
+        failure, at_fault = failure_reported(answer)
+        if not at_fault:
+            return DialError(f"{target} through upstream {self.name}: {failure.value}", failure)
+        if answer.status in (401, 407):
+            return self.blame("refused our credentials", transient=False)
+        error = self.blame(f"answered {answer.status}", transient=answer.status >= 500)
+        error.failure = failure
+        return error
+
+
+def _bound(answer: ResponseHead) -> Address:
+    try:
+        return Endpoint.parse(answer.headers.get(BOUND) or "").address
+    except ValueError:
+        return UNKNOWN  # of another make: it does not tell
+
+
+class _NotSwitchedError(Exception):
+    """The answer is not 101."""
+
+    def __init__(self, answer: ResponseHead) -> None:
+        super().__init__(f"status {answer.status}")
+        self.answer = answer
+
+
+class _Mouthpiece:
+    """The socket that websocket-client writes to and reads from, over our channel."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._for_library = b""
+        self.answer: ResponseHead | None = None
+        self.send = channel.send
+
+    def recv(self, count: int) -> bytes:
+        """Give the library what it has to check of the answer."""
+        if self.answer is None:
+            self.answer = self._read_answer()
+            if self.answer.status != 101:
+                raise _NotSwitchedError(self.answer)
+            self._for_library = _excerpt(self.answer)
+        data, self._for_library = self._for_library[:count], self._for_library[count:]
+        return data
+
+    def _read_answer(self) -> ResponseHead:
+        buffer = HeadBuffer(request=False)
+        while not buffer.feed(data := self._channel.recv(4096)):
+            if not data:
+                raise EOFError("the peer closed the connection")
+        self._channel.push_back(buffer.leftover)
+        return parse_response(buffer.head)
+
+    def gettimeout(self) -> Any:
+        """Have no timeout: a deadline is around all of it."""
+        return None
+
+    def close(self) -> None:
+        """Leave the channel open: it is not the library's."""
+
+
+def _excerpt(answer: ResponseHead) -> bytes:
+    lines = [f"{name}: {', '.join(answer.headers.get_all(name))}" for name in _CHECKED]
+    lines.append(f"Sec-WebSocket-Accept: {answer.headers.get('Sec-WebSocket-Accept') or ''}")
+    return "\r\n".join(["HTTP/1.1 101 Switching Protocols", *lines, "", ""]).encode("latin-1")

@@ -1,0 +1,127 @@
+"""
+The WebSocket door (RFC 6455).
+
+The request's head is read and vetted by our own strict parser; only when the target is connected
+does gevent-websocket see it, and answers 101. Then the socket is ours.
+"""
+
+import logging
+from io import BytesIO
+from types import SimpleNamespace
+from typing import Any
+
+from geventwebsocket.handler import WebSocketHandler
+
+from proxy.address import Address
+from proxy.errors import AuthError, ProxyError
+from proxy.net.stream import Channel, Stream
+from proxy.server import ProxyServer
+from proxy.session import Runtime, Wanted
+from proxy.websocket.headers import (
+    BOUND,
+    HALF_CLOSE,
+    Fields,
+    HeadBuffer,
+    HttpError,
+    TunnelRequest,
+    encode_response,
+    parse_request,
+    refusal,
+    vet_request,
+)
+from proxy.websocket.stream import WebSocketStream
+
+
+class WebSocketServer(ProxyServer):
+    """Serves WebSocket clients."""
+
+    def inbound(self, channel: Channel, runtime: Runtime) -> "WebSocketInbound":
+        """Greet a client that has just connected."""
+        return WebSocketInbound(channel, runtime)
+
+
+class WebSocketInbound:
+    """One client at the WebSocket door."""
+
+    half_close_grace = 0.0  # seconds: a client that ends TCP before the 101 does not want it
+
+    def __init__(self, channel: Channel, runtime: Runtime) -> None:
+        self._channel = channel
+        self._runtime = runtime
+        self._request: TunnelRequest | None = None
+
+    def greet(self) -> Wanted:
+        """Read where the client wants to go, and who it is."""
+        request = vet_request(parse_request(self._read_head()), path=self._runtime.config.path)
+        user = ""
+        if self._runtime.needs_auth:
+            if not request.username or not request.password:
+                raise AuthError("no credentials")
+            user = self._runtime.log_in(request.username, request.password)
+        self._request = request
+        return Wanted(request.target, user)
+
+    def _read_head(self) -> bytes:
+        buffer = HeadBuffer(request=True)
+        while not buffer.feed(data := self._channel.recv(4096)):
+            if not data:
+                raise EOFError("the client closed the connection")
+        self._channel.push_back(buffer.leftover)
+        return buffer.head
+
+    def accept(self, bound: Address) -> Stream:
+        """Answer 101."""
+        assert self._request is not None
+        answer: Fields = ((BOUND, str(bound)),) if bound.ip and bound.port else ()
+        if self._request.half_close:
+            answer += ((HALF_CLOSE, "1"),)
+        switch_protocols(self._channel, self._request.key, answer)
+        return WebSocketStream(
+            self._channel.stream(),
+            server=True,
+            half_close=self._request.half_close,
+            ping_interval=self._runtime.config.ping_interval,
+        )
+
+    def refuse(self, error: ProxyError) -> None:
+        """Answer with the status that says why not."""
+        answer = error if isinstance(error, HttpError) else refusal(error.failure)
+        self._channel.send(encode_response(answer))
+
+
+def switch_protocols(channel: Channel, key: str, headers: Fields) -> None:
+    """Have gevent-websocket answer 101 to a request that was vetted, with these headers added."""
+    handler = _Upgrade(channel.sock, None, _NO_SERVER, rfile=BytesIO())
+    handler.added = headers
+    handler.environ = {
+        "REQUEST_METHOD": "GET",
+        "HTTP_UPGRADE": "websocket",
+        "HTTP_CONNECTION": "Upgrade",
+        "HTTP_SEC_WEBSOCKET_VERSION": "13",
+        "HTTP_SEC_WEBSOCKET_KEY": key,
+        "PATH_INFO": "/",
+    }
+    try:
+        handler.run_application()
+    finally:
+        handler.let_go()
+
+
+# All that the handler asks of its server. Its logger would say at debug what we say better.
+_NO_SERVER = SimpleNamespace(logger=logging.getLogger("proxy.websocket.library"))
+_NO_SERVER.logger.setLevel(logging.CRITICAL)
+
+
+class _Upgrade(WebSocketHandler):  # type: ignore[misc]
+    prevent_wsgi_call = True
+    request_version = "HTTP/1.1"
+    added: Fields = ()
+
+    def start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+        return super().start_response(status, [*headers, *self.added], exc_info)
+
+    def let_go(self) -> None:
+        """Keep the library's WebSocket from sending a Close frame of its own when it is collected."""
+        library = self.__dict__.pop("websocket")
+        library.closed = True
+        library.stream = library.raw_read = library.raw_write = None
