@@ -1,0 +1,31 @@
+PYTHON_IN_VENV = .venv/bin/python
+TESTS =
+.DEFAULT_GOAL = help
+.PHONY: help run test style format types clean venv
+
+help: ## list what can be made
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "make %-8s %s\n", $$1, $$2 }'
+
+run: ## start the proxy with conf/proxy.ini
+	scripts/proxy-server -c conf/proxy.ini
+
+test: venv ## run the tests; make test TESTS="-k socks5" runs some of them
+	$(PYTHON_IN_VENV) -m pytest $(TESTS)
+
+style: venv ## check how the code is written and laid out
+	$(PYTHON_IN_VENV) -m ruff check
+	$(PYTHON_IN_VENV) -m ruff format --check
+
+format: venv ## lay the code out as `make style` wants it
+	$(PYTHON_IN_VENV) -m ruff check --fix
+	$(PYTHON_IN_VENV) -m ruff format
+
+types: venv ## check the types
+	$(PYTHON_IN_VENV) -m mypy --strict proxy
+
+clean: ## remove all that was made here, .venv too
+	rm -rf .venv .venv.old build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+venv:
+	@scripts/setup-venv test

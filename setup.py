@@ -1,0 +1,50 @@
+"""What the distribution `proxy-server` is and needs; scripts/setup_venv.py reads the two lists from here."""
+
+import re
+from pathlib import Path
+
+# Each range ends before the next release that may break what is used here.
+REQUIREMENTS = [
+    "gevent>=26.9,<27",
+    "gevent-websocket>=0.10.1,<0.11",
+    "PySocks>=1.7.1,<2",
+    "websocket-client>=1.8,<2",
+    "configobj>=5.0.9,<6",
+]
+
+EXTRAS = {
+    # Masking of WebSocket payloads in C.
+    "speedups": ["websockets>=15,<18"],
+    "test": [
+        "hypothesis>=6.168,<7",
+        "import-linter>=2.15,<3",
+        "mypy>=2.4,<3",
+        "pytest>=9.2,<10",
+        "pytest-timeout>=2.4,<3",
+        "ruff>=0.17.6,<0.18",
+        "types-gevent>=26.9,<27",
+        "websockets>=15,<18",
+    ],
+}
+
+
+def version() -> str:
+    """Read the version without importing the package, whose dependencies may not be there yet."""
+    text = Path(__file__).with_name("proxy").joinpath("__init__.py").read_text(encoding="utf-8")
+    return re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)[1]
+
+
+if __name__ == "__main__":
+    from setuptools import find_packages, setup
+
+    setup(
+        name="proxy-server",
+        version=version(),
+        description="A TCP proxy that speaks SOCKS5 and WebSocket, on the way in and on the way out",
+        python_requires=">=3.10",
+        packages=find_packages(include=["proxy", "proxy.*"]),
+        package_data={"proxy": ["py.typed"], "proxy.control": ["configspec.ini"]},
+        install_requires=REQUIREMENTS,
+        extras_require=EXTRAS,
+        entry_points={"console_scripts": ["proxy-server = proxy.__main__:main"]},
+    )

@@ -1,0 +1,35 @@
+#!/bin/sh
+# Install the programs that the tests talk to, where they are missing: other proxies, servers and clients.
+# For Debian, as root. Not one of their services is started: the tests start what they need themselves.
+set -eu
+
+PATH=$PATH:/usr/sbin:/sbin
+PEERS="microsocks:microsocks danted:dante-server nginx:nginx-light haproxy:haproxy v2ray:v2ray
+    curl:curl ssh:openssh-client sshd:openssh-server openssl:openssl ip:iproute2"
+
+missing=
+for peer in $PEERS; do
+    command -v "${peer%%:*}" >/dev/null || missing="$missing ${peer#*:}"
+done
+if [ -z "$missing" ]; then
+    echo "install-peers: all are there"
+    exit
+fi
+
+# Debian's installation scripts start a service unless this program forbids it.
+policy=/usr/sbin/policy-rc.d
+if ! [ -e "$policy" ]; then
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod +x "$policy"
+    trap 'rm -f "$policy"' EXIT
+    trap 'exit 1' INT TERM
+fi
+
+install() {
+    # shellcheck disable=SC2086  # one word for each package
+    apt-get -q update && apt-get -q install -y --no-install-recommends $missing
+}
+
+echo "install-peers: installing$missing"
+export DEBIAN_FRONTEND=noninteractive
+install || { echo "install-peers: trying once more"; install; }
