@@ -26,9 +26,9 @@ from proxy.websocket.headers import (
     USERNAME,
     HeadBuffer,
     ResponseHead,
-    failure_reported,
     parse_response,
 )
+from proxy.websocket.refusals import failure_reported
 from proxy.websocket.stream import WebSocketStream
 
 _CHECKED = ("Upgrade", "Connection")  # by the library, like Sec-WebSocket-Accept

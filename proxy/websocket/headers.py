@@ -1,16 +1,15 @@
 """
-The opening handshake's HTTP, without I/O: heads of messages, what they may say, and refusals.
+The opening handshake's HTTP, without I/O: heads of messages, and what a request may say.
 
 Strict where leniency would let two parsers read one head differently (RFC 9112): line ends are
 CRLF, names are tokens, nothing is folded, and everything has a limit. A head is latin-1 text, so that
-any byte survives it. What went wrong with a target travels as a status with Proxy-Status (RFC 9209).
+any byte survives it.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import NamedTuple
 
 from proxy.address import Address
 from proxy.errors import Failure, ProtocolError
@@ -25,8 +24,6 @@ BOUND = "X-Proxy-Bound"
 MAX_LINE = 8 * 1024  # bytes, without the line end
 MAX_HEADERS = 100
 MAX_HEAD = 64 * 1024  # bytes
-
-PROXY_NAME = "proxy-server"  # how we sign Proxy-Status
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _NAME = re.compile(_TOKEN)
@@ -314,115 +311,3 @@ def _too_large() -> HttpError:
 
 def _upgrade_required(*headers: tuple[str, str]) -> HttpError:
     return HttpError(426, "only WebSocket is spoken here", headers=(("Upgrade", "websocket"), *headers))
-
-
-class _Answer(NamedTuple):
-    """How a failure is told: a status, and what Proxy-Status says (RFC 9209, section 2.3)."""
-
-    status: int
-    error: str = ""
-    details: str = ""
-
-
-_ANSWERS = {
-    Failure.MALFORMED: _Answer(400, "http_request_error"),
-    Failure.CREDENTIALS: _Answer(401),
-    Failure.NOT_ALLOWED: _Answer(403, "destination_ip_prohibited"),
-    # RFC 9209 has one error for these two, and SOCKS5 has two replies: the details tell them apart.
-    Failure.NETWORK_UNREACHABLE: _Answer(502, "destination_ip_unroutable", "network unreachable"),
-    Failure.HOST_UNREACHABLE: _Answer(502, "destination_ip_unroutable", "host unreachable"),
-    Failure.NAME_NOT_FOUND: _Answer(502, "dns_error"),
-    Failure.NAME_TIMED_OUT: _Answer(504, "dns_timeout"),
-    Failure.REFUSED: _Answer(502, "connection_refused"),
-    Failure.TIMED_OUT: _Answer(504, "connection_timeout"),
-    Failure.UNSUPPORTED_COMMAND: _Answer(400, "http_request_error"),
-    Failure.UNSUPPORTED_ADDRESS: _Answer(400, "http_request_error"),
-    Failure.LIMIT: _Answer(503, "connection_limit_reached"),
-    Failure.UPSTREAM: _Answer(502, "proxy_internal_error"),
-    Failure.GENERAL: _Answer(502, "proxy_internal_error"),
-}
-
-_EXTRA_HEADERS: dict[Failure, Fields] = {
-    Failure.CREDENTIALS: (("WWW-Authenticate", f'X-Proxy realm="{PROXY_NAME}"'),),
-    Failure.LIMIT: (("Retry-After", "1"),),
-}
-
-
-def refusal(failure: Failure, message: str = "") -> HttpError:
-    """Say why there is no tunnel; the message is for our own log and does not reach the client."""
-    answer = _ANSWERS[failure]
-    headers = _EXTRA_HEADERS.get(failure, ())
-    if answer.error:
-        details = f'; details="{answer.details}"' if answer.details else ""
-        headers += (("Proxy-Status", f"{PROXY_NAME}; error={answer.error}{details}"),)
-    return HttpError(answer.status, failure.value, failure=failure, headers=headers, detail=message)
-
-
-def unauthorized() -> HttpError:
-    """Say that credentials are missing or wrong."""
-    return refusal(Failure.CREDENTIALS)
-
-
-def encode_response(error: HttpError) -> bytes:
-    """Encode the complete answer, after which the connection is closed."""
-    body = f"{error}\n".encode()
-    lines = [
-        f"HTTP/1.1 {error.status} {error.reason}",
-        *(f"{name}: {value}" for name, value in error.headers),
-        "Content-Type: text/plain; charset=utf-8",
-        f"Content-Length: {len(body)}",
-        # Upgrade is a hop-by-hop header, so it is named here (RFC 9110, section 7.8).
-        "Connection: Upgrade, close" if error.status == 426 else "Connection: close",
-    ]
-    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
-
-
-_ABOUT_TARGET = {
-    Failure.NOT_ALLOWED,
-    Failure.NETWORK_UNREACHABLE,
-    Failure.HOST_UNREACHABLE,
-    Failure.NAME_NOT_FOUND,
-    Failure.NAME_TIMED_OUT,
-    Failure.REFUSED,
-    Failure.TIMED_OUT,
-}
-_BY_ERROR = {(_ANSWERS[failure].error, _ANSWERS[failure].details): failure for failure in _ABOUT_TARGET} | {
-    # Of another make, and without our details.
-    ("destination_ip_unroutable", ""): Failure.HOST_UNREACHABLE,
-    ("http_request_denied", ""): Failure.NOT_ALLOWED,
-}
-_BY_STATUS = {
-    403: Failure.NOT_ALLOWED,
-    503: Failure.LIMIT,
-    504: Failure.TIMED_OUT,
-}
-
-# A structured field (RFC 8941), read tolerantly: a string that does not end goes on to the end.
-_STRING = r'"(?:[^"\\]|\\.)*(?:"|\\?$)'
-_MEMBER = re.compile(rf' *({_STRING}|[^;",]+)((?:{_STRING}|[^",])*)')
-_PARAMETER = re.compile(rf'; *([^;="]+)(?:=({_STRING}|[^;"]*))?')
-
-
-def failure_reported(response: ResponseHead) -> tuple[Failure, bool]:
-    """
-    Read why an upstream did not switch protocols, and whether the upstream itself is to blame.
-
-    The members of Proxy-Status stand in the order in which they handled the answer, the one nearest
-    to the target first, so the first that speaks of the target knows the cause. From a proxy that
-    is not of our kind it may mean that the upstream is what it could not reach: hence the blame.
-    """
-    for name, parameters in _proxy_statuses(response.headers):
-        error, details = parameters.get("error", ""), parameters.get("details", "")
-        failure = _BY_ERROR.get((error, details)) or _BY_ERROR.get((error, ""))
-        if failure:
-            return failure, name != PROXY_NAME
-    return _BY_STATUS.get(response.status, Failure.UPSTREAM), True
-
-
-def _proxy_statuses(headers: Headers) -> Iterator[tuple[str, dict[str, str]]]:
-    for name, rest in _MEMBER.findall(", ".join(headers.get_all("Proxy-Status"))):
-        yield _unquote(name), {key: _unquote(value) for key, value in _PARAMETER.findall(rest)}
-
-
-def _unquote(value: str) -> str:
-    return value.strip(" \t").removeprefix('"').removesuffix('"')

@@ -24,11 +24,10 @@ from proxy.websocket.headers import (
     HeadBuffer,
     HttpError,
     TunnelRequest,
-    encode_response,
     parse_request,
-    refusal,
     vet_request,
 )
+from proxy.websocket.refusals import encode_response, refusal
 from proxy.websocket.stream import WebSocketStream
 
 

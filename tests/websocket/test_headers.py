@@ -1,0 +1,518 @@
+"""The opening handshake's heads, checks and refusals, against the RFCs and other implementations."""
+
+import base64
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from websockets.client import ClientProtocol
+from websockets.uri import parse_uri
+
+from proxy.address import Address
+from proxy.errors import ProtocolError
+from proxy.websocket.headers import (
+    HeadBuffer,
+    HttpError,
+    TunnelRequest,
+    parse_request,
+    parse_response,
+    vet_request,
+)
+from proxy.websocket.refusals import encode_response
+
+KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # RFC 6455, section 1.3
+SECRET = b"wonderland"
+
+BASE = {
+    "Host": "server.example.com",
+    "Upgrade": "websocket",
+    "Connection": "Upgrade",
+    "Sec-WebSocket-Key": KEY,
+    "Sec-WebSocket-Version": "13",
+    "X-Proxy-Target-Host": "target.example.com",
+    "X-Proxy-Target-Port": "443",
+}
+
+
+def request(line: str = "GET /chat HTTP/1.1", *extra: str, without: str = "", **changes: str) -> bytes:
+    """Build a request: the good one, but for what is changed, left out or added."""
+    fields = {**BASE, **{name.replace("_", "-"): value for name, value in changes.items()}}
+    lines = [f"{name}: {value}" for name, value in fields.items() if name != without]
+    return "\r\n".join([line, *lines, *extra, "", ""]).encode("latin-1")
+
+
+def vet(head: bytes, path: str = "") -> TunnelRequest:
+    buffer = HeadBuffer(request=True)
+    assert buffer.feed(head)
+    assert buffer.leftover == b""
+    return vet_request(parse_request(buffer.head), path=path)
+
+
+def refused(head: bytes, path: str = "") -> HttpError:
+    with pytest.raises(HttpError) as caught:
+        vet(head, path)
+    return caught.value
+
+
+def status_of(head: bytes, path: str = "") -> int:
+    return refused(head, path).status
+
+
+# A good request.
+
+
+def test_takes_the_example_of_the_rfc_with_a_target():
+    """RFC 6455, section 1.2, with the two headers that name a target."""
+    head = (
+        b"GET /chat HTTP/1.1\r\n"
+        b"Host: server.example.com\r\n"
+        b"Upgrade: websocket\r\n"
+        b"Connection: Upgrade\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+        b"Origin: http://example.com\r\n"
+        b"Sec-WebSocket-Protocol: chat, superchat\r\n"
+        b"Sec-WebSocket-Version: 13\r\n"
+        b"X-Proxy-Target-Host: 2001:DB8::1\r\n"
+        b"X-Proxy-Target-Port: 65535\r\n"
+        b"\r\n"
+    )
+    assert vet(head) == TunnelRequest(Address("2001:db8::1", 65535), None, None, half_close=False, key=KEY)
+
+
+def test_takes_what_another_implementation_sends():
+    """CASES C87, C88: extensions and subprotocols are offered, and do not matter."""
+    client = ClientProtocol(parse_uri("ws://server.example.com/tunnel?x=1"), subprotocols=["chat"])
+    ask = client.connect()
+    ask.headers["X-Proxy-Target-Host"] = "target.example.com"
+    ask.headers["X-Proxy-Target-Port"] = "80"
+    ask.headers["Sec-WebSocket-Extensions"] = "permessage-deflate; client_max_window_bits"
+    found = vet(ask.serialize(), "/tunnel")
+    assert found.target == Address("target.example.com", 80)
+    assert found.key == client.key
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"Connection": "keep-alive, Upgrade"},
+        {"Connection": "keep-alive,UPGRADE"},
+        {"Upgrade": "WebSocket"},
+        {"Upgrade": "h2c, websocket"},
+        {"Sec_WebSocket_Key": "  " + KEY + "\t"},
+    ],
+)
+def test_tokens_match_in_any_case_and_in_lists(changes):
+    """CASES C62."""
+    assert vet(request(**changes)).key == KEY
+
+
+@pytest.mark.parametrize("change", [bytes.upper, bytes.lower])
+def test_header_names_match_in_any_case(change):
+    """CASES C62."""
+    line, *fields = request().split(b"\r\n")
+    head = b"\r\n".join([line, *(change(n) + c + v for n, c, v in (f.partition(b":") for f in fields))])
+    assert vet(head).target == Address("target.example.com", 443)
+
+
+def test_a_connection_header_may_be_spread_over_lines():
+    """RFC 9110, section 5.3: lines of a list-valued field are one list."""
+    assert vet(request("GET / HTTP/1.1", "Connection: Upgrade", Connection="keep-alive")).key == KEY
+
+
+def test_credentials_are_the_bytes_as_sent():
+    name, password = "älice".encode(), "pässwörd 漢: voilà".encode()  # à ends in A0, a blank in latin-1
+    found = vet(
+        request(
+            X_Proxy_Username=name.decode("latin-1"),
+            X_Proxy_Password=password.decode("latin-1"),
+        )
+    )
+    assert (found.username, found.password) == (name, password)
+
+
+def test_a_password_is_in_no_repr():
+    head = request(X_Proxy_Username="alice", X_Proxy_Password=SECRET.decode())
+    assert SECRET.decode() not in repr(vet(head)) + repr(parse_request(head))
+
+
+@pytest.mark.parametrize(("value", "agreed"), [("1", True), ("0", False), ("", False), ("true", False)])
+def test_half_close_is_agreed_on_by_one(value, agreed):
+    assert vet(request(X_Proxy_Half_Close=value)).half_close is agreed
+    assert vet(request()).half_close is False
+
+
+def test_a_name_that_is_not_ascii_becomes_idna():
+    """CASES A22, by this door: never mojibake upstream."""
+    sent = "bücher.example".encode().decode("latin-1")
+    assert vet(request(X_Proxy_Target_Host=sent)).target.host == "xn--bcher-kva.example"
+
+
+# A bad one.
+
+
+@pytest.mark.parametrize("name", ["Host", "Upgrade", "Connection", "Sec-WebSocket-Key"])
+def test_each_header_of_the_handshake_is_needed(name):
+    """CASES C63."""
+    assert status_of(request(without=name)) == 400
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"without": "Sec-WebSocket-Version"}, {"Sec_WebSocket_Version": "8"}, {"Sec_WebSocket_Version": ""}],
+)
+def test_only_version_13_is_spoken(changes):
+    """CASES C63."""
+    error = refused(request(**changes))
+    assert error.status == 426
+    assert ("Sec-WebSocket-Version", "13") in error.headers
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("!!!!", "abc", "", base64.b64encode(bytes(15)).decode(), base64.b64encode(bytes(17)).decode()),
+        *(KEY[:-2], KEY + "=", KEY + "x", "!" + KEY[1:], KEY[:10] + " " + KEY[11:], "é" + KEY[1:]),
+    ],
+)
+def test_a_key_is_16_bytes_in_base64(key):
+    """CASES C64."""
+    assert status_of(request(Sec_WebSocket_Key=key)) == 400
+
+
+@given(key=st.binary(min_size=16, max_size=16))
+def test_every_key_of_16_bytes_is_taken(key):
+    text = base64.b64encode(key).decode()
+    assert vet(request(Sec_WebSocket_Key=text)).key == text
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "HEAD", "OPTIONS", "DELETE", "get"])
+def test_only_get_is_allowed(method):
+    """CASES C68."""
+    error = refused(request(f"{method} /chat HTTP/1.1"))
+    assert error.status == 405
+    assert ("Allow", "GET") in error.headers
+
+
+def test_connect_is_not_allowed():
+    """CASES C68."""
+    assert status_of(b"CONNECT target.example.com:443 HTTP/1.1\r\nHost: x\r\n\r\n") == 405
+
+
+def test_http_1_0_cannot_upgrade():
+    """CASES C69."""
+    assert status_of(request("GET /chat HTTP/1.0")) == 400
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(b"GET /", b"PRI * HTTP/2.0", b"garbage", b"GET  / HTTP/1.1", b"GET / HTTP/1.1 ", b"GET / http/1.1"),
+        *(b"GET /a b HTTP/1.1", b"GET /\xe9 HTTP/1.1", b"GET / HTTP/1", b"GET\t/ HTTP/1.1", b"SSH-2.0-x"),
+    ],
+)
+def test_a_bad_request_line_is_refused_before_the_head_is_complete(line):
+    """CASES C70."""
+    with pytest.raises(HttpError) as caught:
+        HeadBuffer(request=True).feed(line + b"\r\n")
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    "first", [b"\x16\x03\x01", b"\x05\x01\x00", b" GET", b"\r\n", b"\n", b"\xff", b"\x00"]
+)
+def test_what_is_no_http_is_refused_at_its_first_byte(first):
+    """CASES C70, C79."""
+    with pytest.raises(HttpError) as caught:
+        HeadBuffer(request=True).feed(first[:1] if first != b"\r\n" else first)
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize("target", ["ws://other.example.com/", "http://h/", "other.example.com:443", "*"])
+def test_a_request_target_is_a_path(target):
+    """CASES C71."""
+    assert status_of(request(f"GET {target} HTTP/1.1")) == 400
+
+
+def test_underscores_do_not_stand_for_dashes():
+    """CASES C74."""
+    spoofed = "X_Proxy_Target_Host: evil.example.com"
+    assert vet(request("GET / HTTP/1.1", spoofed)).target.host == "target.example.com"
+    assert status_of(request("GET / HTTP/1.1", spoofed, without="X-Proxy-Target-Host")) == 400
+
+
+@pytest.mark.parametrize(
+    "host", ["", "a" * 256, "a b", "a/b", "a@b", "a:80", "[::1]", "fe80::1%eth0", "a,b", "\xff", "a\x85b"]
+)
+def test_a_host_is_checked(host):
+    """CASES C76."""
+    assert status_of(request(X_Proxy_Target_Host=host)) == 400
+
+
+@pytest.mark.parametrize(
+    "port", ["", "0", "65536", "-1", "+80", "80.0", "0x50", "8 0", "²", "99999999", "http"]
+)
+def test_a_port_is_checked(port):
+    assert status_of(request(X_Proxy_Target_Port=port)) == 400
+
+
+@pytest.mark.parametrize("name", ["X-Proxy-Target-Host", "X-Proxy-Target-Port"])
+def test_a_target_is_needed(name):
+    """CASES C77."""
+    assert status_of(request(without=name)) == 400
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("Host", "Sec-WebSocket-Key", "Sec-WebSocket-Version", "X-Proxy-Target-Host"),
+        *("X-Proxy-Target-Port", "X-Proxy-Username", "X-Proxy-Password", "X-Proxy-Half-Close"),
+    ],
+)
+def test_a_header_is_not_repeated(name):
+    """DESIGN 1.5: exactly one of each."""
+    value = BASE.get(name, "1")
+    assert status_of(request("GET / HTTP/1.1", f"{name}: {value}", f"{name.upper()}: {value}")) == 400
+
+
+def test_limits_of_a_head():
+    """CASES C78."""
+    assert status_of(request("GET /" + "a" * 8192 + " HTTP/1.1")) == 414
+    assert status_of(request("GET / HTTP/1.1", "A: " + "a" * 8192)) == 431
+    assert status_of(request("GET / HTTP/1.1", *["A: b"] * 101)) == 431
+    assert status_of(request("GET / HTTP/1.1", *["A: " + "a" * 8000] * 9)) == 431
+
+
+def test_a_head_within_the_limits_is_taken():
+    """CASES C78."""
+    room = 8192 - len("GET / HTTP/1.1")
+    assert vet(request("GET /" + "a" * room + " HTTP/1.1", "A: " + "a" * (8192 - 3))).key == KEY
+    assert vet(request("GET / HTTP/1.1", *["A: b"] * (100 - len(BASE)))).key == KEY
+    assert vet(request("GET / HTTP/1.1", *["A: " + "a" * 8000] * 8)).key == KEY
+
+
+@pytest.mark.parametrize(
+    ("start", "status"), [(b"G", 414), (b"GET / HTTP/1.1\r\nA", 431), (b"GET / HTTP/1.1\r\nA: ", 431)]
+)
+def test_a_line_without_end_is_cut_off(start, status):
+    """CASES C78."""
+    buffer = HeadBuffer(request=True)
+    assert not buffer.feed(start)
+    for _ in range(7):
+        assert not buffer.feed(b"a" * 1024)
+    assert not buffer.feed(b"a" * 1000)
+    with pytest.raises(HttpError) as caught:
+        buffer.feed(b"a" * 27)
+    assert caught.value.status == status
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"GET / HTTP/1.1\nHost: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\n\n",
+        b"GET / HTTP/1.1\r\nHost: a\0b\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\rb\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\x7f\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost : x\r\n\r\n",
+        b"GET / HTTP/1.1\r\n: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHo st: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nH\xf6st: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\n Host: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\n folded\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\n\tfolded\r\n\r\n",
+    ],
+)
+def test_bad_syntax_is_refused(bad):
+    """CASES C79."""
+    assert status_of(bad) == 400
+
+
+@pytest.mark.parametrize("bad", [b"A: b\nC: d", b"A: b\0", b"A: b\rC: d", b"A: b\r\n\r\nC: d"])
+def test_the_parser_alone_is_as_strict(bad):
+    """CASES C79."""
+    with pytest.raises(HttpError):
+        parse_request(b"GET / HTTP/1.1\r\n" + bad + b"\r\n\r\n")
+
+
+def test_what_is_wrong_does_not_depend_on_the_pieces():
+    data = b"GET / HTTP/1.1\r\n" + b"a" * 8500 + b"\0"
+    assert outcome([data]) == outcome([bytes([byte]) for byte in data])
+
+
+@pytest.mark.parametrize("bad", [b"GET / HTTP/1.1\n", b"GET / HTTP/1.1\r\nA\0", b"GET / HTTP/1.1\r\nA: b\rc"])
+def test_a_bad_character_is_refused_before_the_head_is_complete(bad):
+    """CASES C79."""
+    buffer = HeadBuffer(request=True)
+    assert not buffer.feed(bad[:-1])
+    with pytest.raises(HttpError):
+        buffer.feed(bad[-1:])
+
+
+def test_nothing_can_be_expected():
+    """CASES C81."""
+    assert status_of(request("GET / HTTP/1.1", "Expect: 100-continue")) == 417
+
+
+@pytest.mark.parametrize("body", ["Content-Length: 5", "Content-Length: 0", "Transfer-Encoding: chunked"])
+def test_a_request_has_no_body(body):
+    assert status_of(request("GET / HTTP/1.1", body)) == 400
+
+
+def test_what_is_glued_to_the_head_is_left_over():
+    """CASES C82, C83."""
+    buffer = HeadBuffer(request=True)
+    glued = b"\x82\x80\0\0\0\0\r\n\r\nGET / HTTP/1.1\r\n\n"
+    assert buffer.feed(request() + glued)
+    assert (buffer.head, buffer.leftover) == (request(), glued)
+    assert buffer.feed(b"more")
+    assert buffer.leftover == glued + b"more"
+
+
+def test_a_page_in_a_browser_cannot_name_a_target():
+    """CASES C86."""
+    page = request(
+        "GET /?X-Proxy-Target-Host=a&X-Proxy-Target-Port=80 HTTP/1.1",
+        "Cookie: X-Proxy-Target-Host=a; X-Proxy-Target-Port=80",
+        "Sec-WebSocket-Protocol: X-Proxy-Target-Host.a",
+        "Origin: http://example.com",
+        without="X-Proxy-Target-Host",
+    )
+    assert status_of(page) == 400
+
+
+def test_another_path_is_not_found_whatever_is_asked_there():
+    """DESIGN 1.5."""
+    assert status_of(request("GET /other HTTP/1.1"), "/tunnel") == 404
+    assert status_of(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "/tunnel") == 404
+    assert status_of(request("GET /tunnel/ HTTP/1.1"), "/tunnel") == 404
+    assert vet(request("GET /tunnel?a=b HTTP/1.1"), "/tunnel").key == KEY
+
+
+def test_a_plain_get_is_told_to_upgrade_and_learns_nothing_else():
+    """CASES C91."""
+    error = refused(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert error.status == 426
+    answer = encode_response(error)
+    assert b"\r\nUpgrade: websocket\r\n" in answer
+    assert b"\r\nConnection: Upgrade, close\r\n" in answer  # RFC 9110, section 7.8
+    assert b"proxy" not in answer.lower()
+
+
+NEEDLE = "needle"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        request(f"GET ws://{NEEDLE}/ HTTP/1.1"),
+        request(f"{NEEDLE} / HTTP/1.1"),
+        request(f"GET /{NEEDLE} HTTP/0.9"),
+        request(f"GET / HTTP/1.1\r\n{NEEDLE}"),
+        request(X_Proxy_Target_Host=f"{NEEDLE}/"),
+        request(X_Proxy_Target_Port=NEEDLE),
+        request(Sec_WebSocket_Key=NEEDLE),
+        request(Upgrade=NEEDLE),
+    ],
+)
+def test_an_answer_never_echoes_the_request(head):
+    """CASES C90."""
+    error = refused(head)
+    assert NEEDLE.encode() not in encode_response(error)
+    assert NEEDLE not in error.detail
+
+
+# In any pieces.
+
+
+def outcome(pieces: list[bytes]) -> object:
+    buffer = HeadBuffer(request=True)
+    try:
+        for piece in pieces:
+            buffer.feed(piece)
+        return buffer.head and vet_request(parse_request(buffer.head)), buffer.leftover
+    except HttpError as error:
+        return error.status, str(error)
+
+
+@pytest.mark.parametrize("cut", range(len(request()) + 1))
+def test_a_request_may_be_cut_at_any_byte(cut):
+    data = request() + b"\x82\x00"
+    head, leftover = outcome([data[:cut], data[cut:]])
+    assert head.target == Address("target.example.com", 443)
+    assert leftover == b"\x82\x00"
+
+
+# Bytes that look like HTTP, and go wrong in the places where parsers do.
+SHARDS = st.sampled_from(
+    [
+        *(b"GET / HTTP/1.1\r\n", b"Host: x\r\n", b"\r\n", b"\r", b"\n", b":", b" ", b"\t", b"\0", b"A"),
+        *(b"\xff", b"X-Proxy-Target-Port: 80\r\n", b"a" * 8200, (b"A: b" + b"b" * 60 + b"\r\n") * 99),
+    ]
+)
+BYTES = st.lists(SHARDS | st.binary(max_size=20), max_size=12).map(b"".join)
+
+
+@given(data=BYTES | BYTES.map(lambda tail: b"GET / HTTP/1.1\r\n" + tail), cuts=st.lists(st.integers(0, 9000)))
+def test_any_bytes_mean_the_same_in_any_pieces(data, cuts):
+    """Only an HttpError may come out: ``outcome`` catches no other."""
+    ends = sorted({min(cut, len(data)) for cut in cuts} | {0, len(data)})
+    assert outcome([data[a:b] for a, b in pairwise(ends)]) == outcome([data])
+
+
+@given(data=st.binary(max_size=300) | BYTES)
+def test_a_parser_raises_only_its_own_error(data):
+    for parse in (parse_request, parse_response):
+        for head in (data, data + b"\r\n\r\n"):
+            try:
+                parse(head)
+            except ProtocolError:
+                pass
+
+
+# Answers.
+
+
+# Answers of an upstream.
+
+
+def test_reads_the_answer_of_the_rfc():
+    """RFC 6455, section 1.3."""
+    head = parse_response(
+        b"HTTP/1.1 101 Switching Protocols\r\n"
+        b"Upgrade: websocket\r\n"
+        b"Connection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"
+        b"\r\n"
+    )
+    assert (head.status, head.reason) == (101, "Switching Protocols")
+    assert head.headers.tokens("connection") == {"upgrade"}
+    assert head.headers.get("sec-websocket-accept") == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+
+
+@pytest.mark.parametrize("line", ["HTTP/1.0 502 Bad Gateway", "HTTP/1.1 502 ", "HTTP/1.1 502"])
+def test_a_status_line_of_either_version_is_read(line):
+    assert parse_response(f"{line}\r\n\r\n".encode()).status == 502
+
+
+@pytest.mark.parametrize(
+    "line", ["HTTP/2 200 OK", "HTTP/1.1 99 x", "HTTP/1.1 1010 x", "HTTP/1.1 600 x", "Hi"]
+)
+def test_a_bad_status_line_is_refused_before_the_head_is_complete(line):
+    with pytest.raises(ProtocolError):
+        HeadBuffer(request=False).feed(f"{line}\r\n".encode())
+
+
+def test_a_response_is_refused_at_its_first_byte():
+    with pytest.raises(ProtocolError):
+        HeadBuffer(request=False).feed(b"S")
+
+
+def test_a_response_is_collected_like_a_request():
+    buffer = HeadBuffer(request=False)
+    assert not buffer.feed(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: web")
+    assert buffer.feed(b"socket\r\n\r\n\x82\x00")
+    assert buffer.leftover == b"\x82\x00"
+    assert parse_response(buffer.head).headers.tokens("Upgrade") == {"websocket"}

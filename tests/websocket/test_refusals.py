@@ -1,0 +1,156 @@
+"""How a failure is told in HTTP, and read back."""
+
+import io
+from http.client import HTTPResponse
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.errors import Failure
+from proxy.websocket.headers import ResponseHead, parse_response
+from proxy.websocket.refusals import encode_response, failure_reported, refusal
+
+
+def read_by_http_client(data: bytes) -> tuple[HTTPResponse, bytes]:
+    """Read an answer with the independent implementation."""
+
+    class Wire:
+        def makefile(self, *_: object) -> io.BytesIO:
+            return io.BytesIO(data)
+
+    response = HTTPResponse(Wire())
+    response.begin()
+    return response, response.read()
+
+
+# The top table of CASES, and RFC 9209, section 2.3, for the names.
+TABLE = [
+    (Failure.MALFORMED, 400, "proxy-server; error=http_request_error"),
+    (Failure.CREDENTIALS, 401, None),
+    (Failure.NOT_ALLOWED, 403, "proxy-server; error=destination_ip_prohibited"),
+    (
+        Failure.NETWORK_UNREACHABLE,
+        502,
+        'proxy-server; error=destination_ip_unroutable; details="network unreachable"',
+    ),
+    (
+        Failure.HOST_UNREACHABLE,
+        502,
+        'proxy-server; error=destination_ip_unroutable; details="host unreachable"',
+    ),
+    (Failure.NAME_NOT_FOUND, 502, "proxy-server; error=dns_error"),
+    (Failure.NAME_TIMED_OUT, 504, "proxy-server; error=dns_timeout"),
+    (Failure.REFUSED, 502, "proxy-server; error=connection_refused"),
+    (Failure.TIMED_OUT, 504, "proxy-server; error=connection_timeout"),
+    (Failure.UNSUPPORTED_COMMAND, 400, "proxy-server; error=http_request_error"),
+    (Failure.UNSUPPORTED_ADDRESS, 400, "proxy-server; error=http_request_error"),
+    (Failure.LIMIT, 503, "proxy-server; error=connection_limit_reached"),
+    (Failure.UPSTREAM, 502, "proxy-server; error=proxy_internal_error"),
+    (Failure.GENERAL, 502, "proxy-server; error=proxy_internal_error"),
+]
+
+
+def test_the_table_has_every_failure():
+    assert {failure for failure, _, _ in TABLE} == set(Failure)
+
+
+@pytest.mark.parametrize(("failure", "status", "proxy_status"), TABLE)
+def test_a_refusal_says_the_cause(failure, status, proxy_status):
+    """CASES C92."""
+    error = refusal(failure, "192.0.2.1 was not there")
+    response, body = read_by_http_client(encode_response(error))
+    assert (response.status, response.getheader("Proxy-Status")) == (status, proxy_status)
+    assert response.getheader("Connection") == "close"
+    assert response.getheader("Content-Type").startswith("text/plain")
+    assert body.decode().splitlines() == [failure.value]
+    assert b"192.0.2.1" not in encode_response(error)
+    assert error.detail == "192.0.2.1 was not there"
+    assert error.failure is failure
+
+
+def test_a_refusal_says_what_to_do_next():
+    """RFC 9110, sections 10.2.3 and 11.6.1."""
+    response, _ = read_by_http_client(encode_response(refusal(Failure.LIMIT)))
+    assert response.getheader("Retry-After") == "1"
+    response, _ = read_by_http_client(encode_response(refusal(Failure.CREDENTIALS)))
+    assert response.status == 401
+    assert response.getheader("WWW-Authenticate").startswith("X-Proxy ")
+
+
+def response(status: int, *lines: str) -> ResponseHead:
+    head = "\r\n".join([f"HTTP/1.1 {status} x", *lines, "", ""]).encode()
+    return parse_response(head)
+
+
+@pytest.mark.parametrize(("failure", "status", "proxy_status"), TABLE)
+def test_the_next_proxy_learns_the_true_cause(failure, status, proxy_status):
+    """CASES, the last row of the top table: what is about the target is passed on as it is."""
+    about_target = failure in {
+        *(Failure.NOT_ALLOWED, Failure.NETWORK_UNREACHABLE, Failure.HOST_UNREACHABLE, Failure.REFUSED),
+        *(Failure.TIMED_OUT, Failure.NAME_NOT_FOUND, Failure.NAME_TIMED_OUT),
+    }
+    told = Failure.LIMIT if failure is Failure.LIMIT else Failure.UPSTREAM
+    expected = (failure, False) if about_target else (told, True)
+    answer = response(status, *([f"Proxy-Status: {proxy_status}"] if proxy_status else []))
+    assert failure_reported(answer) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        # RFC 9209, section 2: the first member is the one closest to the origin.
+        ("proxy-server; error=connection_refused, ExampleCDN", (Failure.REFUSED, False)),
+        ("ExampleCDN, proxy-server; error=connection_refused", (Failure.REFUSED, False)),
+        (
+            "proxy-server;error=dns_error, proxy-server;error=connection_timeout",
+            (Failure.NAME_NOT_FOUND, False),
+        ),
+        ('"proxy-server"; error="dns_error"', (Failure.NAME_NOT_FOUND, False)),
+        ('a, "proxy-server"; error=dns_error', (Failure.NAME_NOT_FOUND, False)),
+        ('proxy-server; details="a; error=x, \\"b"; error=dns_error; n=1', (Failure.NAME_NOT_FOUND, False)),
+        ("proxy-server; error=destination_ip_unroutable", (Failure.HOST_UNREACHABLE, False)),
+        ('proxy-server; error=destination_ip_unroutable; details="else"', (Failure.HOST_UNREACHABLE, False)),
+        # From another make, for whom the upstream may be the target: section 2.1.1, the first example.
+        ("ExampleCDN; error=connection_timeout", (Failure.TIMED_OUT, True)),
+        ("ExampleCDN; error=http_request_denied", (Failure.NOT_ALLOWED, True)),
+        # Nothing in it about the target: by the status, which is 502.
+        ("revproxy1.example.net, ExampleCDN", (Failure.UPSTREAM, True)),
+        ("proxy-server; error=tls_certificate_error", (Failure.UPSTREAM, True)),
+        ("proxy-server; error", (Failure.UPSTREAM, True)),
+        ('proxy-server; error="', (Failure.UPSTREAM, True)),
+        (',;="\\', (Failure.UPSTREAM, True)),
+        ("", (Failure.UPSTREAM, True)),
+    ],
+)
+def test_reads_the_proxy_status_of_others(value, expected):
+    assert failure_reported(response(502, f"Proxy-Status: {value}")) == expected
+
+
+def test_proxy_status_may_be_spread_over_lines():
+    lines = ["Proxy-Status: proxy-server; error=dns_timeout", "Proxy-Status: ExampleCDN"]
+    assert failure_reported(response(504, *lines)) == (Failure.NAME_TIMED_OUT, False)
+
+
+@pytest.mark.parametrize(
+    ("status", "failure"),
+    [
+        *((401, Failure.UPSTREAM), (407, Failure.UPSTREAM), (403, Failure.NOT_ALLOWED)),
+        *((504, Failure.TIMED_OUT), (503, Failure.LIMIT), (502, Failure.UPSTREAM)),
+        *((404, Failure.UPSTREAM), (200, Failure.UPSTREAM), (302, Failure.UPSTREAM)),
+    ],
+)
+def test_without_a_proxy_status_the_status_has_to_do(status, failure):
+    assert failure_reported(response(status)) == (failure, True)
+
+
+@given(value=st.text(st.sampled_from('ab;=, "\\') | st.characters(min_codepoint=32, max_codepoint=126)))
+def test_no_proxy_status_is_an_error(value):
+    failure_reported(response(502, f"Proxy-Status: {value}"))
+
+
+@pytest.mark.timeout(5)
+@pytest.mark.parametrize("shard", ['"', '\\"', '"\\', ";", "; a=", ",", " ", ", ;", 'a"', "; "])
+def test_no_proxy_status_takes_long(shard):
+    value = shard * (8000 // len(shard))
+    failure_reported(response(502, *[f"Proxy-Status: {value}"] * 7))
