@@ -3,6 +3,7 @@ The running program: servers made from a configuration, signals, and an end in g
 """
 
 import logging
+import resource
 import signal
 from collections.abc import Callable
 from ipaddress import ip_address
@@ -17,6 +18,10 @@ from proxy.logs import LineWriter, set_up
 from proxy.server import ProxyServer
 
 log = logging.getLogger(__name__)
+
+_OWN_DESCRIPTORS = 64
+
+_OWN_DESCRIPTORS = 64
 
 MakeServer = Callable[[ServerConfig, AccessLog], ProxyServer]
 
@@ -62,6 +67,7 @@ class App:
         """Serve until a signal says to stop; raises ``ProxyError`` when an address cannot be had."""
         gevent.get_hub().handle_error = _log_error  # type: ignore[method-assign,assignment]
         try:
+            self._make_room()
             for server in self._servers:
                 server.listen()
                 self._announce(server)
@@ -89,11 +95,27 @@ class App:
                 exposed[0],
             )
 
+    def _make_room(self) -> None:
+        """Allow as many descriptors as the connections may need, if the system lets us."""
+        needed = _OWN_DESCRIPTORS + sum(2 * server.config.max_connections for server in self._servers)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft < needed:
+            soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        if soft < needed:
+            log.warning(
+                "max_connections needs %d file descriptors, but the limit is %d: raise it (ulimit -Hn), "
+                "or lower max_connections",
+                needed,
+                soft,
+            )
+
     def _watch_signals(self) -> None:
         handlers: dict[int, Callable[[], None]] = {
             signal.SIGTERM: self._stop,
             signal.SIGINT: self._stop,
             signal.SIGUSR1: self._report,
+            signal.SIGHUP: lambda: log.warning("SIGHUP: this version cannot reload: restart it"),
         }
         self._watchers = [gevent.signal_handler(number, handler) for number, handler in handlers.items()]
 

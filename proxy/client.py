@@ -6,11 +6,11 @@ of it; ``connect`` and what follows is the same for one who uses a client as a l
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from proxy import rules
 from proxy.address import Address
-from proxy.config import to_bytes
+from proxy.config import ClientConfig, to_bytes
 from proxy.errors import DialError, Failure, ProxyError, UpstreamError
 from proxy.net.deadline import Deadline
 from proxy.net.dial import dial
@@ -25,6 +25,11 @@ class Connected:
     stream: Stream
     bound: Address
     via: str
+
+    def close(self, ending: Ending = Ending.FINISHED) -> None:
+        """Close it without a relay, telling the far end how it ended."""
+        self.stream.farewell(ending)
+        self.stream.close()
 
 
 class ProxyClient(ABC):
@@ -60,19 +65,18 @@ class ProxyClient(ABC):
         """Use these credentials from the next connection on: that is when the proxy judges them."""
         self.credentials = (to_bytes(username), to_bytes(password)) if username else None
 
-    def forward_data(self, stream: Stream) -> Transfer:
-        """Join a stream to the connection until both directions have ended, and close both."""
+    def forward_data(self, client: Stream | Socket) -> Transfer:
+        """Join a client to the connection until both directions have ended, and close both."""
         if self._connected is None:
             raise ProxyError("forward_data comes after connect")
         connected, self._connected = self._connected, None
-        return DataForwarder().forward_data(stream, connected.stream)
+        return DataForwarder().forward_data(client, connected.stream)
 
     def close(self) -> None:
         """Close the connection that ``connect`` made, if it is still there."""
         connected, self._connected = self._connected, None
         if connected:
-            connected.stream.farewell(Ending.FINISHED)
-            connected.stream.close()
+            connected.close()
 
     def set_timeout(self, timeout: float) -> None:
         """Set how long ``connect`` may take, in seconds."""
@@ -81,6 +85,16 @@ class ProxyClient(ABC):
 
 class UpstreamClient(ProxyClient):
     """A way through another proxy: how it is reached, and how its faults are told from the target's."""
+
+    def __init__(self, config: ClientConfig, name: str) -> None:
+        super().__init__(name, config.timeout)
+        self._config = config
+        self.authenticate(config.username, config.password)
+
+    def authenticate(self, username: str, password: str) -> None:
+        """Use these from now on; raises ``ConfigError`` for what the protocol cannot carry."""
+        self._config = replace(self._config, username=username, password=password)
+        super().authenticate(username, password)
 
     def dial_proxy(self, proxy: Address, deadline: Deadline) -> Socket:
         """Connect to the proxy itself; raises ``UpstreamError``."""

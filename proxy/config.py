@@ -19,6 +19,7 @@ DIRECT = "direct"  # the name of the upstream that is always there
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _MAX_DURATION = 366 * 24 * 3600.0
+_NO_HEADER = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 # What ``proxy-server -hash-password`` prints: scrypt$log2(n)$r$p$salt$hash, the last two in URL-safe Base64.
@@ -358,9 +359,10 @@ def check_credentials(
     for field_name, text in ((name_field, username), (password_field, password)):
         if len(to_bytes(text)) > 255:
             raise ConfigError(field_name, "is longer than 255 bytes")
-        if protocol is Protocol.WEBSOCKET and (text != text.strip() or re.search(r"[\x00-\x1f\x7f]", text)):
+        if protocol is Protocol.WEBSOCKET and (text != text.strip() or _NO_HEADER.search(text)):
             raise ConfigError(
-                field_name, "travels in an HTTP header: no control characters, no blanks at its ends"
+                field_name,
+                "travels in an HTTP header: no control characters, no blanks at its ends, only UTF-8",
             )
 
 

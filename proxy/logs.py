@@ -12,12 +12,14 @@ import os
 import sys
 import time
 from _queue import SimpleQueue  # queue.SimpleQueue as it is in C: the patched one is for greenlets
+from collections import OrderedDict
 from contextlib import suppress
 
 from proxy.net.threads import start_thread
 
 QUEUE_SIZE = 10_000  # lines
 COLLAPSE = 30.0  # seconds for which a repeated error is only counted
+_COLLAPSE_AT_MOST = 1000  # different errors, such as one a client
 _FLUSH_TIMEOUT = 1.0  # seconds
 
 
@@ -110,7 +112,7 @@ class Collapse(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._seen: dict[tuple[str, str], tuple[float, int]] = {}
+        self._seen: OrderedDict[tuple[str, str], tuple[float, int]] = OrderedDict()
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Decide on a record, and tell of those that were held back."""
@@ -126,6 +128,8 @@ class Collapse(logging.Filter):
             record.msg = f"{record.getMessage()} ({repeated} more like this since the last line)"
             record.args = ()
         self._seen[key] = (record.created, 0)
+        if len(self._seen) > _COLLAPSE_AT_MOST:
+            self._seen.popitem(last=False)
         return True
 
 

@@ -2,7 +2,6 @@
 What every server is: a listener, a pool of greenlets, and a reference to the runtime of new clients.
 """
 
-import logging
 from abc import ABC, abstractmethod
 from itertools import count
 
@@ -21,8 +20,6 @@ from proxy.net.threads import Workers
 from proxy.net.tls import server_context
 from proxy.session import Inbound, Runtime, Session
 from proxy.upstream import way_out
-
-log = logging.getLogger(__name__)
 
 REFUSALS = 128  # clients above the limit that are being told so at a time
 _FAREWELL = 0.8  # seconds for relays to say goodbye, when they are cut
@@ -91,12 +88,8 @@ class ProxyServer(ABC):
         self.total += 1
         try:
             session.run(self.inbound, full=full)
-        except Exception as exc:
-            log.error("%s %s: internal error: %s: %s", runtime.config.name, client, type(exc).__name__, exc)
-            log.debug("internal error", exc_info=True)
         finally:
             self.sessions.discard(session)
-            sock.close()
 
     def authenticate(self, username: str, password: str) -> bool:
         """Tell whether a client with these credentials would be let in."""

@@ -93,32 +93,23 @@ class Session:
 
     def run(self, door: Door, *, full: bool = False) -> None:
         """Serve the client; with ``full``, only to tell it that there is no place for it."""
-        inbound = self._greet(door)
-        if inbound is None:
-            self._channel.close()
-            return
-        end, transfer = "", None
         try:
-            if full:
-                raise LimitError("no place")
-            transfer = self._join(inbound)
-            end = f"{transfer.ending.value}: {transfer.detail}" if transfer.detail else transfer.ending.value
-        except ClientLeftError:
-            end = "client left"
-            self._channel.abort()
-        except ProxyError as exc:
-            end = f"refused: {exc}"
-            self._refuse(inbound, exc)
-        except OSError as exc:
-            end = f"client: {reason_of(exc)}"
-            self._channel.abort()
+            inbound = self._greet(door)
+            if inbound:
+                self._serve(inbound, full=full)
+        except Exception as exc:
+            log.error("%s: internal error: %s: %s", self, type(exc).__name__, exc)
+            log.debug("internal error", exc_info=True)
         finally:
-            self._account(end or "stopped", transfer)
+            self._channel.abort()
+
+    def __str__(self) -> str:
+        return f"{self.runtime.config.name} {self.client}"
 
     def _greet(self, door: Door) -> Inbound | None:
         """Hear the client out; None if it is not to be served any further."""
-        who = f"{self.runtime.config.name} {self.client}"
         inbound = None
+        told = {"collapse": self.client.host}
         try:
             with Deadline(self.runtime.config.handshake_timeout).limit("handshake"):
                 if self.runtime.tls:
@@ -127,7 +118,7 @@ class Session:
                 self.wanted = inbound.greet()
                 return inbound
         except AuthError as exc:
-            # fail2ban matches this line: see docs/configuration.md.
+            # fail2ban matches this line, so it has one form and is never collapsed.
             log.warning(
                 "authentication failed: client=%s user=%s listener=%s",
                 self.client.host,
@@ -136,13 +127,34 @@ class Session:
             )
             self._refuse(inbound, exc)
         except ProxyError as exc:
-            log.info("%s: %s", who, exc)
+            log.info("%s: %s", self, exc, extra=told)
             self._refuse(inbound, exc)
         except TimeoutError as exc:
-            log.info("%s: %s", who, exc)
+            log.info("%s: %s", self, exc, extra=told)
         except (EOFError, OSError) as exc:
-            log.debug("%s: %s", who, reason_of(exc))
+            log.debug("%s: %s", self, reason_of(exc))
         return None
+
+    def _serve(self, inbound: Inbound, *, full: bool) -> None:
+        end = "stopped"
+        try:
+            if full:
+                raise LimitError("no place left")
+            transfer = self._join(inbound)
+            end = f"{transfer.ending.value}: {transfer.detail}" if transfer.detail else transfer.ending.value
+        except ClientLeftError:
+            end = "client left"
+        except ProxyError as exc:
+            end = f"refused: {exc}"
+            self._refuse(inbound, exc)
+        except OSError as exc:
+            end = f"client: {reason_of(exc)}"
+        except Exception as exc:
+            end = "internal error"
+            self._refuse(inbound, ProxyError(str(exc)))
+            raise
+        finally:
+            self._account(end)
 
     def _join(self, inbound: Inbound) -> Transfer:
         connected = self._dial(inbound)
@@ -150,8 +162,7 @@ class Session:
         try:
             stream = inbound.accept(connected.bound)
         except BaseException:
-            connected.stream.farewell(Ending.CUT)
-            connected.stream.close()
+            connected.close(Ending.CUT)
             raise
         self.relay = self.runtime.forwarder.relay(stream, connected.stream)
         return self.runtime.forwarder.run(self.relay)
@@ -177,7 +188,7 @@ class Session:
         if self.relay:
             self.relay.stop(ending)
 
-    def _account(self, end: str, transfer: Transfer | None) -> None:
+    def _account(self, end: str) -> None:
         self.runtime.access_log.add(
             Record(
                 id=self.id,
@@ -186,8 +197,8 @@ class Session:
                 listener=self.runtime.config.name,
                 target=str(self.wanted.target) if self.wanted else "",
                 upstream=self.via,
-                sent=transfer.sent if transfer else 0,
-                received=transfer.received if transfer else 0,
+                sent=self.relay.sent if self.relay else 0,
+                received=self.relay.received if self.relay else 0,
                 ms=round(1000 * (monotonic() - self.started)),
                 end=end,
             )

@@ -16,7 +16,7 @@ import gevent
 from gevent.event import Event
 
 from proxy.errors import ProtocolError, reason_of
-from proxy.net.stream import Buffer, BufferPool, Ending, Stream
+from proxy.net.stream import Buffer, BufferPool, Ending, Socket, Stream, as_stream
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +49,9 @@ class DataForwarder:
         self._sweeper: gevent.Greenlet[..., None] | None = None
         self._buffers = BufferPool()
 
-    def forward_data(self, client: Stream, target: Stream) -> Transfer:
-        """Relay until both directions have ended, and close both streams."""
-        return self.run(self.relay(client, target))
+    def forward_data(self, client: Stream | Socket, target: Stream | Socket) -> Transfer:
+        """Relay until both directions have ended, and close both ends."""
+        return self.run(self.relay(as_stream(client), as_stream(target)))
 
     def relay(self, client: Stream, target: Stream) -> "Relay":
         """Make a relay, for ``run``."""

@@ -295,6 +295,11 @@ class TcpStream:
         self.sock.close()
 
 
+def as_stream(end: Stream | Socket) -> Stream:
+    """Take a plain socket for the stream that it is."""
+    return TcpStream(end) if isinstance(end, Socket) else end
+
+
 class StdioStream:
     """
     Standard input and output as one end of a relay.

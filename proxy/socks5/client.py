@@ -24,8 +24,7 @@ class Socks5Client(UpstreamClient):
 
     def __init__(self, config: ClientConfig, name: str = "") -> None:
         self._proxy = config.endpoint.address
-        super().__init__(name or str(self._proxy), config.timeout)
-        self.authenticate(config.username, config.password)
+        super().__init__(config, name or str(self._proxy))
 
     def dial(self, target: Address, deadline: Deadline) -> Connected:
         """Connect through the proxy; raises ``DialError`` and ``UpstreamError``."""

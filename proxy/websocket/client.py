@@ -43,8 +43,7 @@ class WebSocketClient(UpstreamClient):
         self._ping_interval = config.ping_interval
         secure = self._endpoint.scheme == "wss"
         self._tls = client_context(config.tls_ca, verify=config.tls_verify) if secure else None
-        super().__init__(name or str(self._endpoint), config.timeout)
-        self.authenticate(config.username, config.password)
+        super().__init__(config, name or str(self._endpoint))
 
     def dial(self, target: Address, deadline: Deadline) -> Connected:
         """Connect through the proxy; raises ``DialError`` and ``UpstreamError``."""

@@ -103,8 +103,8 @@ class WebSocketStream:
     def stay(self) -> None:
         """Answer Pings until the peer has sent Close or is gone; payload now breaks the agreement."""
         buffer = Buffer()
-        self._ended = self._peer_close is not None or self._tcp_ended
-        while not self._ended:
+        while not self._peer_close and not self._tcp_ended:
+            self._ended = False
             self.wait_readable()
             if self.recv_into(buffer):
                 raise FrameError("payload after the end of stream")
@@ -233,6 +233,8 @@ class WebSocketStream:
                     pass
         if self._server:
             self._tcp.end()
+            if self._decoder.closed and not self._tcp.half_closes:
+                return  # TLS: only closing says that it is closed
         # A peer that is still sending gets a moment: unread bytes would turn our FIN into a reset.
         with Deadline(_LAST_WORD).limit("end"):
             while self._tcp_receive(buffer):
