@@ -21,8 +21,6 @@ log = logging.getLogger(__name__)
 
 _OWN_DESCRIPTORS = 64
 
-_OWN_DESCRIPTORS = 64
-
 MakeServer = Callable[[ServerConfig, AccessLog], ProxyServer]
 
 

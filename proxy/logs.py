@@ -15,12 +15,16 @@ from _queue import SimpleQueue  # queue.SimpleQueue as it is in C: the patched o
 from collections import OrderedDict
 from contextlib import suppress
 
+from gevent.monkey import get_original
+
 from proxy.net.threads import start_thread
 
 QUEUE_SIZE = 10_000  # lines
 COLLAPSE = 30.0  # seconds for which a repeated error is only counted
 _COLLAPSE_AT_MOST = 1000  # different errors, such as one a client
 _FLUSH_TIMEOUT = 1.0  # seconds
+_BATCH = 0.02  # seconds between two writes
+_native_sleep = get_original("time", "sleep")
 
 
 class LineWriter:
@@ -31,34 +35,42 @@ class LineWriter:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
         self._fd = os.open(path, flags, 0o640) if path else 2
         self._queue: SimpleQueue[str] = SimpleQueue()
-        self._unwritten = 0
-        self.dropped = 0
+        self._taken_in = 0  # counted here
+        self._written = 0  # counted in the thread: no counter has two writers
+        self._dropped = 0
+        self._told = 0
         start_thread(self._run)
 
     def write(self, line: str) -> None:
         """Write a line some time soon, or drop it if the log does not keep up."""
-        if self._unwritten >= QUEUE_SIZE:
-            self.dropped += 1
+        if self._taken_in - self._written >= QUEUE_SIZE:
+            self._dropped += 1
             return
-        self._unwritten += 1
+        self._taken_in += 1
         self._queue.put(line)
 
     def flush(self) -> None:
         """Wait a moment for what is still to be written."""
         deadline = time.monotonic() + _FLUSH_TIMEOUT
-        while self._unwritten > 0 and time.monotonic() < deadline:
+        while self._written < self._taken_in and time.monotonic() < deadline:
             time.sleep(0.002)
 
     def _run(self) -> None:
         while True:
-            line = self._queue.get()
-            if self.dropped:
-                line = f"({self.dropped} log lines were dropped: the log did not keep up)\n{line}"
-                self.dropped = 0
+            lines = [self._queue.get()]
+            while not self._queue.empty():
+                lines.append(self._queue.get())
+            count = len(lines)
+            if self._dropped > self._told:
+                dropped, self._told = self._dropped - self._told, self._dropped
+                lines.insert(0, f"({dropped} log lines were dropped: the log did not keep up)")
             # Nobody is left to be told of an error here.
             with suppress(OSError):
-                self._write_all(f"{line}\n".encode("utf-8", "backslashreplace"))
-            self._unwritten -= 1
+                self._write_all("".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
+            self._written += count
+            # Under load this makes batches: waking the thread for each line took a fifth of the
+            # processor time of short connections.
+            _native_sleep(_BATCH)
 
     def _write_all(self, data: bytes) -> None:
         while data:

@@ -28,7 +28,7 @@ FIRST_BACKOFF = 0.1  # seconds, doubling, between attempts at one upstream
 
 def way_out(config: ServerConfig) -> ProxyClient:
     """Build a listener's way out; raises ``ConfigError`` for a TLS file that is of no use."""
-    if not config.enable_upstream or not config.upstream_config:
+    if not config.enable_upstream or all(one.type is UpstreamType.DIRECT for one in config.upstream_config):
         return DirectClient(timeout=config.timeout)
     return Selector([Upstream(one) for one in config.upstream_config], config.strategy, config.timeout)
 
@@ -84,7 +84,7 @@ class Upstream:
             # This connection tries it; until it knows more, others go elsewhere.
             self.rests_until = max(self.rests_until, started + self.config.timeout)
         try:
-            connected = self.client.dial(target, deadline.within(self.config.timeout))
+            connected = self.client.dial(target, self._limit(deadline))
         except UpstreamError as exc:
             self._failed(started, exc)
             raise
@@ -93,6 +93,11 @@ class Upstream:
             raise
         self._answered()
         return connected
+
+    def _limit(self, deadline: Deadline) -> Deadline:
+        # Directly, the time that an attempt may take is the target's, not an upstream's.
+        direct = self.config.type is UpstreamType.DIRECT
+        return deadline if direct else deadline.within(self.config.timeout)
 
     def _answered(self) -> None:
         if self.failures:

@@ -1,0 +1,325 @@
+"""
+The INI file: read it into a configuration, or say everything that is wrong with it.
+
+A file goes through four steps: bytes to lines, lines to an outline of known sections and keys, configobj
+with the configspec for each value, and the dataclasses for what values mean to one another. A step
+reports what it refuses and hands on the rest, so that one reading finds every mistake. A configuration
+comes out only if there was none.
+"""
+
+import errno
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
+from decimal import Decimal
+from enum import Enum
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+from configobj import ConfigObj, ConfigObjError
+
+from proxy.config import (
+    DIRECT,
+    Protocol,
+    ProxyConfig,
+    ServerConfig,
+    SettingsError,
+    UpstreamConfig,
+    UpstreamType,
+    check_user,
+    parse_duration,
+)
+from proxy.control import inisyntax
+from proxy.control.configspec import ENUMS, SPEC, STAND_INS, VALIDATOR, Path, did_you_mean, is_secret, keys_of
+from proxy.control.inisyntax import QUOTE_IT
+from proxy.control.outline import MAX_BYTES, Outline, Problem
+from proxy.errors import ConfigError, reason_of
+from proxy.net.tls import client_context, server_context
+
+REDACTED = "********"
+
+_DIRECT_UPSTREAM = UpstreamConfig(DIRECT, UpstreamType.DIRECT)
+
+T = TypeVar("T")
+
+
+class InvalidConfigError(ConfigError):
+    """The file cannot be used; ``problems`` has all that is wrong with it, in the order of its lines."""
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        super().__init__(problems[0].key, f"{problems[0]}{more}")
+        self.problems = problems
+
+
+class Loaded(NamedTuple):
+    """A configuration, and what its author should know nevertheless."""
+
+    config: ProxyConfig
+    warnings: tuple[Problem, ...] = ()
+
+
+def load(path: str) -> Loaded:
+    """Read a configuration file. Raises ``InvalidConfigError``, also for a file that cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            data = file.read(MAX_BYTES + 1)
+    except OSError as exc:
+        reason = "is a folder" if exc.errno == errno.EISDIR else f"cannot be read: {reason_of(exc)}"
+        raise InvalidConfigError((Problem(path, 0, "", "", reason),)) from exc
+    except ValueError as exc:
+        raise InvalidConfigError((Problem(path, 0, "", "", "this cannot be a file name"),)) from exc
+    config, warnings = parse(data, path, with_files=True)
+    if mode & 0o077 and _has_plain_secrets(config):
+        message = (
+            f"has passwords in plain text, and other users of this machine may access it: chmod 600 {path}"
+        )
+        warnings = (Problem(path, 0, "", "", message), *warnings)
+    return Loaded(config, warnings)
+
+
+def parse(data: bytes, path: str, *, with_files: bool = False) -> Loaded:
+    """
+    Read a configuration from a file's content; ``path`` is what problems call it.
+
+    The TLS files that it names are looked at only ``with_files``.
+    """
+    outline = Outline(data, path)
+    config = _Builder(outline, with_files=with_files).build()
+    if outline.problems or config is None:
+        raise InvalidConfigError(tuple(sorted(outline.problems, key=lambda problem: problem.line)))
+    return Loaded(config, tuple(outline.warnings))
+
+
+class _Builder:
+    """Build a configuration from the outline of a file, adding to its problems."""
+
+    def __init__(self, outline: Outline, *, with_files: bool) -> None:
+        self._outline = outline
+        self._with_files = with_files
+
+    def build(self) -> ProxyConfig | None:
+        """Build the configuration, or report why there is none."""
+        conf = self._validate()
+        users = self._users(conf["auth_users"])
+        upstreams = {name: self._upstream(name, each) for name, each in conf["upstreams"].items()}
+        shared = _only(ServerConfig, self._values(("proxy",), conf["proxy"])) | {"auth_users": users}
+        listeners = [
+            self._listener(name, shared | self._values(("listeners", name), each), upstreams)
+            for name, each in conf["listeners"].items()
+        ]
+        if self._outline.is_partial:
+            listeners = listeners or [None]
+        # One that raises no complaint, so that the rest is looked at.
+        stand_in = ServerConfig(":0", Protocol.SOCKS5)
+        control = self._values(("control",), conf["control"])
+        values = _only(ProxyConfig, self._values(("proxy",), conf["proxy"])) | {
+            "listeners": tuple(each or stand_in for each in listeners),
+            "upstreams": tuple(each for each in upstreams.values() if each),
+            **{f"control_{key}": value for key, value in control.items()},
+        }
+        return self._make(ProxyConfig, values, _place_in_file)
+
+    def _validate(self) -> dict[str, Any]:
+        """Let configobj read and check the values; those that it refuses are reported and left out."""
+        conf = self._parse(list(self._outline.lines))
+        self._compare(conf)
+        for path, key, outcome in _failures(conf.validate(VALIDATOR, preserve_errors=True)):
+            if outcome is False and (path, key) in self._outline.places:
+                continue  # it is there, and reported already
+            self._outline.refused.add((path, key))
+            self._outline.report_at(path, key, str(outcome) if outcome else "is missing")
+            _section(conf, path).pop(key, None)
+        return {name: section.dict() for name, section in conf.items()}
+
+    def _parse(self, lines: list[str]) -> ConfigObj:
+        try:
+            return ConfigObj(lines, configspec=SPEC, interpolation=False)
+        except ConfigObjError as exc:
+            places = {line: place for place, line in self._outline.places.items()}
+            for error in exc.errors:
+                place = places.get(error.line_number, ((), ""))
+                self._outline.refused.add(place)
+                self._outline.report(error.line_number, "cannot be read: check the quotes and commas", *place)
+                lines[error.line_number - 1] = ""
+            return self._parse(lines)
+
+    def _compare(self, conf: ConfigObj) -> None:
+        # Two readers have to agree: a setting is what stands in the file, or the file is refused.
+        outline = self._outline
+        for path, key in outline.places.keys() - outline.refused:
+            value = _section(conf, path).get(key) if key else ""
+            if value is None or value != outline.secrets.get((path, key), value):
+                outline.refused.add((path, key))
+                outline.report_at(path, key, f"cannot be read: {QUOTE_IT}")
+
+    def _users(self, users: Mapping[str, str]) -> dict[str, str]:
+        good = {}
+        for name, password in users.items():
+            try:
+                check_user(name, password)
+            except ConfigError as exc:
+                self._outline.report_at(("auth_users",), name, str(exc))
+            else:
+                good[name] = password
+        given = any(path == ("auth_users",) and key for path, key in self._outline.places)
+        return {"-": "-"} if given and not good else good
+
+    def _upstream(self, name: str, section: Mapping[str, Any]) -> UpstreamConfig | None:
+        path = ("upstreams", name)
+        if name == DIRECT:
+            self._outline.report_at(path, "", f"{DIRECT} is built in: give this upstream another name")
+        values = self._values(path, section)
+        if "type" not in values:
+            return None
+        upstream = self._make(UpstreamConfig, {"name": name, **values}, lambda key: (path, key))
+        if upstream and upstream.tls_ca:
+            self._try_tls(path, lambda: client_context(upstream.tls_ca))
+        return upstream
+
+    def _listener(
+        self, name: str, values: dict[str, Any], upstreams: Mapping[str, UpstreamConfig | None]
+    ) -> ServerConfig | None:
+        path = ("listeners", name)
+        wanted = values.pop("upstream", [DIRECT])
+        known = {DIRECT: _DIRECT_UPSTREAM, **upstreams}
+        for unknown in (each for each in wanted if each not in known and not self._outline.is_partial):
+            hint = did_you_mean(unknown, known)
+            self._outline.report_at(path, "upstream", f"names an upstream that is not in [upstreams]{hint}")
+        values["upstream_config"] = tuple(known[each] for each in wanted if known.get(each))
+        if "protocol" not in values:
+            return None
+        listener = self._make(ServerConfig, {"name": name, **values}, lambda key: (path, key))
+        if listener and listener.tls_cert:
+            self._try_tls(path, lambda: server_context(listener.tls_cert, listener.tls_key))
+        return listener
+
+    def _try_tls(self, path: Path, load: Callable[[], object]) -> None:
+        """Load the TLS files that a section names, to report what is wrong with them."""
+        try:
+            if self._with_files:
+                load()
+        except ConfigError as exc:
+            self._outline.report_at(path, exc.field, str(exc))
+
+    def _values(self, path: Path, section: Mapping[str, Any]) -> dict[str, Any]:
+        """Take the values that were given, as the dataclasses want them."""
+        given = {key: value for key, value in section.items() if value is not None}
+        values = {key: ENUMS[key](value) if key in ENUMS else value for key, value in given.items()}
+        stand_ins = STAND_INS.keys() & set(keys_of(path))
+        return values | {key: STAND_INS[key] for key in stand_ins if (path, key) in self._outline.refused}
+
+    def _make(
+        self, kind: Callable[..., T], values: dict[str, Any], place: Callable[[str], tuple[Path, str]]
+    ) -> T | None:
+        try:
+            return kind(**values)
+        except SettingsError as exc:
+            for each in exc.problems:
+                self._outline.report_at(*place(each.field), str(each))
+            return None
+
+
+def _failures(outcome: Any, path: Path = ()) -> Iterator[tuple[Path, str, Any]]:
+    """Walk the result of a validation: an exception is a wrong value, False a missing one."""
+    for key, inner in outcome.items() if isinstance(outcome, dict) else ():
+        if isinstance(inner, dict):
+            yield from _failures(inner, (*path, key))
+        elif inner is not True:
+            yield path, key, inner
+
+
+def _section(conf: ConfigObj, path: Path) -> Any:
+    for name in path:
+        conf = conf.get(name, {})
+    return conf
+
+
+def _only(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    names = {each.name for each in fields(kind)}
+    return {key: value for key, value in values.items() if key in names}
+
+
+def _place_in_file(name: str) -> tuple[Path, str]:
+    """Split the name that ``ProxyConfig`` has for a place, such as ``listeners.web.listen_addr``."""
+    section, _, key = name.rpartition(".")
+    return (tuple(section.split(".", 1)), key) if section else ((key,), "")
+
+
+def _has_plain_secrets(config: ProxyConfig) -> bool:
+    passwords = (password for each in config.listeners[:1] for password in each.auth_users.values())
+    return bool(
+        config.control_token
+        or any(each.proxy_password for each in config.upstreams)
+        or any(not password.startswith("scrypt$") for password in passwords)
+    )
+
+
+# A configuration to a file
+
+
+def dump(config: ProxyConfig) -> str:
+    """Write a configuration with all its defaults as the text of a file, its secrets redacted."""
+    return _dump(config, lambda secret: REDACTED if secret else "")
+
+
+def _dump(config: ProxyConfig, show: Callable[[str], str]) -> str:
+    # All that listeners share comes from [proxy] and [auth_users], so any of them will do.
+    first = config.listeners[0]
+    users = {inisyntax.quote_key(name): show(secret) for name, secret in first.auth_users.items()}
+    blocks = [
+        _write_section(("proxy",), lambda key: getattr(config if hasattr(config, key) else first, key), show),
+        "\n".join(
+            ["[auth_users]", *(f"{name} = {inisyntax.quote(secret)}" for name, secret in users.items())]
+        ),
+        "[listeners]",
+        *(
+            _write_section(("listeners", each.name), partial(_setting_of, each), show)
+            for each in config.listeners
+        ),
+        _write_section(("control",), lambda key: getattr(config, f"control_{key}"), show),
+        "[upstreams]",
+        *(
+            _write_section(("upstreams", each.name), partial(getattr, each), show)
+            for each in config.upstreams
+        ),
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _setting_of(listener: ServerConfig, key: str) -> Any:
+    if key == "upstream":
+        return [each.name for each in listener.upstream_config] or [DIRECT]
+    return getattr(listener, key)
+
+
+def _write_section(path: Path, get: Callable[[str], Any], show: Callable[[str], str]) -> str:
+    lines = ["[" * len(path) + path[-1] + "]" * len(path)]
+    for key in keys_of(path):
+        value = show(get(key)) if is_secret(path, key) else get(key)
+        lines.append(f"{key} = {_write_value(value)}".rstrip())
+    return "\n".join(lines)
+
+
+def _write_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Enum):
+        return str(value.value)
+    if isinstance(value, list):
+        return ", ".join(value)
+    if isinstance(value, float):
+        return write_duration(value)
+    return inisyntax.quote(str(value))
+
+
+def write_duration(seconds: float) -> str:
+    """Write a duration in the largest unit in which it reads back exactly."""
+    if not seconds:
+        return "0"
+    for unit, length in (("h", 3600), ("m", 60), ("s", 1), ("ms", 0.001)):
+        text = f"{round(seconds / length)}{unit}"
+        if parse_duration(text) == seconds:
+            return text
+    return f"{Decimal(repr(seconds)):f}"

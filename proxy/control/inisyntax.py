@@ -1,0 +1,207 @@
+"""
+Read an INI file line by line, strictly, and write values so that they read back.
+
+configobj knows no line numbers once it has parsed, cuts a value at any ``#``, and puts settings into
+the wrong section after a broken header. So every line is read here first, by rules that leave nothing to
+guess; what breaks them is reported, and configobj never sees it. No message repeats what a line says:
+it may be a password.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+QUOTE_IT = 'put the value into quotes, name = "…"'
+
+_BLANKS = " \t"
+_HEADER = re.compile(r"""(\[+)[ \t]*(?:"([^"]+)"|'([^']+)'|([^][#'"]+?))[ \t]*(\]+)[ \t]*(?:\#.*)?""")
+_SETTING = re.compile(r"""(?:"([^"]+)"|'([^']+)'|([^\s'"=;:,#][^\s=:,#]*))[ \t]*=[ \t]*(.*)""")
+_QUOTED = {
+    mark: re.compile(rf"{mark}({inside}){mark}([ \t]*)(#.*)?")
+    # The longest mark first: three quotes begin with one.
+    for mark, inside in (('"""', ".*?"), ("'''", ".*?"), ('"', '[^"]*'), ("'", "[^']*"))
+}
+_PLAIN = re.compile(r"([^#]*?)([ \t]*)(#.*)?")
+
+_SAFE_VALUE = re.compile(r"""(?![\s'"])[^#,]*(?<!\s)""")
+_SAFE_KEY = re.compile(r"""[^\s'"=;:,#\[][^\s=:,#]*""")
+
+_HASH = f"everything from # on would be a comment: {QUOTE_IT}"
+_UNUSUAL = "has a blank that is neither a space nor a tab, or a character that cannot be seen (U+{:04X})"
+
+
+@dataclass(frozen=True)
+class Header:
+    """A line such as ``[[name]]``, of depth 2."""
+
+    line: int
+    depth: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A line such as ``key = raw``, where raw still has its quotes and its comment."""
+
+    line: int
+    key: str
+    raw: str
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A line that cannot be read; one that hides more leaves open where the next settings belong."""
+
+    line: int
+    message: str
+    hides_more: bool = False
+
+
+@dataclass(frozen=True)
+class Value:
+    """What stands behind the ``=``."""
+
+    text: str
+    is_quoted: bool
+    gap: str
+    comment: str
+
+
+def scan(lines: Sequence[str]) -> Iterator[Header | Setting | Fault]:
+    """Read each line that is neither empty nor a comment."""
+    numbered = enumerate(lines, 1)
+    for number, line in numbered:
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        item = _read_header(number, line) if text.startswith("[") else _read_setting(number, line)
+        mark = _opened_quotes(item)
+        # What follows is the inside of a value, up to the line that closes it.
+        if mark and not any(mark in later for _, later in numbered):
+            item = Fault(
+                number, "the quotes are never closed: the rest of the file is in them", hides_more=True
+            )
+        yield item
+
+
+def _read_header(number: int, line: str) -> Header | Fault:
+    match = _HEADER.fullmatch(line.strip(_BLANKS))
+    if not match or len(match[1]) != len(match[5]):
+        message = "not a section header: write [name], or [[name]] under [listeners] and [upstreams]"
+        return Fault(number, message, hides_more=True)
+    return Header(number, len(match[1]), match[2] or match[3] or match[4])
+
+
+def _read_setting(number: int, line: str) -> Setting | Fault:
+    text = line.strip(_BLANKS)
+    match = _SETTING.fullmatch(text)
+    if not match:
+        return Fault(number, _why_no_setting(text))
+    unusual = _unusual_character(match[3] or "", match[4])
+    if unusual:
+        return Fault(number, _UNUSUAL.format(ord(unusual)))
+    return Setting(number, match[1] or match[2] or match[3], match[4])
+
+
+def _unusual_character(key: str, raw: str) -> str:
+    """Find what cannot be told from nothing or from a space, where it would change a name or a value."""
+    ends = (raw[:1], raw[-1:]) if "#" not in raw and raw != raw.strip() else ()
+    return next((char for char in (*key, *ends) if not char.isprintable() and char not in _BLANKS), "")
+
+
+def _why_no_setting(text: str) -> str:
+    if text.startswith(";"):
+        return "a comment begins with #, not with ;"
+    key, equals, raw = text.partition("=")
+    if not equals:
+        return "has no =: write key = value"
+    unusual = _unusual_character(key, raw.strip(_BLANKS))
+    if unusual:
+        return _UNUSUAL.format(ord(unusual))
+    return 'has no name before the =, or one that needs quotes: "name" = value'
+
+
+def _opened_quotes(item: Header | Setting | Fault) -> str:
+    if not isinstance(item, Setting) or item.raw[:3] not in ('"""', "'''"):
+        return ""
+    mark = item.raw[:3]
+    return "" if mark in item.raw[3:] else mark
+
+
+def read_value(raw: str) -> Value:
+    """Take a value out of its quotes and off its comment. Raises ``ValueError`` where that is a guess."""
+    value = _split(raw)
+    is_comment = value.gap or raw.startswith("#") or value.comment[1:2] in ("", *_BLANKS)
+    if value.comment and not is_comment:
+        raise ValueError(_HASH)
+    return value
+
+
+def read_secret(raw: str) -> Value:
+    """Read a password, exactly or not at all. Raises ``ValueError`` with a text that says how to write it."""
+    value = read_value(raw)
+    if value.is_quoted:
+        return value
+    if raw.startswith(('"', "'")):
+        raise ValueError(
+            "the quotes do not enclose the value: use the kind that is not in it, or three of them"
+        )
+    if value.comment and not _is_surely_a_comment(value):
+        raise ValueError(_HASH)
+    if "," in value.text:
+        raise ValueError(f"has a comma: {QUOTE_IT}")
+    if value.text != value.text.strip():
+        raise ValueError(f"begins or ends with a blank that is no space: {QUOTE_IT}")
+    return value
+
+
+def _is_surely_a_comment(value: Value) -> bool:
+    if not value.text:
+        return value.comment[1:2] in (" ", "\t")
+    is_set_off = "\t" in value.gap or len(value.gap) > 1
+    return is_set_off and value.comment[1:2] in ("", *_BLANKS)
+
+
+def _split(raw: str) -> Value:
+    mark = next((each for each in _QUOTED if raw.startswith(each)), "")
+    match = _QUOTED[mark].fullmatch(raw) if mark else None
+    if match:
+        return Value(match[1], True, match[2], match[3] or "")
+    if len(mark) == 3:
+        raise ValueError("the triple quotes are not closed on this line, where the value must end")
+    match = _PLAIN.fullmatch(raw)
+    assert match, "every line without a line end matches"
+    return Value(match[1], False, match[2], match[3] or "")
+
+
+def quote(text: str) -> str:
+    """Write a value so that it reads back the same. Raises ``ValueError`` where no quotes can do that."""
+    if CONTROL.search(text):
+        raise ValueError("a control character cannot stand in the file")
+    if _SAFE_VALUE.fullmatch(text):
+        return text
+    for quoted in (f"{mark}{text}{mark}" for mark in ('"', "'", '"""', "'''")):
+        if _reads_as(quoted, text):
+            return quoted
+    raise ValueError("a value with both kinds of triple quotes cannot stand in the file")
+
+
+def quote_key(text: str) -> str:
+    """Write a key so that it reads back the same. Raises ``ValueError`` where no quotes can do that."""
+    if text.isprintable() and _SAFE_KEY.fullmatch(text):
+        return text
+    for mark in ('"', "'"):
+        if mark not in text and not CONTROL.search(text):
+            return f"{mark}{text}{mark}"
+    raise ValueError(
+        "a name with both kinds of quotes and an =, or with a control character, cannot stand in the file"
+    )
+
+
+def _reads_as(raw: str, text: str) -> bool:
+    try:
+        value = _split(raw)
+    except ValueError:
+        return False
+    return value.is_quoted and value.text == text

@@ -1,0 +1,249 @@
+"""Configuration values: those that exist are right, and their secrets stay inside."""
+
+import base64
+import hashlib
+
+import pytest
+
+from proxy.config import (
+    AuthPolicy,
+    ClientConfig,
+    Protocol,
+    ProxyConfig,
+    ServerConfig,
+    SettingsError,
+    UpstreamConfig,
+    UpstreamType,
+    check_user,
+    parse_duration,
+    parse_size,
+)
+from proxy.errors import ConfigError
+
+SOCKS = ServerConfig("127.0.0.1:1080", Protocol.SOCKS5, name="socks")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("30", 30), ("0", 0), ("500ms", 0.5), ("30s", 30), ("5m", 300), ("1h", 3600), ("1.5m", 90), ("2 s", 2)],
+)
+def test_reads_a_duration(text, seconds):
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "nan",
+        "inf",
+        "-1",
+        "+1",
+        "1_000",
+        "1e3",
+        "３０",
+        "30S",
+        "30 sec",
+        "1d",
+        ".5",
+        "0x10",
+        "5m30s",
+        "9" * 400,
+    ],
+)
+def test_refuses_what_is_no_duration(text):
+    with pytest.raises(ValueError, match=r"duration"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("0", 0), ("1024", 1024), ("64k", 65536), ("2M", 2 << 20), ("1g", 1 << 30)]
+)
+def test_reads_a_size(text, number):
+    assert parse_size(text) == number
+
+
+@pytest.mark.parametrize(
+    "text", ["", "nan", "inf", "-1", "+1", "1_000", "1e3", "１２", "1.5k", "1t", "0x10", "9" * 20]
+)
+def test_refuses_what_is_no_size(text):
+    with pytest.raises(ValueError, match="number"):
+        parse_size(text)
+
+
+def fields_of(caught):
+    return {each.field for each in caught.value.problems}
+
+
+def test_a_listener_names_everything_that_is_wrong_with_it():
+    with pytest.raises(SettingsError) as caught:
+        ServerConfig(
+            "127.0.0.1",
+            Protocol.SOCKS5,
+            timeout=0,
+            idle_timeout=-1,
+            max_connections=0,
+            path="tunnel",
+            tls_cert="cert.pem",
+            auth=AuthPolicy.REQUIRED,
+        )
+    assert fields_of(caught) == {
+        *("listen_addr", "timeout", "idle_timeout", "max_connections", "path", "tls_cert", "tls_key", "auth")
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "settings"),
+    [
+        ("listen_addr", {"listen_addr": "ws://:80", "protocol": Protocol.SOCKS5}),
+        ("listen_addr", {"listen_addr": "tcp://:80", "protocol": Protocol.WEBSOCKET}),
+        ("listen_addr", {"listen_addr": "ws://:80/path", "protocol": Protocol.WEBSOCKET}),
+        ("tls_cert", {"listen_addr": "wss://:443", "protocol": Protocol.WEBSOCKET}),
+        ("tls_cert", {"listen_addr": ":443", "protocol": Protocol.WEBSOCKET, "tls_key": "k"}),
+        (
+            "listen_addr",
+            {"listen_addr": "ws://:80", "protocol": Protocol.WEBSOCKET, "tls_cert": "c", "tls_key": "k"},
+        ),
+        ("path", {"listen_addr": ":80", "protocol": Protocol.WEBSOCKET, "path": "/a b"}),
+        ("timeout", {"listen_addr": ":80", "protocol": Protocol.WEBSOCKET, "timeout": float("nan")}),
+        ("timeout", {"listen_addr": ":80", "protocol": Protocol.WEBSOCKET, "timeout": float("inf")}),
+    ],
+)
+def test_a_listener_refuses_a_contradiction(field, settings):
+    with pytest.raises(SettingsError) as caught:
+        ServerConfig(**settings)
+    assert fields_of(caught) == {field}
+
+
+def test_an_auth_requirement_without_users_is_an_error():
+    """CASES B52."""
+    with pytest.raises(ConfigError, match="no users"):
+        ServerConfig(":1080", Protocol.SOCKS5, auth=AuthPolicy.REQUIRED)
+
+
+@pytest.mark.parametrize(
+    ("policy", "users", "expected"),
+    [
+        (AuthPolicy.AUTO, {}, False),
+        (AuthPolicy.AUTO, {"alice": "wonderland"}, True),
+        (AuthPolicy.REQUIRED, {"alice": "wonderland"}, True),
+        (AuthPolicy.NONE, {"alice": "wonderland"}, False),
+    ],
+)
+def test_clients_log_in_where_there_are_users(policy, users, expected):
+    assert ServerConfig(":1080", Protocol.SOCKS5, auth=policy, auth_users=users).needs_auth is expected
+
+
+@pytest.mark.parametrize(
+    ("name", "password"),
+    [("a", "b"), ("a" * 255, "b" * 255), ("ä" * 127, "ö" * 127), ("a b", "#,=;[]'\"")],
+)
+def test_users_have_names_and_passwords_of_1_to_255_bytes(name, password):
+    """CASES B44."""
+    check_user(name, password)
+
+
+@pytest.mark.parametrize(("name", "password"), [("", "b"), ("a", ""), ("a" * 256, "b"), ("a", "ö" * 128)])
+def test_refuses_a_user_who_could_never_log_in(name, password):
+    """CASES B43, B45."""
+    with pytest.raises(ConfigError, match="255 bytes"):
+        check_user(name, password)
+
+
+def scrypt_hash(log2_n=14, strip=""):
+    salt = b"0123456789abcdef"
+    digest = hashlib.scrypt(b"wonderland", salt=salt, n=1 << 10, r=8, p=1)
+    parts = [base64.urlsafe_b64encode(each).decode().rstrip(strip) for each in (salt, digest)]
+    return f"scrypt${log2_n}$8$1$" + "$".join(parts)
+
+
+@pytest.mark.parametrize(
+    "password", [scrypt_hash(), scrypt_hash(strip="="), scrypt_hash(10), scrypt_hash(20)]
+)
+def test_accepts_a_password_hash(password):
+    check_user("alice", password)
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        "scrypt$",
+        "scrypt$14$8$1$c2FsdA==",
+        "scrypt$14$8$1$$",
+        "scrypt$9$8$1$c2FsdA==$aGFzaA==",
+        "scrypt$21$8$1$c2FsdA==$aGFzaA==",
+        "scrypt$14$0$1$c2FsdA==$aGFzaA==",
+        "scrypt$14$8$1$c2FsdA==$aGFzaA== ",
+        "scrypt$14$8$1$c2FsdA==$a",
+        "scrypt$14$8$1$c2Fs+A==$aGFzaA==",
+    ],
+)
+def test_refuses_a_damaged_password_hash(password):
+    """CASES B52: it would be taken for a plain password."""
+    with pytest.raises(ConfigError, match="hash") as caught:
+        check_user("alice", password)
+    assert password not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "settings"),
+    [
+        ("proxy_address", {"type": UpstreamType.SOCKS5}),
+        ("proxy_address", {"type": UpstreamType.SOCKS5, "proxy_address": "ws://h:1"}),
+        ("proxy_address", {"type": UpstreamType.WEBSOCKET, "proxy_address": "socks5://h:1"}),
+        ("proxy_address", {"type": UpstreamType.WEBSOCKET, "proxy_address": ":80"}),
+        ("proxy_address", {"type": UpstreamType.SOCKS5, "proxy_address": "h:0"}),
+        ("tls_ca", {"type": UpstreamType.WEBSOCKET, "proxy_address": "ws://h", "tls_ca": "ca.pem"}),
+        ("tls_ca", {"type": UpstreamType.SOCKS5, "proxy_address": "h:1", "tls_ca": "ca.pem"}),
+        ("proxy_password", {"type": UpstreamType.SOCKS5, "proxy_address": "h:1", "proxy_username": "a"}),
+        ("proxy_username", {"type": UpstreamType.SOCKS5, "proxy_address": "h:1", "proxy_password": "a"}),
+        ("type", {"type": UpstreamType.DIRECT, "proxy_address": "h:1"}),
+        ("timeout", {"type": UpstreamType.DIRECT, "timeout": 0}),
+        ("retry_count", {"type": UpstreamType.DIRECT, "retry_count": -1}),
+    ],
+)
+def test_an_upstream_refuses_a_contradiction(field, settings):
+    with pytest.raises(SettingsError) as caught:
+        UpstreamConfig("home", **settings)
+    assert fields_of(caught) == {field}
+
+
+def test_credentials_for_a_websocket_proxy_fit_into_a_header():
+    with pytest.raises(SettingsError) as caught:
+        ClientConfig("ws://h", Protocol.WEBSOCKET, username="a", password="secret\n")
+    assert fields_of(caught) == {"password"}
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "settings"),
+    [
+        ("listeners", {"listeners": ()}),
+        ("control.token", {"control_listen_addr": "127.0.0.1:9180"}),
+        ("control.token", {"control_token": "two\nlines"}),
+        ("control.listen_addr", {"control_listen_addr": "9180", "control_token": "t"}),
+        ("control.listen_addr", {"control_listen_addr": "ws://:9180", "control_token": "t"}),
+        ("control.listen_addr", {"control_listen_addr": ":1080", "control_token": "t"}),
+        (
+            "listeners.two.listen_addr",
+            {"listeners": (SOCKS, ServerConfig(":1080", Protocol.WEBSOCKET, "two"))},
+        ),
+        ("proxy.log_level", {"log_level": "loud"}),
+        ("proxy.splice", {"splice": "on"}),
+        ("proxy.access_log", {"access_log": ""}),
+        ("proxy.history_size", {"history_size": 0}),
+        ("proxy.drain_timeout", {"drain_timeout": -1}),
+    ],
+)
+def test_a_configuration_names_the_place_of_a_mistake(field, settings):
+    with pytest.raises(SettingsError) as caught:
+        ProxyConfig(**({"listeners": (SOCKS,)} | settings))
+    assert fields_of(caught) == {field}
+
+
+def test_no_repr_shows_a_secret():
+    users = {"alice": "hunter2"}
+    upstream = UpstreamConfig("home", UpstreamType.SOCKS5, "h:1", "alice", "hunter2")
+    listener = ServerConfig(":1080", Protocol.SOCKS5, auth_users=users, upstream_config=(upstream,))
+    config = ProxyConfig((listener,), (upstream,), control_token="hunter2")
+    assert "hunter2" not in repr(config) + repr(upstream.client_config)
