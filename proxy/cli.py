@@ -225,7 +225,8 @@ def _target(options: argparse.Namespace) -> Address:
 
 
 def _join_stdio(target: Address, proxy: UpstreamConfig) -> int:
-    from proxy.net.stream import Ending, StdioStream
+    from proxy.net.stdio import StdioStream
+    from proxy.net.stream import Ending
     from proxy.upstream import make_client
 
     client = make_client(proxy)

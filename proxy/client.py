@@ -124,4 +124,5 @@ class DirectClient(ProxyClient):
     def dial(self, target: Address, deadline: Deadline) -> Connected:
         """Connect by Happy Eyeballs; raises ``DialError``."""
         sock = dial(target, deadline, rules.check)
-        return Connected(TcpStream(sock), address_of(sock.getsockname()), self.name)
+        bound = address_of(sock.getsockname())
+        return Connected(TcpStream(sock), bound, self.name)

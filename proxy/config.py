@@ -226,6 +226,7 @@ class ServerConfig:
     ping_interval: float = 30.0
     tls_cert: str = ""
     tls_key: str = ""
+    splice: str = "auto"
 
     def __post_init__(self) -> None:
         _refuse(self._problems())

@@ -6,7 +6,8 @@ from proxy.accesslog import NO_LOG, AccessLog
 from proxy.address import Address
 from proxy.config import ServerConfig
 from proxy.errors import ProxyError
-from proxy.net.stream import Channel, Stream
+from proxy.net.channel import Channel
+from proxy.net.stream import Stream
 from proxy.server import ProxyServer
 from proxy.session import Runtime, Wanted
 

@@ -12,10 +12,11 @@ from proxy.address import Address, Endpoint
 from proxy.auth import Authenticator
 from proxy.client import Connected
 from proxy.config import Overload, ServerConfig
+from proxy.net.channel import Channel
 from proxy.net.deadline import Deadline
 from proxy.net.listen import Acceptor, bind
 from proxy.net.relay import DataForwarder
-from proxy.net.stream import Channel, Ending, Socket, address_of
+from proxy.net.stream import Ending, Socket, address_of
 from proxy.net.threads import Workers
 from proxy.net.tls import server_context
 from proxy.session import Inbound, Runtime, Session
@@ -34,7 +35,7 @@ def build_runtime(config: ServerConfig, access_log: AccessLog = NO_LOG) -> Runti
         config=config,
         authenticator=Authenticator(config.auth_users, offload=_hashing.run),
         way_out=way_out(config),
-        forwarder=DataForwarder(config.idle_timeout),
+        forwarder=DataForwarder(config.idle_timeout, zero_copy=config.splice == "auto"),
         access_log=access_log,
         tls=server_context(config.tls_cert, config.tls_key) if config.tls_cert else None,
     )

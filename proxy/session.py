@@ -19,9 +19,10 @@ from proxy.auth import Authenticator
 from proxy.client import Connected, ProxyClient
 from proxy.config import ServerConfig
 from proxy.errors import AuthError, ClientLeftError, DialError, Failure, LimitError, ProxyError, reason_of
+from proxy.net.channel import Channel
 from proxy.net.deadline import Deadline
 from proxy.net.relay import DataForwarder, Relay, Transfer
-from proxy.net.stream import Channel, Ending, Socket, Stream
+from proxy.net.stream import Ending, Socket, Stream
 from proxy.net.tls import accept_tls
 
 log = logging.getLogger(__name__)

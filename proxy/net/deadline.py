@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from time import monotonic
 
 import gevent
+from gevent.socket import wait_read, wait_write
 
 
 class Deadline:
@@ -49,3 +50,13 @@ class Deadline:
             raise TimeoutError(f"{step} timed out") from None
         finally:
             timer.close()
+
+
+def wait_readable(fd: int) -> None:
+    """Block until a socket has something to read."""
+    wait_read(fd)
+
+
+def wait_writable(fd: int) -> None:
+    """Block until a socket takes something."""
+    wait_write(fd)

@@ -1,33 +1,41 @@
 """
 Move bytes between two streams, both ways at once, until both have ended.
 
-This is the portable way: one greenlet a direction, which borrows a pooled buffer only while there
-are bytes to move. Backpressure needs no code: a direction that cannot send does not receive.
+A relay runs in callbacks of the event loop, while one greenlet waits for its end: each time a socket
+is ready, a direction does one bounded operation, so many connections share the loop fairly and a
+small one is never behind a big one. Backpressure needs no queue: a direction whose sink is blocked
+stops listening to its source.
+
+A direction copies through one buffer, which all of them share, because no operation waits in the
+middle. Where it finds much at once and both ends allow it, it goes over to splicing.
 
 Time is watched from outside: a sweep looks at every relay twice a second, so that moving a byte
 costs no timer and no look at the clock.
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
+from typing import Any
 
 import gevent
 from gevent.event import Event
 
 from proxy.errors import ProtocolError, reason_of
-from proxy.net.stream import Buffer, BufferPool, Ending, Socket, Stream, as_stream
+from proxy.net import splice
+from proxy.net.stream import Buffer, Ending, Socket, Stream, as_stream
 
 log = logging.getLogger(__name__)
 
-# A direction that moves this much without ever waiting lets others run. Not sleep(0): the loop
-# looks at sockets and timers only after 50 of those, which others feel as a lag of 100 ms.
-FAIR_SHARE = 256 * 1024  # bytes
-_A_TURN = 1e-9  # seconds
-
 LINGER = 1.0  # seconds without a byte, once one direction ended and the peer could not be told
 LINGER_AT_MOST = 10.0  # seconds
+BULK = 32 * 1024  # bytes found at once: more will come, and splicing is cheaper than copying
+WORTH_A_SPLICE = 8 * 1024  # bytes
 _SWEEP = 0.5  # seconds
+_READ, _WRITE = 1, 2
+
+_buffer = Buffer()
 
 
 @dataclass(frozen=True)
@@ -43,11 +51,11 @@ class Transfer:
 class DataForwarder:
     """Relays between pairs of streams, and the sweep that watches over them."""
 
-    def __init__(self, idle_timeout: float = 0.0) -> None:
+    def __init__(self, idle_timeout: float = 0.0, *, zero_copy: bool = True) -> None:
         self.idle_timeout = idle_timeout
+        self._zero_copy = zero_copy and splice.AVAILABLE
         self._live: set[Relay] = set()
         self._sweeper: gevent.Greenlet[..., None] | None = None
-        self._buffers = BufferPool()
 
     def forward_data(self, client: Stream | Socket, target: Stream | Socket) -> Transfer:
         """Relay until both directions have ended, and close both ends."""
@@ -55,7 +63,7 @@ class DataForwarder:
 
     def relay(self, client: Stream, target: Stream) -> "Relay":
         """Make a relay, for ``run``."""
-        return Relay(client, target, self._buffers, self.idle_timeout)
+        return Relay(client, target, self.idle_timeout, zero_copy=self._zero_copy)
 
     def run(self, relay: "Relay") -> Transfer:
         """Run a relay to its end."""
@@ -80,11 +88,11 @@ class DataForwarder:
 class Relay:
     """Two streams joined. The first is the client's; both belong to the relay."""
 
-    def __init__(self, client: Stream, target: Stream, buffers: BufferPool, idle_timeout: float) -> None:
-        self.buffers = buffers
+    def __init__(self, client: Stream, target: Stream, idle_timeout: float, *, zero_copy: bool) -> None:
         self._streams = (client, target)
-        self._up = _Direction(self, client, target, "client", "target")
-        self._down = _Direction(self, target, client, "target", "client")
+        self._up = _Direction(self, client, target, "client", "target", zero_copy=zero_copy)
+        self._down = _Direction(self, target, client, "target", "client", zero_copy=zero_copy)
+        self._up.opposite, self._down.opposite = self._down, self._up
         self._idle_timeout = idle_timeout
         self._over = Event()
         self._ending = Ending.FINISHED
@@ -92,6 +100,11 @@ class Relay:
         self._moved_before = 0
         self._moved_at = monotonic()
         self._lingering_since: float | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """True once it was stopped: then nothing moves any more."""
+        return self._over.is_set()
 
     @property
     def sent(self) -> int:
@@ -105,14 +118,16 @@ class Relay:
 
     def run(self) -> Transfer:
         """Block until it is over."""
-        pumps = [gevent.spawn(self._up.run), gevent.spawn(self._down.run)]
         try:
+            self._up.start()
+            self._down.start()
             self._over.wait()
         except BaseException:
             self.stop(Ending.STOPPED)
             raise
         finally:
-            gevent.killall(pumps)
+            self._up.close()
+            self._down.close()
             for stream in self._streams:
                 stream.farewell(self._ending)
             for stream in self._streams:
@@ -123,12 +138,13 @@ class Relay:
         """End the relay; the first one to say why is right."""
         if not self._over.is_set():
             self._ending, self._detail = ending, detail
+            self._up.pause()
+            self._down.pause()
             self._over.set()
 
-    def ended(self, direction: "_Direction") -> None:
+    def ended(self) -> None:
         """Note that one direction has come to its end."""
-        other = self._down if direction is self._up else self._up
-        if other.ended:
+        if self._up.ended and self._down.ended:
             self.stop(Ending.FINISHED)
         else:
             self._linger(monotonic())
@@ -144,9 +160,8 @@ class Relay:
             self.stop(Ending.FINISHED)
         if self._idle_timeout and quiet >= self._idle_timeout:
             self.stop(Ending.IDLE)
-        for stream, name in zip(self._streams, ("client", "target"), strict=True):
-            if not stream.tick(now):
-                self.stop(Ending.CUT, f"{name}: no sign of life")
+        self._up.tick(now)
+        self._down.tick(now)
 
     def _linger(self, now: float) -> float:
         """
@@ -163,68 +178,164 @@ class Relay:
 
 
 class _Direction:
-    """One direction of a relay."""
+    """
+    One direction of a relay: a source, a sink, and what to wait for.
 
-    def __init__(self, relay: Relay, source: Stream, sink: Stream, source_name: str, sink_name: str) -> None:
+    It waits for the source to be readable, or, while the sink is blocked, for the sink to be
+    writable; never for both.
+    """
+
+    __slots__ = (
+        *("_at", "_bulk", "_over", "_reader", "_relay", "_sink", "_sink_name", "_source", "_source_name"),
+        *("_told", "_writer", "_zero_copy", "ended", "moved", "opposite"),
+    )
+
+    opposite: "_Direction"
+
+    def __init__(
+        self, relay: Relay, source: Stream, sink: Stream, source_name: str, sink_name: str, *, zero_copy: bool
+    ) -> None:
         self._relay = relay
         self._source = source
         self._sink = sink
         self._source_name = source_name
         self._sink_name = sink_name
-        self._unfair = 0
+        self._at = source_name  # whose error it would be
+        self._zero_copy = zero_copy and sink.takes_pipes
+        self._bulk = False
+        self._over = False  # the source has come to its end,
+        self._told = False  # the sink was told,
+        self.ended = False  # and has passed it on
         self.moved = 0
-        self.ended = False
+        loop: Any = gevent.get_hub().loop
+        self._reader = loop.io(source.fileno(), _READ)
+        self._writer = loop.io(sink.fileno(), _WRITE)
 
-    def run(self) -> None:
-        """Move bytes until the end of the source, and then pass the end on."""
-        at = self._source_name
+    # -- waiting
+
+    def start(self) -> None:
+        """Begin to wait."""
+        self._reader.start(self._guarded, self._receive)
+        if self._source.buffered:
+            self._reader.loop.run_callback(self._guarded, self._receive)
+
+    def pause(self) -> None:
+        """Wait for nothing any more."""
+        self._reader.stop()
+        self._writer.stop()
+
+    def close(self) -> None:
+        """Give up the watchers."""
+        self.pause()
+        self._reader.close()
+        self._writer.close()
+
+    def hold(self) -> None:
+        """Wait for the sink, which is blocked, instead of the source."""
+        if not self._writer.active:
+            self._reader.stop()
+            self._writer.start(self._guarded, self._resume)
+
+    def tick(self, now: float) -> None:
+        """Let the source do what is due."""
+        self._guarded(lambda: self._keep_alive(now))
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        """Act, and end the relay if that fails: here no caller would take an exception."""
+        if self._relay.is_over:
+            return
         try:
-            self._move()
-            at = self._sink_name
-            self._sink.end()
-            self.ended = True
-            self._relay.ended(self)
-            at = self._source_name
-            self._source.stay()
-        except _SinkError as exc:
-            self._cut(self._sink_name, exc.error)
+            action()
+            # It may have answered a Ping, and its socket did not take the answer.
+            if self._source.blocked:
+                self.opposite.hold()
         except (OSError, ProtocolError) as exc:
-            self._cut(at, exc)
+            self._relay.stop(Ending.CUT, f"{self._at}: {reason_of(exc)}")
         except Exception as exc:
             log.debug("relay failed", exc_info=True)
-            self._cut("internal error", exc)
+            self._relay.stop(Ending.CUT, f"internal error: {type(exc).__name__}: {exc}")
 
-    def _cut(self, name: str, exc: Exception) -> None:
-        self._relay.stop(Ending.CUT, f"{name}: {reason_of(exc)}")
+    # -- moving
 
-    def _move(self) -> None:
-        more = True
-        while more:
-            self._source.wait_readable()
-            with self._relay.buffers.borrow() as buffer:
-                more = self._burst(buffer)
-
-    def _burst(self, buffer: Buffer) -> bool:
-        """Move what is there; False at the end of the source."""
-        while (count := self._source.recv_into(buffer)) is not None:
-            if not count:
-                return False
-            try:
-                self._sink.sendall(buffer, count)
-            except (OSError, ProtocolError) as exc:
-                raise _SinkError(exc) from exc
+    def _receive(self) -> None:
+        """Move once what the source has."""
+        self._at = self._source_name
+        if self._over:
+            if not self._source.stay():
+                self._reader.stop()
+            return
+        count = self._splice() if self._bulk and self._source.spliceable() else self._copy()
+        if count:
             self.moved += count
-            self._unfair += count
-            if self._unfair >= FAIR_SHARE:
-                self._unfair = 0
-                gevent.sleep(_A_TURN)
-        self._unfair = 0
-        return True
+            if self._source.buffered:
+                self._reader.loop.run_callback(self._guarded, self._again)
+        elif count == 0:
+            self._over = True
+        if self._sink.blocked:
+            self.hold()
+        elif self._over:
+            self._end()
 
+    def _copy(self) -> int | None:
+        count = self._source.recv_into(_buffer, bulk=self._bulk)
+        if count is not None and self._zero_copy:
+            # What is bulk is known by its beginning: a full buffer, or a frame of some length.
+            self._bulk = self._source.spliceable() >= WORTH_A_SPLICE if self._bulk else count >= BULK
+        if count:
+            self._at = self._sink_name
+            self._sink.send(_buffer, count)
+        return count
 
-class _SinkError(Exception):
-    """The sink failed, not the source."""
+    def _splice(self) -> int | None:
+        pipe = splice.PIPES.take()
+        if pipe is None:
+            self._bulk = False
+            return self._copy()
+        room = self._source.spliceable()
+        try:
+            count = self._source.splice_in(pipe, room)
+        except BaseException:
+            splice.PIPES.give_back(pipe)
+            raise
+        if not count:
+            splice.PIPES.give_back(pipe)
+            return count
+        self._bulk = count >= min(BULK, room)
+        self._at = self._sink_name
+        self._sink.splice_out(pipe, count)
+        return count
 
-    def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
-        self.error = error
+    def _again(self) -> None:
+        if self._reader.active:
+            self._receive()
+
+    def _resume(self) -> None:
+        """Go on where the sink was blocked."""
+        self._at = self._sink_name
+        self._sink.flush()
+        if self._sink.blocked:
+            return
+        self._writer.stop()
+        if self._over and not self.ended:
+            self._end()
+        if not self._sink.blocked:
+            self._reader.start(self._guarded, self._receive)
+            if self._source.buffered:
+                self._reader.loop.run_callback(self._guarded, self._again)
+
+    def _end(self) -> None:
+        """Pass the end of the source on."""
+        self._at = self._sink_name
+        if not self._told:
+            self._told = True
+            self._sink.end()
+        if self._sink.blocked:
+            self.hold()
+            return
+        self.ended = True
+        self._relay.ended()
+
+    def _keep_alive(self, now: float) -> None:
+        self._at = self._source_name
+        if not self._source.tick(now, listening=self._reader.active):
+            self._relay.stop(Ending.CUT, f"{self._source_name}: no sign of life")

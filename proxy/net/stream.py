@@ -1,41 +1,27 @@
 """
-Sockets, from the first byte of a handshake to the last of a relay.
+One end of a relay: bytes in, bytes out, and what is kept of those that the socket did not take.
 
-A ``Channel`` is a socket during its handshake: plain blocking reads through a small buffer, so that
-a handshake costs few system calls and bytes that came early are kept. A ``Stream`` is one end of a
-relay; ``TcpStream`` is what a channel becomes, with those early bytes in front.
+Nothing here waits. A stream does one bounded operation, and the relay waits for its socket.
 """
 
-import os
-import select
+import _socket
 import socket as std_socket
 import ssl
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from enum import Enum
 from typing import Any, Protocol
 
-import gevent
 from gevent import socket
-from gevent.lock import BoundedSemaphore
-from gevent.monkey import get_original
 
 from proxy.address import Address
-from proxy.errors import ClientLeftError
-from proxy.net.deadline import Deadline
-from proxy.net.threads import Workers
+from proxy.net.splice import PIPES, Pipe
 
 Socket = socket.socket
-Lock = BoundedSemaphore
-spawn = gevent.spawn
 
 BUFFER_SIZE = 64 * 1024
 HEADROOM = 14  # the longest frame header of RFC 6455, section 5.2
-_READ, _WRITE = 1, 2
 _NO_LINGER = struct.pack("ii", 1, 0)
-_LOOK_AGAIN = 0.1  # seconds
-_poll = get_original("select", "poll")
 
 
 class Ending(Enum):
@@ -50,234 +36,195 @@ class Ending(Enum):
 
 class Buffer:
     """
-    A pooled piece of memory for one read or write.
+    A piece of memory that bytes pass through.
 
     The payload begins at ``HEADROOM``, so that a stream which frames it can write the header in
     front, and send both at once without a copy.
     """
 
-    __slots__ = ("data", "payload", "view")
+    __slots__ = ("payload", "view")
 
     def __init__(self) -> None:
-        self.data = bytearray(HEADROOM + BUFFER_SIZE)
-        self.view = memoryview(self.data)
+        self.view = memoryview(bytearray(HEADROOM + BUFFER_SIZE))
         self.payload = self.view[HEADROOM:]
-
-
-class BufferPool:
-    """Buffers in waiting; an idle connection holds none."""
-
-    def __init__(self, keep: int = 64) -> None:
-        self._free: list[Buffer] = []
-        self._keep = keep
-
-    @contextmanager
-    def borrow(self) -> Iterator[Buffer]:
-        """Lend a buffer for the block."""
-        buffer = self._free.pop() if self._free else Buffer()
-        try:
-            yield buffer
-        finally:
-            if len(self._free) < self._keep:
-                self._free.append(buffer)
 
 
 class Stream(Protocol):
     """
     One end of a relay. Its errors are ``OSError`` and ``ProtocolError``.
 
-    One greenlet reads and one writes; ``farewell`` and ``close`` come after both have ended.
+    What cannot be sent at once is kept, and ``blocked`` is true: then send nothing more, but call
+    ``flush`` when the socket is writable.
     """
+
+    def fileno(self) -> int:
+        """Give the descriptor to wait on."""
 
     @property
     def half_closes(self) -> bool:
         """True if ``end`` reaches the peer, and the peer can go on sending after it."""
 
-    def wait_readable(self) -> None:
-        """Block until ``recv_into`` may find something."""
+    @property
+    def buffered(self) -> bool:
+        """True if there are bytes to receive of which the socket does not tell."""
 
-    def recv_into(self, buffer: Buffer) -> int | None:
-        """Put payload into the buffer and return its size; 0 is the end, None is nothing now."""
+    @property
+    def blocked(self) -> bool:
+        """True if something waits for the socket to be writable."""
 
-    def stay(self) -> None:
-        """After the end of what the peer sends: go on answering it, until it is closed."""
+    def recv_into(self, buffer: Buffer, *, bulk: bool) -> int | None:
+        """
+        Put payload into the buffer and return its size; 0 is the end, None is nothing now.
 
-    def sendall(self, buffer: Buffer, count: int) -> None:
+        With ``bulk`` no more than what has to be seen is taken, so that the rest can be spliced.
+        """
+
+    def spliceable(self) -> int:
+        """Tell how many bytes may now be spliced from the socket; 0 if none."""
+
+    def splice_in(self, pipe: Pipe, most: int) -> int | None:
+        """Fill a pipe with payload; 0 is the end, None is nothing now."""
+
+    def stay(self) -> bool:
+        """After the end of what the peer sends: answer what still comes; False if nothing can."""
+
+    def send(self, buffer: Buffer, count: int) -> None:
         """Send ``count`` bytes of payload; the buffer's content is lost."""
+
+    @property
+    def takes_pipes(self) -> bool:
+        """True if payload can be sent from a pipe."""
+
+    def splice_out(self, pipe: Pipe, count: int) -> None:
+        """Send the payload that is in a pipe, which belongs to the stream from here on."""
+
+    def flush(self) -> None:
+        """Send what was kept."""
 
     def end(self) -> None:
         """Tell the peer that no more bytes follow."""
 
-    def tick(self, now: float) -> bool:
+    def tick(self, now: float, *, listening: bool) -> bool:
         """Do what is due at the time ``now``; False if the peer is dead."""
 
     def farewell(self, ending: Ending) -> None:
         """Tell the peer how it ended, without waiting for an answer."""
 
     def close(self) -> None:
-        """Close, in the way that the farewell calls for."""
-
-
-class Channel:
-    """A connected socket during its handshake."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        self.early = b""
-
-    def recv(self, count: int) -> bytes:
-        """Receive up to ``count`` bytes; b"" at the end."""
-        if not self.early:
-            self.early = self.sock.recv(4096)
-        data, self.early = self.early[:count], self.early[count:]
-        return data
-
-    def read_exact(self, count: int) -> bytes:
-        """Receive exactly ``count`` bytes; raises ``EOFError`` if the peer ends before."""
-        while len(self.early) < count:
-            data = self.sock.recv(4096)
-            if not data:
-                raise EOFError("the peer closed the connection")
-            self.early += data
-        return self.recv(count) if count else b""
-
-    def push_back(self, data: bytes) -> None:
-        """Put bytes back in front of what is still to be read."""
-        self.early = data + self.early
-
-    def send(self, data: bytes) -> int:
-        """Send all of ``data``."""
-        self.sock.sendall(data)
-        return len(data)
-
-    def stream(self) -> "TcpStream":
-        """Turn the socket over to a relay, with the bytes that came early."""
-        return TcpStream(self.sock, self.early)
-
-    def close(self) -> None:
-        """
-        Close after a last word to the peer.
-
-        Linux resets a connection that is closed with unread bytes, and a reset can overtake what we
-        just sent; so the peer gets a moment to read it.
-        """
-        with suppress(OSError), Deadline(1.0).limit("last word"):
-            if not isinstance(self.sock, ssl.SSLSocket):
-                self.sock.shutdown(std_socket.SHUT_WR)
-            left = BUFFER_SIZE
-            while left > 0 and (data := self.sock.recv(4096)):
-                left -= len(data)
-        self.sock.close()
-
-    def abort(self) -> None:
-        """Close at once."""
-        self.sock.close()
-
-    @contextmanager
-    def watched(self, grace: float) -> Iterator[None]:
-        """
-        Raise ``ClientLeftError`` in the block when the peer goes away.
-
-        A reset ends the block at once, a FIN after ``grace`` seconds: in some protocols it can also
-        come from a client that has said all it has to say and waits for the answer.
-        """
-        left = _Left()
-        poll = _poll()  # not gevent's, which knows nothing of RDHUP, and could not run in the hub
-        poll.register(self.sock.fileno(), getattr(select, "POLLRDHUP", 0))
-        waiter = gevent.getcurrent()
-        patience = grace
-
-        def look() -> None:
-            nonlocal patience
-            events = sum(flags for _, flags in poll.poll(0))
-            gone = events & (select.POLLHUP | select.POLLERR)
-            if events:
-                patience -= _LOOK_AGAIN
-            if gone or (events and patience <= 0):
-                timer.stop()
-                waiter.throw(left)
-
-        timer = gevent.get_hub().loop.timer(_LOOK_AGAIN, _LOOK_AGAIN)
-        timer.start(look)
-        try:
-            yield
-        except _Left as exc:
-            if exc is not left:
-                raise
-            raise ClientLeftError("the client left") from None
-        finally:
-            timer.stop()
-            timer.close()
-
-
-class _Left(BaseException):
-    """Not an Exception, so that no library between takes it for a failure of its own."""
+        """Close, in the way that the farewell calls for; this alone may wait."""
 
 
 class TcpStream:
-    """A TCP or TLS socket in a relay."""
+    """A plain socket."""
 
-    def __init__(self, sock: socket.socket, early: bytes = b"") -> None:
-        self.sock = sock
+    takes_pipes = True
+    half_closes = True
+
+    def __init__(self, sock: Socket, early: bytes = b"") -> None:
+        """Take the socket over, with bytes that were already received from it."""
+        self._sock = self._take_over(sock)
         self._early = early
-        self.half_closes = not isinstance(sock, ssl.SSLSocket)  # TLS has none that works in practice
+        self._kept = b""  # goes out first,
+        self._pipe: Pipe | None = None  # and then what is in here
+        self._in_pipe = 0
         self._abort = False
-        sock.settimeout(0.0)
-        hub = gevent.get_hub()
-        self._wait: Callable[[Any], None] = hub.wait
-        self._readable = hub.loop.io(sock.fileno(), _READ)
-        self._writable = hub.loop.io(sock.fileno(), _WRITE)
 
-    def wait_readable(self) -> None:
-        """Block until there are bytes, or the end."""
-        if not self._early and not self._pending():
-            self._wait(self._readable)
+    def _take_over(self, sock: Socket) -> Any:
+        # Below gevent's class: no greenlet ever waits in this socket's own methods.
+        plain = _socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
+        plain.setblocking(False)
+        return plain
 
-    def _pending(self) -> int:
-        # Bytes that TLS has already decrypted: no event of the socket will tell of them.
-        return self.sock.pending() if isinstance(self.sock, ssl.SSLSocket) else 0
+    def fileno(self) -> int:
+        """Give the descriptor to wait on."""
+        return int(self._sock.fileno())
 
-    def recv_into(self, buffer: Buffer) -> int | None:
+    @property
+    def buffered(self) -> bool:
+        """True if bytes came early."""
+        return bool(self._early)
+
+    @property
+    def blocked(self) -> bool:
+        """True if something waits for the socket to be writable."""
+        return bool(self._kept or self._in_pipe)
+
+    def recv_into(self, buffer: Buffer, *, bulk: bool) -> int | None:
         """Receive what is there."""
+        return self.receive(buffer.payload)
+
+    def receive(self, view: memoryview) -> int | None:
+        """Receive into a piece of memory; 0 is the end, None is nothing now."""
         if self._early:
-            return self._take_early(buffer)
+            data = self._early[: len(view)]
+            self._early = self._early[len(view) :]
+            view[: len(data)] = data
+            return len(data)
         try:
-            return int(self.sock.recv_into(buffer.payload))
-        except (BlockingIOError, ssl.SSLWantReadError):
-            return None
-        except ssl.SSLWantWriteError:
-            self._wait(self._writable)
+            return int(self._sock.recv_into(view))
+        except BlockingIOError:
             return None
 
-    def _take_early(self, buffer: Buffer) -> int:
-        count = min(len(self._early), BUFFER_SIZE)
-        buffer.payload[:count] = self._early[:count]
-        self._early = self._early[count:]
-        return count
+    def spliceable(self) -> int:
+        """Allow any number, once the early bytes are gone."""
+        return 0 if self._early else 1 << 30
 
-    def stay(self) -> None:
-        """Return at once: TCP itself answers the peer."""
+    def splice_in(self, pipe: Pipe, most: int) -> int | None:
+        """Fill a pipe."""
+        try:
+            return pipe.fill(self._sock.fileno(), most)
+        except BlockingIOError:
+            return None
 
-    def sendall(self, buffer: Buffer, count: int) -> None:
+    def stay(self) -> bool:
+        """Leave it to TCP: nothing comes after the end."""
+        return False
+
+    def send(self, buffer: Buffer, count: int) -> None:
         """Send the payload."""
-        self.send(buffer.payload[:count])
+        self.write(buffer.payload[:count])
 
-    def send(self, data: memoryview) -> None:
-        """Send all of the bytes, waiting as long as it takes."""
-        while data:
-            try:
-                data = data[self.sock.send(data) :]
-            except (BlockingIOError, ssl.SSLWantWriteError):
-                self._wait(self._writable)
-            except ssl.SSLWantReadError:
-                self._wait(self._readable)
+    def write(self, data: memoryview | bytes, flags: int = 0) -> None:
+        """Send what the socket takes, behind what was kept, and keep the rest."""
+        if self._kept:
+            self._kept += data
+            return
+        try:
+            sent = self._sock.send(data, flags)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(data):
+            self._kept = bytes(data[sent:])
+
+    def splice_out(self, pipe: Pipe, count: int) -> None:
+        """Send what is in the pipe, behind what was kept."""
+        self._pipe, self._in_pipe = pipe, count
+        if not self._kept:
+            self._drain()
+
+    def _drain(self) -> None:
+        assert self._pipe is not None
+        try:
+            self._in_pipe -= self._pipe.drain(self._sock.fileno(), self._in_pipe)
+        except BlockingIOError:
+            return
+        if not self._in_pipe:
+            PIPES.give_back(self._pipe)
+            self._pipe = None
+
+    def flush(self) -> None:
+        """Send what was kept."""
+        if self._kept:
+            kept, self._kept = self._kept, b""
+            self.write(kept)
+        if self._in_pipe and not self._kept:
+            self._drain()
 
     def end(self) -> None:
         """Send a FIN, and go on receiving."""
-        if self.half_closes:
-            self.sock.shutdown(std_socket.SHUT_WR)
+        self._sock.shutdown(std_socket.SHUT_WR)
 
-    def tick(self, now: float) -> bool:
+    def tick(self, now: float, *, listening: bool) -> bool:
         """Leave it to TCP's own keepalive."""
         return True
 
@@ -287,69 +234,64 @@ class TcpStream:
 
     def close(self) -> None:
         """Close with a FIN, or with a reset if the relay was cut."""
-        self._readable.close()
-        self._writable.close()
+        if self._pipe:
+            PIPES.give_back(self._pipe, empty=False)
+            self._pipe = None
         if self._abort:
             with suppress(OSError):
-                self.sock.setsockopt(std_socket.SOL_SOCKET, std_socket.SO_LINGER, _NO_LINGER)
-        self.sock.close()
+                self._sock.setsockopt(std_socket.SOL_SOCKET, std_socket.SO_LINGER, _NO_LINGER)
+        self._sock.close()
+
+
+class TlsStream(TcpStream):
+    """A TLS socket, whose bytes have to pass through our memory, and which cannot half-close."""
+
+    takes_pipes = False
+    half_closes = False
+
+    def _take_over(self, sock: Socket) -> Any:
+        sock.settimeout(0.0)
+        return sock
+
+    @property
+    def buffered(self) -> bool:
+        """True if bytes came early, or are decrypted already: no event tells of those."""
+        return bool(self._early or self._sock.pending())
+
+    def receive(self, view: memoryview) -> int | None:
+        """Receive as many records as are there, and fit."""
+        size = 0
+        while size < len(view):
+            try:
+                count = super().receive(view[size:])
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                break
+            if not count:
+                # An end that follows some bytes will be seen again.
+                return size or count
+            size += count
+        return size or None
+
+    def spliceable(self) -> int:
+        """Allow none."""
+        return 0
+
+    def write(self, data: memoryview | bytes, flags: int = 0) -> None:
+        """Send what the socket takes; OpenSSL wants to see the rest again, from its first byte."""
+        try:
+            super().write(data)
+        except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            self._kept = bytes(data)
+
+    def end(self) -> None:
+        """Do nothing: a TLS end of one direction would lose what the other has to say."""
 
 
 def as_stream(end: Stream | Socket) -> Stream:
     """Take a plain socket for the stream that it is."""
+    if isinstance(end, ssl.SSLSocket):
+        return TlsStream(end)
     return TcpStream(end) if isinstance(end, Socket) else end
-
-
-class StdioStream:
-    """
-    Standard input and output as one end of a relay.
-
-    They may be files or a terminal that others share, which must not be made non-blocking: native
-    threads read and write them.
-    """
-
-    half_closes = True
-
-    def __init__(self, stdin: int = 0, stdout: int = 1) -> None:
-        self._stdin = stdin
-        self._stdout = stdout
-        self._workers = Workers(2)
-
-    def wait_readable(self) -> None:
-        """Return at once: ``recv_into`` does the waiting."""
-
-    def recv_into(self, buffer: Buffer) -> int:
-        """Read what is there, and wait for it."""
-        data = self._workers.run(lambda: os.read(self._stdin, BUFFER_SIZE))
-        buffer.payload[: len(data)] = data
-        return len(data)
-
-    def stay(self) -> None:
-        """Return at once: nothing comes after the end of a file."""
-
-    def sendall(self, buffer: Buffer, count: int) -> None:
-        """Write the payload."""
-        self._workers.run(lambda: self._write(buffer.payload[:count]))
-
-    def _write(self, data: memoryview) -> None:
-        while data:
-            data = data[os.write(self._stdout, data) :]
-
-    def end(self) -> None:
-        """Close standard output, so that its reader sees the end."""
-        with suppress(OSError):
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, self._stdout)
-
-    def tick(self, now: float) -> bool:
-        """Return at once: files do not go stale."""
-        return True
-
-    def farewell(self, ending: Ending) -> None:
-        """Return at once: the exit code tells how it ended."""
-
-    def close(self) -> None:
-        """Leave the descriptors open: they are not ours."""
 
 
 def address_of(sockaddr: Any) -> Address:

@@ -13,8 +13,8 @@ from proxy.address import UNKNOWN, Address
 from proxy.client import Connected, UpstreamClient
 from proxy.config import ClientConfig
 from proxy.errors import DialError, Failure, ProtocolError, reason_of
+from proxy.net.channel import Channel
 from proxy.net.deadline import Deadline
-from proxy.net.stream import Channel
 from proxy.socks5 import codec
 from proxy.socks5.codec import Command, Login
 

@@ -4,7 +4,8 @@ The SOCKS5 door (RFC 1928, RFC 1929).
 
 from proxy.address import UNKNOWN, Address
 from proxy.errors import ProtocolError, ProxyError
-from proxy.net.stream import Channel, Stream
+from proxy.net.channel import Channel
+from proxy.net.stream import Stream
 from proxy.server import ProxyServer
 from proxy.session import Runtime, Wanted
 from proxy.socks5 import codec

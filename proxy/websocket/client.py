@@ -14,8 +14,8 @@ from proxy.address import UNKNOWN, Address, Endpoint
 from proxy.client import Connected, UpstreamClient
 from proxy.config import ClientConfig
 from proxy.errors import DialError, ProtocolError, ProxyError, reason_of
+from proxy.net.channel import Channel
 from proxy.net.deadline import Deadline
-from proxy.net.stream import Channel
 from proxy.net.tls import client_context, connect_tls
 from proxy.websocket.headers import (
     BOUND,

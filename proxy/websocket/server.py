@@ -14,7 +14,8 @@ from geventwebsocket.handler import WebSocketHandler
 
 from proxy.address import Address
 from proxy.errors import AuthError, ProxyError
-from proxy.net.stream import Channel, Stream
+from proxy.net.channel import Channel
+from proxy.net.stream import Stream
 from proxy.server import ProxyServer
 from proxy.session import Runtime, Wanted
 from proxy.websocket.headers import (

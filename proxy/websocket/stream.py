@@ -1,19 +1,19 @@
 """
 A TCP connection's bytes in WebSocket frames: one end of a relay (RFC 6455).
 
-The relay's two greenlets meet here in one place: both may have something to send, data on one side,
-Pong and Ping on the other. So sending takes a lock, and control frames are sent by a greenlet of
-their own, behind the frame in flight: the reader never waits for the writer, or two peers that
-write and do not read would stand still for ever.
+What we send ourselves (Pong, Ping, Close) must never come into the middle of a frame: while a frame
+is in flight, control frames wait, and follow it.
 """
 
 import os
+import socket as std_socket
 from collections import deque
 from contextlib import suppress
 
 from proxy.errors import ProtocolError
-from proxy.net.deadline import Deadline
-from proxy.net.stream import HEADROOM, Buffer, Ending, Lock, TcpStream, spawn
+from proxy.net.deadline import Deadline, wait_readable, wait_writable
+from proxy.net.splice import Pipe
+from proxy.net.stream import HEADROOM, Buffer, Ending, TcpStream
 from proxy.websocket.frames import (
     Close,
     CloseCode,
@@ -33,6 +33,9 @@ from proxy.websocket.masking import mask
 CLOSE_TIMEOUT = 5.0  # seconds for the peer to answer our Close
 _LAST_WORD = 1.0  # seconds for it to close TCP after that, and for us to send
 _PONGS = 16  # that may wait; RFC 6455, section 5.5.3, asks only for the last
+# The header of a long frame without a mask: all that has to be seen of one that will be spliced.
+_HEADER = 10
+_MORE = getattr(std_socket, "MSG_MORE", 0)
 
 _CODES = {
     Ending.FINISHED: (CloseCode.NORMAL, ""),
@@ -44,7 +47,7 @@ _CODES = {
 
 
 class CutError(ProtocolError):
-    """The peer's TCP connection ended where its stream had not."""
+    """The peer's stream was cut off: this is not its end."""
 
 
 class WebSocketStream:
@@ -61,60 +64,87 @@ class WebSocketStream:
         self._half_close = half_close
         self._decoder = Decoder(masked=server)
         self._ended = False  # the peer sends no more payload
-        self._failure: Exception | None = None
+        self._failure: ProtocolError | None = None
         self._peer_close: Close | None = None
         self._tcp_ended = False
-        self._sending = Lock(1)
-        self._torn = False  # part of a frame is out: nothing can follow it but the rest
         self._control: deque[bytes] = deque(maxlen=_PONGS)
         self._close_sent = False
         self._keepalive = _Keepalive(ping_interval)
+        self.fileno = tcp.fileno
+        # A client's frames are masked, so they have to pass through our memory.
+        self.takes_pipes = server and tcp.takes_pipes
 
     @property
     def half_closes(self) -> bool:
         """True if the peer understands an end of one direction, and is still there."""
         return self._half_close and not self._peer_close and not self._tcp_ended
 
+    @property
+    def buffered(self) -> bool:
+        """True if something was received that was not given out yet."""
+        return self._tcp.buffered or self._failure is not None or (self._ended and not self._told_end)
+
+    _told_end = False
+
+    @property
+    def blocked(self) -> bool:
+        """True while a frame is in flight, or a control frame behind it."""
+        return self._tcp.blocked
+
     # -- receiving
 
-    def wait_readable(self) -> None:
-        """Block until something may have arrived."""
-        if self._ended or self._failure:
-            return
-        self._keepalive.listening = True
-        try:
-            self._tcp.wait_readable()
-        finally:
-            self._keepalive.listening = False
-
-    def recv_into(self, buffer: Buffer) -> int | None:
+    def recv_into(self, buffer: Buffer, *, bulk: bool) -> int | None:
         """Receive payload; whatever else arrives is dealt with here."""
-        while not self._ended:
-            if self._failure:
-                raise self._failure
-            count = self._tcp.recv_into(buffer)
-            if count is None:
-                return None
-            payload = self._decode(buffer, count) if count else self._tcp_end()
-            if payload:
-                return payload
-        return 0
+        if self._ended:
+            self._told_end = True
+            return 0
+        if self._failure:
+            raise self._failure
+        see = _HEADER if bulk and self._decoder.at_boundary and not self._server else None
+        count = self._tcp.receive(buffer.payload[:see])
+        if count is None:
+            return None
+        payload = self._decode(buffer, count) if count else self._tcp_end()
+        if self._ended and not payload:
+            self._told_end = True
+            return 0
+        return payload or None
 
-    def stay(self) -> None:
-        """Answer Pings until the peer has sent Close or is gone; payload now breaks the agreement."""
-        buffer = Buffer()
-        while not self._peer_close and not self._tcp_ended:
-            self._ended = False
-            self.wait_readable()
-            if self.recv_into(buffer):
-                raise FrameError("payload after the end of stream")
+    def spliceable(self) -> int:
+        """Allow the rest of the frame at hand, if it is not masked."""
+        if self._server or not self._tcp.spliceable():
+            return 0
+        return self._decoder.payload_left
+
+    def splice_in(self, pipe: Pipe, most: int) -> int | None:
+        """Fill a pipe with payload of the frame at hand."""
+        count = self._tcp.splice_in(pipe, most)
+        if count == 0:
+            self._tcp_end()
+        if count:
+            self._keepalive.heard = True
+            self._decoder.skip(count)
+        return count
+
+    def stay(self) -> bool:
+        """Answer what comes after the end of stream; False if the peer is gone or has said Close."""
+        if self._failure:
+            raise self._failure
+        if not self._peer_close and not self._tcp_ended:
+            buffer = Buffer()
+            count = self._tcp.receive(buffer.payload)
+            if count == 0:
+                self._tcp_end()
+            elif count and self._decode(buffer, count):
+                raise self._fail(FrameError("payload after the end of stream"))
+        return not self._peer_close and not self._tcp_ended
 
     def _tcp_end(self) -> int:
         self._tcp_ended = True
         if not self._decoder.at_boundary:
-            raise CutError("the connection ended in the middle of a frame")
+            raise self._fail(CutError("the connection ended in the middle of a frame"))
         if self._half_close:
-            raise CutError("the connection ended without a Close frame")
+            raise self._fail(CutError("the connection ended without a Close frame"))
         self._ended = True
         return 0
 
@@ -125,7 +155,7 @@ class WebSocketStream:
         try:
             for event in self._decoder.feed(buffer.payload[:count]):
                 if isinstance(event, Payload):
-                    if self._ended:
+                    if self._ended and size == 0:
                         raise FrameError("payload after the end of stream")
                     end = size + len(event.data)
                     buffer.payload[size:end] = event.data
@@ -133,7 +163,7 @@ class WebSocketStream:
                 else:
                     self._handle(event)
         except ProtocolError as exc:
-            self._failure = exc  # what came before it is good, and goes first
+            self._fail(exc)  # what came before it is good, and goes first
             if not size:
                 raise
         return size
@@ -149,9 +179,13 @@ class WebSocketStream:
                 raise CutError(f"the peer closed with code {event.code}")
             self._ended = True
 
+    def _fail(self, exc: ProtocolError) -> ProtocolError:
+        self._failure = exc
+        return exc
+
     # -- sending
 
-    def sendall(self, buffer: Buffer, count: int) -> None:
+    def send(self, buffer: Buffer, count: int) -> None:
         """Send the payload as one binary message."""
         key = self._key()
         header = encode_header(Opcode.BINARY, count, key)
@@ -159,56 +193,55 @@ class WebSocketStream:
             mask(buffer.payload[:count], key)
         start = HEADROOM - len(header)
         buffer.view[start:HEADROOM] = header
-        self._send(buffer.view[start : HEADROOM + count])
+        self._tcp.write(buffer.view[start : HEADROOM + count])
+
+    def splice_out(self, pipe: Pipe, count: int) -> None:
+        """Send what is in the pipe as one binary message: only its header passes through here."""
+        self._tcp.write(encode_header(Opcode.BINARY, count), _MORE)
+        self._tcp.splice_out(pipe, count)
 
     def end(self) -> None:
         """Send the empty message, if it was agreed on."""
         if self._half_close:
-            self._send(memoryview(encode_header(Opcode.BINARY, 0, self._key())))
+            self._tcp.write(encode_header(Opcode.BINARY, 0, self._key()))
 
-    def _send(self, frame: memoryview) -> None:
-        with self._sending:
-            self._keepalive.sending = True
-            self._torn = True
-            self._tcp.send(frame)
-            self._torn = False
-            self._keepalive.sending = False
+    def flush(self) -> None:
+        """Send the rest of the frame in flight, and the control frames that waited for its end."""
+        self._tcp.flush()
+        while self._control and not self._tcp.blocked:
+            self._tcp.write(self._control.popleft())
 
     def _send_control(self, frame: bytes) -> None:
-        self._control.append(frame)
-        if len(self._control) == 1:
-            spawn(self._flush_control)
-
-    def _flush_control(self) -> None:
-        # An error here is one that the relay's own greenlets will meet.
-        with suppress(OSError):
-            while self._control and not self._close_sent:
-                self._send(memoryview(self._control[0]))
-                self._control.popleft()
+        if self._tcp.blocked:
+            self._control.append(frame)
+        else:
+            self._tcp.write(frame)
 
     def _key(self) -> bytes | None:
         return None if self._server else os.urandom(4)
 
     # -- keeping alive, and ending
 
-    def tick(self, now: float) -> bool:
+    def tick(self, now: float, *, listening: bool) -> bool:
         """Send a Ping when one is due; False if the peer has been silent for two intervals."""
-        due, alive = self._keepalive.tick(now)
+        due, alive = self._keepalive.tick(now, counts=listening and not self._tcp.blocked)
         if due:
             self._send_control(encode_control(Opcode.PING, b"", key=self._key()))
-        self._torn = self._torn or not alive
+        if not alive:
+            self._tcp_ended = True  # as good as: there is nobody to say Close to
         return alive
 
     def farewell(self, ending: Ending) -> None:
         """Send Close, with the code that says how it ended."""
-        code, reason = self._close_code(ending)
-        gone = self._torn or self._tcp_ended or isinstance(self._failure, OSError)
-        self._tcp.farewell(Ending.CUT if gone and ending is not Ending.FINISHED else Ending.FINISHED)
-        if gone:
+        # With a frame in flight, or nobody there, no Close can be said.
+        mute = self._tcp.blocked or self._tcp_ended
+        self._tcp.farewell(Ending.CUT if mute and ending is not Ending.FINISHED else Ending.FINISHED)
+        if mute:
             return
+        code, reason = self._close_code(ending)
         # No error is of interest any more: whatever happens, the connection is closed next.
-        with suppress(OSError), Deadline(_LAST_WORD).limit("Close"):
-            self._send(memoryview(encode_close(code, reason, key=self._key())))
+        with suppress(OSError):
+            self._tcp.write(encode_close(code, reason, key=self._key()))
             self._close_sent = True
 
     def _close_code(self, ending: Ending) -> tuple[int | None, str]:
@@ -222,33 +255,35 @@ class WebSocketStream:
         """Finish the closing handshake (RFC 6455, section 7.1.1), and close TCP: the server first."""
         with suppress(OSError, ProtocolError):
             if self._close_sent:
-                self._await_close()
+                self._finish()
         self._tcp.close()
 
-    def _await_close(self) -> None:
+    def _finish(self) -> None:
         buffer = Buffer()
-        if not self._peer_close and not self._failure:
-            with Deadline(CLOSE_TIMEOUT).limit("Close"):
-                while not self._decoder.closed and self._receive(buffer):
-                    pass
+        with Deadline(CLOSE_TIMEOUT).limit("Close"):
+            while self._tcp.blocked:
+                wait_writable(self.fileno())
+                self._tcp.flush()
+            while not self._decoder.closed and not self._failure and self._discard(buffer):
+                pass
         if self._server:
             self._tcp.end()
             if self._decoder.closed and not self._tcp.half_closes:
                 return  # TLS: only closing says that it is closed
         # A peer that is still sending gets a moment: unread bytes would turn our FIN into a reset.
         with Deadline(_LAST_WORD).limit("end"):
-            while self._tcp_receive(buffer):
+            while self._receive(buffer):
                 pass
 
-    def _receive(self, buffer: Buffer) -> int:
-        count = self._tcp_receive(buffer)
+    def _discard(self, buffer: Buffer) -> int:
+        count = self._receive(buffer)
         for _ in self._decoder.feed(buffer.payload[:count]):
             pass
         return count
 
-    def _tcp_receive(self, buffer: Buffer) -> int:
-        while (count := self._tcp.recv_into(buffer)) is None:
-            self._tcp.wait_readable()
+    def _receive(self, buffer: Buffer) -> int:
+        while (count := self._tcp.receive(buffer.payload)) is None:
+            wait_readable(self.fileno())
         return count
 
 
@@ -260,19 +295,19 @@ class _Keepalive:
     that has to take our bytes first cannot answer.
     """
 
+    __slots__ = ("_heard_at", "_interval", "_pinged", "heard")
+
     def __init__(self, interval: float) -> None:
         self._interval = interval
         self._heard_at: float | None = None
         self._pinged = False
         self.heard = True
-        self.listening = False
-        self.sending = False
 
-    def tick(self, now: float) -> tuple[bool, bool]:
+    def tick(self, now: float, *, counts: bool) -> tuple[bool, bool]:
         """Tell whether a Ping is due, and whether the peer is alive."""
         if not self._interval:
             return False, True
-        if self.heard or self.sending or not self.listening or self._heard_at is None:
+        if self.heard or not counts or self._heard_at is None:
             self._heard_at, self.heard, self._pinged = now, False, False
         silent = now - self._heard_at
         due = silent >= self._interval and not self._pinged

@@ -1,0 +1,121 @@
+"""
+A socket during its handshake: plain blocking reads through a small buffer.
+
+So a handshake costs few system calls, and bytes that come early are kept for the relay.
+"""
+
+import select
+import socket as std_socket
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import gevent
+from gevent import socket
+from gevent.monkey import get_original
+
+from proxy.errors import ClientLeftError
+from proxy.net.deadline import Deadline
+from proxy.net.stream import BUFFER_SIZE, TcpStream, TlsStream
+
+_READ_SIZE = 4096  # bytes: more than any handshake needs at once
+_LAST_WORD = 1.0  # seconds
+_LOOK_AGAIN = 0.1  # seconds
+_poll = get_original("select", "poll")
+
+
+class Channel:
+    """A connected socket during its handshake."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._early = b""
+
+    def recv(self, count: int) -> bytes:
+        """Receive up to ``count`` bytes; b"" at the end."""
+        if not self._early:
+            self._early = self.sock.recv(_READ_SIZE)
+        data, self._early = self._early[:count], self._early[count:]
+        return data
+
+    def read_exact(self, count: int) -> bytes:
+        """Receive exactly ``count`` bytes; raises ``EOFError`` if the peer ends before."""
+        while len(self._early) < count:
+            data = self.sock.recv(_READ_SIZE)
+            if not data:
+                raise EOFError("the peer closed the connection")
+            self._early += data
+        return self.recv(count) if count else b""
+
+    def push_back(self, data: bytes) -> None:
+        """Put bytes back in front of what is still to be read."""
+        self._early = data + self._early
+
+    def send(self, data: bytes) -> int:
+        """Send all of ``data``."""
+        self.sock.sendall(data)
+        return len(data)
+
+    def stream(self) -> TcpStream:
+        """Hand the socket over to a relay, with the bytes that came early."""
+        make = TlsStream if isinstance(self.sock, ssl.SSLSocket) else TcpStream
+        return make(self.sock, self._early)
+
+    def close(self) -> None:
+        """
+        Close after a last word to the peer.
+
+        Linux resets a connection that is closed with unread bytes, and a reset can overtake what we
+        just sent; so the peer gets a moment to read it.
+        """
+        with suppress(OSError), Deadline(_LAST_WORD).limit("last word"):
+            if not isinstance(self.sock, ssl.SSLSocket):
+                self.sock.shutdown(std_socket.SHUT_WR)
+            left = BUFFER_SIZE
+            while left > 0 and (data := self.sock.recv(_READ_SIZE)):
+                left -= len(data)
+        self.sock.close()
+
+    def abort(self) -> None:
+        """Close at once; a socket that was handed over stays open."""
+        self.sock.close()
+
+    @contextmanager
+    def watched(self, grace: float) -> Iterator[None]:
+        """
+        Raise ``ClientLeftError`` in the block when the peer goes away.
+
+        A reset ends the block at once, a FIN after ``grace`` seconds: in some protocols it can also
+        come from a client that has said all it has to say and waits for the answer.
+        """
+        left = _Left()
+        poll = _poll()  # not gevent's, which knows nothing of RDHUP, and could not run in the hub
+        poll.register(self.sock.fileno(), getattr(select, "POLLRDHUP", 0))
+        waiter = gevent.getcurrent()
+        patience = grace
+
+        def look() -> None:
+            nonlocal patience
+            events = sum(flags for _, flags in poll.poll(0))
+            gone = events & (select.POLLHUP | select.POLLERR)
+            if events:
+                patience -= _LOOK_AGAIN
+            if gone or (events and patience <= 0):
+                timer.stop()
+                waiter.throw(left)
+
+        timer = gevent.get_hub().loop.timer(_LOOK_AGAIN, _LOOK_AGAIN)
+        timer.start(look)
+        try:
+            yield
+        except _Left as exc:
+            if exc is not left:
+                raise
+            raise ClientLeftError("the client left") from None
+        finally:
+            timer.stop()
+            timer.close()
+
+
+class _Left(BaseException):
+    """Not an Exception, so that no library between takes it for a failure of its own."""

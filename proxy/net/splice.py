@@ -1,0 +1,87 @@
+"""
+Pipes, through which the kernel moves bytes from one socket to another without copying (splice(2)).
+
+A pipe is taken only while bytes are in flight, so an idle connection holds none. An invariant keeps
+this short: a pipe is empty whenever it is filled, so that EAGAIN can only mean that the source has
+nothing, never that the pipe is full: it is full of slots, not of bytes, and 60 small segments do it.
+"""
+
+import fcntl
+import os
+import sys
+
+from gevent.monkey import get_original
+
+# gevent's close waits for the next turn of its loop; these descriptors are nobody else's.
+_close = get_original("os", "close")
+
+AVAILABLE = sys.platform == "linux" and hasattr(os, "splice")
+
+PIPE_SIZE = 256 * 1024  # bytes; above this throughput grows no more
+_MOST_PIPES = 256  # so that stalled connections hold at most 64 MiB of them
+_MOST_WAITING = 32
+
+_SET_SIZE = getattr(fcntl, "F_SETPIPE_SZ", 1031)
+_GET_SIZE = getattr(fcntl, "F_GETPIPE_SZ", 1032)
+_FLAGS = 1 | 2  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
+
+
+class Pipe:
+    """A non-blocking pipe."""
+
+    __slots__ = ("_reader", "_writer", "size")
+
+    def __init__(self) -> None:
+        """Raises ``OSError`` when the system, or this user, has no more to give."""
+        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            self.size = fcntl.fcntl(self._writer, _SET_SIZE, PIPE_SIZE)
+        except OSError:  # an ordinary user may have only so much memory in pipes
+            self.size = fcntl.fcntl(self._writer, _GET_SIZE)
+
+    def fill(self, source: int, most: int) -> int:
+        """Move what a socket has into the empty pipe; raises ``BlockingIOError`` if it has nothing."""
+        return os.splice(source, self._writer, min(most, self.size), flags=_FLAGS)
+
+    def drain(self, sink: int, count: int) -> int:
+        """Move bytes to a socket, as many as it takes; raises ``BlockingIOError`` if it takes none."""
+        return os.splice(self._reader, sink, count, flags=_FLAGS)
+
+    def close(self) -> None:
+        """Close both ends, with whatever is still in it."""
+        _close(self._reader)
+        _close(self._writer)
+
+
+class PipePool:
+    """The pipes of this process."""
+
+    def __init__(self, most: int = _MOST_PIPES) -> None:
+        self._free: list[Pipe] = []
+        self._most = most
+        self.lent = 0
+
+    def take(self) -> Pipe | None:
+        """Take an empty pipe; None if there is none to be had: then copying has to do."""
+        if self._free:
+            self.lent += 1
+            return self._free.pop()
+        if self.lent >= self._most:
+            return None
+        try:
+            pipe = Pipe()
+        except OSError:
+            return None
+        self.lent += 1
+        return pipe
+
+    def give_back(self, pipe: Pipe, *, empty: bool = True) -> None:
+        """Return a pipe; one that is not empty can serve nobody else."""
+        self.lent -= 1
+        if empty and len(self._free) < _MOST_WAITING:
+            self._free.append(pipe)
+        else:
+            pipe.close()
+
+
+PIPES = PipePool()

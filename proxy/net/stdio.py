@@ -1,0 +1,61 @@
+"""
+Standard input and output as one end of a relay.
+
+They may be files, or a terminal that others share, which must not be made non-blocking. So two
+native threads read and write them, and the relay has the other end of a socket pair.
+"""
+
+import _socket
+import os
+import socket as std_socket
+from contextlib import suppress
+from typing import Any
+
+import gevent
+
+from proxy.net.stream import BUFFER_SIZE, Ending, TcpStream
+from proxy.net.threads import Workers
+
+
+class StdioStream(TcpStream):
+    """Reads standard input, and writes standard output."""
+
+    def __init__(self, stdin: int = 0, stdout: int = 1) -> None:
+        near: Any
+        near, self._far = _socket.socketpair()
+        super().__init__(near)
+        self._stdin = stdin
+        self._stdout = stdout
+        workers = Workers(2)
+        gevent.spawn(workers.run, self._read)
+        self._writer = gevent.spawn(workers.run, self._write)
+
+    def _read(self) -> None:
+        # The relay may end first: then nobody wants the rest.
+        with suppress(OSError):
+            while data := os.read(self._stdin, BUFFER_SIZE):
+                self._far.sendall(data)
+        with suppress(OSError):
+            self._far.shutdown(std_socket.SHUT_WR)
+
+    def _write(self) -> None:
+        with suppress(OSError):
+            while data := self._far.recv(BUFFER_SIZE):
+                self._write_all(data)
+        with suppress(OSError):
+            self._far.shutdown(std_socket.SHUT_RD)
+        # The reader of our output sees the end of it now, not when this process is gone.
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stdout)
+
+    def _write_all(self, data: bytes) -> None:
+        while data:
+            data = data[os.write(self._stdout, data) :]
+
+    def farewell(self, ending: Ending) -> None:
+        """Say nothing: the exit code tells how it ended."""
+
+    def close(self) -> None:
+        """Wait until all is written, and leave the descriptors open: they are not ours."""
+        super().close()
+        self._writer.join()
