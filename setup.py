@@ -41,6 +41,7 @@ if __name__ == "__main__":
         name="proxy-server",
         version=version(),
         description="A TCP proxy that speaks SOCKS5 and WebSocket, on the way in and on the way out",
+        license="MIT",
         python_requires=">=3.10",
         packages=find_packages(include=["proxy", "proxy.*"]),
         package_data={"proxy": ["py.typed"], "proxy.control": ["configspec.ini"]},

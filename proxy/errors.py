@@ -6,7 +6,6 @@ reads it back when an upstream reports it, so that a client several hops away le
 """
 
 import errno
-import os
 from enum import Enum
 
 
@@ -115,7 +114,6 @@ def failure_of(exc: OSError) -> Failure:
 
 def reason_of(exc: BaseException) -> str:
     """Say what an exception means in a few words, without an errno number or a class name."""
-    if isinstance(exc, OSError) and exc.errno is not None and exc.errno > 0:
-        # TLS errors and name lookups bring their own numbers, which strerror does not know.
-        return os.strerror(exc.errno) if exc.errno in errno.errorcode else str(exc.strerror or exc)
+    if isinstance(exc, OSError) and exc.strerror:
+        return exc.strerror
     return str(exc) or type(exc).__name__

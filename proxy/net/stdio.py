@@ -53,9 +53,9 @@ class StdioStream(TcpStream):
             data = data[os.write(self._stdout, data) :]
 
     def farewell(self, ending: Ending) -> None:
-        """Say nothing: the exit code tells how it ended."""
+        """Say nothing but that it ended: the exit code tells how."""
+        super().farewell(Ending.FINISHED)
 
     def close(self) -> None:
         """Wait until all is written, and leave the descriptors open: they are not ours."""
-        super().close()
         self._writer.join()

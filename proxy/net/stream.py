@@ -111,7 +111,7 @@ class Stream(Protocol):
         """Tell the peer how it ended, without waiting for an answer."""
 
     def close(self) -> None:
-        """Close, in the way that the farewell calls for; this alone may wait."""
+        """Wait until the peer knows, for a bounded time, and be closed."""
 
 
 class TcpStream:
@@ -127,7 +127,6 @@ class TcpStream:
         self._kept = b""  # goes out first,
         self._pipe: Pipe | None = None  # and then what is in here
         self._in_pipe = 0
-        self._abort = False
 
     def _take_over(self, sock: Socket) -> Any:
         # Below gevent's class: no greenlet ever waits in this socket's own methods.
@@ -229,18 +228,17 @@ class TcpStream:
         return True
 
     def farewell(self, ending: Ending) -> None:
-        """Choose between FIN and reset: a cut must not look like an end."""
-        self._abort = ending is not Ending.FINISHED
-
-    def close(self) -> None:
-        """Close with a FIN, or with a reset if the relay was cut."""
-        if self._pipe:
-            PIPES.give_back(self._pipe, empty=False)
-            self._pipe = None
-        if self._abort:
+        """Close with a FIN, or with a reset if the relay was cut: a cut must not look like an end."""
+        if ending is not Ending.FINISHED:
             with suppress(OSError):
                 self._sock.setsockopt(std_socket.SOL_SOCKET, std_socket.SO_LINGER, _NO_LINGER)
         self._sock.close()
+        if self._pipe:
+            PIPES.give_back(self._pipe, empty=False)
+            self._pipe = None
+
+    def close(self) -> None:
+        """Have nothing left to do."""
 
 
 class TlsStream(TcpStream):

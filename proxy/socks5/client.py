@@ -47,7 +47,7 @@ class Socks5Client(UpstreamClient):
             raise self.blame("refused our credentials", transient=False) from exc
         except socks.SOCKS5Error as exc:
             raise self._refusal(mouthpiece.last[1], target) from exc
-        except (socks.ProxyError, ProtocolError) as exc:
+        except (socks.ProxyError, ProtocolError, EOFError) as exc:
             raise self.blame(f"SOCKS5 handshake: {exc}") from exc
         except OSError as exc:
             raise self.blame(reason_of(exc), exc) from exc

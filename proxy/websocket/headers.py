@@ -44,7 +44,7 @@ class HttpError(ProtocolError):
     A handshake that is not to succeed, and how the peer is told.
 
     The text is the body of the answer: it is one line, and never repeats what the peer sent.
-    ``detail`` is what our own log may say beyond it.
+    ``detail`` is what our own log may say beyond it. ``bodiless`` leaves the body out.
     """
 
     def __init__(
@@ -55,8 +55,10 @@ class HttpError(ProtocolError):
         failure: Failure = Failure.MALFORMED,
         headers: Fields = (),
         detail: str = "",
+        bodiless: bool = False,
     ) -> None:
         super().__init__(body, failure)
+        self.bodiless = bodiless
         self.status = status
         self.headers = headers
         self.detail = detail
@@ -255,7 +257,8 @@ def vet_request(head: RequestHead, *, path: str = "") -> TunnelRequest:
 
 def _vet_http(head: RequestHead) -> None:
     if head.method != "GET":
-        raise HttpError(405, "only GET will do", headers=(("Allow", "GET"),))
+        # RFC 9110, section 9.3.2: an answer to HEAD has no content.
+        raise HttpError(405, "only GET will do", headers=(("Allow", "GET"),), bodiless=head.method == "HEAD")
     if head.version != "HTTP/1.1":
         raise _malformed("only HTTP/1.1 will do")
     if not head.target.startswith("/"):

@@ -67,7 +67,7 @@ def encode_response(error: HttpError) -> bytes:
         # Upgrade is a hop-by-hop header, so it is named here (RFC 9110, section 7.8).
         "Connection: Upgrade, close" if error.status == 426 else "Connection: close",
     ]
-    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + (b"" if error.bodiless else body)
 
 
 _ABOUT_TARGET = {

@@ -234,15 +234,15 @@ class WebSocketStream:
     def farewell(self, ending: Ending) -> None:
         """Send Close, with the code that says how it ended."""
         # With a frame in flight, or nobody there, no Close can be said.
-        mute = self._tcp.blocked or self._tcp_ended
-        self._tcp.farewell(Ending.CUT if mute and ending is not Ending.FINISHED else Ending.FINISHED)
-        if mute:
+        if self._tcp.blocked or self._tcp_ended:
+            self._tcp.farewell(ending)
             return
         code, reason = self._close_code(ending)
-        # No error is of interest any more: whatever happens, the connection is closed next.
-        with suppress(OSError):
+        try:
             self._tcp.write(encode_close(code, reason, key=self._key()))
             self._close_sent = True
+        except OSError:  # there was nobody left to tell
+            self._tcp.farewell(ending)
 
     def _close_code(self, ending: Ending) -> tuple[int | None, str]:
         if isinstance(self._failure, FrameError):
@@ -253,10 +253,12 @@ class WebSocketStream:
 
     def close(self) -> None:
         """Finish the closing handshake (RFC 6455, section 7.1.1), and close TCP: the server first."""
+        if not self._close_sent:
+            return
         with suppress(OSError, ProtocolError):
-            if self._close_sent:
-                self._finish()
-        self._tcp.close()
+            self._finish()
+        # A Close that could not be sent must not leave a FIN in its place.
+        self._tcp.farewell(Ending.CUT if self._tcp.blocked else Ending.FINISHED)
 
     def _finish(self) -> None:
         buffer = Buffer()
