@@ -1,0 +1,250 @@
+"""
+What the documents say is so: their links lead somewhere, their commands and examples run, their tables
+are those of the code.
+"""
+
+import dataclasses
+import pkgutil
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from proxy import config
+from proxy.errors import Failure
+from proxy.socks5.codec import code_of
+from proxy.websocket.refusals import refusal
+from tests.integration import peers, targets
+from tests.integration.programs import COMMAND, Program, clean_environment, free_port, run_proxy
+
+ROOT = Path(__file__).parent.parent
+README, API, ARCHITECTURE = ROOT / "README.md", ROOT / "docs" / "api.md", ROOT / "ARCHITECTURE.md"
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+TIMEOUT = 30  # seconds
+
+PAGE = b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+
+
+def name_of(value: object) -> str | None:
+    return str(value.relative_to(ROOT)) if isinstance(value, Path) else None
+
+
+each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+
+
+# -- reading Markdown
+
+
+class Fence(NamedTuple):
+    """A block of code."""
+
+    language: str
+    text: str
+
+
+def fences(document: Path) -> list[Fence]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", document.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    return [Fence(*each) for each in found]
+
+
+def prose(document: Path) -> str:
+    return re.sub(r"^```.*?^```$", "", document.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def code_spans(document: Path) -> list[str]:
+    return re.findall(r"`([^`\n]+)`", prose(document))
+
+
+def anchors(document: Path) -> set[str]:
+    """Name the places of a document as they stand behind # in a link to it."""
+    headings = re.findall(r"^#+ (.+)$", prose(document), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def rows(document: Path, heading: str) -> dict[str, list[str]]:
+    """Read the first table after a heading: the cells of each row by the first of them."""
+    _, _, section = document.read_text("utf-8").partition(f"# {heading}\n")
+    table = section[section.index("\n|") :].lstrip("\n").partition("\n\n")[0]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    return {first: rest for first, *rest in cells}
+
+
+def commands(fence: Fence) -> list[str]:
+    """Give the commands of a block, each on one line."""
+    lines = fence.text.replace("\\\n", " ").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+# -- links, names and tables
+
+
+@each_document
+def test_links_lead_somewhere(document: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(document)):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = document.parent / path if path else document
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@each_document
+def test_no_path_of_one_machine_is_named(document: Path) -> None:
+    places = "|".join(map(re.escape, (str(ROOT), str(Path.home()), "/home", "/Users")))
+    assert not re.search(rf"(?<![\w.-])(?:{places})/", document.read_text("utf-8"))
+
+
+@each_document
+def test_names_of_the_code_are_its_names(document: Path) -> None:
+    for name in code_spans(document):
+        if re.fullmatch(r"proxy(\.\w+)+", name) and name != "proxy.ini":
+            assert pkgutil.resolve_name(name), name
+
+
+def test_the_architecture_names_every_module() -> None:
+    text = ARCHITECTURE.read_text("utf-8")
+    modules = [path for path in (ROOT / "proxy").rglob("*.py") if path.name != "__init__.py"]
+    assert [name_of(path) for path in modules if not re.search(rf"(?<!\w){path.name}", text)] == []
+
+
+@pytest.mark.parametrize("kind", [config.ClientConfig, config.UpstreamConfig, config.ServerConfig])
+def test_the_tables_of_settings_have_the_fields_in_order(kind: type) -> None:
+    named = [name.strip("`") for name in rows(API, kind.__name__)]
+    assert named == [field.name for field in dataclasses.fields(kind)]
+
+
+@pytest.mark.parametrize("failure", Failure, ids=lambda failure: failure.name)
+def test_the_table_of_failures_is_that_of_the_wire(failure: Failure) -> None:
+    reply, status, error = rows(README, "When a connection fails")[failure.value]
+    if failure is not Failure.CREDENTIALS:
+        assert int(reply, 16) == code_of(failure)
+    if status:
+        answer = refusal(failure)
+        said = dict(answer.headers).get("Proxy-Status", "")
+        assert (int(status), error) == (answer.status, said.partition("error=")[2].partition(";")[0])
+
+
+# -- the command line
+
+
+def options(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", text))
+
+
+def options_named(document: Path) -> Iterator[str]:
+    lines = [line for fence in fences(document) for line in fence.text.replace("\\\n", " ").splitlines()]
+    for line in [*lines, *code_spans(document)]:
+        _, program, arguments = line.rpartition("proxy-server ")
+        if program or (document == README and line.startswith("-")):
+            yield from options(arguments.partition("'")[0])
+
+
+@cache
+def options_known() -> set[str]:
+    return options(run_proxy("-h").stdout.decode())
+
+
+@each_document
+def test_options_that_are_named_exist(document: Path) -> None:
+    assert set(options_named(document)) - options_known() == set()
+
+
+def test_the_readme_names_every_option() -> None:
+    once = {option for option in options_known() if not option.startswith("--") and option != "-help"}
+    assert once - set(options_named(README)) == set()
+
+
+def test_the_configuration_of_the_project_is_valid() -> None:
+    path = ROOT / "conf" / "proxy.ini"
+    if not path.exists():
+        pytest.skip("there is no conf/proxy.ini yet")
+    done = run_proxy("-c", str(path), "-check")
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+# -- programs
+
+
+def examples() -> list[tuple[str, str]]:
+    """Pair each program of the API document with what stands below it: what it prints."""
+    blocks = fences(API)
+    pairs = zip(blocks, [*blocks[1:], Fence("", "")], strict=True)
+    return [
+        (code.text, out.text) for code, out in pairs if code.language == "python" and out.language == "text"
+    ]
+
+
+def test_every_program_of_the_api_document_has_its_output() -> None:
+    programs = [fence for fence in fences(API) if "import" in fence.text and fence.text.count("\n") > 4]
+    assert len(programs) == len(examples()) > 0
+
+
+@pytest.mark.parametrize("number", range(len(examples())))
+def test_an_example_prints_what_stands_below_it(number: int, tmp_path: Path) -> None:
+    code, output = examples()[number]
+    done = run_python("-c", code, directory=tmp_path)
+    assert (done.stdout, done.stderr, done.returncode) == (output, "", 0)
+
+
+def run_python(*arguments: str, directory: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=directory,
+        env=clean_environment(directory),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+
+
+def test_the_first_commands_of_the_readme_make_the_tunnel() -> None:
+    with ExitStack() as stack:
+        page = stack.enter_context(targets.Scripted(PAGE))
+        web, socks = free_port(), free_port()
+        names = {
+            # No HTTP server stands in between here: test_peers has those.
+            "wss://gateway.example.com/tunnel": f"ws://127.0.0.1:{web}/tunnel",
+            "https://www.example.com/": f"http://localhost:{page.port}/",
+            "127.0.0.1:8080": f"127.0.0.1:{web}",
+            "127.0.0.1:1080": f"127.0.0.1:{socks}",
+        }
+        outside, home, curl = commands(next(fence for fence in fences(README) if fence.language == "sh"))
+        stack.enter_context(started(outside, names)).wait_listening(web)
+        stack.enter_context(started(home, names)).wait_listening(socks)
+        program, *arguments = [names.get(word, word) for word in shlex.split(curl)]
+        done = subprocess.run(
+            [peers.find(program), "-sS", "-m", str(TIMEOUT), *arguments],
+            env=clean_environment("/"),
+            capture_output=True,
+            timeout=TIMEOUT + 5,
+        )
+        assert (done.stdout, done.stderr) == (b"hello", b"")
+
+
+def started(command: str, names: dict[str, str]) -> Program:
+    """Make the program that a command line of a document starts, with other names for its addresses."""
+    words = [names.get(word, word) for word in shlex.split(command)]
+    start = words.index("proxy-server")
+    environment = dict(word.split("=", 1) for word in words[:start])
+    return Program([*COMMAND, *words[start + 1 :]], environment=environment)
+
+
+def test_the_websocket_client_among_the_examples_fetches_a_page(tmp_path: Path) -> None:
+    port = free_port()
+    server = Program([*COMMAND, "-mode", "server", "-protocol", "websocket", "-addr", f"127.0.0.1:{port}"])
+    with targets.Scripted(PAGE) as page, server:
+        server.wait_listening(port)
+        example = str(ROOT / "docs" / "examples" / "websocket_client.py")
+        door = f"ws://127.0.0.1:{port}/"
+        done = run_python(example, door, "localhost", str(page.port), directory=tmp_path)
+        assert (done.stdout.encode(), done.stderr) == (PAGE.replace(b"\r\n", b"\n"), "")
+        done = run_python(example, door, "localhost", str(free_port()), directory=tmp_path)
+        assert (done.returncode, done.stderr) == (1, "no connection: connection refused\n")
