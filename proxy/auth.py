@@ -22,6 +22,7 @@ Offload = Callable[[Callable[[], bool]], bool]
 
 _COST, _BLOCK, _LANES = 14, 8, 1  # 16 MiB, and 70 ms on a desktop machine
 _HASH = re.compile(r"scrypt\$(\d\d)\$(\d{1,2})\$(\d{1,2})\$([\w=-]+)\$([\w=-]+)", re.ASCII)
+_MOST_MEMORY = 2**31 - 1  # bytes: what hashlib can be told
 _REMEMBER = 120.0  # seconds
 _REMEMBER_AT_MOST = 10_000  # logins
 
@@ -32,7 +33,7 @@ class Authenticator:
     def __init__(self, users: Mapping[str, str], offload: Offload = lambda check: check()) -> None:
         self._passwords = {to_bytes(name): to_bytes(password) for name, password in users.items()}
         self._offload = offload
-        self._dummy = next((p for p in self._passwords.values() if is_hash(p)), b"\0" * 16)
+        self._dummy = _nobodys(next(filter(is_hash, self._passwords.values()), b""))
         self._secret = os.urandom(32)
         self._remembered: OrderedDict[bytes, float] = OrderedDict()
 
@@ -69,6 +70,12 @@ class Authenticator:
         return True
 
 
+def _nobodys(stored: bytes) -> bytes:
+    """Make a hash as costly as this one, and of no password."""
+    parameters = stored.rpartition(b"$")[0]
+    return parameters + b"$" + urlsafe_b64encode(os.urandom(32)) if parameters else os.urandom(16)
+
+
 def is_hash(stored: bytes) -> bool:
     """Tell whether a configured password is a hash."""
     return stored.startswith(b"scrypt$")
@@ -85,19 +92,21 @@ def hash_password(password: str) -> str:
 def verify(password: bytes, stored: bytes) -> bool:
     """Tell whether a hash is this password's; a malformed hash is nobody's."""
     match = _HASH.fullmatch(stored.decode("ascii", "replace"))
-    if not match:
+    # HMAC, in scrypt, pads its key with NULs (RFC 2104): with some behind it a password is the same.
+    if not match or password.endswith(b"\0"):
         return False
     cost, block, lanes = (int(number) for number in match.groups()[:3])
     try:
-        salt, key = (urlsafe_b64decode(part) for part in match.groups()[3:])
+        salt, key = (urlsafe_b64decode(part + "=" * (-len(part) % 4)) for part in match.groups()[3:])
         return hmac.compare_digest(_derive(password, salt, cost, block, lanes), key)
-    except ValueError:
+    except (TypeError, ValueError, OverflowError, MemoryError):
         return False
 
 
 def _derive(password: bytes, salt: bytes, cost: int, block: int, lanes: int) -> bytes:
     memory = 128 * block * ((1 << cost) + lanes + 2)
-    return scrypt(password, salt=salt, n=1 << cost, r=block, p=lanes, maxmem=2 * memory, dklen=32)
+    most = min(2 * memory, _MOST_MEMORY)
+    return scrypt(password, salt=salt, n=1 << cost, r=block, p=lanes, maxmem=most, dklen=32)
 
 
 def _digest(text: bytes) -> bytes:

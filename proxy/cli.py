@@ -262,8 +262,8 @@ def _hash_password() -> int:
             return BAD_USAGE
     else:
         password = sys.stdin.readline().rstrip("\r\n")
-    if not 1 <= len(to_bytes(password)) <= 255:
-        say("proxy-server: a password has 1 to 255 bytes")
+    if not 1 <= len(to_bytes(password)) <= 255 or "\0" in password:
+        say("proxy-server: a password has 1 to 255 bytes, and no NUL")
         return BAD_USAGE
     print(hash_password(password))
     return OK

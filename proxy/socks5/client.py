@@ -103,8 +103,8 @@ class _Mouthpiece:
         return self
 
     def read(self, count: int) -> bytes:
-        """Read up to ``count`` bytes; b"" at the end."""
-        self.last = self._channel.recv(count)
+        """Read ``count`` bytes: a whole part of a message, in whatever pieces it comes."""
+        self.last = self.read_exact(count)
         return self.last
 
     def write(self, data: bytes) -> None:

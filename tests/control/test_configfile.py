@@ -258,6 +258,7 @@ timeout = 2s
                 ping_interval=0,
                 tls_cert="cert.pem",
                 tls_key="key.pem",
+                splice="off",
             ),
         ),
         upstreams=(a, b),
