@@ -156,7 +156,10 @@ class Relay:
             self._moved_before, self._moved_at = moved, now
         quiet = now - self._moved_at
         lingered = self._linger(now)
-        if min(quiet, lingered) >= LINGER or lingered >= LINGER_AT_MOST:
+        held = self._up.held or self._down.held
+        if lingered >= LINGER_AT_MOST and held:
+            self.stop(Ending.CUT, "the rest was not taken in time")
+        elif lingered >= LINGER_AT_MOST or (min(quiet, lingered) >= LINGER and not held):
             self.stop(Ending.FINISHED)
         if self._idle_timeout and quiet >= self._idle_timeout:
             self.stop(Ending.IDLE)
@@ -232,9 +235,14 @@ class _Direction:
 
     def hold(self) -> None:
         """Wait for the sink, which is blocked, instead of the source."""
-        if not self._writer.active:
+        if not self.held:
             self._reader.stop()
             self._writer.start(self._guarded, self._resume)
+
+    @property
+    def held(self) -> bool:
+        """True while it waits for its sink, which does not take what there is."""
+        return bool(self._writer.active)
 
     def tick(self, now: float) -> None:
         """Let the source do what is due."""
@@ -267,10 +275,10 @@ class _Direction:
         count = self._splice() if self._bulk and self._source.spliceable() else self._copy()
         if count:
             self.moved += count
-            if self._source.buffered:
-                self._reader.loop.run_callback(self._guarded, self._again)
         elif count == 0:
             self._over = True
+        if count is not None and self._source.buffered:
+            self._reader.loop.run_callback(self._guarded, self._again)
         if self._sink.blocked:
             self.hold()
         elif self._over:

@@ -5,6 +5,7 @@ Nothing here waits. A stream does one bounded operation, and the relay waits for
 """
 
 import _socket
+import os
 import socket as std_socket
 import ssl
 import struct
@@ -224,7 +225,10 @@ class TcpStream:
         self._sock.shutdown(std_socket.SHUT_WR)
 
     def tick(self, now: float, *, listening: bool) -> bool:
-        """Leave it to TCP's own keepalive."""
+        """Look for a reset, which nobody sees who does not listen; the rest is TCP's keepalive's."""
+        error = 0 if listening else self._sock.getsockopt(std_socket.SOL_SOCKET, std_socket.SO_ERROR)
+        if error:
+            raise OSError(error, os.strerror(error))
         return True
 
     def farewell(self, ending: Ending) -> None:

@@ -155,7 +155,7 @@ class WebSocketStream:
         try:
             for event in self._decoder.feed(buffer.payload[:count]):
                 if isinstance(event, Payload):
-                    if self._ended and size == 0:
+                    if self._ended:
                         raise FrameError("payload after the end of stream")
                     end = size + len(event.data)
                     buffer.payload[size:end] = event.data
@@ -229,7 +229,7 @@ class WebSocketStream:
             self._send_control(encode_control(Opcode.PING, b"", key=self._key()))
         if not alive:
             self._tcp_ended = True  # as good as: there is nobody to say Close to
-        return alive
+        return self._tcp.tick(now, listening=listening) and alive
 
     def farewell(self, ending: Ending) -> None:
         """Send Close, with the code that says how it ended."""
