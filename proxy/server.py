@@ -5,8 +5,6 @@ What every server is: a listener, a pool of greenlets, and a reference to the ru
 from abc import ABC, abstractmethod
 from itertools import count
 
-from gevent.pool import Pool
-
 from proxy.accesslog import NO_LOG, AccessLog
 from proxy.address import Address, Endpoint
 from proxy.auth import Authenticator
@@ -14,7 +12,7 @@ from proxy.client import Connected
 from proxy.config import Overload, ServerConfig
 from proxy.net.channel import Channel
 from proxy.net.deadline import Deadline
-from proxy.net.listen import Acceptor, bind
+from proxy.net.listen import Acceptor, Places, bind
 from proxy.net.relay import DataForwarder
 from proxy.net.stream import Ending, Socket, address_of
 from proxy.net.threads import Workers
@@ -51,7 +49,7 @@ class ProxyServer(ABC):
     def __init__(self, config: ServerConfig, access_log: AccessLog = NO_LOG) -> None:
         self._access_log = access_log
         self._runtime = build_runtime(config, access_log)
-        self._pool = Pool(_places(config))
+        self._pool = Places(_places(config))
         self._acceptors: list[Acceptor] = []
         self.sessions: set[Session] = set()
         self.total = 0
@@ -104,6 +102,7 @@ class ProxyServer(ABC):
     def reload_config(self, config: ServerConfig) -> None:
         """Serve new connections under a new configuration; old ones keep theirs."""
         self._runtime = build_runtime(config, self._access_log)  # all or nothing
+        self._pool.resize(_places(config))
 
     def stop_accepting(self) -> None:
         """Close the listener; live connections go on."""

@@ -27,6 +27,8 @@ from proxy.net.tls import accept_tls
 
 log = logging.getLogger(__name__)
 
+_PATIENCE = 0.25  # seconds
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -170,10 +172,13 @@ class Session:
 
     def _dial(self, inbound: Inbound) -> Connected:
         assert self.wanted is not None
-        deadline = Deadline(self.runtime.config.timeout)
+        timeout = self.runtime.config.timeout
+        # Whoever dials keeps the deadline, and knows which step it was that took too long; the outer
+        # limit is for one that does not.
+        outer = Deadline(timeout + _PATIENCE)
         try:
-            with self._channel.watched(inbound.half_close_grace), deadline.limit("reaching the target"):
-                return self.runtime.way_out.dial(self.wanted.target, deadline)
+            with self._channel.watched(inbound.half_close_grace), outer.limit("reaching the target"):
+                return self.runtime.way_out.dial(self.wanted.target, Deadline(timeout))
         except TimeoutError as exc:
             raise DialError(f"{self.wanted.target}: {exc}", Failure.TIMED_OUT) from exc
 

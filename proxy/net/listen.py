@@ -2,7 +2,6 @@
 Listen on an address, and hand each connection to a greenlet of a bounded pool.
 """
 
-import errno
 import logging
 import socket as std_socket
 from collections.abc import Callable
@@ -77,6 +76,26 @@ def _bind_one(family: int, sockaddr: tuple[Any, ...]) -> socket.socket:
         raise
 
 
+class Places(Pool):
+    """A pool of greenlets whose size can change while it is in use."""
+
+    _semaphore: Any
+
+    def resize(self, size: int) -> None:
+        """Set the number of places; those who have one keep it."""
+        free = max(0, size - len(self)) - self._semaphore.counter
+        self.size = size
+        for _ in range(free):
+            self._semaphore.release()
+        for _ in range(-free):
+            self._semaphore.acquire(blocking=False)
+
+    def _discard(self, greenlet: Any) -> None:
+        super()._discard(greenlet)  # type: ignore[misc]
+        if self.full():  # it has shrunk, so this place is no more
+            self._semaphore.acquire(blocking=False)
+
+
 class Acceptor(StreamServer):
     """
     Accepts on one listening socket while its pool has places.
@@ -84,9 +103,9 @@ class Acceptor(StreamServer):
     When the pool is full nothing is accepted, and clients wait in the kernel's queue.
     """
 
-    def __init__(self, sock: socket.socket, handler: Handler, pool: Pool) -> None:
-        super().__init__(sock, lambda client, peer: handler(client, address_of(peer)), spawn=pool)
-        self._places = pool
+    def __init__(self, sock: socket.socket, handler: Handler, places: Places) -> None:
+        super().__init__(sock, lambda client, peer: handler(client, address_of(peer)), spawn=places)
+        self._places = places
 
     def finish(self) -> None:
         """
@@ -104,8 +123,3 @@ class Acceptor(StreamServer):
                 break
             self.do_handle(*waiting)
         self.close()
-
-
-def is_out_of_descriptors(exc: OSError) -> bool:
-    """True if the system, or this process, has no file descriptor left."""
-    return exc.errno in (errno.EMFILE, errno.ENFILE)

@@ -5,7 +5,7 @@ TLS contexts, built once per configuration: reading the system's certificates ta
 import ssl
 
 from gevent import socket
-from gevent.ssl import SSLContext
+from gevent.ssl import SSLContext, SSLSocket
 
 from proxy.errors import ConfigError, ProtocolError
 
@@ -72,15 +72,22 @@ def _explain(exc: ssl.SSLError) -> str:
 
 def accept_tls(sock: socket.socket, context: SSLContext) -> socket.socket:
     """Do the server's handshake; raises ``ProtocolError``."""
-    try:
-        return context.wrap_socket(sock, server_side=True)
-    except ssl.SSLError as exc:
-        raise ProtocolError(f"TLS handshake: {describe(exc)}") from exc
+    return _shake_hands(context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False))
 
 
 def connect_tls(sock: socket.socket, context: SSLContext, host: str) -> socket.socket:
     """Do the client's handshake, naming the host; raises ``ProtocolError``."""
+    return _shake_hands(context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False))
+
+
+def _shake_hands(sock: SSLSocket) -> socket.socket:
+    # Wrapping took the descriptor from the plain socket, so nobody else can close it.
     try:
-        return context.wrap_socket(sock, server_hostname=host)
+        sock.do_handshake()
+        return sock
     except ssl.SSLError as exc:
+        sock.close()
         raise ProtocolError(f"TLS handshake: {describe(exc)}") from exc
+    except BaseException:
+        sock.close()
+        raise

@@ -312,6 +312,7 @@ class _Keepalive:
         if self.heard or not counts or self._heard_at is None:
             self._heard_at, self.heard, self._pinged = now, False, False
         silent = now - self._heard_at
-        due = silent >= self._interval and not self._pinged
-        self._pinged = self._pinged or due
-        return due, silent < 2 * self._interval
+        if not self._pinged:
+            self._pinged = silent >= self._interval
+            return self._pinged, True
+        return False, silent < 2 * self._interval
