@@ -1,0 +1,351 @@
+"""
+Programs that other people wrote, set up to stand before or behind ours.
+
+Where one is not installed its tests are skipped with a line that says so; with REQUIRE_PEERS=1 in the
+environment, as in continuous integration, they fail.
+"""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from ipaddress import ip_address
+from pathlib import Path
+from types import TracebackType
+
+import pytest
+
+from tests.integration.clients import Credentials
+from tests.integration.programs import Door, Program, clean_environment, free_port
+
+
+def require(condition: object, what: str) -> None:
+    """Skip the test that lacks something; fail it where everything has to be there."""
+    if condition:
+        return
+    if os.environ.get("REQUIRE_PEERS") == "1":
+        pytest.fail(f"{what}, and REQUIRE_PEERS=1")
+    pytest.skip(what)
+
+
+def find(program: str, package: str = "") -> str:
+    """Find an installed program."""
+    path = shutil.which(program, path=clean_environment("/")["PATH"])
+    require(path, f"{program} is not installed (Debian package {package or program})")
+    return str(path)
+
+
+@contextlib.contextmanager
+def microsocks(credentials: Credentials | None = None) -> Iterator[Door]:
+    """Run microsocks: a SOCKS5 server."""
+    port = free_port()
+    command = [find("microsocks"), "-i", "127.0.0.1", "-p", str(port)]
+    if credentials:
+        command += ["-u", credentials[0], "-P", credentials[1]]
+    with Program(command) as program:
+        program.wait_listening(port)
+        yield "127.0.0.1", port
+
+
+DANTE = """
+logoutput: stderr
+internal: 127.0.0.1 port = {port}
+external: lo
+clientmethod: none
+socksmethod: {method}
+user.privileged: root
+user.unprivileged: nobody
+client pass {{ from: 0.0.0.0/0 to: 0.0.0.0/0 }}
+socks pass {{ from: 0.0.0.0/0 to: 0.0.0.0/0 }}
+socks pass {{ from: 0.0.0.0/0 to: ::/0 }}
+"""
+
+
+@contextlib.contextmanager
+def dante(credentials: Credentials | None = None) -> Iterator[Door]:
+    """Run Dante: a SOCKS5 server, which knows the users of the system."""
+    danted = find("danted", "dante-server")
+    port = free_port()
+    program = Program(())
+    config = program.directory / "danted.conf"
+    config.write_text(DANTE.format(port=port, method="username" if credentials else "none"))
+    program.command = [danted, "-f", str(config), "-p", str(program.directory / "danted.pid")]
+    with program:
+        program.wait_listening(port)
+        yield "127.0.0.1", port
+
+
+@contextlib.contextmanager
+def system_user() -> Iterator[Credentials]:
+    """Make a user of this system who can log in nowhere but at a daemon that asks for the password."""
+    require(os.geteuid() == 0, "making a system user needs root")
+    name, password = f"pxt{os.getpid()}", uuid.uuid4().hex
+    make = [find("useradd", "passwd"), "--no-create-home", "--shell", "/usr/sbin/nologin", name]
+    done = subprocess.run(make, capture_output=True, text=True, timeout=20)
+    require(done.returncode == 0, f"cannot make a system user: {done.stderr.strip()}")
+    try:
+        line = f"{name}:{password}\n"
+        subprocess.run([find("chpasswd", "passwd")], input=line, text=True, check=True, timeout=20)
+        yield name, password
+    finally:
+        subprocess.run([find("userdel", "passwd"), name], capture_output=True, timeout=20)
+
+
+NGINX = """
+daemon off;
+master_process off;
+pid {directory}/nginx.pid;
+error_log stderr warn;
+events {{ worker_connections 512; }}
+http {{
+    access_log off;
+    client_body_temp_path {directory}/body;
+    proxy_temp_path {directory}/proxy;
+    fastcgi_temp_path {directory}/fastcgi;
+    uwsgi_temp_path {directory}/uwsgi;
+    scgi_temp_path {directory}/scgi;
+    server {{
+        listen 127.0.0.1:{port}{tls};
+        location / {{
+            proxy_pass http://{backend};
+            proxy_http_version 1.1;
+            proxy_set_header Host $host;
+            proxy_set_header Upgrade $http_upgrade;
+            proxy_set_header Connection "upgrade";
+            proxy_read_timeout 60s;
+        }}
+    }}
+}}
+"""
+
+
+@contextlib.contextmanager
+def nginx(backend: Door, certificate: tuple[Path, Path] | None = None) -> Iterator[Door]:
+    """Run nginx before a WebSocket server, with the settings its own documentation gives for one."""
+    binary = find("nginx")
+    port = free_port()
+    program = Program(())
+    tls = ""
+    if certificate:
+        tls = (
+            f" ssl;\n        ssl_certificate {certificate[0]};\n        ssl_certificate_key {certificate[1]}"
+        )
+    config = program.directory / "nginx.conf"
+    config.write_text(
+        NGINX.format(directory=program.directory, port=port, backend=f"{backend[0]}:{backend[1]}", tls=tls)
+    )
+    # Workers of a root nginx become another user: their temporary files lie in our directory.
+    program.directory.chmod(0o755)
+    program.command = [binary, "-c", str(config), "-e", "stderr", "-p", str(program.directory)]
+    with program:
+        program.wait_listening(port)
+        yield "127.0.0.1", port
+
+
+HAPROXY = """
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 30s
+    timeout server 30s
+    timeout tunnel 60s
+frontend front
+    bind 127.0.0.1:{port}
+    default_backend back
+backend back
+    server one {backend}
+"""
+
+
+@contextlib.contextmanager
+def haproxy(backend: Door) -> Iterator[Door]:
+    """Run HAProxy before a WebSocket server."""
+    binary = find("haproxy")
+    port = free_port()
+    program = Program(())
+    config = program.directory / "haproxy.cfg"
+    config.write_text(HAPROXY.format(port=port, backend=f"{backend[0]}:{backend[1]}"))
+    program.command = [binary, "-db", "-f", str(config)]
+    with program:
+        program.wait_listening(port)
+        yield "127.0.0.1", port
+
+
+class Sshd:
+    """An SSH server that knows one key, and the client options that lead to it and to nowhere else."""
+
+    def __init__(self, program: Program, port: int) -> None:
+        self.program = program
+        self.port = port
+
+    def client(self, proxy_command: str, *remote: str) -> list[str]:
+        """Write the command that runs something on the server, through a proxy command."""
+        options = {
+            "ProxyCommand": proxy_command,
+            "StrictHostKeyChecking": "no",
+            "UserKnownHostsFile": "/dev/null",
+            "GlobalKnownHostsFile": "/dev/null",
+            "IdentitiesOnly": "yes",
+            "IdentityAgent": "none",
+            "BatchMode": "yes",
+            "ConnectTimeout": "20",
+            "LogLevel": "ERROR",
+        }
+        written = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
+        key = str(self.program.directory / "user_key")
+        where = ["-p", str(self.port), f"{user_name()}@127.0.0.1"]
+        return [find("ssh", "openssh-client"), "-F", "none", "-i", key, *written, *where, *remote]
+
+
+def user_name() -> str:
+    """Name the user who runs the tests."""
+    import pwd
+
+    return pwd.getpwuid(os.geteuid()).pw_name
+
+
+SSHD = """
+ListenAddress 127.0.0.1
+Port {port}
+HostKey {directory}/host_key
+AuthorizedKeysFile {directory}/user_key.pub
+PidFile none
+StrictModes no
+UsePAM no
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+PermitRootLogin prohibit-password
+"""
+
+
+@contextlib.contextmanager
+def sshd() -> Iterator[Sshd]:
+    """Run an SSH server on a port and with keys of its own."""
+    binary = find("sshd", "openssh-server")
+    require(os.geteuid() == 0, "sshd needs root")
+    keygen = find("ssh-keygen", "openssh-client")
+    port = free_port()
+    program = Program(())
+    for name in ("host_key", "user_key"):
+        path = str(program.directory / name)
+        subprocess.run([keygen, "-q", "-t", "ed25519", "-N", "", "-f", path], check=True, timeout=20)
+    config = program.directory / "sshd_config"
+    config.write_text(SSHD.format(port=port, directory=program.directory))
+    Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # its init script makes it, which runs nowhere here
+    program.command = [binary, "-D", "-e", "-f", str(config)]
+    with program:
+        program.wait_listening(port)
+        yield Sshd(program, port)
+
+
+V2RAY = """
+{{
+  "log": {{"loglevel": "warning"}},
+  "inbounds": [{{
+    "listen": "127.0.0.1", "port": {port}, "protocol": "socks",
+    "settings": {{"auth": "noauth", "udp": false}}
+  }}],
+  "outbounds": [{outbound}]
+}}
+"""
+
+V2RAY_FREEDOM = '{"protocol": "freedom"}'
+V2RAY_SOCKS = '{{"protocol": "socks", "settings": {{"servers": [{{"address": "{0}", "port": {1}{2}}}]}}}}'
+
+
+@contextlib.contextmanager
+def v2ray(through: Door | None = None, credentials: Credentials | None = None) -> Iterator[Door]:
+    """Run v2ray as a SOCKS5 server that goes out directly, or through another SOCKS5 server."""
+    binary = find("v2ray")
+    port = free_port()
+    program = Program(())
+    users = ""
+    if credentials:
+        users = ', "users": [{{"user": "{}", "pass": "{}"}}]'.format(*credentials)
+    outbound = V2RAY_SOCKS.format(*through, users) if through else V2RAY_FREEDOM
+    config = program.directory / "v2ray.json"
+    config.write_text(V2RAY.format(port=port, outbound=outbound))
+    program.command = [binary, "-config", str(config)]
+    with program:
+        program.wait_listening(port)
+        yield "127.0.0.1", port
+
+
+class StubDns:
+    """
+    A DNS server on UDP that knows what a test tells it.
+
+    ``names`` maps a name to its addresses, or to NXDOMAIN, SERVFAIL or SILENCE; a name that is not
+    there does not exist. It listens from its making on, so that it can be made inside a namespace.
+    """
+
+    NXDOMAIN = "nxdomain"
+    SERVFAIL = "servfail"
+    SILENCE = "silence"
+
+    def __init__(self, names: Mapping[str, Sequence[str] | str], door: Door = ("127.0.0.1", 53)) -> None:
+        self.names = names
+        self.asked: list[str] = []
+        self._sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._sock.bind(door)
+        self._sock.settimeout(0.2)
+        self._stopping = threading.Event()
+
+    def __enter__(self) -> "StubDns":
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopping.set()
+        self._thread.join(5)
+        self._sock.close()
+
+    def _serve(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                query, client = self._sock.recvfrom(4096)
+            except TimeoutError:
+                continue
+            response = self._answer(query)
+            if response:
+                self._sock.sendto(response, client)
+
+    def _answer(self, query: bytes) -> bytes:
+        name, end = _read_name(query, 12)
+        question = query[12 : end + 4]
+        kind = int.from_bytes(query[end : end + 2], "big")
+        self.asked.append(name)
+        known = self.names.get(name, self.NXDOMAIN)
+        if known == self.SILENCE:
+            return b""
+        # RFC 1035, section 4.1.1: a response (0x8180), and its RCODE in the last four bits.
+        code = {self.NXDOMAIN: 3, self.SERVFAIL: 2}.get(str(known), 0)
+        records = [] if code else [_record(address) for address in known if _kind(address) == kind]
+        counts = b"\x00\x01" + len(records).to_bytes(2, "big") + b"\x00\x00\x00\x00"
+        return query[:2] + (0x8180 | code).to_bytes(2, "big") + counts + question + b"".join(records)
+
+
+def _read_name(message: bytes, position: int) -> tuple[str, int]:
+    labels = []
+    while length := message[position]:
+        labels.append(message[position + 1 : position + 1 + length].decode())
+        position += 1 + length
+    return ".".join(labels).lower(), position + 1
+
+
+def _kind(address: str) -> int:
+    return 1 if ip_address(address).version == 4 else 28  # A, and AAAA of RFC 3596
+
+
+def _record(address: str) -> bytes:
+    packed = ip_address(address).packed
+    # The name is a pointer to the question's; class IN; it may be kept for no second.
+    kind = _kind(address).to_bytes(2, "big")
+    return b"\xc0\x0c" + kind + b"\x00\x01\x00\x00\x00\x00" + len(packed).to_bytes(2, "big") + packed

@@ -1,0 +1,314 @@
+"""
+``-mode client``: stdin and stdout joined to a target, as ssh uses it, and the command line as printed.
+"""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.integration import clients, peers, targets
+from tests.integration.clients import read_exact
+from tests.integration.netns import Namespace
+from tests.integration.programs import (
+    COMMAND,
+    Program,
+    Proxy,
+    clean_environment,
+    free_port,
+    run_proxy,
+    socks_door,
+    web_door,
+)
+from tests.integration.targets import Target
+
+PAYLOAD = os.urandom(4 << 20)
+PROTOCOLS = {"socks5": "tcp", "websocket": "ws"}
+PASSWORD = "wonder%land# 'of' alice"
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Proxy]:
+    """Run a node that anybody may use."""
+    with Proxy({"listeners": {"socks5": socks_door(), "websocket": web_door()}}) as node:
+        yield node
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[Proxy]:
+    """Run a node that only alice may use."""
+    doors = {"socks5": socks_door(), "websocket": web_door()}
+    with Proxy({"listeners": doors, "auth_users": {"alice": PASSWORD}}) as node:
+        yield node
+
+
+def client_arguments(node: Proxy, protocol: str, *more: str, slash: str = "/") -> list[str]:
+    """Write the options that lead through a node's door."""
+    url = f"{PROTOCOLS[protocol]}://localhost:{node.door(protocol)[1]}{slash}"
+    return ["-mode", "client", "-protocol", protocol, "-addr", url, *more]
+
+
+def to_target(port: int, host: str = "localhost") -> list[str]:
+    """Write the options that name a target."""
+    return ["-host", host, "-port", str(port)]
+
+
+def reason(done: "subprocess.CompletedProcess[bytes]") -> str:
+    """Give the one line that a failed run has to say."""
+    lines = done.stderr.decode().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+class TestPipe:
+    """Standard input and output are the two ends of the stream."""
+
+    def test_the_end_of_stdin_is_passed_on_and_the_answer_awaited(self, node: Proxy, protocol: str) -> None:
+        """CASES 126."""
+        with Target(targets.answer_after_end(PAYLOAD)) as target:
+            done = run_proxy(*client_arguments(node, protocol), *to_target(target.port), stdin=b"question")
+            assert target.result() == b"question"
+        assert done.stdout == PAYLOAD
+        assert (done.returncode, done.stderr) == (0, b"")
+
+    def test_megabytes_go_both_ways(self, node: Proxy, protocol: str) -> None:
+        with Target(targets.echo) as target:
+            done = run_proxy(*client_arguments(node, protocol), *to_target(target.port), stdin=PAYLOAD)
+        assert done.stdout == PAYLOAD
+        assert done.returncode == 0
+
+    def test_an_empty_stdin_is_no_reason_to_leave(self, node: Proxy, protocol: str) -> None:
+        with Target(targets.banner(b"220 ready\r\n")) as target:
+            done = run_proxy(*client_arguments(node, protocol), *to_target(target.port))
+        assert (done.returncode, done.stdout) == (0, b"220 ready\r\n")
+
+    def test_stdin_and_stdout_may_be_files(self, node: Proxy, protocol: str, tmp_path: Path) -> None:
+        (tmp_path / "in").write_bytes(PAYLOAD)
+        with Target(targets.echo) as target, (tmp_path / "in").open("rb") as stdin:
+            done = run_proxy(*client_arguments(node, protocol), *to_target(target.port), stdin=stdin)
+        assert done.stdout == PAYLOAD
+        assert done.returncode == 0
+
+    def test_long_options_may_have_two_dashes(self, node: Proxy, protocol: str) -> None:
+        with Target(targets.banner(b"hello")) as target:
+            arguments = [*client_arguments(node, protocol), *to_target(target.port, "127.0.0.1")]
+            doubled = [f"-{word}" if word.startswith("-") else word for word in arguments]
+            done = run_proxy(*doubled)
+        assert (done.returncode, done.stdout) == (0, b"hello")
+
+    def test_an_address_needs_no_slash_and_no_scheme(self, node: Proxy, protocol: str) -> None:
+        with Target(targets.banner(b"hello")) as target:
+            done = run_proxy(*client_arguments(node, protocol, slash=""), *to_target(target.port, "::1"))
+            assert (done.returncode, done.stdout) == (0, b"hello")
+            bare = f"localhost:{node.door(protocol)[1]}"
+            done = run_proxy(
+                "-mode", "client", "-protocol", protocol, "-addr", bare, *to_target(target.port, "::1")
+            )
+            assert (done.returncode, done.stdout) == (0, b"hello")
+
+    def test_a_reader_that_leaves_ends_it_quietly(self, node: Proxy, protocol: str, tmp_path: Path) -> None:
+        with Target(targets.source(PAYLOAD)) as target:
+            command = [*COMMAND, *client_arguments(node, protocol), *to_target(target.port)]
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=clean_environment(tmp_path),
+            )
+            assert process.stdout is not None
+            assert process.stderr is not None
+            assert process.stdout.read(10) == PAYLOAD[:10]
+            process.stdout.close()
+            process.wait(10)
+            assert b"Traceback" not in process.stderr.read()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+class TestSsh:
+    """``ssh -o ProxyCommand='proxy-server -mode client …'`` against a real server."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def server(cls) -> Iterator[peers.Sshd]:
+        """Run an SSH server."""
+        with peers.sshd() as server:
+            yield server
+
+    def test_ssh_goes_through(self, server: peers.Sshd, guarded: Proxy, protocol: str) -> None:
+        words = [*COMMAND, *client_arguments(guarded, protocol, "-username", "alice")]
+        proxy_command = " ".join([*words, "-host", "%h", "-port", "%p"])
+        environment = clean_environment(server.program.directory, PROXY_PASSWORD=PASSWORD)
+        command = server.client(proxy_command, "cat")
+        done = subprocess.run(command, input=PAYLOAD, capture_output=True, timeout=40, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == PAYLOAD
+
+    def test_ssh_shows_why_it_could_not(self, server: peers.Sshd, guarded: Proxy, protocol: str) -> None:
+        words = [*COMMAND, *client_arguments(guarded, protocol, "-username", "alice")]
+        proxy_command = " ".join([*words, "-host", "%h", "-port", "%p"])
+        environment = clean_environment(server.program.directory, PROXY_PASSWORD="wrong")
+        done = subprocess.run(
+            server.client(proxy_command, "true"), capture_output=True, timeout=40, env=environment
+        )
+        assert done.returncode == 255  # ssh's own
+        assert b"Traceback" not in done.stderr
+        assert b"wrong" not in done.stderr
+        assert b"refused" in done.stderr.lower() or b"credentials" in done.stderr.lower()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+class TestExitCodes:
+    """0 ended as asked, 1 could not connect, 2 bad usage; and one line that says why."""
+
+    def test_a_refused_target_is_1(self, node: Proxy, protocol: str) -> None:
+        port = free_port()
+        done = run_proxy(*client_arguments(node, protocol), *to_target(port, "127.0.0.1"))
+        assert done.returncode == 1
+        assert f"127.0.0.1:{port}" in reason(done)
+        assert "refused" in reason(done)
+
+    def test_a_proxy_that_is_not_there_is_1(self, protocol: str) -> None:
+        port = free_port()
+        url = f"{PROTOCOLS[protocol]}://127.0.0.1:{port}/"
+        done = run_proxy("-mode", "client", "-protocol", protocol, "-addr", url, *to_target(80, "192.0.2.1"))
+        assert done.returncode == 1
+        assert f"127.0.0.1:{port}" in reason(done)
+        assert "refused" in reason(done)
+
+    @pytest.mark.parametrize("login", [[], ["-username", "alice", "-password", "not-this-one"]])
+    def test_refused_credentials_are_1(self, guarded: Proxy, protocol: str, login: list[str]) -> None:
+        done = run_proxy(*client_arguments(guarded, protocol, *login), *to_target(80, "192.0.2.1"))
+        assert done.returncode == 1
+        assert "not-this-one" not in reason(done)
+
+    @pytest.mark.parametrize(
+        "arguments", [[], ["-host", "h"], ["-port", "80"], ["-host", "h", "-port", "0x"]]
+    )
+    def test_a_missing_or_wrong_target_is_2(self, node: Proxy, protocol: str, arguments: list[str]) -> None:
+        done = run_proxy(*client_arguments(node, protocol), *arguments)
+        assert done.returncode == 2
+        assert done.stderr.strip()
+
+    def test_an_address_of_another_scheme_is_2(self, protocol: str) -> None:
+        done = run_proxy(
+            "-mode", "client", "-protocol", protocol, "-addr", "http://localhost:1/", *to_target(80)
+        )
+        assert done.returncode == 2
+        assert done.stderr.strip()
+
+    def test_an_address_that_is_none_is_2(self, protocol: str) -> None:
+        done = run_proxy("-mode", "client", "-protocol", protocol, "-addr", "localhost", *to_target(80))
+        assert done.returncode == 2
+        assert done.stderr.strip()
+
+    def test_the_environment_has_the_password(self, guarded: Proxy, protocol: str) -> None:
+        with Target(targets.banner(b"hello")) as target:
+            done = run_proxy(
+                *client_arguments(guarded, protocol, "-username", "alice"),
+                *to_target(target.port),
+                environment={"PROXY_PASSWORD": PASSWORD},
+            )
+        assert (done.returncode, done.stdout) == (0, b"hello"), done.stderr
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_listen_carries_each_local_connection(guarded: Proxy, protocol: str) -> None:
+    """DESIGN 1.2: and the password is in no process list."""
+    port = free_port()
+    with Target(targets.echo) as target:
+        arguments = client_arguments(guarded, protocol, "-username", "alice", "-listen", f"127.0.0.1:{port}")
+        command = [*COMMAND, *arguments, *to_target(target.port)]
+        with Program(command, environment={"PROXY_PASSWORD": PASSWORD}) as program:
+            program.wait_listening(port)
+            tunnels = [clients.connect(("127.0.0.1", port)) for _ in range(3)]
+            for number, sock in enumerate(tunnels):
+                sock.sendall(bytes([number]) * 1000)
+            for number, sock in enumerate(tunnels):
+                assert read_exact(sock, 1000) == bytes([number]) * 1000
+            assert PASSWORD.encode() not in Path(f"/proc/{program.pid}/cmdline").read_bytes()
+            assert "Traceback" not in program.log
+            assert PASSWORD not in program.log
+
+
+def test_a_command_line_server_takes_its_passwords_from_the_environment() -> None:
+    """DESIGN 1.2: -mode server with users, and an upstream with credentials."""
+    with ExitStack() as stack:
+        ends = {"socks5": socks_door()}
+        far = stack.enter_context(Proxy({"listeners": ends, "auth_users": {"bob": "builder's"}}))
+        port = free_port()
+        way = ["-upstream-type", "socks5", "-upstream-address", f"127.0.0.1:{far.door('socks5')[1]}"]
+        users = ["-username", "alice", "-upstream-username", "bob"]
+        address = ["-protocol", "websocket", "-addr", f"127.0.0.1:{port}"]
+        secrets = {"PROXY_PASSWORD": PASSWORD, "PROXY_UPSTREAM_PASSWORD": "builder's"}
+        near = stack.enter_context(
+            Program([*COMMAND, "-mode", "server", *address, *way, *users], environment=secrets)
+        )
+        near.wait_listening(port)
+        target = stack.enter_context(Target(targets.echo))
+        tunnel = clients.websocket(("127.0.0.1", port), "localhost", target.port, ("alice", PASSWORD))
+        tunnel.sendall(b"hello")
+        assert read_exact(tunnel, 5) == b"hello"
+        assert b"builder" not in Path(f"/proc/{near.pid}/cmdline").read_bytes()
+        assert "builder" not in near.log
+        assert "Traceback" not in near.log
+
+
+PAGE = b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+
+
+class TestAsPrinted:
+    """The four command lines of the manual, letter by letter, where their ports and names are free."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def space(cls) -> Iterator[Namespace]:
+        """Make a namespace in which www.example.com is a web server of ours."""
+        with ExitStack() as stack:
+            space = stack.enter_context(Namespace())
+            names = {"www.example.com": ["127.0.0.1"]}
+            stack.enter_context(space.run(lambda: peers.StubDns(names)))
+            stack.enter_context(space.run(lambda: targets.Scripted(PAGE, port=80)))
+            yield space
+
+    @pytest.mark.parametrize(
+        ("server", "client"),
+        [
+            pytest.param(
+                "-mode server -protocol socks5 -addr :1080",
+                "-mode client -protocol socks5 -addr tcp://localhost:1080/ -host www.example.com -port 80",
+                id="socks5",
+            ),
+            pytest.param(
+                "-mode server -protocol socks5 -addr :1080 -username U -password P",
+                "-mode client -protocol socks5 -addr tcp://localhost:1080/ -host www.example.com -port 80"
+                " -username U -password P",
+                id="socks5-users",
+            ),
+            pytest.param(
+                "-mode server -protocol websocket -addr :1080",
+                "-mode client -protocol websocket -addr ws://localhost:1080/ -host www.example.com -port 80",
+                id="websocket",
+            ),
+        ],
+    )
+    def test_they_do_what_they_say(self, space: Namespace, server: str, client: str) -> None:
+        with Program([*space.prefix, *COMMAND, *server.split()]) as program:
+            program.wait_listening(1080)
+            request = b"GET / HTTP/1.0\r\nHost: www.example.com\r\n\r\n"
+            done = run_proxy(*client.split(), stdin=request, prefix=space.prefix)
+            assert (done.returncode, done.stdout) == (0, PAGE), done.stderr
+            # Without users, on every address of the machine.
+            assert ("open proxy" in program.log.lower()) == ("-username" not in server), program.log
+
+    def test_every_address_is_ipv4_and_ipv6(self, space: Namespace) -> None:
+        command = [*COMMAND, "-mode", "server", "-protocol", "socks5", "-addr", ":1080"]
+        with Program([*space.prefix, *command]) as program:
+            program.wait_listening(1080)
+            for host in ("127.0.0.1", "::1"):
+                tunnel = space.run(lambda host=host: clients.socks5((host, 1080), "127.0.0.1", 80))  # type: ignore[misc]
+                tunnel.close()

@@ -1,0 +1,601 @@
+"""
+The life of the process: how it starts, stops, fills up, stays fair, and what cannot stop it.
+
+Cases 212-217, 178-192, 134, 35, 36 and 89 of CASES.md.
+"""
+
+import contextlib
+import hashlib
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration import clients, targets
+from tests.integration.clients import HttpRefused, SocksRefused, Tunnel
+from tests.integration.programs import (
+    Door,
+    Proxy,
+    free_port,
+    socks_door,
+    upstream,
+    wait_until,
+    web_door,
+)
+from tests.integration.targets import Target
+
+PAYLOAD = os.urandom(4 << 20)
+
+
+def make_node(proxy: dict[str, object] | None = None, **sections: Mapping[str, Any]) -> Proxy:
+    """Describe a node with one listener of each kind."""
+    return Proxy({"proxy": proxy or {}, "listeners": {"socks": socks_door(), "web": web_door()}, **sections})
+
+
+def open_both(node: Proxy, port: int, *, timeout: float = clients.TIMEOUT) -> list[Tunnel]:
+    """Open a tunnel through each door."""
+    return [
+        clients.socks5(node.door("socks"), "127.0.0.1", port, timeout=timeout),
+        clients.websocket(node.door("web"), "127.0.0.1", port, timeout=timeout),
+    ]
+
+
+def refuses(door: Door) -> bool:
+    """Tell whether a connection to a door is refused."""
+    try:
+        socket.create_connection(door, 5).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def ends(receive: Callable[[int], bytes]) -> bool:
+    """Read on until the stream ends, or is reset."""
+    try:
+        clients.read_to_end(receive)
+    except ConnectionError:
+        pass
+    return True
+
+
+class TestStopping:
+    """CASES 212-216."""
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["sigterm", "sigint"])
+    def test_new_clients_are_refused_and_live_transfers_finish(self, number: int) -> None:
+        """CASES 212, 215."""
+        go = threading.Event()
+        with (
+            make_node({"drain_timeout": "20s"}) as node,
+            Target(targets.when(go, targets.source(PAYLOAD))) as target,
+        ):
+            tunnels = open_both(node, target.port)
+            node.signal(number)
+            for name in ("socks", "web"):
+                wait_until(lambda name=name: refuses(node.door(name)), "new clients to be refused", 2)  # type: ignore[misc]
+            go.set()
+            digest = hashlib.sha256(PAYLOAD).hexdigest()
+            for tunnel in tunnels:
+                assert hashlib.sha256(clients.read_to_end(tunnel.recv)).hexdigest() == digest
+                tunnel.close()
+            assert node.wait(5) == 0
+
+    def test_what_is_left_after_the_drain_timeout_is_cut(self) -> None:
+        """CASES 213: a WebSocket client is told 1001; the rest is reset."""
+        with make_node({"drain_timeout": "1s"}) as node, Target(targets.hold) as target:
+            socks, web = open_both(node, target.port)
+            node.signal(signal.SIGTERM)
+            began = time.monotonic()
+            assert isinstance(web, clients.WebTunnel)
+            assert web.recv_close() == 1001
+            with pytest.raises(ConnectionResetError):
+                socks.recv(1)
+            assert node.wait(5) == 0
+            assert time.monotonic() - began < 2.5  # drain + 1 s, and half a second for a busy machine
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["sigterm", "sigint"])
+    def test_a_second_signal_stops_at_once(self, number: int) -> None:
+        """CASES 214."""
+        with make_node({"drain_timeout": "1h"}) as node, Target(targets.hold) as target:
+            tunnels = open_both(node, target.port)
+            node.signal(number)
+            wait_until(lambda: refuses(node.door("socks")), "the drain to begin", 2)
+            began = time.monotonic()
+            node.signal(number)
+            assert node.wait(5) == 0
+            assert time.monotonic() - began < 1.5
+            for tunnel in tunnels:
+                assert ends(tunnel.recv)
+
+    def test_an_idle_node_stops_at_once(self) -> None:
+        with make_node({"drain_timeout": "1h"}) as node:
+            began = time.monotonic()
+            node.signal(signal.SIGTERM)
+            assert node.wait(5) == 0
+            assert time.monotonic() - began < 1.5
+
+    def test_a_client_in_its_handshake_does_not_hold_up_the_stop(self) -> None:
+        """CASES 216."""
+        config = {"drain_timeout": "1s", "handshake_timeout": "1h"}
+        with make_node(config) as node:  # type: ignore[arg-type]
+            socks, web = clients.connect(node.door("socks")), clients.connect(node.door("web"))
+            socks.sendall(b"\x05")
+            web.sendall(b"GET / HTTP/1.1\r\n")
+            node.signal(signal.SIGTERM)
+            assert node.wait(5) == 0
+            assert ends(socks.recv)
+            assert ends(web.recv)
+
+    def test_a_signal_in_the_first_moments_is_obeyed(self) -> None:
+        """CASES 216: before Python itself can, the operating system ends it."""
+        for delay in (0.0, 0.1, 0.2, 0.4):
+            node = make_node()
+            node.starts = False
+            with node:
+                time.sleep(delay)  # the moment is what is tested; any of them will do
+                node.signal(signal.SIGTERM)
+                assert node.wait(10) in (0, -signal.SIGTERM)
+
+    def test_it_says_what_it_does(self) -> None:
+        with make_node({"drain_timeout": "1s"}) as node, Target(targets.hold) as target:
+            tunnels = open_both(node, target.port)
+            node.signal(signal.SIGTERM)
+            node.wait(5)
+            assert "stopping: 2 connections" in node.log
+            assert "stopped" in node.log
+            for tunnel in tunnels:
+                tunnel.close()
+
+
+class TestRestart:
+    """CASES 217."""
+
+    def test_a_killed_node_starts_again_on_the_same_port(self) -> None:
+        with make_node() as node, Target(targets.echo) as target:
+            old = open_both(node, target.port)
+            node.process.kill()
+            node.wait(5)
+            with Proxy(node.config) as again:
+                for tunnel in open_both(again, target.port):
+                    tunnel.sendall(b"x")
+                    assert clients.read_exact(tunnel, 1) == b"x"
+                    tunnel.close()
+            for tunnel in old:
+                tunnel.close()
+
+    def test_an_address_in_use_is_one_clear_line(self) -> None:
+        with make_node() as node, Proxy(node.config, starts=False) as second:
+            assert second.wait(20) == 1
+            address = ":".join(map(str, node.door("socks")))
+            assert any(address in line and "in use" in line for line in second.log.splitlines()), second.log
+
+    def test_a_log_file_that_cannot_be_written_is_named_and_does_not_stop_the_service(self) -> None:
+        with make_node({"access_log": "/nonexistent/access.log"}) as node, Target(targets.echo) as target:
+            for tunnel in open_both(node, target.port):
+                tunnel.close()
+            assert "/nonexistent/access.log" in node.wait_for_log("No such file")
+
+    def test_a_log_on_a_full_disk_does_not_stop_the_service(self) -> None:
+        with make_node({"access_log": "/dev/full"}) as node, Target(targets.echo) as target:
+            for _ in range(20):
+                for tunnel in open_both(node, target.port):
+                    tunnel.sendall(b"x")
+                    assert clients.read_exact(tunnel, 1) == b"x"
+                    tunnel.close()
+
+
+class TestStalledLog:
+    """A pipe that nobody reads is where stderr goes."""
+
+    def test_the_service_goes_on_and_stops_when_told(self) -> None:
+        reader, writer = os.pipe()
+        with contextlib.closing(os.fdopen(reader)), ExitStack() as stack:
+            stack.callback(os.close, writer)
+            os.set_blocking(writer, False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    os.write(writer, b"x" * 4096)
+            os.set_blocking(writer, True)
+            doors = {"socks": socks_door(), "web": web_door()}
+            node = Proxy({"proxy": {"log_level": "debug"}, "listeners": doors}, stderr=writer)
+            with node, Target(targets.echo) as target:
+                for _ in range(100):
+                    for tunnel in open_both(node, target.port, timeout=5):
+                        tunnel.sendall(b"x")
+                        assert clients.read_exact(tunnel, 1) == b"x"
+                        tunnel.close()
+                node.signal(signal.SIGTERM)
+                assert node.wait(5) == 0
+
+
+class TestTime:
+    """Deadlines: of the handshake, of an idle stream, of a stalled one."""
+
+    def test_an_idle_tunnel_is_closed(self) -> None:
+        """CASES 134."""
+        with make_node({"idle_timeout": "1s"}) as node, Target(targets.hold) as target:
+            began = time.monotonic()
+            for tunnel in open_both(node, target.port):
+                assert ends(tunnel.recv)
+                assert 0.9 < time.monotonic() - began < 4
+                target.results.get(timeout=5)
+
+    @pytest.mark.parametrize("speaker", ["client", "target"])
+    def test_any_byte_either_way_keeps_it(self, speaker: str) -> None:
+        """CASES 134."""
+        with (
+            make_node({"idle_timeout": "1s"}) as node,
+            Target(_slow_talker) as talker,
+            Target(targets.sink) as listener,
+        ):
+            target = talker if speaker == "target" else listener
+            for tunnel in open_both(node, target.port):
+                for _ in range(8):
+                    if speaker == "client":
+                        tunnel.sendall(b"x")
+                        time.sleep(0.3)  # the pace of a slow talker
+                    else:
+                        assert clients.read_exact(tunnel, 1) == b"x"
+                tunnel.close()
+
+    def test_a_client_that_reads_nothing_is_closed(self) -> None:
+        """CASES 135."""
+        with make_node({"idle_timeout": "1s"}) as node, Target(_flood) as target:
+            tunnels = open_both(node, target.port)
+            for _ in tunnels:
+                assert isinstance(target.results.get(timeout=20), ConnectionError)
+
+    @pytest.mark.parametrize("drip", [True, False], ids=["dripping", "silent"])
+    @pytest.mark.parametrize(
+        ("door", "beginning", "rest"),
+        [
+            ("socks", b"", b"\x05\xff" + bytes(255)),
+            ("socks", b"\x05\x01\x00", b"\x05\x01\x00\x03\xff" + b"a" * 255),
+            ("web", b"GET / HTTP/1.1\r\nHost: ", b"h" * 200),
+        ],
+        ids=["greeting", "request", "headers"],
+    )
+    def test_a_handshake_is_cut_at_its_deadline(
+        self, hasty: Proxy, door: str, beginning: bytes, rest: bytes, drip: bool
+    ) -> None:
+        """CASES 9, 35, 36, 85: the deadline is a total."""
+        sock = clients.connect(hasty.door(door))
+        began = time.monotonic()
+        sock.sendall(beginning)
+        sock.settimeout(0.1)
+        ended = False
+        for byte in rest:
+            try:
+                if drip:
+                    sock.sendall(bytes([byte]))
+                ended = _drained(sock)
+            except TimeoutError:
+                pass
+            except OSError:
+                ended = True
+            if ended or time.monotonic() - began > 6:
+                break
+        assert ended, "the client was never cut"
+        assert 0.8 < time.monotonic() - began < 3
+        sock.close()
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def hasty(cls) -> Iterator[Proxy]:
+        """Run a node that gives clients one second for a handshake."""
+        with make_node({"handshake_timeout": "1s"}) as node:
+            yield node
+
+    def test_hundreds_of_slow_clients_do_not_hold_up_a_good_one(self) -> None:
+        """CASES 85."""
+        with make_node() as node, Target(targets.echo) as target, ExitStack() as stack:
+            for door, start in (("socks", b"\x05"), ("web", b"GET / HT")):
+                for _ in range(200):
+                    stack.enter_context(clients.connect(node.door(door))).sendall(start)
+            for tunnel in open_both(node, target.port, timeout=3):
+                tunnel.sendall(b"served")
+                assert clients.read_exact(tunnel, 6) == b"served"
+                tunnel.close()
+
+
+def _drained(sock: socket.socket) -> bool:
+    while sock.recv(4096):
+        pass
+    return True
+
+
+def _slow_talker(connection: socket.socket) -> None:
+    for _ in range(8):
+        connection.sendall(b"x")
+        time.sleep(0.3)
+
+
+def _flood(connection: socket.socket) -> None:
+    while True:
+        connection.sendall(bytes(1 << 16))
+
+
+class TestLimits:
+    """CASES 180: ``max_connections = 20`` and a hundred clients."""
+
+    LIMIT = 20
+    CLIENTS = 100
+
+    def test_refuse_tells_the_rest_at_once(self) -> None:
+        with (
+            make_node({"max_connections": self.LIMIT, "overload": "refuse"}) as node,
+            Target(targets.echo) as target,
+            ExitStack() as stack,
+        ):
+            for name, opener, refusal in (
+                ("socks", clients.socks5, SocksRefused),
+                ("web", clients.websocket, HttpRefused),
+            ):
+                served: list[Tunnel] = []
+                refused = 0
+                for _ in range(self.CLIENTS):
+                    try:
+                        served.append(opener(node.door(name), "127.0.0.1", target.port))
+                    except refusal:
+                        refused += 1
+                assert (len(served), refused) == (self.LIMIT, self.CLIENTS - self.LIMIT)
+                for tunnel in served:
+                    tunnel.sendall(b"x")
+                    assert clients.read_exact(tunnel, 1) == b"x"
+                    stack.callback(tunnel.close)
+                served[0].close()
+                wait_until(lambda n=name, o=opener: _is_served(o, node.door(n), target.port), "a place", 2)  # type: ignore[misc]
+
+    def test_wait_lets_the_rest_wait_their_turn(self) -> None:
+        with (
+            make_node({"max_connections": self.LIMIT, "overload": "wait"}) as node,
+            Target(targets.echo) as target,
+        ):
+            request = clients.socks_greeting() + clients.socks_request("127.0.0.1", target.port)
+            waiting = [clients.connect(node.door("socks")) for _ in range(self.CLIENTS)]
+            for sock in waiting:
+                sock.sendall(request)
+            wait_until(lambda: target.accepted == self.LIMIT, "the first to be served")
+            for index, sock in enumerate(waiting):
+                sock.settimeout(10)
+                assert clients.read_exact(sock, 2) == b"\x05\x00"
+                assert clients.read_socks_reply(sock) == 0
+                assert target.accepted <= self.LIMIT + index + 1
+                sock.close()
+            wait_until(lambda: target.accepted == self.CLIENTS, "all to have been served")
+
+    def test_each_listener_has_its_own_number(self) -> None:
+        doors = {"one": socks_door(max_connections=1), "many": socks_door()}
+        with (
+            Proxy({"proxy": {"overload": "refuse"}, "listeners": doors}) as node,
+            Target(targets.echo) as target,
+        ):
+            only = clients.socks5(node.door("one"), "127.0.0.1", target.port)
+            with pytest.raises(SocksRefused):
+                clients.socks5(node.door("one"), "127.0.0.1", target.port)
+            many = [clients.socks5(node.door("many"), "127.0.0.1", target.port) for _ in range(3)]
+            for tunnel in (only, *many):
+                tunnel.close()
+
+    @pytest.mark.parametrize("door", ["socks", "web"])
+    @pytest.mark.parametrize("how", ["closes", "resets"])
+    def test_a_client_that_leaves_while_its_target_is_dialled_frees_its_place(
+        self, door: str, how: str
+    ) -> None:
+        """CASES 89."""
+        with make_node({"max_connections": 1, "timeout": "30s"}) as node, ExitStack() as stack:
+            hole = stack.enter_context(targets.blackhole())
+            target = stack.enter_context(Target(targets.echo))
+            first = clients.connect(node.door(door))
+            if door == "socks":
+                first.sendall(clients.socks_greeting())
+                assert clients.read_exact(first, 2) == b"\x05\x00"
+                first.sendall(clients.socks_request("127.0.0.1", hole))
+            else:
+                first.sendall(clients.upgrade_request("127.0.0.1", hole))
+            wait_until(lambda: _dials(node, hole), "the target to be dialled")
+            if how == "resets":
+                targets.reset(first)
+            first.close()
+            began = time.monotonic()
+            opener = clients.OPEN["socks5" if door == "socks" else "websocket"]
+            tunnel = opener(node.door(door), "127.0.0.1", target.port, timeout=10)
+            assert time.monotonic() - began < 2
+            tunnel.close()
+
+    def test_a_client_that_half_closes_after_its_request_is_still_served(self) -> None:
+        """CASES 37: it says nothing more, but it listens."""
+        with make_node() as node, Target(targets.banner(b"220 ready")) as target:
+            sock = clients.connect(node.door("socks"))
+            sock.sendall(clients.socks_greeting() + clients.socks_request("127.0.0.1", target.port))
+            sock.shutdown(socket.SHUT_WR)
+            assert clients.read_exact(sock, 2) == b"\x05\x00"
+            assert clients.read_socks_reply(sock) == 0
+            assert clients.read_to_end(sock.recv) == b"220 ready"
+
+
+def _is_served(opener: Callable[..., Tunnel], door: Door, port: int) -> bool:
+    try:
+        opener(door, "127.0.0.1", port).close()
+    except (SocksRefused, HttpRefused):
+        return False
+    return True
+
+
+def _dials(node: Proxy, port: int) -> bool:
+    """Tell whether the kernel has a connection to a port under way: state 02 is SYN_SENT."""
+    lines = Path(f"/proc/{node.pid}/net/tcp").read_text().splitlines()[1:]
+    return any(f[2].endswith(f":{port:04X}") and f[3] == "02" for f in map(str.split, lines))
+
+
+class TestFaults:
+    """What cannot stop the service."""
+
+    def test_it_survives_running_out_of_descriptors(self) -> None:
+        """CASES 178."""
+        limit = 80
+        prefix = ["prlimit", f"--nofile={limit}"]
+        doors = {"socks": socks_door()}
+        with Proxy({"listeners": doors}, prefix=prefix) as node, Target(targets.echo) as target:
+            with ExitStack() as stack:
+                for _ in range(2 * limit):
+                    sock = stack.enter_context(clients.connect(node.door("socks")))
+                    sock.sendall(clients.socks_greeting() + clients.socks_request("127.0.0.1", target.port))
+                before = _cpu_seconds(node.pid)
+                time.sleep(1)  # the span over which its use of the processor is measured
+                assert _cpu_seconds(node.pid) - before < 0.6, "it spins"
+            wait_until(
+                lambda: _is_served(clients.socks5, node.door("socks"), target.port),
+                "clients to be served again",
+            )
+            assert len(node.log) < 200_000, "it floods its log"
+
+    def test_it_goes_on_after_being_stopped_for_a_while(self) -> None:
+        """CASES 189, scaled."""
+        with make_node({"idle_timeout": "30s"}) as node, Target(targets.echo) as target:
+            tunnels = open_both(node, target.port)
+            node.signal(signal.SIGSTOP)
+            for tunnel in tunnels:
+                tunnel.sendall(b"while you slept")
+            time.sleep(1)  # how long it is stopped
+            node.signal(signal.SIGCONT)
+            for tunnel in (*tunnels, *open_both(node, target.port)):
+                tunnel.sendall(b"x")
+                assert clients.read_exact(tunnel, 1) in (b"w", b"x")
+                tunnel.close()
+
+    def test_junk_costs_a_line_at_most_and_nobody_else_anything(self) -> None:
+        """CASES 10-13, 187: a hundred clients that speak something else."""
+        junk = [
+            b"\x04\x01\x00\x50\x7f\x00\x00\x01\x00",
+            b"GET / HTTP/1.1\r\n\r\n",
+            b"CONNECT h:443 HTTP/1.1\r\n\r\n",
+            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+            b"SSH-2.0-x\r\n",
+            b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n",
+            os.urandom(1024),
+            b"\x00",
+            b"\x05\x00",
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        ]
+        with make_node() as node, Target(targets.echo) as target:
+            for _ in range(5):
+                for data in junk:
+                    for door in ("socks", "web"):
+                        sock = clients.connect(node.door(door), 5)
+                        sock.sendall(data)
+                        sock.shutdown(socket.SHUT_WR)
+                        assert ends(sock.recv)
+                        sock.close()
+            for tunnel in open_both(node, target.port):
+                tunnel.close()
+            assert len(node.log.splitlines()) < 150
+
+    def test_descriptors_are_back_after_many_connections_with_faults(self) -> None:
+        """CASES 184, scaled."""
+        with (
+            make_node() as node,
+            Target(targets.echo) as echo,
+            Target(targets.reset_after(b"x")) as resetting,
+        ):
+            _abuse(node, echo.port, resetting.port, 5)
+            before = wait_until(lambda: _settled(node), "the node to come to rest")
+            _abuse(node, echo.port, resetting.port, 40)
+            after = wait_until(lambda: _settled(node), "the node to come to rest")
+            assert after <= before + 2
+
+
+def _abuse(node: Proxy, echo: int, resetting: int, times: int) -> None:
+    for _ in range(times):
+        for tunnel in open_both(node, echo):
+            tunnel.sendall(b"x" * 1000)
+            targets.reset(tunnel.sock)
+            tunnel.close()
+        for tunnel in open_both(node, resetting):
+            tunnel.sendall(b"x")
+            assert ends(tunnel.recv)
+            tunnel.close()
+        for opener, door in ((clients.socks5, "socks"), (clients.websocket, "web")):
+            with pytest.raises((SocksRefused, HttpRefused)):
+                opener(node.door(door), "127.0.0.1", _CLOSED)
+            clients.connect(node.door(door)).close()
+
+
+_CLOSED = free_port()
+
+
+def _settled(node: Proxy) -> int:
+    """Count the open descriptors, once none is a connection; 0 before."""
+    lines = Path(f"/proc/{node.pid}/net/tcp").read_text().splitlines()[1:]
+    doors = {f":{node.door(name)[1]:04X}" for name in node.config["listeners"]}
+    live = [f for f in map(str.split, lines) if f[1][-5:] in doors and f[3] in ("01", "08")]
+    return 0 if live else len(os.listdir(f"/proc/{node.pid}/fd"))
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+BULK = Path(__file__).with_name("bulk.py")
+
+
+class TestFairness:
+    """A small tunnel beside eight that move all they can."""
+
+    STREAMS = 8
+    ROUNDS = 200
+
+    @pytest.mark.parametrize("direction", ["up", "down"])
+    @pytest.mark.parametrize("way", ["direct", "websocket"])
+    def test_its_round_trips_stay_short(self, way: str, direction: str) -> None:
+        with ExitStack() as stack:
+            exit_node = stack.enter_context(make_node())
+            ways = {"websocket": upstream("websocket", exit_node.door("web"))}
+            doors = {"socks": socks_door(upstream=way)}
+            node = stack.enter_context(Proxy({"listeners": doors, "upstreams": ways}))
+            target = stack.enter_context(Target(targets.echo))
+            host, port = node.door("socks")
+            command = [sys.executable, "-m", "tests.integration.bulk", host, str(port), direction]
+            bulk = stack.enter_context(
+                subprocess.Popen([*command, str(self.STREAMS)], stdout=subprocess.PIPE, cwd=BULK.parents[2])
+            )
+            stack.callback(bulk.kill)
+            assert bulk.stdout is not None
+            assert bulk.stdout.readline() == b"flowing\n"
+            tunnel = clients.socks5(node.door("socks"), "127.0.0.1", target.port)
+            before = [_scheduled(node.pid), _scheduled(exit_node.pid)]
+            trips = sorted(_round_trip(tunnel) for _ in range(self.ROUNDS))
+            after = [_scheduled(node.pid), _scheduled(exit_node.pid)]
+            tunnel.close()
+        # On a busy machine everybody's time runs slower: by as much as our nodes waited for a processor.
+        slower = math.prod(_slowdown(*pair) for pair in zip(before, after, strict=True))
+        assert trips[int(self.ROUNDS * 0.99)] < 0.05 * slower, [round(trip * 1000) for trip in trips[-10:]]
+
+
+def _scheduled(pid: int) -> tuple[int, int]:
+    """Give the nanoseconds for which a process's main thread has run, and has waited for a processor."""
+    run, waited, _ = map(int, Path(f"/proc/{pid}/schedstat").read_text().split())
+    return run, waited
+
+
+def _slowdown(before: tuple[int, int], after: tuple[int, int]) -> float:
+    run, waited = after[0] - before[0], after[1] - before[1]
+    return (run + waited) / run if run else 1.0
+
+
+def _round_trip(tunnel: Tunnel) -> float:
+    began = time.monotonic()
+    tunnel.sendall(bytes(64))
+    clients.read_exact(tunnel, 64)
+    return time.monotonic() - began

@@ -1,0 +1,285 @@
+"""
+wss:// from both ends: who is trusted, who is not and why, and that a TLS peer holds up nobody else.
+
+Cases 169 and 170 of CASES.md, unless a test names others.
+"""
+
+import contextlib
+import hashlib
+import os
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration import clients, peers, targets
+from tests.integration.certificates import Authority, Certificate
+from tests.integration.clients import SocksRefused
+from tests.integration.programs import Proxy, free_port, socks_door, upstream, wait_until, web_door
+from tests.integration.targets import Target
+
+PAYLOAD = os.urandom(4 << 20)
+DIGEST = hashlib.sha256(PAYLOAD).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Found a certificate authority."""
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="module")
+def good(authority: Authority) -> Certificate:
+    """Have a certificate that is right."""
+    return authority.issue("good", "localhost")
+
+
+@pytest.fixture(scope="module")
+def node(good: Certificate) -> Iterator[Proxy]:
+    """Run a node with a TLS door."""
+    doors = {"web": web_door(**good.settings)}
+    with Proxy({"proxy": {"handshake_timeout": "2s"}, "listeners": doors}) as node:
+        yield node
+
+
+def front(url: str, **settings: object) -> Proxy:
+    """Describe a node whose SOCKS5 door leads to a wss:// proxy."""
+    ways = {"way": upstream("websocket", url, **settings)}
+    return Proxy(
+        {"proxy": {"timeout": "5s"}, "listeners": {"socks": socks_door(upstream="way")}, "upstreams": ways}
+    )
+
+
+def exchange(node: Proxy) -> None:
+    """Send and receive some megabytes at once through a node's SOCKS5 door."""
+    with Target(targets.exchange(PAYLOAD, len(PAYLOAD))) as target:
+        tunnel = clients.socks5(node.door("socks"), "localhost", target.port)
+        sender = threading.Thread(target=tunnel.sendall, args=(PAYLOAD,), daemon=True)
+        sender.start()
+        assert targets.receive_digest(tunnel.recv, len(PAYLOAD)) == DIGEST
+        assert target.result() == DIGEST
+        sender.join(10)
+        tunnel.close()
+
+
+def expect_refused(node: Proxy, *words: str) -> None:
+    """Be refused with reply 1, and find the reason in one line of the log."""
+    with pytest.raises(SocksRefused) as refused:
+        clients.socks5(node.door("socks"), "192.0.2.1", 80)
+    assert refused.value.reply == 1
+    lines = wait_until(
+        lambda: [line for line in node.log.splitlines() if any(word in line.lower() for word in words)],
+        f"a line with one of {words} in the log:\n{node.log}",
+    )
+    assert any("way" in line or "localhost" in line for line in lines), lines
+
+
+class TestTrust:
+    """Our client, and whom it believes."""
+
+    def test_a_chain_over_tls_carries_bytes(self, node: Proxy, authority: Authority) -> None:
+        with front(node.url("web", "wss"), tls_ca=authority.root.cert) as chain:
+            exchange(chain)
+
+    def test_a_half_closed_stream_over_tls_still_delivers(self, node: Proxy, authority: Authority) -> None:
+        """CASES 119, 126."""
+        with (
+            front(node.url("web", "wss"), tls_ca=authority.root.cert) as chain,
+            Target(targets.answer_after_end(PAYLOAD)) as target,
+        ):
+            tunnel = clients.socks5(chain.door("socks"), "localhost", target.port)
+            tunnel.sendall(b"question")
+            tunnel.end()
+            assert hashlib.sha256(clients.read_to_end(tunnel.recv)).hexdigest() == DIGEST
+            assert target.result() == b"question"
+
+    def test_the_true_cause_comes_through_tls(self, node: Proxy, authority: Authority) -> None:
+        """CASES 144."""
+        with front(node.url("web", "wss"), tls_ca=authority.root.cert) as chain:
+            with pytest.raises(SocksRefused) as refused:
+                clients.socks5(chain.door("socks"), "127.0.0.1", free_port())
+            assert refused.value.reply == 5
+
+    def test_an_authority_that_is_not_known_is_refused(self, node: Proxy) -> None:
+        with front(node.url("web", "wss")) as chain:
+            expect_refused(chain, "certificate")
+
+    def test_tls_verify_no_accepts_anybody(self, node: Proxy) -> None:
+        with front(node.url("web", "wss"), tls_verify="no") as chain:
+            exchange(chain)
+
+    def test_a_self_signed_certificate_is_refused(self, authority: Authority) -> None:
+        alone = authority.self_signed("alone", "localhost", "subjectAltName=DNS:localhost")
+        with (
+            Proxy({"listeners": {"web": web_door(**alone.settings)}}) as other,
+            front(other.url("web", "wss"), tls_ca=authority.root.cert) as chain,
+        ):
+            expect_refused(chain, "certificate")
+
+    def test_a_certificate_of_another_host_is_refused(self, authority: Authority) -> None:
+        wrong = authority.issue("wrong", "elsewhere.example")
+        with (
+            Proxy({"listeners": {"web": web_door(**wrong.settings)}}) as other,
+            front(other.url("web", "wss"), tls_ca=authority.root.cert) as chain,
+        ):
+            expect_refused(chain, "hostname", "certificate")
+
+    def test_an_expired_certificate_is_refused(self, authority: Authority) -> None:
+        old = authority.issue("old", "localhost", expired=True)
+        with (
+            Proxy({"listeners": {"web": web_door(**old.settings)}}) as other,
+            front(other.url("web", "wss"), tls_ca=authority.root.cert) as chain,
+        ):
+            expect_refused(chain, "expired")
+
+    def test_plain_text_behind_the_port_is_refused(self, authority: Authority) -> None:
+        with (
+            Proxy({"listeners": {"web": web_door()}}) as plain,
+            front(plain.url("web", "wss"), tls_ca=authority.root.cert) as chain,
+        ):
+            expect_refused(chain, "tls", "ssl")
+
+    @pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
+    def test_a_peer_of_tls_1_1_is_refused(self, authority: Authority, good: Certificate) -> None:
+        with (
+            tls_server(good, old=True) as (port, _),
+            front(f"wss://localhost:{port}/", tls_ca=authority.root.cert) as chain,
+        ):
+            expect_refused(chain, "tls", "ssl", "protocol")
+
+    def test_a_peer_that_never_ends_its_handshake_is_cut_at_the_deadline(self, authority: Authority) -> None:
+        """CASES 158."""
+        with Target(targets.sink) as silent:
+            url = f"wss://localhost:{silent.port}/"
+            with front(url, tls_ca=authority.root.cert, timeout="1s") as chain:
+                began = time.monotonic()
+                with pytest.raises(SocksRefused) as refused:
+                    clients.socks5(chain.door("socks"), "192.0.2.1", 80)
+                assert refused.value.reply in (1, 6)
+                silent.results.get(timeout=5)  # it sees our end: nothing is left open
+                assert time.monotonic() - began < 5
+
+    def test_the_servers_name_is_sent(self, authority: Authority, good: Certificate) -> None:
+        with (
+            tls_server(good) as (port, names),
+            front(f"wss://localhost:{port}/", tls_ca=authority.root.cert) as chain,
+            pytest.raises(SocksRefused),
+        ):
+            clients.socks5(chain.door("socks"), "192.0.2.1", 80)
+        assert names == ["localhost"]
+
+    def test_no_password_is_sent_to_a_peer_that_is_not_trusted(self, good: Certificate) -> None:
+        received: list[bytes] = []
+        with tls_server(good, received=received) as (port, _):
+            login = {"proxy_username": "alice", "proxy_password": "wonderland"}
+            with front(f"wss://localhost:{port}/", **login) as chain:
+                expect_refused(chain, "certificate")
+                assert "wonderland" not in chain.log
+        assert received in ([], [b""])
+
+    def test_nginx_may_end_the_tls(self, authority: Authority, good: Certificate) -> None:
+        with (
+            Proxy({"listeners": {"web": web_door()}}) as plain,
+            peers.nginx(plain.door("web"), (good.cert, good.key)) as (_, port),
+            front(f"wss://localhost:{port}/", tls_ca=authority.root.cert) as chain,
+        ):
+            exchange(chain)
+
+
+@contextlib.contextmanager
+def tls_server(
+    certificate: Certificate, *, old: bool = False, received: list[bytes] | None = None
+) -> Iterator[tuple[int, list[str | None]]]:
+    """Serve TLS that ends after one read; give the port, and the server names that clients ask for."""
+    names: list[str | None] = []
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    if old:
+        context.set_ciphers("ALL:@SECLEVEL=0")  # OpenSSL 3 has TLS 1.1 only below its security level 1
+        context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
+    context.load_cert_chain(certificate.cert, certificate.key)
+    context.sni_callback = lambda _socket, name, _context: names.append(name)
+
+    def serve(connection: socket.socket) -> None:
+        with context.wrap_socket(connection, server_side=True) as tls:
+            data = tls.recv(1 << 16)
+            if received is not None:
+                received.append(data)
+
+    with Target(serve) as target:
+        yield target.port, names
+
+
+class TestServing:
+    """Our TLS door, and who comes to it."""
+
+    def test_a_client_that_trusts_the_authority_is_served(self, node: Proxy, authority: Authority) -> None:
+        with Target(targets.echo) as target:
+            context = authority.client_context()
+            tunnel = clients.websocket(node.door("web"), "localhost", target.port, tls=context)
+            tunnel.sendall(PAYLOAD[:100_000])
+            assert clients.read_exact(tunnel, 100_000) == PAYLOAD[:100_000]
+            tunnel.close()
+
+    def test_a_peer_that_stalls_its_handshake_costs_nobody_else_anything(
+        self, good: Certificate, authority: Authority
+    ) -> None:
+        """CASES 36, 85: it is cut at the deadline, and its place is free again."""
+        config: dict[str, Any] = {
+            "proxy": {"handshake_timeout": "2s", "max_connections": 20},
+            "listeners": {"web": web_door(**good.settings)},
+        }
+        with Proxy(config) as node, Target(targets.echo) as target, ExitStack() as stack:
+            silent = [stack.enter_context(clients.connect(node.door("web"), 8)) for _ in range(10)]
+            half = stack.enter_context(clients.connect(node.door("web"), 8))
+            half.sendall(b"\x16\x03\x01\x02\x00\x01")  # the beginning of a ClientHello
+            began = time.monotonic()
+            context = authority.client_context()
+            tunnel = clients.websocket(node.door("web"), "localhost", target.port, tls=context)
+            tunnel.sendall(b"served")
+            assert clients.read_exact(tunnel, 6) == b"served"
+            assert time.monotonic() - began < 1.5
+            tunnel.close()
+            for sock in (*silent, half):
+                assert _ends(sock)
+
+    @pytest.mark.parametrize(
+        "junk",
+        [b"GET / HTTP/1.1\r\nHost: h\r\n\r\n", b"\x05\x01\x00", b"SSH-2.0-x\r\n", os.urandom(1024)],
+        ids=["http", "socks5", "ssh", "random"],
+    )
+    def test_a_peer_that_speaks_no_tls_is_closed(self, node: Proxy, junk: bytes) -> None:
+        """CASES 12."""
+        sock = clients.connect(node.door("web"), 8)
+        sock.sendall(junk)
+        assert _ends(sock)
+        sock.close()
+
+    @pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
+    def test_a_client_of_tls_1_1_is_refused(self, node: Proxy, authority: Authority) -> None:
+        context = authority.client_context()
+        context.set_ciphers("ALL:@SECLEVEL=0")
+        context.minimum_version = ssl.TLSVersion.TLSv1
+        context.maximum_version = ssl.TLSVersion.TLSv1_1
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            clients.websocket(node.door("web"), "localhost", 80, tls=context)
+
+    def test_a_missing_certificate_file_is_one_clear_line(self, tmp_path: Path) -> None:
+        settings = {"tls_cert": str(tmp_path / "none.pem"), "tls_key": str(tmp_path / "none.key")}
+        with Proxy({"listeners": {"web": web_door(**settings)}}, starts=False) as node:
+            assert node.wait(20) in (1, 2)
+            (line,) = node.log.splitlines()
+            assert "none.pem" in line
+
+
+def _ends(sock: socket.socket) -> bool:
+    """Tell whether the peer closes, whatever it says before."""
+    try:
+        return clients.read_to_end(sock.recv) is not None
+    except ConnectionResetError:
+        return True

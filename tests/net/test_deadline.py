@@ -1,0 +1,121 @@
+"""One time budget over many steps."""
+
+import time
+
+import gevent
+import pytest
+from gevent import socket
+
+from proxy.net.deadline import Deadline
+
+SOON = 0.05  # seconds
+LATE = 1.0  # seconds: how late a busy machine may be
+
+
+def test_what_remains_shrinks_to_nothing_and_not_below() -> None:
+    deadline = Deadline(SOON)
+    first = deadline.remaining()
+    assert 0 < first <= SOON
+    gevent.sleep(SOON / 2)
+    assert deadline.remaining() < first
+    gevent.sleep(SOON)
+    assert deadline.remaining() == 0.0
+
+
+@pytest.mark.parametrize(("step", "longest"), [(1.0, 1.0), (100.0, 10.0)])
+def test_a_step_ends_no_later_than_the_whole(step: float, longest: float) -> None:
+    assert longest - LATE < Deadline(10.0).within(step).remaining() <= longest
+
+
+def test_a_block_that_takes_too_long_is_ended_and_named() -> None:
+    started = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"^greeting timed out$"), Deadline(SOON).limit("greeting"):
+        gevent.sleep(60)
+    assert SOON <= time.monotonic() - started < SOON + LATE
+
+
+def test_a_block_whose_time_is_over_already_is_not_entered() -> None:
+    with pytest.raises(TimeoutError, match="greeting"), Deadline(0).limit("greeting"):
+        pytest.fail("it was entered")
+
+
+def test_a_peer_that_drips_does_not_get_more_time() -> None:
+    """CASES A35: a timeout of each read would never expire here."""
+    ours, theirs = socket.socketpair()
+
+    def drip() -> None:
+        while True:
+            theirs.sendall(b".")
+            gevent.sleep(0.01)
+
+    dripping = gevent.spawn(drip)
+    started = time.monotonic()
+    with pytest.raises(TimeoutError), Deadline(0.2).limit("handshake"):
+        b"".join(iter(lambda: ours.recv(1), b""))
+    assert 0.2 <= time.monotonic() - started < 0.2 + LATE
+    dripping.kill()
+    ours.close()
+    theirs.close()
+
+
+def test_one_deadline_covers_all_the_steps_it_is_handed_to() -> None:
+    deadline = Deadline(0.1)
+
+    def take_steps() -> None:
+        for _ in range(100):
+            with deadline.limit("step"):
+                gevent.sleep(0.03)
+
+    started = time.monotonic()
+    with pytest.raises(TimeoutError, match="step"):
+        take_steps()
+    assert 0.1 <= time.monotonic() - started < 0.1 + LATE
+
+
+def test_a_block_in_time_is_left_alone_afterwards() -> None:
+    with Deadline(SOON).limit("handshake"):
+        pass
+    gevent.sleep(2 * SOON)
+
+
+def test_the_inner_deadline_ends_only_the_inner_block() -> None:
+    with Deadline(10).limit("outer"):
+        with pytest.raises(TimeoutError, match="inner"), Deadline(SOON).limit("inner"):
+            gevent.sleep(60)
+        gevent.sleep(0)
+
+
+def test_the_outer_deadline_ends_both_blocks() -> None:
+    with pytest.raises(TimeoutError, match="outer"), Deadline(SOON).limit("outer"):  # noqa: SIM117
+        with Deadline(10).limit("inner"):
+            gevent.sleep(60)
+
+
+def test_a_timeout_of_somebody_else_passes_through() -> None:
+    foreign = gevent.Timeout(SOON)
+    foreign.start()
+    with pytest.raises(gevent.Timeout) as raised, Deadline(10).limit("handshake"):
+        gevent.sleep(60)
+    assert raised.value is foreign
+
+
+def test_an_error_of_the_block_passes_through() -> None:
+    with pytest.raises(KeyError), Deadline(10).limit("handshake"):
+        raise KeyError("mine")
+
+
+def test_a_library_that_catches_every_error_does_not_catch_the_deadline() -> None:
+    def library() -> None:
+        try:
+            gevent.sleep(60)
+        except Exception:
+            pytest.fail("it was caught")
+
+    with pytest.raises(TimeoutError, match="handshake"), Deadline(SOON).limit("handshake"):
+        library()
+
+
+def test_a_pause_ends_with_the_deadline() -> None:
+    started = time.monotonic()
+    Deadline(SOON).pause(60)
+    assert time.monotonic() - started < SOON + LATE

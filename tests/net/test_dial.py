@@ -1,0 +1,439 @@
+"""
+Happy Eyeballs (RFC 8305) on a scripted network, and real connections on the loopback interface.
+"""
+
+import errno
+import os
+import socket as std_socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from ipaddress import ip_address
+from typing import Any
+
+import gevent
+import pytest
+from gevent import socket
+
+from proxy import rules
+from proxy.address import Address
+from proxy.errors import DialError, Failure
+from proxy.net import dial as module
+from proxy.net.deadline import Deadline
+from proxy.net.dial import IPAddress, dial, interleave, resolve
+from tests.integration.programs import free_port
+from tests.integration.targets import blackhole
+
+LATE = 0.24  # seconds: how late a busy machine may be
+NAME = Address("name.example", 80)
+
+
+# -- names
+
+
+class Resolver:
+    """Stands in for the C library's; some names take as long as a test wants."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, list[str] | int] = {}
+        self.slow = threading.Event()
+        self.asked: list[str] = []
+
+    def __call__(self, host: str, *rest: Any) -> list[tuple[Any, ...]]:
+        self.asked.append(host)
+        if host.startswith("slow"):
+            self.slow.wait(5)
+        found = self.names.get(host, std_socket.EAI_NONAME)
+        if isinstance(found, int):
+            raise std_socket.gaierror(found, "said the stub")
+        return [(0, std_socket.SOCK_STREAM, 6, "", (ip, 0)) for ip in found]
+
+
+@pytest.fixture
+def resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Resolver]:
+    """Put a stub in the resolver's place."""
+    stub = Resolver()
+    monkeypatch.setattr(module, "_getaddrinfo", stub)
+    yield stub
+    stub.slow.set()
+    while module._lookups:  # the threads are done before the next test begins
+        gevent.sleep(0.01)
+
+
+@pytest.mark.parametrize(("answer", "failure"), [
+    (std_socket.EAI_NONAME, Failure.NAME_NOT_FOUND),
+    (std_socket.EAI_AGAIN, Failure.NAME_TIMED_OUT),
+])  # fmt: skip
+def test_a_name_that_does_not_resolve_is_told_from_a_resolver_that_fails(
+    resolver: Resolver, answer: int, failure: Failure
+) -> None:
+    resolver.names["name.example"] = answer
+    with pytest.raises(DialError, match=r"name\.example") as raised:
+        dial(NAME, Deadline(5))
+    assert raised.value.failure is failure
+
+
+def test_a_lookup_that_takes_too_long_ends_at_the_deadline(resolver: Resolver) -> None:
+    started = time.monotonic()
+    with pytest.raises(DialError) as raised:
+        dial(Address("slow.example", 80), Deadline(0.1))
+    assert raised.value.failure is Failure.NAME_TIMED_OUT
+    assert time.monotonic() - started < 0.1 + LATE
+
+
+def test_simultaneous_lookups_of_one_name_are_one(resolver: Resolver) -> None:
+    resolver.names["slow.example"] = ["127.0.0.1"]
+    lookups = [gevent.spawn(resolve, "slow.example", Deadline(5)) for _ in range(20)]
+    gevent.sleep(0.05)
+    resolver.slow.set()
+    assert [lookup.get() for lookup in lookups] == [[ip_address("127.0.0.1")]] * 20
+    assert resolver.asked == ["slow.example"]
+
+
+def test_who_asked_first_may_leave_without_harm_to_the_others(resolver: Resolver) -> None:
+    resolver.names["slow.example"] = ["127.0.0.1"]
+    first, second = (gevent.spawn(resolve, "slow.example", Deadline(5)) for _ in range(2))
+    gevent.sleep(0.05)
+    first.kill()
+    resolver.slow.set()
+    assert second.get() == [ip_address("127.0.0.1")]
+
+
+def test_a_joined_lookup_keeps_each_ones_own_deadline(resolver: Resolver) -> None:
+    resolver.names["slow.example"] = ["127.0.0.1"]
+    patient = gevent.spawn(resolve, "slow.example", Deadline(5))
+    with pytest.raises(DialError):
+        resolve("slow.example", Deadline(0.05))
+    resolver.slow.set()
+    assert patient.get() == [ip_address("127.0.0.1")]
+
+
+def test_every_one_of_a_joined_lookup_hears_of_its_failure(resolver: Resolver) -> None:
+    lookups = [gevent.spawn(resolve, "slow.example", Deadline(5)) for _ in range(3)]
+    gevent.sleep(0.05)
+    resolver.slow.set()
+    gevent.joinall(lookups)
+    assert {lookup.exception.failure for lookup in lookups} == {Failure.NAME_NOT_FOUND}
+
+
+def test_an_answer_is_not_kept(resolver: Resolver) -> None:
+    resolver.names["name.example"] = ["127.0.0.1"]
+    resolve("name.example", Deadline(5))
+    resolver.names["name.example"] = ["127.0.0.2"]
+    assert resolve("name.example", Deadline(5)) == [ip_address("127.0.0.2")]
+
+
+def test_slow_names_do_not_hold_up_a_fast_one(resolver: Resolver) -> None:
+    """Ten threads would be taken by eleven slow names."""
+    resolver.names["fast.example"] = ["127.0.0.1"]
+    slow = [gevent.spawn(resolve, f"slow-{number}.example", Deadline(5)) for number in range(50)]
+    gevent.sleep(0.05)
+    started = time.monotonic()
+    resolve("fast.example", Deadline(5))
+    assert time.monotonic() - started < 0.5
+    resolver.slow.set()
+    gevent.joinall(slow)
+
+
+def test_the_loop_runs_on_while_a_name_is_looked_up(resolver: Resolver) -> None:
+    lookup = gevent.spawn(resolve, "slow.example", Deadline(5))
+    started = time.monotonic()
+    for _ in range(10):
+        gevent.sleep(0.001)
+    assert time.monotonic() - started < 0.5
+    resolver.slow.set()
+    lookup.join()
+
+
+@pytest.mark.parametrize("literal", ["127.0.0.1", "::1"])
+def test_an_ip_address_needs_no_lookup_and_no_thread(
+    resolver: Resolver, monkeypatch: pytest.MonkeyPatch, literal: str
+) -> None:
+    monkeypatch.setattr(module._workers, "run", lambda work: pytest.fail("a thread was used"))
+    with pytest.raises(DialError) as raised:
+        dial(Address(literal, free_port()), Deadline(1))
+    assert raised.value.failure is Failure.REFUSED
+    assert not resolver.asked
+
+
+# -- the race
+
+
+@pytest.mark.parametrize(("found", "order"), [
+    ("6a 6b 4a 4b", "6a 4a 6b 4b"),  # RFC 8305, section 4, with First Address Family Count 1
+    ("4a 4b 6a 6b", "4a 6a 4b 6b"),
+    ("6a 6b 6c 4a", "6a 4a 6b 6c"),
+    ("4a 4b", "4a 4b"),
+    ("6a", "6a"),
+])  # fmt: skip
+def test_the_families_take_turns(found: str, order: str) -> None:
+    def ips(words: str) -> list[IPAddress]:
+        kinds = {"4": "192.0.2.{}", "6": "2001:db8::{}"}
+        return [ip_address(kinds[word[0]].format(ord(word[1]) - 96)) for word in words.split()]
+
+    assert interleave(ips(found)) == ips(order)
+
+
+class FakeSocket:
+    """A connection of the scripted network."""
+
+    def __init__(self, ip: str) -> None:
+        self.ip = ip
+        self.closed = False
+
+    def close(self) -> None:
+        """Be closed."""
+        self.closed = True
+
+
+class Network:
+    """Addresses that connect, fail or keep silent after a time; it notes when each was tried."""
+
+    def __init__(self, behaviour: dict[str, tuple[float, Failure | None]]) -> None:
+        self.behaviour = behaviour
+        self.tried: list[tuple[str, float]] = []
+        self.sockets: list[FakeSocket] = []
+        self.called_off: list[str] = []
+        self._started = time.monotonic()
+
+    def connect(self, ip: IPAddress, address: Address, deadline: Deadline) -> FakeSocket:
+        """Stand in for one attempt."""
+        name = str(ip)
+        self.tried.append((name, time.monotonic() - self._started))
+        after, failure = self.behaviour[name]
+        try:
+            with deadline.limit("connect"):
+                gevent.sleep(after)
+        except TimeoutError as exc:
+            raise DialError(name, Failure.TIMED_OUT) from exc
+        except gevent.GreenletExit:
+            self.called_off.append(name)
+            raise
+        if failure:
+            raise DialError(name, failure)
+        self.sockets.append(FakeSocket(name))
+        return self.sockets[-1]
+
+
+SILENT = 60.0
+A, B, C = "192.0.2.1", "192.0.2.2", "192.0.2.3"
+
+
+@pytest.fixture
+def network(monkeypatch: pytest.MonkeyPatch, resolver: Resolver) -> Callable[..., Network]:
+    """Make a name with these addresses, in this order."""
+
+    def make(**behaviour: tuple[float, Failure | None]) -> Network:
+        named = dict(zip((A, B, C), behaviour.values(), strict=False))
+        made = Network(named)
+        resolver.names["name.example"] = list(named)
+        monkeypatch.setattr(module, "_connect", made.connect)
+        return made
+
+    return make
+
+
+def tried(network: Network) -> list[str]:
+    """Tell which addresses were tried, in order."""
+    return [ip for ip, _ in network.tried]
+
+
+def test_the_first_address_is_the_only_one_tried_if_it_answers(network: Callable[..., Network]) -> None:
+    net = network(a=(0.1, None), b=(0, None))
+    assert dial(NAME, Deadline(5)).ip == A
+    assert tried(net) == [A]
+
+
+def test_the_next_address_starts_after_250_ms_of_silence(network: Callable[..., Network]) -> None:
+    """RFC 8305, section 5: the recommended Connection Attempt Delay."""
+    net = network(a=(SILENT, None), b=(SILENT, None), c=(0, None))
+    assert dial(NAME, Deadline(5)).ip == C
+    assert tried(net) == [A, B, C]
+    for number, (_, at) in enumerate(net.tried):
+        assert number * 0.25 <= at < number * 0.25 + LATE
+
+
+def test_a_failure_starts_the_next_address_at_once(network: Callable[..., Network]) -> None:
+    net = network(a=(0, Failure.REFUSED), b=(0, Failure.REFUSED), c=(0, None))
+    started = time.monotonic()
+    assert dial(NAME, Deadline(5)).ip == C
+    assert time.monotonic() - started < LATE
+    assert tried(net) == [A, B, C]
+
+
+def test_a_slow_address_can_still_win(network: Callable[..., Network]) -> None:
+    net = network(a=(0.4, None), b=(SILENT, None))
+    assert dial(NAME, Deadline(5)).ip == A
+    assert net.called_off == [B]
+
+
+def test_the_losers_are_called_off_and_closed(network: Callable[..., Network]) -> None:
+    net = network(a=(0.3, None), b=(0.05, None), c=(SILENT, None))
+    winner = dial(NAME, Deadline(5))
+    gevent.sleep(0.1)
+    assert [sock.ip for sock in net.sockets if not sock.closed] == [winner.ip]
+
+
+def test_two_that_connect_in_the_same_moment_leave_one_open(
+    monkeypatch: pytest.MonkeyPatch, network: Callable[..., Network]
+) -> None:
+    monkeypatch.setattr(module, "ATTEMPT_DELAY", 0.0)
+    net = network(a=(0.05, None), b=(0.05, None), c=(0.05, None))
+    dial(NAME, Deadline(5))
+    gevent.sleep(0.1)
+    assert sum(not sock.closed for sock in net.sockets) == 1
+
+
+def test_when_all_fail_the_first_ones_failure_is_told(network: Callable[..., Network]) -> None:
+    network(a=(0.02, Failure.REFUSED), b=(0, Failure.HOST_UNREACHABLE))
+    with pytest.raises(DialError) as raised:
+        dial(NAME, Deadline(5))
+    assert raised.value.failure is Failure.REFUSED
+
+
+def test_the_race_ends_at_the_deadline(network: Callable[..., Network]) -> None:
+    net = network(a=(SILENT, None), b=(SILENT, None))
+    started = time.monotonic()
+    with pytest.raises(DialError) as raised:
+        dial(NAME, Deadline(0.4))
+    assert raised.value.failure is Failure.TIMED_OUT
+    assert time.monotonic() - started < 0.4 + LATE
+    assert tried(net) == [A, B]
+
+
+def test_whoever_is_killed_while_racing_leaves_nothing_running(network: Callable[..., Network]) -> None:
+    net = network(a=(SILENT, None), b=(SILENT, None))
+    racing = gevent.spawn(dial, NAME, Deadline(60))
+    gevent.sleep(0.35)
+    racing.kill()
+    gevent.sleep(0)
+    assert sorted(net.called_off) == [A, B]
+
+
+def test_an_address_that_is_told_twice_is_tried_once(
+    network: Callable[..., Network], resolver: Resolver
+) -> None:
+    net = network(a=(0, Failure.REFUSED))
+    resolver.names["name.example"] = [A, A, A]
+    with pytest.raises(DialError):
+        dial(NAME, Deadline(5))
+    assert tried(net) == [A]
+
+
+# -- the judge
+
+
+def forbid(*forbidden: str) -> Callable[[IPAddress], None]:
+    """Make a check that refuses these addresses."""
+
+    def check(ip: IPAddress) -> None:
+        if str(ip) in forbidden:
+            raise DialError(f"{ip} is forbidden", Failure.NOT_ALLOWED)
+
+    return check
+
+
+def test_an_address_that_is_refused_is_not_tried(network: Callable[..., Network]) -> None:
+    net = network(a=(0, None), b=(0, None))
+    assert dial(NAME, Deadline(5), forbid(A)).ip == B
+    assert tried(net) == [B]
+
+
+def test_a_name_all_of_whose_addresses_are_refused_is_not_allowed(network: Callable[..., Network]) -> None:
+    net = network(a=(0, None), b=(0, None))
+    with pytest.raises(DialError) as raised:
+        dial(NAME, Deadline(5), forbid(A, B))
+    assert raised.value.failure is Failure.NOT_ALLOWED
+    assert not net.tried
+
+
+def test_an_ip_address_is_judged_too(network: Callable[..., Network]) -> None:
+    net = network(a=(0, None))
+    with pytest.raises(DialError):
+        dial(Address(A, 80), Deadline(5), forbid(A))
+    assert not net.tried
+
+
+@pytest.mark.parametrize("ip", ["0.0.0.0", "::", "255.255.255.255", "224.0.0.1", "ff02::1", "::ffff:0.0.0.0"])
+def test_an_address_that_is_no_hosts_is_refused(
+    network: Callable[..., Network], resolver: Resolver, ip: str
+) -> None:
+    """CASES A31: as a name's address, too."""
+    net = network(a=(0, None))
+    resolver.names["name.example"] = [ip]
+    for target in (NAME, Address(ip, 80)):
+        with pytest.raises(DialError) as raised:
+            dial(target, Deadline(5), rules.check)
+        assert raised.value.failure is Failure.NOT_ALLOWED
+    assert not net.tried
+
+
+# -- real connections
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """Listen on the loopback interface."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen()
+        yield sock
+
+
+def test_a_connection_has_nodelay_and_keepalive(listener: socket.socket) -> None:
+    with dial(Address("127.0.0.1", listener.getsockname()[1]), Deadline(5)) as sock:
+        assert sock.getpeername() == listener.getsockname()
+        assert sock.getsockopt(std_socket.IPPROTO_TCP, std_socket.TCP_NODELAY)
+        assert sock.getsockopt(std_socket.SOL_SOCKET, std_socket.SO_KEEPALIVE)
+
+
+def test_a_closed_port_refuses_and_is_named() -> None:
+    port = free_port()
+    with pytest.raises(DialError) as raised:
+        dial(Address("127.0.0.1", port), Deadline(5))
+    assert raised.value.failure is Failure.REFUSED
+    assert str(raised.value) == f"127.0.0.1:{port}: {os.strerror(errno.ECONNREFUSED)}"
+
+
+def test_the_error_of_a_name_tells_which_address_it_was(resolver: Resolver) -> None:
+    resolver.names["name.example"] = ["127.0.0.1"]
+    port = free_port()
+    with pytest.raises(DialError, match=rf"name\.example:{port} \(127\.0\.0\.1\): "):
+        dial(Address("name.example", port), Deadline(5))
+
+
+def test_a_silent_host_times_out_at_the_deadline() -> None:
+    with blackhole() as port:
+        started = time.monotonic()
+        with pytest.raises(DialError) as raised:
+            dial(Address("127.0.0.1", port), Deadline(0.2))
+    assert raised.value.failure is Failure.TIMED_OUT
+    assert 0.2 <= time.monotonic() - started < 1.2
+
+
+def test_the_second_address_is_used_when_the_first_refuses_or_is_silent(resolver: Resolver) -> None:
+    """CASES E152: within the one deadline."""
+    port = free_port()  # at 127.0.0.1 too
+    with socket.socket() as listener:
+        listener.setsockopt(std_socket.SOL_SOCKET, std_socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.2", port))
+        listener.listen()
+        resolver.names["name.example"] = ["127.0.0.1", "127.0.0.2"]
+        target = Address("name.example", port)
+        with dial(target, Deadline(2)) as sock:
+            assert sock.getpeername()[0] == "127.0.0.2"
+        with blackhole(port=port), dial(target, Deadline(2)) as sock:
+            assert sock.getpeername()[0] == "127.0.0.2"
+
+
+def test_no_descriptor_is_left_open(resolver: Resolver, listener: socket.socket) -> None:
+    resolver.names["name.example"] = ["127.0.0.1", "127.0.0.2", "::1"]
+    before = len(os.listdir("/proc/self/fd"))
+    with blackhole() as silent:
+        for port in (free_port(), silent, listener.getsockname()[1]):
+            try:
+                dial(Address("name.example", port), Deadline(0.3)).close()
+            except DialError:
+                continue
+    gevent.sleep(0.05)
+    assert len(os.listdir("/proc/self/fd")) == before + 1  # the port that free_port reserved

@@ -1,0 +1,451 @@
+"""
+Two TCP connections joined; the tests hold the far ends.
+"""
+
+import gc
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import gevent
+import pytest
+from gevent import socket
+
+from proxy.errors import ProtocolError
+from proxy.net import relay as module
+from proxy.net.relay import DataForwarder, Transfer
+from proxy.net.splice import PIPES
+from proxy.net.stream import Ending, TcpStream
+from tests.net.wires import Spy, read_to_end, reset, tcp_pair
+
+LATE = 0.5  # seconds: how late a busy machine may be
+MIB = 1 << 20
+
+both_copies = pytest.mark.parametrize("zero_copy", [True, False], ids=["splice", "copy"])
+both_sides = pytest.mark.parametrize("side", ["client", "target"])
+
+
+class Tunnel:
+    """A relay under way."""
+
+    def __init__(self, forwarder: DataForwarder, *, half_closes: bool = True, early: bytes = b"") -> None:
+        self.client, inner_client = tcp_pair()
+        self.target, inner_target = tcp_pair()
+        self.near = Spy(inner_client, half_closes=half_closes)
+        self.near._early = early
+        self.far = Spy(inner_target)
+        self.relay = forwarder.relay(self.near, self.far)
+        self.running = gevent.spawn(forwarder.run, self.relay)
+
+    def sides(self, first: str) -> tuple[socket.socket, socket.socket]:
+        """Give both far ends, the named one first."""
+        return (self.client, self.target) if first == "client" else (self.target, self.client)
+
+    def result(self) -> Transfer:
+        """Wait for the end."""
+        return self.running.get()
+
+    def settle(self) -> None:
+        """Let the relay do what can be done now."""
+        gevent.sleep(0.02)
+
+    def close(self) -> None:
+        """Clean up."""
+        self.running.kill()
+        self.client.close()
+        self.target.close()
+
+
+Join = Callable[..., Tunnel]
+
+
+@pytest.fixture
+def zero_copy() -> bool:
+    """Let the relay splice; tests that care parametrise over this."""
+    return True
+
+
+@pytest.fixture
+def join(zero_copy: bool) -> Iterator[Join]:
+    """Join two connections, as often as a test wants."""
+    made: list[Tunnel] = []
+    forwarder = DataForwarder(zero_copy=zero_copy)
+
+    def make(idle_timeout: float | None = None, **settings: object) -> Tunnel:
+        own = forwarder if idle_timeout is None else DataForwarder(idle_timeout, zero_copy=zero_copy)
+        made.append(Tunnel(own, **settings))  # type: ignore[arg-type]
+        return made[-1]
+
+    before = PIPES.lent
+    yield make
+    for tunnel in made:
+        tunnel.close()
+    gevent.sleep(0)
+    assert PIPES.lent == before
+
+
+@pytest.fixture
+def tunnel(join: Join) -> Tunnel:
+    """Join two connections."""
+    return join()
+
+
+# -- moving
+
+
+@both_copies
+def test_bytes_go_both_ways_and_are_counted_as_the_client_sees_them(tunnel: Tunnel) -> None:
+    up, down = os.urandom(9 * MIB), os.urandom(7 * MIB)
+
+    def play(sock: socket.socket, data: bytes) -> bytes:
+        sender = gevent.spawn(lambda: (sock.sendall(data), sock.shutdown(1)))
+        received = read_to_end(sock)
+        sender.get()
+        return received
+
+    at_target = gevent.spawn(play, tunnel.target, down)
+    assert play(tunnel.client, up) == down
+    assert at_target.get() == up
+    assert tunnel.result() == Transfer(sent=len(up), received=len(down), ending=Ending.FINISHED)
+
+
+@both_copies
+def test_much_after_little_after_much_keeps_its_order(tunnel: Tunnel) -> None:
+    """The relay goes over to splicing where there is much, and back where there is little."""
+    pieces = [os.urandom(size) for size in (1, MIB, 3, 10, 2 * MIB, 1, 70_000, 5, MIB)]
+
+    def send() -> None:
+        for piece in pieces:
+            tunnel.client.sendall(piece)
+            gevent.sleep(0.01)
+        tunnel.client.shutdown(1)
+
+    sending = gevent.spawn(send)
+    assert read_to_end(tunnel.target) == b"".join(pieces)
+    sending.get()
+
+
+@both_copies
+def test_a_slow_reader_gets_every_byte_in_order(tunnel: Tunnel) -> None:
+    data = os.urandom(12 * MIB)
+    sending = gevent.spawn(lambda: (tunnel.target.sendall(data), tunnel.target.shutdown(1)))
+    received = b""
+    for _ in range(20):
+        gevent.sleep(0.01)  # so that everything in between fills up
+        received += tunnel.client.recv(100_000)
+    assert received + read_to_end(tunnel.client) == data
+    sending.get()
+
+
+@both_copies
+def test_early_bytes_of_any_size_go_first(join: Join) -> None:
+    """CASES A2."""
+    early = os.urandom(3 * 64 * 1024 + 17)
+    tunnel = join(early=early)
+    tunnel.client.sendall(b"later")
+    tunnel.client.shutdown(1)
+    assert read_to_end(tunnel.target) == early + b"later"
+
+
+def test_the_counts_can_be_read_while_it_runs(tunnel: Tunnel) -> None:
+    tunnel.client.sendall(b"abc")
+    tunnel.target.recv(10)
+    assert (tunnel.relay.sent, tunnel.relay.received) == (3, 0)
+
+
+def test_sockets_are_taken_as_they_are() -> None:
+    """The specification's ``forward_data(a, b)``."""
+    client, a = tcp_pair()
+    target, b = tcp_pair()
+    done = gevent.spawn(DataForwarder().forward_data, a, b)
+    client.sendall(b"hello")
+    client.shutdown(1)
+    assert read_to_end(target) == b"hello"
+    target.close()
+    assert done.get().sent == 5
+    assert client.recv(1) == b""
+    client.close()
+
+
+# -- ends
+
+
+@both_sides
+def test_the_end_of_one_direction_leaves_the_other_alone(tunnel: Tunnel, side: str) -> None:
+    """CASES E126, E127."""
+    one, other = tunnel.sides(side)
+    one.shutdown(1)
+    assert other.recv(1) == b""
+    other.sendall(b"still here")
+    assert one.recv(100) == b"still here"
+    other.shutdown(1)
+    assert one.recv(1) == b""
+    assert tunnel.result().ending is Ending.FINISHED
+
+
+@both_sides
+def test_a_reset_of_one_leg_is_a_reset_of_the_other_and_is_named(tunnel: Tunnel, side: str) -> None:
+    """CASES E130, E131."""
+    one, other = tunnel.sides(side)
+    one.sendall(b"x")
+    assert other.recv(1) == b"x"
+    reset(one)
+    with pytest.raises(ConnectionResetError):
+        other.recv(1)
+    assert tunnel.result().ending is Ending.CUT
+    assert tunnel.result().detail == f"{side}: Connection reset by peer"
+
+
+@both_copies
+@both_sides
+def test_a_reset_of_a_leg_that_takes_nothing_is_seen(tunnel: Tunnel, side: str) -> None:
+    """CASES E130: while its buffers are full, and the other side keeps sending."""
+    one, other = tunnel.sides(side)
+    blasting = gevent.spawn(blast, other)
+    gevent.sleep(0.1)
+    reset(one)
+    assert tunnel.result().ending is Ending.CUT
+    blasting.get()
+
+
+def blast(sock: socket.socket) -> None:
+    """Send until the connection breaks."""
+    with suppress(ConnectionError):
+        while True:
+            sock.sendall(bytes(MIB))
+
+
+@pytest.mark.parametrize("ending", list(Ending))
+def test_both_hear_how_it_ended(tunnel: Tunnel, ending: Ending) -> None:
+    tunnel.settle()
+    tunnel.relay.stop(ending)
+    tunnel.result()
+    assert tunnel.near.story == tunnel.far.story == [f"farewell {ending.value}", "close"]
+    for sock in (tunnel.client, tunnel.target):
+        if ending is Ending.FINISHED:
+            assert sock.recv(1) == b""
+        else:
+            with pytest.raises(ConnectionResetError):
+                sock.recv(1)
+
+
+def test_the_first_to_say_why_it_ended_is_right(tunnel: Tunnel) -> None:
+    tunnel.settle()
+    tunnel.relay.stop(Ending.IDLE)
+    tunnel.relay.stop(Ending.CUT, "later")
+    assert tunnel.result() == Transfer(0, 0, Ending.IDLE)
+
+
+@pytest.mark.parametrize(("fault", "detail"), [
+    (ProtocolError("a bad frame"), "a bad frame"),
+    (OSError(5, "whatever"), "whatever"),
+    (ValueError("a bug"), "a bug"),
+])  # fmt: skip
+def test_any_fault_of_an_end_is_a_cut(tunnel: Tunnel, fault: Exception, detail: str) -> None:
+    """CASES G191: not even a bug of ours leaves a tunnel hanging."""
+    tunnel.near.fault = fault
+    tunnel.client.sendall(b"x")
+    assert tunnel.result().ending is Ending.CUT
+    assert tunnel.result().detail.endswith(detail)
+    assert tunnel.far.story == ["farewell cut", "close"]
+
+
+def test_who_waits_for_it_may_be_killed(tunnel: Tunnel) -> None:
+    tunnel.settle()
+    tunnel.running.kill()
+    assert tunnel.near.story == tunnel.far.story == ["farewell stopped", "close"]
+
+
+@both_copies
+def test_nothing_is_left_behind(zero_copy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither descriptors nor greenlets."""
+    monkeypatch.setattr(module, "_SWEEP", 0.02)
+
+    def held() -> tuple[int, int]:
+        gc.collect()
+        greenlets = sum(isinstance(each, gevent.Greenlet) and not each.dead for each in gc.get_objects())
+        return len(os.listdir("/proc/self/fd")), greenlets
+
+    Tunnel(DataForwarder()).close()  # the first one leaves pipes in their pool
+    gevent.sleep(0.05)
+    before = held()
+    for _ in range(5):
+        tunnel = Tunnel(DataForwarder(zero_copy=zero_copy))
+        tunnel.client.sendall(b"x")
+        tunnel.client.close()
+        tunnel.target.close()
+        tunnel.result()
+    del tunnel
+    gevent.sleep(0.1)  # the sweep ends, too
+    assert held() <= before
+
+
+# -- backpressure and fairness
+
+
+@both_copies
+@both_sides
+def test_a_peer_that_does_not_read_holds_up_the_other(tunnel: Tunnel, side: str) -> None:
+    """CASES E132: what the kernel holds is bounded, and what we hold is a pipe or a buffer."""
+    one, other = tunnel.sides(side)
+    blasting = gevent.spawn(blast, other)
+    moved = -1
+    while moved != tunnel.relay.sent + tunnel.relay.received:
+        moved = tunnel.relay.sent + tunnel.relay.received
+        gevent.sleep(0.2)
+    assert 0 < moved < 64 * MIB
+    assert PIPES.lent <= 1
+    one.sendall(b"the other direction goes on")
+    assert other.recv(100) == b"the other direction goes on"
+    blasting.kill()
+
+
+@both_copies
+def test_a_busy_tunnel_leaves_the_loop_to_others(join: Join) -> None:
+    """One bounded operation for each readiness: nobody waits for a bulk transfer to end."""
+    tunnel = join()
+    blasting = gevent.spawn(blast, tunnel.target)
+    draining = gevent.spawn(read_and_forget, tunnel.client)
+    lags = []
+    for _ in range(50):
+        started = time.monotonic()
+        gevent.sleep(0.001)
+        lags.append(time.monotonic() - started)
+    assert sorted(lags)[len(lags) // 2] < 0.03
+    assert tunnel.relay.received > MIB
+    gevent.killall([blasting, draining])
+
+
+def read_and_forget(sock: socket.socket) -> None:
+    """Take whatever comes."""
+    while sock.recv(MIB):
+        gevent.sleep(0)
+
+
+@both_copies
+def test_a_small_message_is_not_behind_a_big_transfer(join: Join) -> None:
+    big, small = join(), join()
+    busy = [gevent.spawn(blast, big.target), gevent.spawn(read_and_forget, big.client)]
+    delays = []
+    for _ in range(20):
+        started = time.monotonic()
+        small.client.sendall(b"x")
+        assert small.target.recv(1) == b"x"
+        delays.append(time.monotonic() - started)
+        gevent.sleep(0.002)
+    gevent.killall(busy)
+    assert sorted(delays)[len(delays) // 2] < 0.03
+
+
+# -- time
+
+
+def test_an_idle_relay_ends_and_is_no_clean_end_to_anybody(join: Join) -> None:
+    """CASES E134."""
+    started = time.monotonic()
+    tunnel = join(idle_timeout=0.2)
+    assert tunnel.result().ending is Ending.IDLE
+    assert 0.2 <= time.monotonic() - started < 0.4 + LATE
+    for sock in (tunnel.client, tunnel.target):
+        with pytest.raises(ConnectionResetError):
+            sock.recv(1)
+
+
+@both_sides
+def test_a_byte_either_way_keeps_it_alive(join: Join, side: str) -> None:
+    """CASES E134."""
+    tunnel = join(idle_timeout=0.2)
+    one, _ = tunnel.sides(side)
+    for _ in range(6):
+        gevent.sleep(0.06)
+        one.sendall(b".")
+    assert not tunnel.running.ready()
+    assert tunnel.result().ending is Ending.IDLE
+
+
+@both_copies
+@both_sides
+def test_a_relay_that_can_write_nothing_is_idle(join: Join, side: str) -> None:
+    """CASES E135."""
+    tunnel = join(idle_timeout=0.3)
+    _, other = tunnel.sides(side)
+    blasting = gevent.spawn(blast, other)
+    assert tunnel.result().ending is Ending.IDLE
+    blasting.get()
+
+
+def test_without_an_idle_timeout_silence_is_no_end(tunnel: Tunnel) -> None:
+    tunnel.settle()
+    tunnel.relay.tick(time.monotonic() + 1e6)
+    tunnel.settle()
+    assert not tunnel.running.ready()
+
+
+def test_a_peer_that_cannot_be_told_of_an_end_gets_a_moment_for_the_rest(join: Join) -> None:
+    tunnel = join(half_closes=False)
+    tunnel.target.sendall(b"all")
+    tunnel.target.shutdown(1)
+    tunnel.settle()
+    now = time.monotonic()
+    tunnel.relay.tick(now + 0.5 * module.LINGER)
+    tunnel.settle()
+    assert not tunnel.running.ready()
+    tunnel.relay.tick(now + 1.5 * module.LINGER)
+    assert tunnel.result() == Transfer(sent=0, received=3, ending=Ending.FINISHED)
+
+
+def test_one_that_goes_on_sending_gets_a_longer_moment_but_not_for_ever(join: Join) -> None:
+    tunnel = join(half_closes=False)
+    tunnel.target.shutdown(1)
+    tunnel.settle()
+    now = time.monotonic()
+    for step in range(int(2 * module.LINGER_AT_MOST)):
+        tunnel.client.sendall(b"x")
+        tunnel.settle()
+        tunnel.relay.tick(now + step * 0.5)
+        gevent.sleep(0)
+        assert not tunnel.running.ready()
+    tunnel.client.sendall(b"x")
+    tunnel.settle()
+    tunnel.relay.tick(now + module.LINGER_AT_MOST + 0.5)
+    assert tunnel.result().ending is Ending.FINISHED
+
+
+def test_two_that_can_be_told_of_an_end_may_take_their_time(tunnel: Tunnel) -> None:
+    tunnel.target.shutdown(1)
+    assert tunnel.client.recv(1) == b""
+    tunnel.relay.tick(time.monotonic() + 1e6)
+    tunnel.settle()
+    tunnel.client.sendall(b"late")
+    assert tunnel.target.recv(10) == b"late"
+
+
+def test_a_dead_peer_is_a_cut(tunnel: Tunnel) -> None:
+    tunnel.settle()
+    tunnel.near.alive = False
+    tunnel.relay.tick(time.monotonic())
+    assert tunnel.result() == Transfer(0, 0, Ending.CUT, "client: no sign of life")
+
+
+def test_the_sweep_looks_after_every_relay_also_after_a_pause(
+    join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SWEEP", 0.02)
+    for _ in range(2):
+        first = join()
+        gevent.sleep(0.03)
+        second = join()
+        second.near.alive = False
+        assert second.result().ending is Ending.CUT
+        first.near.alive = False
+        assert first.result().ending is Ending.CUT
+        gevent.sleep(0.1)  # with the last of them, the sweep ends, and begins anew with the next
+
+
+def test_a_plain_stream_has_no_life_to_prove() -> None:
+    one, other = tcp_pair()
+    stream = TcpStream(one)
+    assert stream.tick(time.monotonic() + 1e6, listening=True)
+    stream.farewell(Ending.FINISHED)
+    other.close()

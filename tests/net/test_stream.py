@@ -1,0 +1,317 @@
+"""
+Sockets during a handshake (``Channel``), and as one end of a relay.
+"""
+
+import os
+import socket as std_socket
+import time
+from contextlib import suppress
+
+import gevent
+import pytest
+from gevent import socket
+
+from proxy.address import Address
+from proxy.errors import ClientLeftError
+from proxy.net.channel import Channel
+from proxy.net.relay import DataForwarder
+from proxy.net.stdio import StdioStream
+from proxy.net.stream import BUFFER_SIZE, Buffer, Ending, TcpStream, address_of
+from tests.net.wires import read_to_end, reset, tcp_pair
+
+LATE = 0.6  # seconds: how late a busy machine may be
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+@pytest.fixture
+def pair() -> Pair:
+    """Connect two sockets: ours, and the peer's."""
+    return tcp_pair()
+
+
+# -- the channel
+
+
+def test_exactly_what_is_asked_for_is_read_however_it_comes(pair: Pair) -> None:
+    ours, theirs = pair
+    channel = Channel(ours)
+
+    def send_in_pieces() -> None:
+        for byte in b"0123456789":
+            theirs.sendall(bytes([byte]))
+            gevent.sleep(0.002)
+
+    gevent.spawn(send_in_pieces)
+    assert channel.read_exact(4) == b"0123"
+    assert channel.read_exact(0) == b""
+    assert channel.read_exact(6) == b"456789"
+
+
+def test_an_end_before_all_was_read_is_an_error(pair: Pair) -> None:
+    ours, theirs = pair
+    theirs.sendall(b"ab")
+    theirs.close()
+    with pytest.raises(EOFError):
+        Channel(ours).read_exact(3)
+
+
+def test_what_is_pushed_back_is_read_again(pair: Pair) -> None:
+    ours, theirs = pair
+    theirs.sendall(b"abcdef")
+    channel = Channel(ours)
+    channel.read_exact(6)
+    channel.push_back(b"def")
+    assert channel.recv(2) == b"de"
+    assert channel.read_exact(1) == b"f"
+    theirs.close()
+    assert channel.recv(1) == b""
+
+
+def test_what_came_early_goes_first_into_the_relay(pair: Pair) -> None:
+    """CASES A2."""
+    ours, theirs = pair
+    theirs.sendall(b"greeting" + b"early")
+    channel = Channel(ours)
+    assert channel.read_exact(8) == b"greeting"
+    stream = channel.stream()
+    theirs.sendall(b" and late")
+    theirs.close()
+    target, far = tcp_pair()
+    gevent.spawn(DataForwarder().forward_data, stream, far)
+    assert read_to_end(target) == b"early and late"
+    target.close()
+
+
+def test_a_channel_that_handed_its_socket_over_does_not_close_it(pair: Pair) -> None:
+    ours, theirs = pair
+    channel = Channel(ours)
+    stream = channel.stream()
+    channel.abort()
+    theirs.sendall(b"x")
+    gevent.sleep(0.01)
+    buffer = Buffer()
+    assert stream.recv_into(buffer, bulk=False) == 1
+
+
+def test_a_last_word_arrives_although_the_peer_had_more_to_say(pair: Pair) -> None:
+    """CASES A3: Linux resets what is closed with unread bytes, and a reset overtakes what was sent."""
+    ours, theirs = pair
+    theirs.sendall(b"unread" * 1000)
+    channel = Channel(ours)
+    channel.send(b"refused")
+    closing = gevent.spawn(channel.close)
+    assert theirs.recv(100) == b"refused"
+    assert theirs.recv(100) == b""
+    theirs.close()
+    closing.get()
+
+
+def test_a_peer_that_never_leaves_is_left(pair: Pair) -> None:
+    ours, _theirs = pair
+    started = time.monotonic()
+    Channel(ours).close()
+    assert time.monotonic() - started < 1.0 + LATE
+    assert ours.fileno() == -1
+
+
+def test_a_peer_that_never_stops_sending_is_left(pair: Pair) -> None:
+    """CASES A3: after 64 KiB or a second, whichever comes first."""
+    ours, theirs = pair
+
+    def blast() -> None:
+        with suppress(OSError):
+            while True:
+                theirs.sendall(bytes(1 << 16))
+
+    blasting = gevent.spawn(blast)
+    started = time.monotonic()
+    Channel(ours).close()
+    assert time.monotonic() - started < 1.0 + LATE
+    blasting.get()
+
+
+# -- watching for a client that leaves
+
+
+def test_a_reset_ends_the_watched_block(pair: Pair) -> None:
+    """CASES C89."""
+    ours, theirs = pair
+    gevent.spawn_later(0.05, reset, theirs)
+    started = time.monotonic()
+    with pytest.raises(ClientLeftError), Channel(ours).watched(grace=60):
+        gevent.sleep(60)
+    assert time.monotonic() - started < 0.2 + LATE
+
+
+@pytest.mark.parametrize("grace", [0.0, 0.4])
+def test_a_fin_ends_the_watched_block_after_the_grace(pair: Pair, grace: float) -> None:
+    """CASES C89; A37 is why there is a grace."""
+    ours, theirs = pair
+    theirs.shutdown(std_socket.SHUT_WR)
+    started = time.monotonic()
+    with pytest.raises(ClientLeftError), Channel(ours).watched(grace):
+        gevent.sleep(60)
+    assert grace * 0.7 <= time.monotonic() - started < grace + 0.2 + LATE
+
+
+def test_a_client_that_stays_is_left_alone_whatever_it_sends(pair: Pair) -> None:
+    ours, theirs = pair
+    with Channel(ours).watched(grace=0.0):
+        theirs.sendall(b"early")
+        gevent.sleep(0.3)
+    assert ours.recv(10) == b"early"
+
+
+def test_after_the_block_nobody_watches(pair: Pair) -> None:
+    ours, theirs = pair
+    with Channel(ours).watched(grace=0.0):
+        pass
+    reset(theirs)
+    gevent.sleep(0.25)
+
+
+def test_an_error_of_the_watched_block_passes_through(pair: Pair) -> None:
+    with pytest.raises(KeyError), Channel(pair[0]).watched(grace=0.0):
+        raise KeyError("mine")
+
+
+def test_a_library_that_catches_every_error_does_not_catch_the_leaving(pair: Pair) -> None:
+    ours, theirs = pair
+    reset(theirs)
+
+    def library() -> None:
+        try:
+            gevent.sleep(60)
+        except Exception:
+            pytest.fail("it was caught")
+
+    with pytest.raises(ClientLeftError), Channel(ours).watched(grace=60):
+        library()
+
+
+# -- TCP in a relay
+
+
+def test_nothing_there_is_told_from_the_end(pair: Pair) -> None:
+    ours, theirs = pair
+    stream, buffer = TcpStream(ours), Buffer()
+    assert stream.recv_into(buffer, bulk=False) is None
+    theirs.close()
+    gevent.sleep(0.01)
+    assert stream.recv_into(buffer, bulk=False) == 0
+
+
+def test_what_the_socket_does_not_take_is_kept_and_sent_later(pair: Pair) -> None:
+    """Nothing here waits; the relay does."""
+    ours, theirs = pair
+    stream, buffer = TcpStream(ours), Buffer()
+    expected = b""
+    while not stream.blocked:
+        data = os.urandom(BUFFER_SIZE)
+        buffer.payload[:] = data
+        stream.send(buffer, BUFFER_SIZE)
+        expected += data
+    received = b""
+    while len(received) < len(expected):
+        received += theirs.recv(BUFFER_SIZE)
+        stream.flush()
+    assert received == expected
+    assert not stream.blocked
+
+
+def test_an_end_is_half_a_close(pair: Pair) -> None:
+    ours, theirs = pair
+    stream, buffer = TcpStream(ours), Buffer()
+    assert stream.half_closes
+    stream.end()
+    assert theirs.recv(1) == b""
+    theirs.sendall(b"answer")
+    gevent.sleep(0.01)
+    assert stream.recv_into(buffer, bulk=False) == 6
+
+
+@pytest.mark.parametrize("ending", list(Ending))
+def test_only_what_finished_is_closed_with_a_fin(pair: Pair, ending: Ending) -> None:
+    """CASES D120: a cut must not look like an end."""
+    ours, theirs = pair
+    stream = TcpStream(ours)
+    stream.farewell(ending)
+    stream.close()
+    if ending is Ending.FINISHED:
+        assert theirs.recv(1) == b""
+    else:
+        with pytest.raises(ConnectionResetError):
+            theirs.recv(1)
+
+
+# -- standard input and output
+
+
+class Pipes:
+    """What a shell would have given us as standard input and output."""
+
+    def __init__(self) -> None:
+        self.stdin, self.to_stdin = os.pipe()
+        self.from_stdout, self.stdout = os.pipe()
+
+
+def read_pipe(descriptor: int) -> bytes:
+    """Read a pipe to its end, with the loop running on."""
+    pool = gevent.get_hub().threadpool
+    return b"".join(iter(lambda: pool.apply(os.read, (descriptor, 1 << 16)), b""))
+
+
+def test_pipes_are_an_end_of_a_relay(pair: Pair) -> None:
+    """The end of stdin is a FIN; the end of the target is the end of stdout."""
+    pipes = Pipes()
+    target, far = pair
+    running = gevent.spawn(DataForwarder().forward_data, StdioStream(pipes.stdin, pipes.stdout), far)
+    typed, shown = os.urandom(300_000), os.urandom(300_000)
+
+    def type_it() -> None:
+        pool = gevent.get_hub().threadpool
+        for start in range(0, len(typed), 1 << 15):
+            pool.apply(os.write, (pipes.to_stdin, typed[start : start + (1 << 15)]))
+        os.close(pipes.to_stdin)
+
+    gevent.spawn(type_it)
+    assert read_to_end(target) == typed
+    reading = gevent.spawn(read_pipe, pipes.from_stdout)
+    target.sendall(shown)
+    target.close()
+    assert reading.get() == shown
+    assert (running.get().sent, running.get().received) == (len(typed), len(shown))
+
+
+def test_a_pipe_is_left_as_it_was_found() -> None:
+    """Others may share it: a non-blocking terminal breaks the shell that started us."""
+    pipes = Pipes()
+    stream = StdioStream(pipes.stdin, pipes.stdout)
+    assert os.get_blocking(pipes.stdin)
+    assert os.get_blocking(pipes.stdout)
+    os.close(pipes.to_stdin)
+    stream.farewell(Ending.FINISHED)
+    stream.close()
+
+
+# -- buffers and addresses
+
+
+def test_a_buffer_has_room_for_a_header_in_front() -> None:
+    """RFC 6455, section 5.2: a header has 14 bytes at most."""
+    buffer = Buffer()
+    assert len(buffer.payload) == BUFFER_SIZE
+    buffer.payload[0] = 7
+    assert buffer.view[14] == 7
+
+
+@pytest.mark.parametrize(("sockaddr", "address"), [
+    (("192.0.2.1", 80), Address("192.0.2.1", 80)),
+    (("2001:db8::1", 80, 0, 0), Address("2001:db8::1", 80)),
+    (("::ffff:192.0.2.1", 80, 0, 0), Address("192.0.2.1", 80)),
+    (("fe80::1%eth0", 80, 0, 2), Address("fe80::1", 80)),
+    ("", Address("0.0.0.0", 0)),  # a Unix socket's
+])  # fmt: skip
+def test_what_the_system_calls_an_address_becomes_one(sockaddr: object, address: Address) -> None:
+    assert address_of(sockaddr) == address

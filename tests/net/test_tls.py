@@ -1,0 +1,179 @@
+"""TLS contexts, and what a failed handshake is called."""
+
+import ssl
+import subprocess
+import warnings
+from pathlib import Path
+
+import gevent
+import pytest
+from gevent import socket
+
+from proxy.errors import ConfigError, ProtocolError
+from proxy.net.tls import accept_tls, client_context, connect_tls, server_context
+from tests.integration.certificates import Authority, Certificate
+from tests.net.wires import tcp_pair
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Make a certificate authority."""
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="module")
+def good(authority: Authority) -> Certificate:
+    """Make a certificate for localhost."""
+    return authority.issue("good", "localhost")
+
+
+def shake_hands(
+    server: ssl.SSLContext, client: ssl.SSLContext, host: str = "localhost"
+) -> tuple[socket.socket, socket.socket]:
+    """Do both sides' handshakes, and give the TLS sockets; raises what the client's raises."""
+    ours, theirs = tcp_pair()
+    accepting = gevent.spawn(accept_tls, theirs, server)
+    accepting.rawlink(lambda _: None)
+    try:
+        return connect_tls(ours, client, host), accepting.get()
+    finally:
+        if not accepting.ready():
+            accepting.kill()
+
+
+def quietly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a greenlet fail without a traceback on the terminal."""
+    monkeypatch.setattr(gevent.get_hub(), "handle_error", lambda *_: None)
+
+
+def test_a_verified_connection_carries_bytes(authority: Authority, good: Certificate) -> None:
+    server = server_context(str(good.cert), str(good.key))
+    client, served = shake_hands(server, client_context(str(authority.root.cert)))
+    client.sendall(b"hello")
+    assert served.recv(10) == b"hello"
+
+
+@pytest.mark.parametrize(("host", "issuer_known", "reason"), [
+    ("other.example", True, "certificate refused: Hostname mismatch"),
+    ("localhost", False, "certificate refused: unable to get local issuer certificate"),
+])  # fmt: skip
+def test_a_certificate_that_proves_nothing_is_refused_in_one_line(
+    authority: Authority,
+    good: Certificate,
+    monkeypatch: pytest.MonkeyPatch,
+    host: str,
+    issuer_known: bool,
+    reason: str,
+) -> None:
+    """CASES F169."""
+    quietly(monkeypatch)
+    ca = str(authority.root.cert) if issuer_known else ""
+    with pytest.raises(ProtocolError, match=reason) as raised:
+        shake_hands(server_context(str(good.cert), str(good.key)), client_context(ca), host)
+    assert "\n" not in str(raised.value)
+
+
+def test_without_verification_anything_goes(good: Certificate) -> None:
+    server = server_context(str(good.cert), str(good.key))
+    shake_hands(server, client_context(verify=False), "other.example")
+
+
+def old_tls(context: ssl.SSLContext) -> ssl.SSLContext:
+    """Let a context speak TLS 1.1 only."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context.minimum_version, context.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    return context
+
+
+def test_neither_side_speaks_tls_1_1(good: Certificate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CASES F169; RFC 8996."""
+    quietly(monkeypatch)
+    server, client = server_context(str(good.cert), str(good.key)), client_context(verify=False)
+    with pytest.raises(ProtocolError):
+        shake_hands(server, old_tls(client_context(verify=False)))
+    with pytest.raises(ProtocolError):
+        shake_hands(old_tls(server_context(str(good.cert), str(good.key))), client)
+
+
+@pytest.mark.parametrize("side", ["client", "server"])
+def test_a_peer_that_does_not_speak_tls_is_called_so(good: Certificate, side: str) -> None:
+    ours, theirs = tcp_pair()
+    theirs.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n" if side == "client" else b"GET / HTTP/1.1\r\n\r\n")
+    server = server_context(str(good.cert), str(good.key))
+
+    def shake() -> None:
+        if side == "client":
+            connect_tls(ours, client_context(verify=False), "localhost")
+        else:
+            accept_tls(ours, server)
+
+    with pytest.raises(ProtocolError, match=r"^TLS handshake: the peer does not speak TLS$"):
+        shake()
+
+
+def test_a_peer_that_closes_in_the_handshake_is_called_so() -> None:
+    ours, theirs = tcp_pair()
+    theirs.shutdown(1)
+    with pytest.raises(ProtocolError, match="closed the connection during the handshake"):
+        connect_tls(ours, client_context(verify=False), "localhost")
+
+
+# -- files
+
+
+@pytest.fixture
+def rubbish(tmp_path: Path) -> str:
+    """Make a file that is no certificate."""
+    path = tmp_path / "rubbish.pem"
+    path.write_text("-----BEGIN NONSENSE-----\n")
+    return str(path)
+
+
+def test_a_missing_file_is_named(good: Certificate) -> None:
+    for field, files in {
+        "tls_cert": ("/nowhere/cert.pem", str(good.key)),
+        "tls_key": (str(good.cert), "/nowhere/key.pem"),
+    }.items():
+        with pytest.raises(ConfigError, match=r"^/nowhere/\w+\.pem: No such file or directory$") as raised:
+            server_context(*files)
+        assert raised.value.field == field
+    with pytest.raises(ConfigError, match=r"/nowhere/ca\.pem: No such file") as raised:
+        client_context("/nowhere/ca.pem")
+    assert raised.value.field == "tls_ca"
+
+
+def test_a_file_that_is_no_certificate_is_named(good: Certificate, rubbish: str) -> None:
+    with pytest.raises(ConfigError, match=rubbish):
+        server_context(rubbish, str(good.key))
+    with pytest.raises(ConfigError, match=rubbish):
+        client_context(rubbish)
+
+
+def test_a_key_that_belongs_to_another_certificate_is_told(authority: Authority, good: Certificate) -> None:
+    other = authority.issue("other", "localhost")
+    with pytest.raises(ConfigError, match="the key does not belong to the certificate"):
+        server_context(str(good.cert), str(other.key))
+
+
+def test_an_encrypted_key_is_refused_without_asking_for_its_passphrase(
+    good: Certificate, tmp_path: Path
+) -> None:
+    """OpenSSL would ask on the terminal, and a service would hang."""
+    encrypted = tmp_path / "encrypted.key"
+    command = [
+        "openssl",
+        "pkey",
+        "-in",
+        str(good.key),
+        "-out",
+        str(encrypted),
+        "-aes256",
+        "-passout",
+        "pass:x",
+    ]
+    subprocess.run(command, check=True, capture_output=True, timeout=20)
+    with pytest.raises(ConfigError, match="encrypted") as raised:
+        server_context(str(good.cert), str(encrypted))
+    assert raised.value.field == "tls_key"

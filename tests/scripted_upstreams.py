@@ -1,0 +1,166 @@
+"""
+Upstream proxies that do what a test says, step by step, as the RFCs print the messages.
+
+A script is a list of steps; each is bytes to send, or a function of the connection. An upstream
+counts its connections, keeps what each of them heard, and can come and go on one port.
+"""
+
+import base64
+import contextlib
+import hashlib
+import re
+import socket
+import struct
+import time
+from collections.abc import Callable, Sequence
+
+from tests.integration.clients import read_exact
+from tests.integration.targets import Target
+
+Step = bytes | Callable[[socket.socket], object]
+Script = Sequence[Step]
+
+
+def upstream(port: int, *steps: Step) -> Target:
+    """Listen on a port, and play the script to every connection; its result is what was heard."""
+
+    def play(connection: socket.socket) -> list[object]:
+        heard: list[object] = []
+        for step in steps:
+            if isinstance(step, bytes):
+                connection.sendall(step)
+            else:
+                heard.append(step(connection))
+        return heard
+
+    return Target(play, port=port)
+
+
+# What an upstream does beside sending bytes.
+
+
+def end(connection: socket.socket) -> None:
+    """Close in good order: our FIN first, and nothing left unread that would make it a reset."""
+    connection.shutdown(socket.SHUT_WR)
+    connection.settimeout(3)
+    with contextlib.suppress(OSError):
+        while connection.recv(4096):
+            pass
+
+
+def stall(connection: socket.socket) -> None:
+    """Do nothing until the peer leaves."""
+    with contextlib.suppress(OSError):
+        while connection.recv(4096):
+            pass
+
+
+def drip(connection: socket.socket) -> None:
+    """Send one harmless byte after the other, so that no timeout of a single read ever expires."""
+    with contextlib.suppress(OSError):
+        for byte in b"HTTP/1.1 101 " + b"x" * 1000:
+            connection.sendall(bytes([byte]))
+            time.sleep(0.05)
+
+
+def echo(connection: socket.socket) -> None:
+    """Send everything back."""
+    while data := connection.recv(4096):
+        connection.sendall(data)
+
+
+# SOCKS5, RFC 1928.
+
+GRANTED = b"\x05\x00\x00\x01\x7f\x00\x00\x01\x04\xd2"  # section 6: bound to 127.0.0.1:1234
+
+
+def hear_greeting(connection: socket.socket) -> bytes:
+    """Read a greeting (section 3)."""
+    head = read_exact(connection, 2)
+    return head + read_exact(connection, head[1])
+
+
+def hear_login(connection: socket.socket) -> bytes:
+    """Read a login (RFC 1929, section 2)."""
+    head = read_exact(connection, 2)
+    name = read_exact(connection, head[1] + 1)
+    return head + name + read_exact(connection, name[-1])
+
+
+def hear_request(connection: socket.socket) -> bytes:
+    """Read a request (section 4)."""
+    head = read_exact(connection, 5)
+    length = {1: 4, 3: head[4] + 1, 4: 16}[head[3]]
+    return head + read_exact(connection, length + 1)
+
+
+SOCKS_GREETED: tuple[Step, ...] = (hear_greeting, b"\x05\x00", hear_request)
+
+
+def socks_reply(code: int) -> bytes:
+    """Write a reply with an unknown bound address."""
+    return bytes([5, code, 0, 1, 0, 0, 0, 0, 0, 0])
+
+
+# WebSocket, RFC 6455.
+
+
+def hear_head(connection: socket.socket) -> str:
+    """Read the head of a request, and nothing behind it."""
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += read_exact(connection, 1)
+    return head.decode("latin-1")
+
+
+def switch(
+    *headers: str, accept: str | None = None, behind: bytes = b"", without: str = "", half_close: bool = True
+) -> Step:
+    """
+    Read a request and answer 101 (section 4.2.2).
+
+    ``without`` names a header to leave out, ``accept`` is said instead of what would be right, and
+    ``behind`` comes in the same piece.
+    """
+
+    def step(connection: socket.socket) -> str:
+        head = hear_head(connection)
+        fields = {
+            "Upgrade": "websocket",
+            "Connection": "Upgrade",
+            "Sec-WebSocket-Accept": accept if accept is not None else accept_of(head),
+        }
+        if half_close:
+            fields["X-Proxy-Half-Close"] = "1"
+        lines = [f"{name}: {value}" for name, value in fields.items() if name != without]
+        answer = "\r\n".join(["HTTP/1.1 101 Switching Protocols", *lines, *headers, "", ""])
+        connection.sendall(answer.encode() + behind)
+        return head
+
+    return step
+
+
+def accept_of(head: str) -> str:
+    """Compute the answer to a key (section 1.3)."""
+    match = re.search(r"^Sec-WebSocket-Key: *(\S+)\r$", head, re.MULTILINE | re.IGNORECASE)
+    assert match, head
+    digest = hashlib.sha1(match[1].encode() + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
+    return base64.b64encode(digest).decode()
+
+
+def http_answer(status: int, *headers: str, body: bytes = b"a body of its own") -> bytes:
+    """Write an answer with a body, as web servers do."""
+    length = [] if status == 204 else [f"Content-Length: {len(body)}", "Content-Type: text/html"]
+    lines = [f"HTTP/1.1 {status} Whatever", *length, *headers, "", ""]
+    return "\r\n".join(lines).encode() + (b"" if status == 204 else body)
+
+
+def frame(opcode: int, payload: bytes = b"") -> bytes:
+    """Write an unmasked frame, as servers do (section 5.2)."""
+    assert len(payload) < 126
+    return bytes([0x80 | opcode, len(payload)]) + payload
+
+
+def close_frame(code: int) -> bytes:
+    """Write a Close frame (section 5.5.1)."""
+    return frame(8, struct.pack("!H", code))

@@ -1,0 +1,394 @@
+"""
+Users and passwords: who is let in, at what cost, and what is remembered of it.
+
+Hashes are those of RFC 7914 and of Python's own scrypt.
+"""
+
+import hashlib
+import hmac
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy import auth
+from proxy.auth import Authenticator, hash_password, is_hash, verify
+from proxy.config import check_user
+from proxy.control import configfile
+from proxy.errors import AuthError, ConfigError
+from tests.integration.programs import run_proxy
+
+SALT = bytes(range(16))
+PASSWORD = "correct horse"
+
+
+def base64(data: bytes) -> str:
+    return urlsafe_b64encode(data).decode()
+
+
+def scrypt_text(password: bytes, cost: int = 10, block: int = 8, lanes: int = 1, salt: bytes = SALT) -> str:
+    """Write the hash of a password as a configuration file has it, by Python's own scrypt."""
+    key = hashlib.scrypt(password, salt=salt, n=1 << cost, r=block, p=lanes, maxmem=1 << 28, dklen=32)
+    return f"scrypt${cost}${block}${lanes}${base64(salt)}${base64(key)}"
+
+
+HASH = scrypt_text(PASSWORD.encode())
+
+
+class Counter:
+    """Runs a check where a native thread would, and counts."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, check):
+        self.calls += 1
+        return check()
+
+
+# Plain passwords
+
+
+@pytest.mark.parametrize("stored", [PASSWORD, HASH], ids=["plain", "hash"])
+def test_only_the_right_pair_is_let_in(stored):
+    """CASES B41, B42."""
+    users = Authenticator({"alice": stored, "bob": "b" * 255})
+    assert users.authenticate("alice", PASSWORD)
+    assert users.authenticate("bob", "b" * 255)
+    for user, password in [
+        ("alice", "b" * 255),
+        ("alice", ""),
+        ("alice", PASSWORD + " "),
+        ("alice", PASSWORD.upper()),
+        ("Alice", PASSWORD),
+        ("", ""),
+        ("", PASSWORD),
+        ("eve", PASSWORD),
+        ("eve", "\0" * 16),
+        ("bob", PASSWORD),
+    ]:
+        assert not users.authenticate(user, password)
+
+
+def test_nobody_is_let_in_where_there_are_no_users():
+    users = Authenticator({})
+    assert not users.authenticate("", "")
+    assert not users.authenticate("alice", "\0" * 16)
+
+
+def test_the_hash_itself_is_no_password():
+    assert not Authenticator({"alice": HASH}).authenticate("alice", HASH)
+
+
+texts = st.binary(min_size=1, max_size=255).filter(lambda text: not text.startswith(b"scrypt$"))
+
+
+@given(texts, texts, st.binary(max_size=255))
+def test_users_and_passwords_may_be_any_bytes(user, password, other):
+    """CASES B44: as they come from a wire, and as a command line holds them."""
+    users = Authenticator(
+        {user.decode("utf-8", "surrogateescape"): password.decode("utf-8", "surrogateescape")}
+    )
+    assert users.check(user, password)
+    assert users.check(user, other) == (other == password)
+    assert users.check(other, password) == (other == user)
+
+
+def test_credentials_that_are_missing_or_wrong_are_an_error():
+    users = Authenticator({"alice": PASSWORD})
+    users.validate_credentials({"username": "alice", "password": PASSWORD})
+    for credentials in (
+        {},
+        {"username": "alice"},
+        {"password": PASSWORD},
+        {"username": "alice", "password": "x"},
+    ):
+        with pytest.raises(AuthError) as refused:
+            users.validate_credentials(credentials)
+        assert PASSWORD not in str(refused.value)
+
+
+def test_no_secret_is_in_what_it_says_of_itself():
+    assert PASSWORD not in repr(Authenticator({"alice": PASSWORD}))
+
+
+# The time tells nobody who exists
+
+
+@pytest.fixture
+def compared(monkeypatch: pytest.MonkeyPatch) -> list[tuple[type, type, int, int]]:
+    """Note what is compared: types and lengths."""
+    noted: list[tuple[type, type, int, int]] = []
+    real = hmac.compare_digest
+
+    def compare(one, other):
+        noted.append((type(one), type(other), len(one), len(other)))
+        return real(one, other)
+
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    return noted
+
+
+@pytest.mark.parametrize("password", [b"", b"wrong", b"w" * 255])
+def test_an_unknown_user_takes_the_way_of_a_wrong_password(compared, password):
+    """CASES B59: one comparison, of bytes of one length whatever the passwords are."""
+    users = Authenticator({"alice": PASSWORD})
+    assert not users.check(b"alice", password)
+    assert not users.check(b"eve", password)
+    assert len(compared) == 2
+    assert compared[0] == compared[1]
+    assert compared[0][:2] == (bytes, bytes)
+    assert compared[0][2] == compared[0][3]
+
+
+def test_an_unknown_user_costs_a_hash_where_users_have_hashes(compared, monkeypatch):
+    """CASES B59: the same cost, block size and parallelism, in the same thread."""
+    derived = []
+    real = auth.scrypt
+
+    def scrypt(password, **settings):
+        derived.append({name: settings[name] for name in ("n", "r", "p", "dklen")})
+        return real(password, **settings)
+
+    monkeypatch.setattr(auth, "scrypt", scrypt)
+    offload = Counter()
+    users = Authenticator({"alice": HASH}, offload)
+    assert not users.check(b"alice", b"wrong")
+    assert not users.check(b"eve", b"wrong")
+    assert offload.calls == 2
+    assert derived == [{"n": 1024, "r": 8, "p": 1, "dklen": 32}] * 2
+    assert compared[0] == compared[1]
+
+
+def test_an_unknown_user_is_not_let_in_with_the_password_he_is_compared_to():
+    assert not Authenticator({"alice": HASH}).authenticate("eve", PASSWORD)
+    assert not Authenticator({"alice": PASSWORD}).authenticate("eve", PASSWORD)
+
+
+# Hashes
+
+
+@pytest.mark.parametrize(
+    ("password", "salt", "cost", "lanes", "key"),
+    [
+        # RFC 7914, section 12: the first 32 of 64 bytes, which is what a key of 32 bytes is.
+        (b"password", b"NaCl", 10, 16, "fdbabe1c9d3472007856e7190d01e9fe7c6ad7cbc8237830e77376634b373162"),
+        (
+            b"pleaseletmein",
+            b"SodiumChloride",
+            14,
+            1,
+            "7023bdcb3afd7348461c06cd81fd38ebfda8fbba904f8e3ea9b543f6545da1f2",
+        ),
+    ],
+)
+def test_knows_the_hashes_of_the_rfc(password, salt, cost, lanes, key):
+    stored = f"scrypt${cost}$8${lanes}${base64(salt)}${base64(bytes.fromhex(key))}"
+    check_user("alice", stored)
+    assert verify(password, stored.encode())
+    assert not verify(password + b"!", stored.encode())
+
+
+@pytest.mark.parametrize(("cost", "block", "lanes"), [(10, 1, 1), (10, 8, 2), (11, 16, 1), (14, 8, 1)])
+def test_a_hash_brings_its_own_cost(cost, block, lanes):
+    users = Authenticator({"alice": scrypt_text(b"secret", cost, block, lanes)})
+    assert users.authenticate("alice", "secret")
+    assert not users.authenticate("alice", "Secret")
+
+
+def test_a_password_with_a_nul_behind_it_is_another():
+    """CASES B42: HMAC, on which scrypt rests, pads a key with NULs (RFC 2104), so it takes them for one."""
+    users = Authenticator({"alice": HASH})
+    assert not users.check(b"alice", PASSWORD.encode() + b"\0")
+    assert not users.check(b"alice", PASSWORD.encode() + bytes(10))
+
+
+def test_a_hash_of_bytes_that_are_no_text():
+    users = Authenticator({"alice": scrypt_text(b"\xff\x00\x80")})
+    assert users.check(b"alice", b"\xff\x00\x80")
+
+
+@pytest.mark.parametrize(
+    "password", ["secret", "\u043f\u0430\u0440\u043e\u043b\u044c", " ", "x" * 255, "#;,%$'="]
+)
+def test_a_password_is_hashed_as_python_hashes_it(password):
+    kind, cost, block, lanes, salt, key = hash_password(password).split("$")
+    assert (kind, cost, block, lanes) == ("scrypt", "14", "8", "1")
+    assert len(urlsafe_b64decode(salt)) >= 16
+    expected = hashlib.scrypt(
+        password.encode(), salt=urlsafe_b64decode(salt), n=1 << 14, r=8, p=1, maxmem=1 << 26, dklen=32
+    )
+    assert urlsafe_b64decode(key) == expected
+
+
+def test_the_same_password_has_another_hash_each_time():
+    assert hash_password("secret") != hash_password("secret")
+
+
+MALFORMED = [
+    "scrypt$",
+    "scrypt$10$8$1",
+    "scrypt$10$8$1$$",
+    f"{HASH}$",
+    f" {HASH}",
+    HASH.replace("scrypt$10", "scrypt$x"),
+    HASH.replace("scrypt$10", "scrypt$0"),
+    HASH.replace("scrypt$10", "scrypt$00"),
+    HASH.replace("scrypt$10", "scrypt$99"),
+    HASH.replace("scrypt$10", "scrypt$-1"),
+    HASH.replace("$8$1$", "$0$1$"),
+    HASH.replace("$8$1$", "$8$0$"),
+    HASH.replace("$8$1$", "$8$99$"),
+    HASH.replace("scrypt", "SCRYPT$"),
+    HASH[:-3],
+    HASH + "\u00fc",
+    "scrypt$10$8$1$AAAA$A",
+]
+
+
+@pytest.mark.parametrize("stored", MALFORMED)
+def test_a_malformed_hash_is_nobodys(stored):
+    """It is an error of the file as well; should one come in another way, it lets nobody in."""
+    assert not verify(PASSWORD.encode(), stored.encode())
+
+
+@pytest.mark.parametrize(
+    "stored", ["scrypt$", "scrypt$10$8$1", "scrypt$99$8$1$AAAA$AAAA", HASH + "$", HASH[:-3] + "!"]
+)
+def test_a_malformed_hash_is_an_error_of_the_configuration(stored):
+    """CASES B52: not taken for a plain password."""
+    with pytest.raises(ConfigError, match="hash") as refused:
+        check_user("alice", stored)
+    assert stored not in str(refused.value)
+
+
+@pytest.mark.parametrize(("cost", "block"), [(20, 8), (20, 16), (17, 64), (18, 99)])
+def test_a_hash_that_the_configuration_takes_can_be_checked(monkeypatch, cost, block):
+    """OpenSSL takes no memory limit above 2^31 - 1 bytes; such a user could never log in."""
+    limits = []
+    monkeypatch.setattr(auth, "scrypt", lambda password, **settings: limits.append(settings["maxmem"]) or b"")
+    stored = f"scrypt${cost}${block}$1${base64(SALT)}${base64(bytes(32))}"
+    try:
+        check_user("alice", stored)
+    except ConfigError:
+        return
+    verify(b"x", stored.encode())
+    assert len(limits) == 1
+    assert limits[0] < 1 << 31
+
+
+def test_base64_without_its_padding_is_the_same_hash():
+    """What the configuration takes for a hash must be one."""
+    stored = HASH.replace("=", "")
+    check_user("alice", stored)
+    assert verify(PASSWORD.encode(), stored.encode())
+
+
+@pytest.mark.parametrize(("stored", "yes"), [(HASH, True), ("scrypt$", True), ("scrypt", False), ("", False)])
+def test_a_hash_is_known_by_its_first_word(stored, yes):
+    assert is_hash(stored.encode()) is yes
+
+
+# What is remembered
+
+
+def test_a_success_is_remembered():
+    offload = Counter()
+    users = Authenticator({"alice": HASH}, offload)
+    assert all(users.authenticate("alice", PASSWORD) for _ in range(5))
+    assert offload.calls == 1
+
+
+def test_a_failure_is_not():
+    offload = Counter()
+    users = Authenticator({"alice": HASH}, offload)
+    assert users.authenticate("alice", PASSWORD)
+    assert not any(users.authenticate("alice", "wrong") for _ in range(3))
+    assert not any(users.authenticate("eve", PASSWORD) for _ in range(3))
+    assert offload.calls == 7
+
+
+def test_a_plain_password_needs_no_thread():
+    offload = Counter()
+    users = Authenticator({"alice": PASSWORD}, offload)
+    assert users.authenticate("alice", PASSWORD)
+    assert not users.authenticate("eve", PASSWORD)
+    assert offload.calls == 0
+
+
+def test_no_other_pair_is_taken_for_the_remembered_one():
+    users = Authenticator({"ab": scrypt_text(b"cd"), "abc": scrypt_text(b"d", salt=b"other")})
+    assert users.authenticate("ab", "cd")
+    assert not users.authenticate("abc", "cd")
+    assert not users.authenticate("a", "bcd")
+    assert not users.authenticate("abc", "")
+
+
+def test_what_is_remembered_is_forgotten_in_time(monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(auth, "monotonic", lambda: now)
+    offload = Counter()
+    users = Authenticator({"alice": HASH}, offload)
+    assert users.authenticate("alice", PASSWORD)
+    now += 24 * 3600
+    assert users.authenticate("alice", PASSWORD)
+    assert offload.calls == 2
+
+
+def test_not_more_is_remembered_than_there_is_room_for(monkeypatch):
+    monkeypatch.setattr(auth, "_REMEMBER_AT_MOST", 2)
+    offload = Counter()
+    users = Authenticator(dict.fromkeys("abc", HASH), offload)
+    for name in "abc":
+        assert users.authenticate(name, PASSWORD)
+    assert users.authenticate("c", PASSWORD)
+    assert users.authenticate("b", PASSWORD)
+    assert offload.calls == 3
+    assert users.authenticate("a", PASSWORD)
+    assert offload.calls == 4
+
+
+def test_a_changed_password_is_not_remembered():
+    """CASES H203: a reload brings other users."""
+    before = Authenticator({"alice": HASH})
+    assert before.authenticate("alice", PASSWORD)
+    after = Authenticator({"alice": scrypt_text(b"new password")})
+    assert not after.authenticate("alice", PASSWORD)
+    assert after.authenticate("alice", "new password")
+
+
+def test_no_password_is_kept_of_a_login():
+    """Neither plain nor as a plain digest: what is remembered is of no use to a reader of our memory."""
+    users = Authenticator({"alice": HASH})
+    users.authenticate("alice", PASSWORD)
+    for part in (PASSWORD.encode(), hashlib.sha256(PASSWORD.encode()).digest()):
+        assert repr(part) not in repr(vars(users))
+
+
+# The command
+
+
+def test_the_command_prints_what_the_file_takes(tmp_path):
+    done = run_proxy("-hash-password", stdin="s\u00e9same, ouvre-toi #1\n".encode())
+    assert done.returncode == 0
+    (stored,) = done.stdout.decode().splitlines()
+    assert verify("s\u00e9same, ouvre-toi #1".encode(), stored.encode())
+    path = tmp_path / "proxy.ini"
+    path.write_text(
+        f"[auth_users]\nalice = {stored}\n[listeners]\n[[socks]]\n"
+        "protocol = socks5\nlisten_addr = 127.0.0.1:1080\n"
+    )
+    path.chmod(0o600)
+    (listener,) = configfile.load(str(path)).config.listeners
+    assert listener.auth_users == {"alice": stored}
+    assert Authenticator(listener.auth_users).authenticate("alice", "s\u00e9same, ouvre-toi #1")
+
+
+@pytest.mark.parametrize(
+    "typed", [b"\n", b"", "\u00fc".encode() * 128 + b"\n"], ids=["empty", "nothing", "256-bytes"]
+)
+def test_the_command_takes_no_password_that_could_not_log_in(typed):
+    done = run_proxy("-hash-password", stdin=typed)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"1 to 255 bytes" in done.stderr

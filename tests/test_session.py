@@ -1,0 +1,403 @@
+"""
+The life of one connection, with a door and a way out that do what a test says.
+
+What the pipeline asks of them is written down in the order in which it happens.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import gevent
+import pytest
+
+from proxy.accesslog import AccessLog, Record
+from proxy.address import Address
+from proxy.auth import Authenticator
+from proxy.client import Connected, ProxyClient
+from proxy.config import Protocol, ServerConfig
+from proxy.errors import AuthError, DialError, Failure, ProtocolError, ProxyError, UpstreamError
+from proxy.net.channel import Channel
+from proxy.net.deadline import Deadline
+from proxy.net.relay import DataForwarder
+from proxy.net.stream import Ending, Stream, TcpStream
+from proxy.session import Runtime, Session, Wanted
+from tests.net.wires import patience, reset, tcp_pair
+
+CLIENT = Address("192.0.2.1", 50000)
+TARGET = Address("target.example", 443)
+BOUND = Address("198.51.100.1", 40000)
+
+Act = Callable[[], object]
+
+
+def nothing() -> None:
+    """Do nothing."""
+
+
+def fails(error: BaseException) -> Act:
+    """Make an act that raises."""
+
+    def act() -> None:
+        raise error
+
+    return act
+
+
+def forever() -> None:
+    """Block."""
+    gevent.sleep(60)
+
+
+class Way(ProxyClient):
+    """A way out to a target of the test's own."""
+
+    def __init__(self, story: list[str], act: Act) -> None:
+        super().__init__("way", 10)
+        self.story = story
+        self.act = act
+        self.target, self._far = tcp_pair()
+
+    def dial(self, target: Address, deadline: Deadline) -> Connected:
+        """Connect, or do what the test says."""
+        self.story.append(f"dial {target}")
+        self.act()
+        return Connected(TcpStream(self._far), BOUND, "home")
+
+
+@dataclass
+class Door:
+    """One client at a door that speaks no protocol."""
+
+    story: list[str]
+    channel: Channel
+    greeting: Act = nothing
+    accepting: Act = nothing
+    refusing: Act = nothing
+    half_close_grace: float = 60.0
+
+    def greet(self) -> Wanted:
+        """Say where the client wants to go."""
+        self.story.append("greet")
+        self.greeting()
+        return Wanted(TARGET, "alice")
+
+    def accept(self, bound: Address) -> Stream:
+        """Accept."""
+        self.story.append(f"accept {bound}")
+        self.accepting()
+        return self.channel.stream()
+
+    def refuse(self, error: ProxyError) -> None:
+        """Refuse."""
+        self.story.append(f"refuse {error.failure.name}")
+        self.refusing()
+        self.channel.send(b"no")
+
+
+class Log(AccessLog):
+    """Keeps the records."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda line: None)
+        self.records: list[Record] = []
+
+    def add(self, record: Record) -> None:
+        """Keep a record."""
+        self.records.append(record)
+
+
+@dataclass
+class Stage:
+    """Everything around one session."""
+
+    dialling: Act = nothing
+    door: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.story: list[str] = []
+        self.log = Log()
+        self.way = Way(self.story, self.dialling)
+        self.client, inner = tcp_pair()
+        listener = {"listen_addr": "127.0.0.1:0", "protocol": Protocol.SOCKS5, "name": "socks"}
+        config = ServerConfig(**{**listener, **self.config})
+        users = Authenticator({"alice": "wonderland"})
+        runtime = Runtime(config, users, self.way, DataForwarder(config.idle_timeout), self.log)
+        self.session = Session(7, inner, CLIENT, runtime)
+
+    def run(self, *, full: bool = False) -> None:
+        """Serve the client to the end."""
+        self.session.run(self._open, full=full)
+
+    def start(self) -> "gevent.Greenlet[..., None]":
+        """Serve the client in the background."""
+        running = gevent.spawn(self.run)
+        gevent.sleep(0.02)
+        return running
+
+    def _open(self, channel: Channel, runtime: Runtime) -> Door:
+        return Door(self.story, channel, **self.door)
+
+    @property
+    def record(self) -> Record:
+        """The one record."""
+        (record,) = self.log.records
+        return record
+
+    def client_hears(self) -> bytes:
+        """Read what the client is sent, to the end."""
+        return b"".join(iter(lambda: self.client.recv(100), b""))
+
+    def refused(self, *, full: bool = False) -> bytes:
+        """Serve a client that reads what it is told, and leaves."""
+        running = gevent.spawn(self.run, full=full)
+        heard = self.client_hears()
+        self.client.close()
+        running.get()
+        return heard
+
+    def is_over(self) -> bool:
+        """Tell whether the client's connection is closed."""
+        try:
+            return self.client.recv(1) == b""
+        except ConnectionError:
+            return True
+
+
+@pytest.fixture(autouse=True)
+def _limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with patience():
+        yield
+
+
+# -- as it should be
+
+
+def test_a_connection_is_greeted_dialled_accepted_relayed_and_accounted_for() -> None:
+    stage = Stage()
+    running = stage.start()
+    stage.client.sendall(b"question")
+    assert stage.way.target.recv(100) == b"question"
+    stage.way.target.sendall(b"the answer")
+    assert stage.client.recv(100) == b"the answer"
+    stage.client.shutdown(1)
+    stage.way.target.shutdown(1)
+    running.get()
+    assert stage.story == ["greet", f"dial {TARGET}", f"accept {BOUND}"]
+    record = stage.record
+    assert (record.id, record.user, record.client, record.listener) == (7, "alice", str(CLIENT), "socks")
+    assert (record.target, record.upstream) == (str(TARGET), "home")
+    assert (record.sent, record.received, record.end) == (8, 10, "finished")
+    assert 20 <= record.ms < 5000
+    assert stage.is_over()
+
+
+def test_the_record_says_who_broke_it() -> None:
+    stage = Stage()
+    running = stage.start()
+    stage.client.sendall(b"x")
+    stage.way.target.recv(1)
+    reset(stage.way.target)
+    running.get()
+    assert stage.record.end == "cut: target: Connection reset by peer"
+    assert stage.record.sent == 1
+
+
+def test_a_relay_can_be_ended_from_outside() -> None:
+    stage = Stage()
+    running = stage.start()
+    stage.session.stop(Ending.EVICTED)
+    running.get()
+    assert stage.record.end == "evicted"
+
+
+def test_ending_what_has_not_begun_does_no_harm() -> None:
+    Stage().session.stop(Ending.STOPPED)
+
+
+def test_a_session_that_is_killed_is_accounted_for_and_closes_both_sides() -> None:
+    stage = Stage()
+    running = stage.start()
+    running.kill()
+    assert stage.record.end == "stopped"
+    with pytest.raises(ConnectionResetError):
+        stage.client.recv(1)
+    with pytest.raises(ConnectionResetError):
+        stage.way.target.recv(1)
+
+
+# -- before the request is complete
+
+
+def test_a_malformed_request_is_refused_and_told_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    stage = Stage(door={"greeting": fails(ProtocolError("a bad version"))})
+    with caplog.at_level(logging.INFO, "proxy"):
+        assert stage.refused() == b"no"
+    assert stage.story == ["greet", "refuse MALFORMED"]
+    assert [each.getMessage() for each in caplog.records] == ["socks 192.0.2.1:50000: a bad version"]
+    assert not stage.log.records
+
+
+def test_a_failed_login_has_a_fixed_form(caplog: pytest.LogCaptureFixture) -> None:
+    """DESIGN 1.7: so that fail2ban can match it."""
+    stage = Stage(door={"greeting": fails(AuthError("alice"))})
+    assert stage.refused() == b"no"
+    assert stage.story == ["greet", "refuse CREDENTIALS"]
+    (line,) = caplog.records
+    assert line.levelname == "WARNING"
+    assert line.getMessage() == "authentication failed: client=192.0.2.1 user=alice listener=socks"
+
+
+def test_a_users_name_cannot_forge_a_failed_login(caplog: pytest.LogCaptureFixture) -> None:
+    name = "eve listener=socks\nauthentication failed: client=203.0.113.9 user=x"
+    Stage(door={"greeting": fails(AuthError(name))}).refused()
+    (line,) = caplog.records
+    said = line.getMessage()
+    assert said.startswith('authentication failed: client=192.0.2.1 user="eve ')
+    assert said.endswith('" listener=socks')
+    assert "\n" not in said
+
+
+def test_failed_logins_are_never_collapsed(caplog: pytest.LogCaptureFixture) -> None:
+    """fail2ban counts them."""
+    for _ in range(5):
+        Stage(door={"greeting": fails(AuthError("alice"))}).refused()
+    assert len(caplog.records) == 5
+    assert not any(hasattr(each, "collapse") for each in caplog.records)
+
+
+def test_a_client_that_is_too_slow_is_closed_without_a_word() -> None:
+    """CASES A9, A35, A36."""
+    stage = Stage(door={"greeting": forever}, config={"handshake_timeout": 0.05})
+    stage.start()
+    assert stage.client_hears() == b""
+    assert stage.story == ["greet"]
+    assert not stage.log.records
+
+
+@pytest.mark.parametrize("error", [EOFError("gone"), ConnectionResetError(104, "reset")])
+def test_a_client_that_leaves_before_its_request_is_no_news(
+    caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    stage = Stage(door={"greeting": fails(error)})
+    with caplog.at_level(logging.INFO, "proxy"):
+        stage.start().get()
+    assert stage.story == ["greet"]
+    assert not caplog.records
+    assert stage.is_over()
+
+
+# -- on the way to the target
+
+
+@pytest.mark.parametrize("error", [
+    DialError("target.example:443: connection refused", Failure.REFUSED),
+    UpstreamError("upstream home: closed the connection"),
+])  # fmt: skip
+def test_a_failure_is_passed_on_and_accounted_for(error: DialError) -> None:
+    stage = Stage(dialling=fails(error))
+    assert stage.refused() == b"no"
+    assert stage.story == ["greet", f"dial {TARGET}", f"refuse {error.failure.name}"]
+    assert stage.record.end == f"refused: {error}"
+    assert (stage.record.sent, stage.record.received) == (0, 0)
+
+
+def test_the_whole_way_has_one_timeout() -> None:
+    stage = Stage(dialling=forever, config={"timeout": 0.05})
+    stage.refused()
+    assert stage.story[-1] == "refuse TIMED_OUT"
+    assert "timed out" in stage.record.end
+
+
+def test_a_client_that_leaves_is_not_dialled_for_any_longer() -> None:
+    """CASES C89."""
+    stage = Stage(dialling=forever)
+    running = stage.start()
+    reset(stage.client)
+    running.get(timeout=1)
+    assert stage.record.end == "client left"
+    assert stage.story == ["greet", f"dial {TARGET}"]
+
+
+def test_a_door_decides_how_long_a_half_closed_client_is_waited_for() -> None:
+    """CASES A37."""
+    stage = Stage(dialling=lambda: gevent.sleep(0.4), door={"half_close_grace": 5.0})
+    running = stage.start()
+    stage.client.shutdown(1)
+    stage.way.target.sendall(b"banner")
+    assert stage.client.recv(10) == b"banner"
+    stage.way.target.shutdown(1)
+    running.get()
+    impatient = Stage(dialling=forever, door={"half_close_grace": 0.0})
+    running = impatient.start()
+    impatient.client.shutdown(1)
+    running.get(timeout=1)
+    assert impatient.record.end == "client left"
+
+
+def test_a_client_that_cannot_be_told_of_success_costs_the_target_no_more() -> None:
+    stage = Stage(door={"accepting": fails(BrokenPipeError(32, "Broken pipe"))})
+    stage.start().get()
+    assert stage.record.end.startswith("client: ")
+    with pytest.raises(ConnectionResetError):
+        stage.way.target.recv(1)
+    assert stage.is_over()
+
+
+def test_a_client_that_does_not_read_its_refusal_is_not_waited_for() -> None:
+    error = DialError("no", Failure.REFUSED)
+    stage = Stage(dialling=fails(error), door={"refusing": forever})
+    stage.start().get(timeout=3)
+    assert stage.is_over()
+
+
+def test_there_is_no_place() -> None:
+    """CASES G180, ``overload = refuse``: the client is heard out, so that the answer has a place."""
+    stage = Stage()
+    assert stage.refused(full=True) == b"no"
+    assert stage.story == ["greet", "refuse LIMIT"]
+    assert stage.record.end.startswith("refused: ")
+
+
+# -- what nobody thought of
+
+
+@pytest.mark.parametrize("where", ["greeting", "dialling", "accepting"])
+def test_a_bug_ends_one_session_in_one_line(where: str, caplog: pytest.LogCaptureFixture) -> None:
+    """CASES G191."""
+    bug = fails(ValueError("a bug"))
+    stage = Stage(dialling=bug) if where == "dialling" else Stage(door={where: bug})
+    with caplog.at_level(logging.INFO, "proxy"):
+        assert stage.refused() == (b"" if where == "greeting" else b"no")
+    (line,) = caplog.records
+    assert line.levelname == "ERROR"
+    assert line.getMessage() == "socks 192.0.2.1:50000: internal error: ValueError: a bug"
+    assert not line.exc_info
+
+
+def test_a_log_that_fails_is_no_reason_to_leave_a_connection_open(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage = Stage(dialling=fails(DialError("no", Failure.REFUSED)))
+    monkeypatch.setattr(stage.log, "add", lambda record: fails(OSError("disk full"))())
+    assert stage.refused() == b"no"
+
+
+# -- logging in
+
+
+def test_a_user_is_known_by_name_and_password() -> None:
+    runtime = Stage().session.runtime
+    assert runtime.log_in(b"alice", b"wonderland") == "alice"
+    with pytest.raises(AuthError, match=r"^alice$"):
+        runtime.log_in(b"alice", b"other")
+
+
+def test_a_name_of_any_bytes_is_fit_for_a_log() -> None:
+    """DESIGN 1.4: any bytes are a user name."""
+    runtime = Stage().session.runtime
+    with pytest.raises(AuthError) as raised:
+        runtime.log_in(b"\xff\xfe", b"x")
+    assert str(raised.value) == r"\xff\xfe"

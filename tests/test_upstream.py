@@ -1,0 +1,423 @@
+"""
+Choosing among upstreams, under a clock that only the tests move, and with upstreams that they script.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from proxy import upstream as module
+from proxy.address import Address
+from proxy.client import Connected, DirectClient, ProxyClient
+from proxy.config import Protocol, ServerConfig, Strategy, UpstreamConfig, UpstreamType
+from proxy.errors import DialError, Failure, UpstreamError
+from proxy.net import deadline as deadline_module
+from proxy.net.deadline import Deadline
+from proxy.upstream import Selector, Upstream, way_out
+
+TARGET = Address("target.example", 443)
+BUDGET = 30.0  # seconds
+
+
+class Clock:
+    """The time, in seconds; nothing else moves it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.pauses: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def pause(self, deadline: Deadline, seconds: float) -> None:
+        """Stand in for ``Deadline.pause``."""
+        self.pauses.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Take the time from the test, and let nothing sleep."""
+    made = Clock()
+    monkeypatch.setattr(module, "monotonic", made)
+    monkeypatch.setattr(deadline_module, "monotonic", made)
+    monkeypatch.setattr(Deadline, "pause", lambda deadline, seconds: made.pause(deadline, seconds))
+    return made
+
+
+Outcome = BaseException | Callable[["Client", Deadline], object] | None
+
+
+class Client(ProxyClient):
+    """An upstream that does, attempt after attempt, what its script says, and then always the last."""
+
+    def __init__(self, name: str, *script: Outcome) -> None:
+        super().__init__(name, 10.0)
+        self.script: Iterator[Outcome] = iter(())
+        self.then(*script or (None,))
+        self.budgets: list[float] = []
+
+    def then(self, *script: Outcome) -> None:
+        """Go on with another script."""
+        self.script = iter(script)
+        self._last = script[-1]
+
+    @property
+    def attempts(self) -> int:
+        """How often it was asked."""
+        return len(self.budgets)
+
+    def dial(self, target: Address, deadline: Deadline) -> Connected:
+        """Do what comes next."""
+        assert target == TARGET
+        self.budgets.append(round(deadline.remaining(), 3))
+        outcome = next(self.script, self._last)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        if outcome:
+            outcome(self, deadline)
+        return Connected(None, TARGET, self.name)  # type: ignore[arg-type]
+
+
+def broken(name: str = "x", *, transient: bool = True) -> UpstreamError:
+    """Make the error of an upstream that fails at once."""
+    return UpstreamError(f"upstream {name}: broken", transient=transient)
+
+
+def stalls(client: Client, deadline: Deadline) -> None:
+    """Take all the time there is."""
+    deadline_module.monotonic.now += deadline.remaining()  # type: ignore[attr-defined]
+    raise UpstreamError(f"upstream {client.name}: timed out", Failure.TIMED_OUT)
+
+
+@pytest.fixture
+def clients(monkeypatch: pytest.MonkeyPatch) -> dict[str, Client]:
+    """Put scripted clients in the place of real ones; a test adds them by name."""
+    made: dict[str, Client] = {}
+    monkeypatch.setattr(module, "make_client", lambda config: made[config.name])
+    return made
+
+
+def select(
+    clients: dict[str, Client],
+    *names: str,
+    strategy: Strategy = Strategy.FAILOVER,
+    retry_count: int = 0,
+    timeout: float = 100.0,
+) -> Selector:
+    """Make a selector of scripted upstreams; those that are not there yet always succeed."""
+    for name in names:
+        clients.setdefault(name, Client(name))
+    settings: dict[str, Any] = {"retry_count": retry_count, "timeout": timeout}
+    configs = [UpstreamConfig(name, UpstreamType.SOCKS5, "127.0.0.1:1", **settings) for name in names]
+    return Selector([Upstream(config) for config in configs], strategy, BUDGET)
+
+
+def way_taken(selector: Selector) -> str:
+    """Connect, and tell by which upstream."""
+    return selector.dial(TARGET, Deadline(BUDGET)).via
+
+
+pytestmark = pytest.mark.usefixtures("clock")
+
+
+# -- the order
+
+
+def test_failover_prefers_the_first(clients: dict[str, Client]) -> None:
+    selector = select(clients, "a", "b")
+    assert [way_taken(selector) for _ in range(3)] == ["a", "a", "a"]
+    assert clients["b"].attempts == 0
+
+
+def test_the_next_is_asked_when_one_fails(clients: dict[str, Client]) -> None:
+    clients["a"] = Client("a", broken())
+    clients["b"] = Client("b", broken())
+    assert way_taken(select(clients, "a", "b", "c")) == "c"
+
+
+def test_round_robin_takes_them_in_turn(clients: dict[str, Client]) -> None:
+    selector = select(clients, "a", "b", "c", strategy=Strategy.ROUND_ROBIN)
+    assert [way_taken(selector) for _ in range(7)] == list("abcabca")
+
+
+def test_round_robin_skips_what_is_down(clients: dict[str, Client]) -> None:
+    clients["b"] = Client("b", broken())
+    selector = select(clients, "a", "b", "c", strategy=Strategy.ROUND_ROBIN)
+    assert [way_taken(selector) for _ in range(6)] == ["a", "c", "c", "a", "c", "c"]
+    assert clients["b"].attempts == 1
+
+
+def test_random_takes_each_about_as_often(
+    clients: dict[str, Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "random", random.Random(1))
+    selector = select(clients, "a", "b", "c", strategy=Strategy.RANDOM)
+    taken = Counter(way_taken(selector) for _ in range(300))
+    assert set(taken) == {"a", "b", "c"}
+    assert min(taken.values()) > 60
+
+
+def test_random_goes_on_to_another_when_one_fails(clients: dict[str, Client]) -> None:
+    clients["a"] = Client("a", broken())
+    selector = select(clients, "a", "b", strategy=Strategy.RANDOM)
+    assert {way_taken(selector) for _ in range(20)} == {"b"}
+
+
+# -- resting
+
+
+def test_one_that_failed_is_left_alone_and_tried_again_after_its_rest(
+    clients: dict[str, Client], clock: Clock
+) -> None:
+    clients["a"] = Client("a", broken(), None)
+    selector = select(clients, "a", "b")
+    assert way_taken(selector) == "b"
+    clock.now += 0.9
+    assert way_taken(selector) == "b"
+    assert clients["a"].attempts == 1
+    clock.now += 0.2
+    assert way_taken(selector) == "a"
+
+
+def test_the_rest_doubles_with_each_failure_up_to_a_minute(clients: dict[str, Client], clock: Clock) -> None:
+    clients["a"] = Client("a", broken())
+    selector = select(clients, "a", "b")
+    way_taken(selector)
+    for attempts, rest in enumerate((1, 2, 4, 8, 16, 32, 60, 60, 60), 1):
+        clock.now += rest - 0.25
+        way_taken(selector)
+        assert clients["a"].attempts == attempts
+        clock.now += 0.25
+        way_taken(selector)
+        assert clients["a"].attempts == attempts + 1
+
+
+def test_a_success_forgets_the_failures(clients: dict[str, Client], clock: Clock) -> None:
+    clients["a"] = Client("a", broken(), broken(), None, broken(), None)
+    selector = select(clients, "a", "b")
+    for rest in (1, 2):
+        assert way_taken(selector) == "b"
+        clock.now += rest
+    assert way_taken(selector) == "a"
+    assert way_taken(selector) == "b"  # it failed again, for the first time
+    clock.now += 1
+    assert way_taken(selector) == "a"
+
+
+def test_a_resting_one_is_tried_all_the_same_when_nothing_else_is_left(clients: dict[str, Client]) -> None:
+    """CASES F175: the first connection after its return succeeds."""
+    clients["a"] = Client("a", broken(), None)
+    clients["b"] = Client("b", None, broken())
+    selector = select(clients, "a", "b")
+    assert way_taken(selector) == "b"
+    assert way_taken(selector) == "a"  # b fails, and no time has passed
+
+
+def test_the_only_upstream_is_tried_however_often_it_has_failed(clients: dict[str, Client]) -> None:
+    """CASES F175."""
+    clients["a"] = Client("a", *[broken()] * 20, None)
+    selector = select(clients, "a")
+    for _ in range(20):
+        with pytest.raises(UpstreamError):
+            way_taken(selector)
+    assert way_taken(selector) == "a"
+
+
+def test_the_one_whose_rest_ends_first_is_tried_first(clients: dict[str, Client], clock: Clock) -> None:
+    clients["a"] = Client("a", broken())
+    clients["b"] = Client("b", broken())
+    selector = select(clients, "a", "b", "c")
+    way_taken(selector)
+    clock.now += 1
+    clients["b"].then(None)
+    assert way_taken(selector) == "b"  # a failed a second time, and rests for longer
+    assert clients["a"].attempts == 2
+    clients["b"].then(broken())
+    clients["c"].then(broken())
+    with pytest.raises(UpstreamError) as raised:
+        way_taken(selector)
+    assert str(raised.value).count("broken") == 3
+
+
+def test_only_one_connection_at_a_time_tries_what_comes_back_from_a_rest(
+    clients: dict[str, Client], clock: Clock
+) -> None:
+    taken_meanwhile = []
+
+    def slow(client: Client, deadline: Deadline) -> None:
+        taken_meanwhile.extend(way_taken(selector) for _ in range(3))
+
+    clients["a"] = Client("a", broken(), slow, None)
+    selector = select(clients, "a", "b")
+    way_taken(selector)
+    clock.now += 1
+    assert way_taken(selector) == "a"
+    assert taken_meanwhile == ["b", "b", "b"]
+    assert way_taken(selector) == "a"
+
+
+def test_one_that_answers_others_is_not_put_to_rest_by_one_slow_target(
+    clients: dict[str, Client], clock: Clock
+) -> None:
+    def slow_while_others_succeed(client: Client, deadline: Deadline) -> None:
+        client.then(None)
+        clock.now += 1
+        assert way_taken(selector) == "a"
+        raise UpstreamError("upstream a: timed out", Failure.TIMED_OUT)
+
+    clients["a"] = Client("a", slow_while_others_succeed)
+    selector = select(clients, "a", "b")
+    assert way_taken(selector) == "b"
+    assert way_taken(selector) == "a"
+
+
+# -- whose fault
+
+
+def test_the_targets_fault_is_passed_on_and_no_other_way_is_tried(clients: dict[str, Client]) -> None:
+    """CASES F174: the answer would be the same."""
+    refused = DialError("target.example:443: connection refused", Failure.REFUSED)
+    clients["a"] = Client("a", refused)
+    selector = select(clients, "a", "b", retry_count=3)
+    for attempt in (1, 2):
+        with pytest.raises(DialError) as raised:
+            way_taken(selector)
+        assert raised.value is refused
+        assert clients["a"].attempts == attempt
+    assert clients["b"].attempts == 0
+
+
+def test_an_upstream_that_reports_the_targets_fault_is_well(clients: dict[str, Client], clock: Clock) -> None:
+    clients["a"] = Client("a", broken(), DialError("no", Failure.REFUSED), None)
+    selector = select(clients, "a", "b")
+    way_taken(selector)
+    clock.now += 1
+    with pytest.raises(DialError):
+        way_taken(selector)
+    assert way_taken(selector) == "a"
+
+
+def test_when_all_fail_all_reasons_are_told(clients: dict[str, Client]) -> None:
+    clients["a"] = Client("a", UpstreamError("upstream a: timed out", Failure.TIMED_OUT))
+    clients["b"] = Client("b", broken("b"))
+    with pytest.raises(UpstreamError, match=r"upstream a: timed out; upstream b: broken") as raised:
+        way_taken(select(clients, "a", "b"))
+    assert raised.value.failure is Failure.TIMED_OUT
+
+
+def test_nothing_goes_out_directly_unless_it_is_listed(
+    clients: dict[str, Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DirectClient, "dial", lambda *_: pytest.fail("it went out directly"))
+    clients["a"] = Client("a", broken())
+    clients["b"] = Client("b", broken())
+    selector = select(clients, "a", "b")
+    for _ in range(5):
+        with pytest.raises(UpstreamError):
+            way_taken(selector)
+
+
+# -- retries and time
+
+
+def test_a_fault_is_tried_again_as_often_as_configured(clients: dict[str, Client], clock: Clock) -> None:
+    """CASES F172: N + 1 attempts, with growing pauses that differ by chance."""
+    clients["a"] = Client("a", broken())
+    with pytest.raises(UpstreamError):
+        way_taken(select(clients, "a", retry_count=3))
+    assert clients["a"].attempts == 4
+    for pause, middle in zip(clock.pauses, (0.1, 0.2, 0.4), strict=True):
+        assert middle / 2 <= pause <= middle * 1.5
+
+
+def test_a_retry_that_succeeds_leaves_no_rest(clients: dict[str, Client]) -> None:
+    clients["a"] = Client("a", broken(), None)
+    selector = select(clients, "a", "b", retry_count=2)
+    assert [way_taken(selector), way_taken(selector)] == ["a", "a"]
+
+
+def test_refused_credentials_are_not_tried_again(clients: dict[str, Client]) -> None:
+    """CASES F160, F174."""
+    clients["a"] = Client("a", broken(transient=False))
+    assert way_taken(select(clients, "a", "b", retry_count=5)) == "b"
+    assert clients["a"].attempts == 1
+
+
+def test_a_timeout_is_not_tried_again_while_another_waits(clients: dict[str, Client]) -> None:
+    clients["a"] = Client("a", stalls)
+    assert way_taken(select(clients, "a", "b", retry_count=5, timeout=3)) == "b"
+    assert clients["a"].attempts == 1
+
+
+def test_a_timeout_of_the_last_one_is_tried_again(clients: dict[str, Client]) -> None:
+    clients["a"] = Client("a", stalls, None)
+    assert way_taken(select(clients, "a", retry_count=5, timeout=3)) == "a"
+
+
+def test_what_is_known_to_be_down_gets_one_attempt(clients: dict[str, Client]) -> None:
+    clients["a"] = Client("a", broken())
+    selector = select(clients, "a", retry_count=2)
+    for attempts in (3, 4, 5):
+        with pytest.raises(UpstreamError):
+            way_taken(selector)
+        assert clients["a"].attempts == attempts
+
+
+def test_retries_stay_within_the_budget(clients: dict[str, Client], clock: Clock) -> None:
+    clients["a"] = Client("a", broken())
+    started = clock.now
+    with pytest.raises(UpstreamError):
+        way_taken(select(clients, "a", retry_count=1000))
+    assert clock.now - started <= BUDGET
+    assert clients["a"].attempts < 12
+
+
+def test_each_gets_a_fair_share_of_the_time(clients: dict[str, Client], clock: Clock) -> None:
+    for name in "abc":
+        clients[name] = Client(name, stalls)
+    started = clock.now
+    with pytest.raises(UpstreamError):
+        way_taken(select(clients, "a", "b", "c"))
+    assert [clients[name].budgets for name in "abc"] == [[10.0], [10.0], [10.0]]
+    assert clock.now - started == BUDGET
+
+
+def test_what_a_fast_failure_leaves_goes_to_the_others(clients: dict[str, Client]) -> None:
+    clients["a"] = Client("a", broken())
+    clients["b"] = Client("b", stalls)
+    assert way_taken(select(clients, "a", "b", "c")) == "c"
+    assert clients["b"].budgets == [15.0]
+    assert clients["c"].budgets == [15.0]
+
+
+def test_one_attempt_takes_no_longer_than_its_own_timeout(clients: dict[str, Client]) -> None:
+    clients["a"] = Client("a", stalls)
+    assert way_taken(select(clients, "a", "b", timeout=2)) == "b"
+    assert clients["a"].budgets == [2.0]
+
+
+# -- what a configuration makes
+
+SERVER: dict[str, Any] = {"listen_addr": "127.0.0.1:0", "protocol": Protocol.SOCKS5}
+HOME = UpstreamConfig("home", UpstreamType.SOCKS5, "127.0.0.1:1080")
+
+
+def test_without_upstreams_it_goes_out_directly() -> None:
+    assert isinstance(way_out(ServerConfig(**SERVER)), DirectClient)
+
+
+def test_with_upstreams_switched_off_it_goes_out_directly() -> None:
+    config = ServerConfig(**SERVER, upstream_config=(HOME,), enable_upstream=False)
+    assert isinstance(way_out(config), DirectClient)
+
+
+def test_upstreams_are_in_the_order_of_the_configuration() -> None:
+    direct = UpstreamConfig("direct", UpstreamType.DIRECT)
+    selector = way_out(ServerConfig(**SERVER, upstream_config=(HOME, direct)))
+    assert isinstance(selector, Selector)
+    assert [upstream.name for upstream in selector.upstreams] == ["home", "direct"]
+    assert isinstance(selector.upstreams[1].client, DirectClient)

@@ -1,0 +1,400 @@
+"""
+What takes its time: keepalive, half-closed tunnels, and peers that do not answer (CASES D117 to D119, D124).
+
+A scenario waits for seconds and does nothing meanwhile, so all of them run at once, each in a thread
+and a tunnel of its own; the tests ask one after the other how they went.
+"""
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import NamedTuple
+
+import gevent
+import gevent.socket
+import pytest
+
+from proxy.net.stream import Ending, TcpStream
+from proxy.websocket.stream import WebSocketStream
+from tests.integration.programs import Proxy, socks_door, upstream, web_door
+from tests.websocket.tunnels import assert_relays, chain, recv_masked, sending, tunnel
+from tests.websocket.wire import (
+    BINARY,
+    CLOSE,
+    CONTINUATION,
+    FIN,
+    PING,
+    PONG,
+    TIMEOUT,
+    Door,
+    Stopwatch,
+    Target,
+    close_payload,
+    frame,
+    is_silent,
+    read_exact,
+    read_rest,
+    reset,
+)
+
+MEBIBYTE = 1 << 20
+PING_INTERVAL = 0.5
+SLACK = 1.5  # seconds by which a busy machine may be late
+
+
+class Bench(NamedTuple):
+    """The doors of a running program."""
+
+    web: Door
+    pinging: Door  # twice a second
+    socks: Door  # which goes out through a WebSocket proxy, and pings it twice a second
+    behind: Target  # that proxy
+
+
+Scenario = Callable[[Bench], None]
+SCENARIOS: dict[str, Scenario] = {}
+
+
+def scenario(play: Scenario) -> Scenario:
+    """Note a scenario."""
+    SCENARIOS[play.__name__] = play
+    return play
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[Bench]:
+    interval = f"{PING_INTERVAL}s"
+    with Target() as behind:
+        config = {
+            "listeners": {
+                "web": web_door(ping_interval=0),
+                "pinging": web_door(ping_interval=interval),
+                "socks": socks_door(upstream="behind"),
+            },
+            "upstreams": {
+                "behind": upstream("websocket", ("127.0.0.1", behind.port), ping_interval=interval),
+            },
+        }
+        with Proxy(config) as running:
+            yield Bench(running.door("web"), running.door("pinging"), running.door("socks"), behind)
+
+
+@pytest.fixture(scope="module")
+def playing(bench: Bench) -> Iterator[dict[str, "Future[None]"]]:
+    """Start all scenarios."""
+    with ThreadPoolExecutor(len(SCENARIOS)) as pool:
+        yield {name: pool.submit(play, bench) for name, play in SCENARIOS.items()}
+
+
+# -- Close
+
+
+@scenario
+def the_server_closes_tcp_first(bench: Bench) -> None:
+    """CASES D117; RFC 6455, section 7.1.1."""
+    with tunnel(bench.web) as (client, _target):
+        watch = Stopwatch()
+        client.send(CLOSE, close_payload(1000))
+        assert client.recv_close() == 1000  # though the target keeps its side open
+        assert client.read_rest() == (b"", "FIN")
+        assert watch.seconds < 2
+
+
+@scenario
+def the_server_closes_tcp_first_when_the_target_has_ended(bench: Bench) -> None:
+    """CASES D117."""
+    with tunnel(bench.web) as (client, target):
+        target.close()
+        assert client.recv_close() == 1000
+        assert client.is_silent(0.5)  # it waits for our Close
+        watch = Stopwatch()
+        client.send(CLOSE, close_payload(1000))
+        assert client.read_rest() == (b"", "FIN")
+        assert watch.seconds < 2
+
+
+@scenario
+def a_client_that_never_answers_our_close_is_left(bench: Bench) -> None:
+    """CASES D118."""
+    with tunnel(bench.web) as (client, target):
+        reset(target)
+        assert client.recv_close() == 1011
+        watch = Stopwatch()
+        client.read_rest()
+        assert 4.5 < watch.seconds < 5 + SLACK
+
+
+@scenario
+def a_client_that_goes_on_talking_instead_of_answering_our_close_is_left(bench: Bench) -> None:
+    """CASES D118."""
+    with tunnel(bench.web) as (client, target):
+        reset(target)
+        assert client.recv_close() == 1011
+        watch = Stopwatch()
+        with suppress(ConnectionError):
+            while watch.seconds < 10:
+                client.send(BINARY, b"x" * 1000)
+                is_silent(client.sock, 0.05)
+        assert watch.seconds < 6 + SLACK
+
+
+@scenario
+def the_target_does_not_wait_for_the_goodbye_of_the_client(bench: Bench) -> None:
+    """CASES D118."""
+    with tunnel(bench.web) as (client, target):
+        target.shutdown(socket.SHUT_WR)
+        assert client.recv_close() == 1000
+        watch = Stopwatch()
+        assert read_rest(target) == (b"", "FIN")
+        assert watch.seconds < 1
+
+
+# -- half-close
+
+
+@scenario
+def between_peers_that_agreed_a_half_closed_tunnel_has_time(bench: Bench) -> None:
+    """CASES D119."""
+    with tunnel(bench.web, half_close=True) as (client, target):
+        client.send(BINARY)
+        assert read_rest(target) == (b"", "FIN")
+        assert client.is_silent(3.0)  # longer than a peer that agreed on nothing is given
+        target.sendall(b"answer")
+        assert client.recv_data(6) == b"answer"
+
+
+@scenario
+def without_an_agreement_the_other_direction_may_finish(bench: Bench) -> None:
+    """CASES D119."""
+    with tunnel(bench.web) as (client, target):
+        target.shutdown(socket.SHUT_WR)
+        for piece in (b"some", b"more"):
+            assert client.is_silent(0.3)  # no empty message, and no Close yet
+            client.send(BINARY, piece)
+            assert read_exact(target, 4) == piece
+        watch = Stopwatch()
+        assert client.recv_close() == 1000
+        assert watch.seconds < 2 + SLACK
+        client.send(CLOSE, close_payload(1000))
+        assert read_rest(target) == (b"", "FIN")
+
+
+@scenario
+def a_target_that_never_ends_is_not_waited_for_long(bench: Bench) -> None:
+    """CASES D119."""
+    with tunnel(bench.web) as (client, target):
+        client.send(CLOSE, close_payload(1000))
+        watch = Stopwatch()
+        target.sendall(b"and on")
+        said = client.recv()
+        while said.opcode == BINARY:
+            with suppress(ConnectionError):  # the Close is then on its way
+                target.sendall(b"and on")
+            is_silent(target, 0.05)
+            said = client.recv()
+        assert (said.first, said.payload) == (FIN | CLOSE, close_payload(1000))
+        assert watch.seconds < 12 + SLACK
+
+
+@scenario
+def a_client_that_is_slow_to_read_after_its_close_is_not_deceived(bench: Bench) -> None:
+    """CASES D119, D120."""
+    down = os.urandom(24 * MEBIBYTE)  # more than fits into the sockets between
+    with tunnel(bench.web, receive_buffer=64 * 1024) as (client, target):
+        client.send(CLOSE, close_payload(1000))
+        assert read_rest(target) == (b"", "FIN")
+        with sending(target, down):
+            client.wait(3.0)
+            received = bytearray()
+            with suppress(EOFError, ConnectionResetError):  # a frame was cut, which is no deceit
+                while (got := client.recv()).opcode == BINARY:
+                    received += got.payload
+                assert received == down
+
+
+@scenario
+def a_socks_client_that_is_slow_to_read_after_its_end_is_not_deceived(bench: Bench) -> None:
+    """CASES D119, D120."""
+    down = os.urandom(24 * MEBIBYTE)
+    script = frame(FIN | BINARY, down, None) + frame(FIN | CLOSE, close_payload(1000), None)
+    with chain(bench.socks, bench.behind) as (client, server):
+        client.shutdown(socket.SHUT_WR)
+        with sending(server, script):
+            server.wait(3.0)
+            received, end = read_rest(client)
+            assert received == down or end == "reset"
+
+
+# -- keepalive
+
+
+@scenario
+def an_idle_tunnel_is_pinged(bench: Bench) -> None:
+    """CASES D124."""
+    with tunnel(bench.pinging) as (client, target):
+        for _ping in range(3):
+            watch = Stopwatch()
+            ping = client.recv()
+            assert (ping.first, ping.key) == (FIN | PING, None)
+            assert watch.seconds < 2 * PING_INTERVAL + SLACK
+            client.send(PONG, ping.payload)
+        assert_relays(client, target)
+
+
+def a_silent_client_is_dead(door: Door, *, half_close: bool) -> None:
+    watch = Stopwatch()
+    with tunnel(door, half_close=half_close) as (client, target):
+        assert client.recv().opcode == PING
+        assert read_rest(target) == (b"", "reset")
+        assert 2 * PING_INTERVAL - 0.1 < watch.seconds < 2 * PING_INTERVAL + SLACK
+        client.read_rest()
+        assert watch.seconds < 2 * PING_INTERVAL + SLACK
+
+
+@scenario
+def a_client_that_is_silent_for_two_intervals_is_dead(bench: Bench) -> None:
+    """CASES D124."""
+    a_silent_client_is_dead(bench.pinging, half_close=False)
+
+
+@scenario
+def a_client_that_agreed_on_half_close_and_is_silent_is_dead(bench: Bench) -> None:
+    """CASES D124."""
+    a_silent_client_is_dead(bench.pinging, half_close=True)
+
+
+@scenario
+def a_client_that_ended_its_direction_and_is_silent_is_dead(bench: Bench) -> None:
+    """CASES D124."""
+    with tunnel(bench.pinging, half_close=True) as (client, target):
+        client.send(BINARY)
+        assert read_rest(target) == (b"", "FIN")
+        assert client.recv().opcode == PING
+        watch = Stopwatch()
+        client.read_rest()
+        assert watch.seconds < PING_INTERVAL + SLACK
+
+
+@scenario
+def any_frame_is_a_sign_of_life(bench: Bench) -> None:
+    """CASES D124."""
+    signs = (frame(FIN | PONG, b"not asked for"), frame(FIN | PING), frame(BINARY), frame(FIN | CONTINUATION))
+    with tunnel(bench.pinging) as (client, target):
+        watch = Stopwatch()
+        while watch.seconds < 6 * PING_INTERVAL:
+            for sign in signs:
+                client.write(sign)
+                assert is_silent(target, PING_INTERVAL / 2)
+
+
+@scenario
+def a_client_that_is_slow_to_read_is_not_dead(bench: Bench) -> None:
+    """CASES D124."""
+    down = os.urandom(24 * MEBIBYTE)  # more than fits into the sockets between
+    with tunnel(bench.pinging, receive_buffer=64 * 1024) as (client, target), sending(target, down):
+        assert is_silent(target, 6 * PING_INTERVAL)
+        received = bytearray()
+        while len(received) < len(down):
+            got = client.recv()
+            if got.opcode == BINARY:
+                received += got.payload
+        assert received == down
+
+
+@scenario
+def a_client_whose_target_is_slow_to_read_is_not_dead(bench: Bench) -> None:
+    """CASES D124."""
+    up = os.urandom(24 * MEBIBYTE)
+    with tunnel(bench.pinging) as (client, target), sending(client, frame(FIN | BINARY, up)):
+        client.wait(6 * PING_INTERVAL)  # its Pongs would come behind what is not taken
+        assert read_exact(target, len(up)) == up
+
+
+@scenario
+def no_pings_are_sent_if_none_are_configured(bench: Bench) -> None:
+    """CASES D124."""
+    with tunnel(bench.web) as (client, target):
+        assert client.is_silent(6 * PING_INTERVAL)
+        assert_relays(client, target)
+
+
+@scenario
+def a_silent_server_is_pinged_and_then_dead(bench: Bench) -> None:
+    """CASES D124."""
+    watch = Stopwatch()
+    with chain(bench.socks, bench.behind) as (client, server):
+        recv_masked(server, FIN | PING)
+        assert read_rest(client) == (b"", "reset")
+        assert 2 * PING_INTERVAL - 0.1 < watch.seconds < 2 * PING_INTERVAL + SLACK
+        server.read_rest()
+
+
+@scenario
+def a_server_that_answers_is_alive(bench: Bench) -> None:
+    """CASES D124."""
+    with chain(bench.socks, bench.behind) as (client, server):
+        for _ping in range(3):
+            server.send(PONG, recv_masked(server, FIN | PING).payload)
+        server.send(BINARY, b"still here")
+        assert read_exact(client, 10) == b"still here"
+
+
+@scenario
+def a_server_that_is_slow_to_read_is_not_dead(bench: Bench) -> None:
+    """CASES D124."""
+    up = os.urandom(24 * MEBIBYTE)
+    with chain(bench.socks, bench.behind) as (client, server), sending(client, up):
+        assert is_silent(client, 6 * PING_INTERVAL)
+        received = bytearray()
+        while len(received) < len(up):
+            got = server.recv()
+            if got.opcode == BINARY:
+                received += got.payload
+        assert received == up
+
+
+@scenario
+def a_server_whose_client_is_slow_to_read_is_not_dead(bench: Bench) -> None:
+    """CASES D124."""
+    down = os.urandom(24 * MEBIBYTE)
+    script = frame(FIN | BINARY, down, None)
+    with chain(bench.socks, bench.behind) as (client, server), sending(server, script):
+        server.wait(6 * PING_INTERVAL)
+        assert read_exact(client, len(down)) == down
+
+
+# -- in process, where a send buffer can be filled to the brim
+
+
+@scenario
+def a_cut_that_cannot_be_told_is_a_reset(_: Bench) -> None:
+    """CASES D120."""
+    with gevent.Timeout(20):
+        listener = gevent.socket.create_server(("127.0.0.1", 0))
+        client = gevent.socket.create_connection(listener.getsockname())
+        server, _address = listener.accept()
+        server.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                server.send(frame(FIN | BINARY, b"x", key=None))
+        stream = WebSocketStream(TcpStream(server), server=True, half_close=False, ping_interval=0)
+        stream.farewell(Ending.CUT)
+        stream.close()
+        with pytest.raises(ConnectionResetError):
+            drain(client)
+        client.close()
+        listener.close()
+
+
+def drain(sock: gevent.socket.socket) -> None:
+    """Read to the end."""
+    while sock.recv(1 << 20):
+        pass
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_what_takes_time(playing: dict[str, "Future[None]"], name: str) -> None:
+    """CASES D117, D118, D119, D124: each scenario names its own."""
+    playing[name].result(2 * TIMEOUT)

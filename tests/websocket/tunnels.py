@@ -1,0 +1,112 @@
+"""
+Tunnels with both ends in a test's hands.
+
+A ``tunnel`` goes in through a WebSocket door and out directly; a ``chain`` goes in through a SOCKS5
+door and out through a WebSocket proxy, which is the test.
+"""
+
+import base64
+import hashlib
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import NamedTuple
+
+from tests.websocket.wire import BINARY, TIMEOUT, Door, Frame, Peer, Target, read_exact, upgrade
+
+GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
+
+
+class Tunnel(NamedTuple):
+    """Both ends of a tunnel."""
+
+    client: Peer
+    target: socket.socket
+
+
+@contextmanager
+def tunnel(door: Door, *, half_close: bool = False, receive_buffer: int = 0) -> Iterator[Tunnel]:
+    """Open a tunnel; a small receive buffer lets the server feel at once that we do not read."""
+    agreed = {"X_Proxy_Half_Close": "1"} if half_close else {}
+    with Target() as listener, Peer.connect(door, receive_buffer=receive_buffer) as client:
+        client.write(upgrade(listener.port, **agreed))
+        target = listener.accept()
+        first, headers = client.read_head()
+        assert first == "HTTP/1.1 101 Switching Protocols"
+        assert ("x-proxy-half-close" in headers) == half_close
+        yield Tunnel(client, target)
+
+
+@contextmanager
+def sending(end: socket.socket | Peer, data: bytes) -> Iterator[None]:
+    """Send data in a thread, while the block reads it at the other end."""
+
+    def send() -> None:
+        with suppress(OSError):  # whoever reads finds the same fault, and says it
+            (end.write if isinstance(end, Peer) else end.sendall)(data)
+
+    thread = threading.Thread(target=send, daemon=True)
+    thread.start()
+    yield
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+def assert_relays(client: Peer, target: socket.socket) -> None:
+    """Check that a tunnel still does what it is for."""
+    client.send(BINARY, b"up")
+    assert read_exact(target, 2) == b"up"
+    target.sendall(b"down")
+    assert client.recv_data(4) == b"down"
+
+
+class Chain(NamedTuple):
+    """The client in front, and the server behind."""
+
+    client: socket.socket
+    server: Peer
+
+
+_one_at_a_time = threading.Lock()  # then the next connection behind belongs to it
+
+
+@contextmanager
+def chain(door: Door, behind: Target, *, half_close: bool = False, glued: bytes = b"") -> Iterator[Chain]:
+    """Open a tunnel through the program; the server may have something glued to its 101."""
+    with socket.create_connection(door, TIMEOUT) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client.sendall(bytes.fromhex("05 01 00"))
+        assert read_exact(client, 2) == bytes.fromhex("05 00")
+        with _one_at_a_time:
+            client.sendall(bytes.fromhex("05 01 00 01 7f000001 0050"))  # its target exists only in name
+            server = Peer(behind.accept(), key=None)
+        with server:
+            switch(server, half_close=half_close, glued=glued)
+            assert read_exact(client, 4) == bytes.fromhex("05 00 00 01")
+            read_exact(client, 6)
+            yield Chain(client, server)
+
+
+def switch(server: Peer, *, half_close: bool, glued: bytes) -> None:
+    """Read the opening handshake, and answer it."""
+    line, headers = server.read_head()
+    assert line == "GET / HTTP/1.1"
+    assert headers["x-proxy-half-close"] == "1"
+    accept = base64.b64encode(hashlib.sha1((headers["sec-websocket-key"] + GUID).encode()).digest())
+    answer = [
+        "HTTP/1.1 101 Switching Protocols",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        f"Sec-WebSocket-Accept: {accept.decode()}",
+        *(["X-Proxy-Half-Close: 1"] if half_close else []),
+    ]
+    server.write("\r\n".join([*answer, "", ""]).encode() + glued)
+
+
+def recv_masked(server: Peer, first: int) -> Frame:
+    """Receive a frame that a client may send."""
+    got = server.recv()
+    assert got.first == first, got
+    assert got.key is not None, "a client's frame is not masked"
+    return got

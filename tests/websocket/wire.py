@@ -1,0 +1,304 @@
+"""
+A WebSocket spoken byte by byte, in either role, by nothing of what is under test.
+
+A ``Peer`` sends whatever it is told, right or wrong, and takes apart what comes back. A ``Target`` is
+where tunnels end: a listener whose connections a test takes itself, so it knows when there were none.
+"""
+
+import os
+import re
+import select
+import socket
+import struct
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+import pytest
+
+TIMEOUT = 15.0  # seconds on every socket
+CHUNK = 1 << 18
+
+CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
+FIN = 0x80
+
+# The masking key of the examples in RFC 6455, section 5.7, and the nonce and the answer of section 1.3.
+KEY = bytes.fromhex("37fa213d")
+NONCE = "dGhlIHNhbXBsZSBub25jZQ=="
+ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+
+Door = tuple[str, int]
+
+
+class Frame(NamedTuple):
+    """A frame as it stood on the wire, its payload unmasked."""
+
+    first: int  # FIN, the reserved bits, and the opcode
+    key: bytes | None
+    payload: bytes
+
+    @property
+    def opcode(self) -> int:
+        """What kind of frame it is."""
+        return self.first & 0x0F
+
+
+def xor(data: bytes, key: bytes) -> bytes:
+    """Mask or unmask (RFC 6455, section 5.3)."""
+    repeated = (key * (len(data) // 4 + 1))[: len(data)]
+    return (int.from_bytes(data, "big") ^ int.from_bytes(repeated, "big")).to_bytes(len(data), "big")
+
+
+def header(first: int, length: int, key: bytes | None) -> bytes:
+    """Write a frame's header; the length is in its shortest form."""
+    mask_bit = 0 if key is None else 0x80
+    if length < 126:
+        head = bytes([first, mask_bit | length])
+    elif length < 1 << 16:
+        head = struct.pack("!BBH", first, mask_bit | 126, length)
+    else:
+        head = struct.pack("!BBQ", first, mask_bit | 127, length)
+    return head + (key or b"")
+
+
+def frame(first: int, payload: bytes = b"", key: bytes | None = KEY) -> bytes:
+    """Write a frame; the key None makes it a server's."""
+    return header(first, len(payload), key) + (payload if key is None else xor(payload, key))
+
+
+def close_payload(code: int, reason: bytes = b"") -> bytes:
+    """Write what stands in a Close frame."""
+    return struct.pack("!H", code) + reason
+
+
+def upgrade(
+    port: int | str,
+    *extra: str,
+    line: str = "GET / HTTP/1.1",
+    without: str = "",
+    **changes: str,
+) -> bytes:
+    """Write an opening handshake: the good one, but for what is changed, left out or added."""
+    fields = {
+        "Host": "proxy.example",
+        "Upgrade": "websocket",
+        "Connection": "Upgrade",
+        "Sec-WebSocket-Key": NONCE,
+        "Sec-WebSocket-Version": "13",
+        "X-Proxy-Target-Host": "127.0.0.1",
+        "X-Proxy-Target-Port": str(port),
+        **{name.replace("_", "-"): value for name, value in changes.items()},
+    }
+    lines = [f"{name}: {value}" for name, value in fields.items() if name != without]
+    return "\r\n".join([line, *lines, *extra, "", ""]).encode("latin-1")
+
+
+class Peer:
+    """One end of a connection; with a key it masks, as clients do."""
+
+    def __init__(self, sock: socket.socket, key: bytes | None = KEY) -> None:
+        sock.settimeout(TIMEOUT)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sock = sock
+        self.key = key
+        self._unread = b""
+
+    @classmethod
+    def connect(cls, door: Door, *, receive_buffer: int = 0) -> "Peer":
+        """Connect to a door; a small receive buffer lets the other side feel that we do not read."""
+        sock = socket.socket()
+        if receive_buffer:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        sock.settimeout(TIMEOUT)
+        try:
+            sock.connect(door)
+        except BaseException:
+            sock.close()
+            raise
+        return cls(sock)
+
+    def __enter__(self) -> "Peer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.sock.close()
+
+    def write(self, data: bytes) -> None:
+        """Write bytes as they are."""
+        self.sock.sendall(data)
+
+    def send(self, opcode: int, payload: bytes = b"", *, fin: bool = True) -> None:
+        """Send a frame."""
+        self.write(frame((FIN if fin else 0) | opcode, payload, self.key))
+
+    def read(self, size: int) -> bytes:
+        """Read exactly so many bytes."""
+        while len(self._unread) < size:
+            data = self.sock.recv(CHUNK)
+            if not data:
+                raise EOFError(f"the connection ended after {self._unread!r}")
+            self._unread += data
+        data, self._unread = self._unread[:size], self._unread[size:]
+        return data
+
+    def read_head(self) -> tuple[str, dict[str, str]]:
+        """Read the head of an HTTP message: its first line, and its headers, names in lower case."""
+        while b"\r\n\r\n" not in self._unread:
+            data = self.sock.recv(CHUNK)
+            if not data:
+                raise EOFError(f"the connection ended after {self._unread!r}")
+            self._unread += data
+        head, _, self._unread = self._unread.partition(b"\r\n\r\n")
+        first, *lines = head.decode("latin-1").split("\r\n")
+        pairs = [line.split(": ", 1) for line in lines]
+        headers = {name.lower(): value for name, value in pairs}
+        assert len(headers) == len(pairs), f"a header is repeated: {lines}"
+        return first, headers
+
+    def read_status(self) -> int:
+        """Read the head of an HTTP answer, and give its status."""
+        version, status, _ = self.read_head()[0].split(" ", 2)
+        assert version == "HTTP/1.1"
+        return int(status)
+
+    def recv(self) -> Frame:
+        """Receive the next frame."""
+        first, second = self.read(2)
+        length = second & 0x7F
+        if length == 126:
+            (length,) = struct.unpack("!H", self.read(2))
+        elif length == 127:
+            (length,) = struct.unpack("!Q", self.read(8))
+        key = self.read(4) if second & 0x80 else None
+        payload = self.read(length)
+        return Frame(first, key, xor(payload, key) if key else payload)
+
+    def recv_data(self, size: int) -> bytes:
+        """Receive so many bytes of payload; every frame on the way is one of data."""
+        data = bytearray()
+        while len(data) < size:
+            got = self.recv()
+            assert got.opcode in (BINARY, CONTINUATION), got
+            data += got.payload
+        return bytes(data)
+
+    def recv_close(self) -> int | None:
+        """Receive a Close frame, with nothing before it, and give its code."""
+        got = self.recv()
+        assert got.first == FIN | CLOSE, got
+        return int.from_bytes(got.payload[:2], "big") if got.payload else None
+
+    def wait(self, seconds: float) -> None:
+        """Read nothing for so long: here the time itself is what is tested."""
+        time.sleep(seconds)
+
+    def read_rest(self) -> tuple[bytes, str]:
+        """Read to the end of the connection, and tell how it ended."""
+        data, end = read_rest(self.sock)
+        data, self._unread = self._unread + data, b""
+        return data, end
+
+    def is_silent(self, seconds: float) -> bool:
+        """Tell whether nothing arrives for so long, not even an end."""
+        return not self._unread and is_silent(self.sock, seconds)
+
+
+def read_rest(sock: socket.socket) -> tuple[bytes, str]:
+    """Read to the end of a connection, and tell how it ended: by a ``FIN`` or a ``reset``."""
+    data = bytearray()
+    try:
+        while piece := sock.recv(CHUNK):
+            data += piece
+    except ConnectionResetError:
+        return bytes(data), "reset"
+    return bytes(data), "FIN"
+
+
+def read_exact(sock: socket.socket, size: int) -> bytes:
+    """Read exactly so many bytes."""
+    data = bytearray()
+    while len(data) < size:
+        piece = sock.recv(size - len(data))
+        if not piece:
+            raise EOFError(f"the connection ended after {len(data)} of {size} bytes")
+        data += piece
+    return bytes(data)
+
+
+def is_silent(sock: socket.socket, seconds: float) -> bool:
+    """Tell whether nothing arrives for so long, not even an end."""
+    return not select.select([sock], [], [], seconds)[0]
+
+
+def reset(sock: socket.socket) -> None:
+    """Close a connection by a reset."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+class Target:
+    """A listener whose connections wait in the kernel until a test takes them."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self._taken: list[socket.socket] = []
+        self.port: int = self._listener.getsockname()[1]
+
+    def __enter__(self) -> "Target":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for sock in (self._listener, *self._taken):
+            sock.close()
+
+    def accept(self) -> socket.socket:
+        """Take the next connection."""
+        self._listener.settimeout(TIMEOUT)
+        sock, _ = self._listener.accept()
+        self._taken.append(sock)
+        sock.settimeout(TIMEOUT)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sock
+
+    @property
+    def untouched(self) -> bool:
+        """True if no connection has been made that was not taken."""
+        return is_silent(self._listener, 0)
+
+
+class Memory:
+    """The resident memory of a process, from a moment on."""
+
+    def __init__(self, pid: int) -> None:
+        if not os.access(f"/proc/{pid}/clear_refs", os.W_OK):
+            pytest.skip("the peak of a process's memory is told by Linux alone")
+        self._status = Path(f"/proc/{pid}/status")
+        Path(f"/proc/{pid}/clear_refs").write_text("5")  # forget the peak: see proc(5)
+        self._before = self._read("VmRSS")
+
+    @property
+    def growth(self) -> int:
+        """By how many bytes its peak since then is above where it was."""
+        return self._read("VmHWM") - self._before
+
+    def _read(self, name: str) -> int:
+        found = re.search(rf"{name}:\s+(\d+) kB", self._status.read_text())
+        assert found
+        return int(found[1]) * 1024
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """How many seconds have gone by."""
+        return time.monotonic() - self._started
