@@ -113,7 +113,7 @@ class Upstream:
         self.failures += 1
         rest = min(FIRST_REST * 2 ** (self.failures - 1), LONGEST_REST)
         self.rests_until = monotonic() + rest
-        log.warning("%s; it rests for %g s", exc, rest, extra={"collapse": self.name})
+        log.warning("%s; it rests for %g s", exc, rest, extra={"collapse": exc})
 
 
 class Selector(ProxyClient):

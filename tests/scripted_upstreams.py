@@ -24,16 +24,18 @@ Script = Sequence[Step]
 def upstream(port: int, *steps: Step) -> Target:
     """Listen on a port, and play the script to every connection; its result is what was heard."""
 
-    def play(connection: socket.socket) -> list[object]:
-        heard: list[object] = []
-        for step in steps:
-            if isinstance(step, bytes):
-                connection.sendall(step)
-            else:
-                heard.append(step(connection))
-        return heard
+    return Target(lambda connection: play(steps, connection), port=port)
 
-    return Target(play, port=port)
+
+def play(steps: Script, connection: socket.socket) -> list[object]:
+    """Take one step after the other; give what was heard."""
+    heard: list[object] = []
+    for step in steps:
+        if isinstance(step, bytes):
+            connection.sendall(step)
+        else:
+            heard.append(step(connection))
+    return heard
 
 
 # What an upstream does beside sending bytes.
@@ -41,9 +43,9 @@ def upstream(port: int, *steps: Step) -> Target:
 
 def end(connection: socket.socket) -> None:
     """Close in good order: our FIN first, and nothing left unread that would make it a reset."""
-    connection.shutdown(socket.SHUT_WR)
-    connection.settimeout(3)
     with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_WR)
+        connection.settimeout(3)
         while connection.recv(4096):
             pass
 

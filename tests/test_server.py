@@ -50,8 +50,8 @@ class House:
     @property
     def request(self) -> bytes:
         """A request for the targets' address (RFC 1928, section 4)."""
-        host, port = self.targets.getsockname()
-        return b"\x05\x01\x00\x01" + bytes(map(int, host.split("."))) + port.to_bytes(2, "big")
+        port: int = self.targets.getsockname()[1]
+        return b"\x05\x01\x00\x01" + bytes([127, 0, 0, 1]) + port.to_bytes(2, "big")
 
     def connect(self, server: Socks5Server) -> "Client":
         """Be a client."""

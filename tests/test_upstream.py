@@ -246,7 +246,7 @@ def test_the_one_whose_rest_ends_first_is_tried_first(clients: dict[str, Client]
 def test_only_one_connection_at_a_time_tries_what_comes_back_from_a_rest(
     clients: dict[str, Client], clock: Clock
 ) -> None:
-    taken_meanwhile = []
+    taken_meanwhile: list[str] = []
 
     def slow(client: Client, deadline: Deadline) -> None:
         taken_meanwhile.extend(way_taken(selector) for _ in range(3))

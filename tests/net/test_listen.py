@@ -7,11 +7,10 @@ import gevent
 import pytest
 from gevent import socket
 from gevent.event import Event
-from gevent.pool import Pool
 
 from proxy.address import Address, Endpoint
 from proxy.errors import ProxyError
-from proxy.net.listen import BACKLOG, Acceptor, bind
+from proxy.net.listen import BACKLOG, Acceptor, Places, bind
 from tests.integration.programs import free_port
 from tests.net.wires import PATIENCE
 
@@ -129,7 +128,7 @@ class Service:
         self.clients: list[Address] = []
         self.let_go = Event()
         self.fault: Exception | None = None
-        self.pool = Pool(2)
+        self.pool = Places(2)
         self.sock = bind(Endpoint("tcp", "127.0.0.1", 0))[0]
         self.address = self.sock.getsockname()
         self.acceptor = Acceptor(self.sock, self.handle, self.pool)
@@ -172,6 +171,47 @@ def test_above_the_limit_clients_wait_until_a_place_is_free(service: Service) ->
     assert len(service.clients) == 2
     service.let_go.set()
     assert [client.recv(10) for client in clients] == [b"served"] * 5
+
+
+def served(service: Service) -> int:
+    """Let everybody who can be accepted be, and count those who were."""
+    gevent.sleep(0.05)
+    return len(service.clients)
+
+
+def test_more_places_are_taken_at_once_by_those_who_wait(service: Service) -> None:
+    """CASES H204."""
+    clients = [service.connect() for _ in range(5)]
+    assert served(service) == 2
+    service.pool.resize(4)
+    assert served(service) == 4
+    service.let_go.set()
+    assert [client.recv(10) for client in clients] == [b"served"] * 5
+
+
+def test_fewer_places_are_in_force_when_enough_have_left(service: Service) -> None:
+    """CASES H204: those who have a place keep it."""
+    service.pool.resize(3)
+    first = [service.connect() for _ in range(3)]
+    assert served(service) == 3
+    service.pool.resize(1)
+    later = [service.connect() for _ in range(3)]
+    let_the_first_go, service.let_go = service.let_go, Event()
+    let_the_first_go.set()
+    assert [client.recv(10) for client in first] == [b"served"] * 3
+    assert served(service) == 4
+    service.let_go.set()
+    assert [client.recv(10) for client in later] == [b"served"] * 3
+
+
+def test_places_can_be_resized_over_and_over(service: Service) -> None:
+    for size in (5, 1, 3, 1, 1, 2):
+        service.pool.resize(size)
+    clients = [service.connect() for _ in range(4)]
+    assert served(service) == 2
+    service.let_go.set()
+    assert [client.recv(10) for client in clients] == [b"served"] * 4
+    assert service.pool.free_count() == 2
 
 
 def test_an_error_of_one_handler_does_not_end_the_accepting(

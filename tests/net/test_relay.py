@@ -17,7 +17,7 @@ from proxy.net import relay as module
 from proxy.net.relay import DataForwarder, Transfer
 from proxy.net.splice import PIPES
 from proxy.net.stream import Ending, TcpStream
-from tests.net.wires import Spy, read_to_end, reset, tcp_pair
+from tests.net.wires import Spy, read_to_end, reset, send_and_end, tcp_pair
 
 LATE = 0.5  # seconds: how late a busy machine may be
 MIB = 1 << 20
@@ -99,7 +99,7 @@ def test_bytes_go_both_ways_and_are_counted_as_the_client_sees_them(tunnel: Tunn
     up, down = os.urandom(9 * MIB), os.urandom(7 * MIB)
 
     def play(sock: socket.socket, data: bytes) -> bytes:
-        sender = gevent.spawn(lambda: (sock.sendall(data), sock.shutdown(1)))
+        sender = gevent.spawn(send_and_end, sock, data)
         received = read_to_end(sock)
         sender.get()
         return received
@@ -129,7 +129,7 @@ def test_much_after_little_after_much_keeps_its_order(tunnel: Tunnel) -> None:
 @both_copies
 def test_a_slow_reader_gets_every_byte_in_order(tunnel: Tunnel) -> None:
     data = os.urandom(12 * MIB)
-    sending = gevent.spawn(lambda: (tunnel.target.sendall(data), tunnel.target.shutdown(1)))
+    sending = gevent.spawn(send_and_end, tunnel.target, data)
     received = b""
     for _ in range(20):
         gevent.sleep(0.01)  # so that everything in between fills up

@@ -42,6 +42,12 @@ def reset(sock: socket.socket) -> None:
     sock.close()
 
 
+def send_and_end(sock: socket.socket, data: bytes) -> None:
+    """Send data, and half-close."""
+    sock.sendall(data)
+    sock.shutdown(std_socket.SHUT_WR)
+
+
 def read_to_end(sock: socket.socket) -> bytes:
     """Read until the peer ends."""
     return b"".join(iter(lambda: sock.recv(65536), b""))

@@ -230,7 +230,9 @@ def read_exact(sock: socket.socket, size: int) -> bytes:
 
 def is_silent(sock: socket.socket, seconds: float) -> bool:
     """Tell whether nothing arrives for so long, not even an end."""
-    return not select.select([sock], [], [], seconds)[0]
+    poll = select.poll()  # select() takes no descriptor above 1023
+    poll.register(sock, select.POLLIN)
+    return not poll.poll(1000 * seconds)
 
 
 def reset(sock: socket.socket) -> None:
