@@ -30,6 +30,7 @@ class Channel:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self._early = b""
+        self._handed_over = False
 
     def recv(self, count: int) -> bytes:
         """Receive up to ``count`` bytes; b"" at the end."""
@@ -53,11 +54,15 @@ class Channel:
 
     def send(self, data: bytes) -> int:
         """Send all of ``data``."""
-        self.sock.sendall(data)
-        return len(data)
+        # Not sendall: gevent's asks for the size of the send buffer each time.
+        sent = self.sock.send(data)
+        while sent < len(data):
+            sent += self.sock.send(data[sent:])
+        return sent
 
     def stream(self) -> TcpStream:
         """Hand the socket over to a relay, with the bytes that came early."""
+        self._handed_over = True
         make = TlsStream if isinstance(self.sock, ssl.SSLSocket) else TcpStream
         return make(self.sock, self._early)
 
@@ -78,7 +83,8 @@ class Channel:
 
     def abort(self) -> None:
         """Close at once; a socket that was handed over stays open."""
-        self.sock.close()
+        if not self._handed_over:
+            self.sock.close()
 
     @contextmanager
     def watched(self, grace: float) -> Iterator[None]:
@@ -89,13 +95,13 @@ class Channel:
         come from a client that has said all it has to say and waits for the answer.
         """
         left = _Left()
-        poll = _poll()  # not gevent's, which knows nothing of RDHUP, and could not run in the hub
-        poll.register(self.sock.fileno(), getattr(select, "POLLRDHUP", 0))
         waiter = gevent.getcurrent()
         patience = grace
 
         def look() -> None:
             nonlocal patience
+            poll = _poll()  # not gevent's, which knows nothing of RDHUP, and could not run in the hub
+            poll.register(self.sock.fileno(), getattr(select, "POLLRDHUP", 0))
             events = sum(flags for _, flags in poll.poll(0))
             gone = events & (select.POLLHUP | select.POLLERR)
             if events:

@@ -8,9 +8,9 @@ here has one: a ``Deadline`` is made once and handed along, and cuts whatever bl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
+from typing import Any
 
 import gevent
-from gevent.socket import wait_read, wait_write
 
 
 class Deadline:
@@ -52,11 +52,6 @@ class Deadline:
             timer.close()
 
 
-def wait_readable(fd: int) -> None:
-    """Block until a socket has something to read."""
-    wait_read(fd)
-
-
-def wait_writable(fd: int) -> None:
-    """Block until a socket takes something."""
-    wait_write(fd)
+def wait(watcher: Any) -> None:
+    """Block until an event of the loop, such as a socket that can be read."""
+    gevent.get_hub().wait(watcher)

@@ -10,11 +10,14 @@ section 3): it alone knows the hosts file, mDNS and the search list of this mach
 No cache: knowing when the network has changed is harder than one more lookup.
 """
 
+import errno
+import os
 import socket as std_socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import zip_longest
+from typing import Any
 
 import gevent
 from gevent import socket
@@ -24,7 +27,7 @@ from gevent.queue import Empty, Queue
 
 from proxy.address import Address
 from proxy.errors import DialError, Failure, failure_of, reason_of
-from proxy.net.deadline import Deadline
+from proxy.net.deadline import Deadline, wait
 from proxy.net.threads import Workers
 
 IPAddress = IPv4Address | IPv6Address
@@ -121,8 +124,7 @@ def _connect(ip: IPAddress, address: Address, deadline: Deadline) -> socket.sock
         sock = socket.socket(family, std_socket.SOCK_STREAM)
         sock.setsockopt(std_socket.IPPROTO_TCP, std_socket.TCP_NODELAY, 1)
         sock.setsockopt(std_socket.SOL_SOCKET, std_socket.SO_KEEPALIVE, 1)
-        with deadline.limit("connect"):
-            sock.connect((str(ip), address.port))
+        _await_connection(sock, (str(ip), address.port), deadline)
         return sock
     except OSError as exc:
         if sock:
@@ -133,6 +135,17 @@ def _connect(ip: IPAddress, address: Address, deadline: Deadline) -> socket.sock
         if sock:
             sock.close()
         raise
+
+
+def _await_connection(sock: Any, sockaddr: tuple[str, int], deadline: Deadline) -> None:
+    # gevent's connect would ask for the error before, and call connect again after: four calls for two.
+    error = sock._sock.connect_ex(sockaddr)
+    if error == errno.EINPROGRESS:
+        with deadline.limit("connect"):
+            wait(sock._write_event)
+        error = sock.getsockopt(std_socket.SOL_SOCKET, std_socket.SO_ERROR)
+    if error:
+        raise OSError(error, os.strerror(error))
 
 
 @dataclass(frozen=True)

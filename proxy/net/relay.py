@@ -20,7 +20,7 @@ from time import monotonic
 from typing import Any
 
 import gevent
-from gevent.event import Event
+from gevent.hub import Waiter
 
 from proxy.errors import ProtocolError, reason_of
 from proxy.net import splice
@@ -33,7 +33,6 @@ LINGER_AT_MOST = 10.0  # seconds
 BULK = 32 * 1024  # bytes found at once: more will come, and splicing is cheaper than copying
 WORTH_A_SPLICE = 8 * 1024  # bytes
 _SWEEP = 0.5  # seconds
-_READ, _WRITE = 1, 2
 
 _buffer = Buffer()
 
@@ -94,17 +93,13 @@ class Relay:
         self._down = _Direction(self, target, client, "target", "client", zero_copy=zero_copy)
         self._up.opposite, self._down.opposite = self._down, self._up
         self._idle_timeout = idle_timeout
-        self._over = Event()
+        self._end: Any = Waiter()
+        self.is_over = False  # once it was stopped nothing moves any more
         self._ending = Ending.FINISHED
         self._detail = ""
         self._moved_before = 0
         self._moved_at = monotonic()
         self._lingering_since: float | None = None
-
-    @property
-    def is_over(self) -> bool:
-        """True once it was stopped: then nothing moves any more."""
-        return self._over.is_set()
 
     @property
     def sent(self) -> int:
@@ -121,13 +116,11 @@ class Relay:
         try:
             self._up.start()
             self._down.start()
-            self._over.wait()
+            self._end.get()
         except BaseException:
             self.stop(Ending.STOPPED)
             raise
         finally:
-            self._up.close()
-            self._down.close()
             for stream in self._streams:
                 stream.farewell(self._ending)
             for stream in self._streams:
@@ -136,11 +129,13 @@ class Relay:
 
     def stop(self, ending: Ending, detail: str = "") -> None:
         """End the relay; the first one to say why is right."""
-        if not self._over.is_set():
+        if not self.is_over:
+            self.is_over = True
             self._ending, self._detail = ending, detail
             self._up.pause()
             self._down.pause()
-            self._over.set()
+            # Not at once: this may be a callback of a stream that run would close under its feet.
+            gevent.get_hub().loop.run_callback(self._end.switch, None)
 
     def ended(self) -> None:
         """Note that one direction has come to its end."""
@@ -210,9 +205,8 @@ class _Direction:
         self._told = False  # the sink was told,
         self.ended = False  # and has passed it on
         self.moved = 0
-        loop: Any = gevent.get_hub().loop
-        self._reader = loop.io(source.fileno(), _READ)
-        self._writer = loop.io(sink.fileno(), _WRITE)
+        self._reader = source.reader
+        self._writer = sink.writer
 
     # -- waiting
 
@@ -226,12 +220,6 @@ class _Direction:
         """Wait for nothing any more."""
         self._reader.stop()
         self._writer.stop()
-
-    def close(self) -> None:
-        """Give up the watchers."""
-        self.pause()
-        self._reader.close()
-        self._writer.close()
 
     def hold(self) -> None:
         """Wait for the sink, which is blocked, instead of the source."""

@@ -9,9 +9,9 @@ import _socket
 import os
 import socket as std_socket
 from contextlib import suppress
-from typing import Any
 
 import gevent
+from gevent import socket
 
 from proxy.net.stream import BUFFER_SIZE, Ending, TcpStream
 from proxy.net.threads import Workers
@@ -21,9 +21,10 @@ class StdioStream(TcpStream):
     """Reads standard input, and writes standard output."""
 
     def __init__(self, stdin: int = 0, stdout: int = 1) -> None:
-        near: Any
-        near, self._far = _socket.socketpair()
+        near, far = socket.socketpair()
         super().__init__(near)
+        self._far = _socket.socket(fileno=far.detach())  # not gevent's: threads use it
+        self._far.setblocking(True)
         self._stdin = stdin
         self._stdout = stdout
         workers = Workers(2)

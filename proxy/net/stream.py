@@ -4,14 +4,13 @@ One end of a relay: bytes in, bytes out, and what is kept of those that the sock
 Nothing here waits. A stream does one bounded operation, and the relay waits for its socket.
 """
 
-import _socket
 import os
 import socket as std_socket
 import ssl
 import struct
 from contextlib import suppress
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from gevent import socket
 
@@ -58,8 +57,10 @@ class Stream(Protocol):
     ``flush`` when the socket is writable.
     """
 
-    def fileno(self) -> int:
-        """Give the descriptor to wait on."""
+    reader: Any
+    """The event loop's watcher for something to read; whoever waits has it to itself."""
+    writer: Any
+    """The same for room to write."""
 
     @property
     def half_closes(self) -> bool:
@@ -123,21 +124,19 @@ class TcpStream:
 
     def __init__(self, sock: Socket, early: bytes = b"") -> None:
         """Take the socket over, with bytes that were already received from it."""
-        self._sock = self._take_over(sock)
+        self._owner = cast(Any, sock)
+        self._sock = self._take_over(self._owner)
+        # The watchers that gevent made with the socket.
+        self.reader = self._owner._read_event
+        self.writer = self._owner._write_event
         self._early = early
         self._kept = b""  # goes out first,
         self._pipe: Pipe | None = None  # and then what is in here
         self._in_pipe = 0
 
-    def _take_over(self, sock: Socket) -> Any:
-        # Below gevent's class: no greenlet ever waits in this socket's own methods.
-        plain = _socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
-        plain.setblocking(False)
-        return plain
-
-    def fileno(self) -> int:
-        """Give the descriptor to wait on."""
-        return int(self._sock.fileno())
+    def _take_over(self, sock: Any) -> Any:
+        # Below gevent's class: nothing ever waits in this socket's own methods.
+        return sock._sock
 
     @property
     def buffered(self) -> bool:
@@ -236,7 +235,7 @@ class TcpStream:
         if ending is not Ending.FINISHED:
             with suppress(OSError):
                 self._sock.setsockopt(std_socket.SOL_SOCKET, std_socket.SO_LINGER, _NO_LINGER)
-        self._sock.close()
+        self._owner.close()
         if self._pipe:
             PIPES.give_back(self._pipe, empty=False)
             self._pipe = None
@@ -251,7 +250,7 @@ class TlsStream(TcpStream):
     takes_pipes = False
     half_closes = False
 
-    def _take_over(self, sock: Socket) -> Any:
+    def _take_over(self, sock: Any) -> Any:
         sock.settimeout(0.0)
         return sock
 

@@ -11,7 +11,7 @@ from collections import deque
 from contextlib import suppress
 
 from proxy.errors import ProtocolError
-from proxy.net.deadline import Deadline, wait_readable, wait_writable
+from proxy.net.deadline import Deadline, wait
 from proxy.net.splice import Pipe
 from proxy.net.stream import HEADROOM, Buffer, Ending, TcpStream
 from proxy.websocket.frames import (
@@ -70,7 +70,8 @@ class WebSocketStream:
         self._control: deque[bytes] = deque(maxlen=_PONGS)
         self._close_sent = False
         self._keepalive = _Keepalive(ping_interval)
-        self.fileno = tcp.fileno
+        self.reader = tcp.reader
+        self.writer = tcp.writer
         # A client's frames are masked, so they have to pass through our memory.
         self.takes_pipes = server and tcp.takes_pipes
 
@@ -264,7 +265,7 @@ class WebSocketStream:
         buffer = Buffer()
         with Deadline(CLOSE_TIMEOUT).limit("Close"):
             while self._tcp.blocked:
-                wait_writable(self.fileno())
+                wait(self.writer)
                 self._tcp.flush()
             while not self._decoder.closed and not self._failure and self._discard(buffer):
                 pass
@@ -285,7 +286,7 @@ class WebSocketStream:
 
     def _receive(self, buffer: Buffer) -> int:
         while (count := self._tcp.receive(buffer.payload)) is None:
-            wait_readable(self.fileno())
+            wait(self.reader)
         return count
 
 

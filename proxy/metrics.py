@@ -1,0 +1,137 @@
+"""
+Counters and histograms, and the text in which Prometheus reads them.
+
+Counting is what connections pay for, so it is an addition to a plain attribute; everything else is
+done when somebody asks. No label depends on a user or a target, of which there may be any number.
+"""
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from proxy.errors import Failure
+
+BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)  # seconds
+
+Labels = Mapping[str, str]
+
+
+class Histogram:
+    """How many durations were at most so long."""
+
+    __slots__ = ("counts", "sum")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BOUNDS) + 1)  # the last one is of those above all bounds
+        self.sum = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count a duration."""
+        self.counts[bisect_left(BOUNDS, seconds)] += 1
+        self.sum += seconds
+
+
+class ListenerMetrics:
+    """What happened at one listener; bytes are those of connections that have ended."""
+
+    def __init__(self) -> None:
+        self.accepted = 0
+        self.sent = 0
+        self.received = 0
+        self.handshakes = Histogram()
+        self.dials = Histogram()
+        self.failures: Counter[Failure] = Counter()
+        self.endings: Counter[str] = Counter()
+
+
+class Metrics:
+    """The metrics of all listeners, which outlive them: a counter never falls."""
+
+    def __init__(self) -> None:
+        self.listeners: dict[str, ListenerMetrics] = {}
+
+    def listener(self, name: str) -> ListenerMetrics:
+        """Give the metrics of a listener."""
+        return self.listeners.setdefault(name, ListenerMetrics())
+
+
+# What is rendered
+
+
+@dataclass(frozen=True)
+class Family:
+    """One metric with all its label values, for ``render``."""
+
+    name: str
+    kind: str  # counter | gauge | histogram
+    help: str
+    samples: list[tuple[Labels, float | Histogram]] = field(default_factory=list)
+
+
+def listener_families(listeners: Mapping[str, ListenerMetrics]) -> Iterator[Family]:
+    """Make the families that are counted at listeners."""
+
+    def each(name: str) -> list[tuple[Labels, float | Histogram]]:
+        return [({"listener": key}, getattr(one, name)) for key, one in listeners.items()]
+
+    yield Family("proxy_connections_total", "counter", "Clients that were accepted.", each("accepted"))
+    yield Family("proxy_handshake_seconds", "histogram", "From accept to a complete request.", each("handshakes"))
+    yield Family("proxy_dial_seconds", "histogram", "From a request to its connected target.", each("dials"))
+    yield Family(
+        "proxy_failures_total",
+        "counter",
+        "Clients that got no connection, by cause.",
+        [
+            ({"listener": key, "cause": _word(cause.value)}, one.failures[cause])
+            for key, one in listeners.items()
+            for cause in Failure
+        ],
+    )
+    yield Family(
+        "proxy_tunnels_total",
+        "counter",
+        "Connections that were relayed and have ended, by how they ended.",
+        [
+            ({"listener": key, "ending": ending}, count)
+            for key, one in listeners.items()
+            for ending, count in one.endings.items()
+        ],
+    )
+
+
+def render(families: Iterable[Family]) -> str:
+    """Write metrics in the text format of Prometheus, version 0.0.4."""
+    return "".join(f"{line}\n" for family in families for line in _lines(family))
+
+
+def _lines(family: Family) -> Iterator[str]:
+    yield f"# HELP {family.name} {family.help}"
+    yield f"# TYPE {family.name} {family.kind}"
+    for labels, value in family.samples:
+        if isinstance(value, Histogram):
+            yield from _histogram_lines(family.name, labels, value)
+        else:
+            yield _sample(family.name, labels, value)
+
+
+def _histogram_lines(name: str, labels: Labels, histogram: Histogram) -> Iterator[str]:
+    count = 0
+    for bound, more in zip((*map(str, BOUNDS), "+Inf"), histogram.counts, strict=True):
+        count += more
+        yield _sample(f"{name}_bucket", {**labels, "le": bound}, count)
+    yield _sample(f"{name}_sum", labels, histogram.sum)
+    yield _sample(f"{name}_count", labels, count)
+
+
+def _sample(name: str, labels: Labels, value: float) -> str:
+    inside = ",".join(f'{key}="{_escape(text)}"' for key, text in labels.items())
+    return f"{name}{{{inside}}} {value!r}" if inside else f"{name} {value!r}"
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def _word(text: str) -> str:
+    return text.replace(" ", "_")
