@@ -9,6 +9,7 @@ lookup is made for it.
 import re
 import socket
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from proxy.errors import ProtocolError
@@ -47,6 +48,7 @@ class Address:
         return _parse_ip(self.host)
 
 
+@lru_cache(4096)
 def canonical_host(host: str) -> str:
     """
     Check a host and give it its one spelling.
@@ -71,6 +73,8 @@ def canonical_host(host: str) -> str:
     return name
 
 
+# Remembered, because every connection asks this of the same few addresses a dozen times.
+@lru_cache(4096)
 def _parse_ip(host: str) -> IPv4Address | IPv6Address | None:
     try:
         return ip_address(host)

@@ -9,7 +9,7 @@ A door knows how to do its part in its protocol (``Inbound``); nothing here asks
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from proxy.auth import Authenticator
 from proxy.client import Connected, ProxyClient
 from proxy.config import ServerConfig
 from proxy.errors import AuthError, ClientLeftError, DialError, Failure, LimitError, ProxyError, reason_of
+from proxy.metrics import CLIENT_LEFT, HANDSHAKE, TARGET, ListenerMetrics
 from proxy.net.channel import Channel
 from proxy.net.deadline import Deadline
 from proxy.net.relay import DataForwarder, Relay, Transfer
@@ -40,6 +41,7 @@ class Runtime:
     forwarder: DataForwarder
     access_log: AccessLog
     tls: Any = None
+    metrics: ListenerMetrics = field(default_factory=ListenerMetrics)
 
     @property
     def needs_auth(self) -> bool:
@@ -119,6 +121,7 @@ class Session:
                     self._channel.sock = accept_tls(self._channel.sock, self.runtime.tls)
                 inbound = door(self._channel, self.runtime)
                 self.wanted = inbound.greet()
+                self.runtime.metrics.handshakes.observe(monotonic() - self.started)
                 return inbound
         except AuthError as exc:
             # fail2ban matches this line, so it has one form and is never collapsed.
@@ -134,8 +137,10 @@ class Session:
             self._refuse(inbound, exc)
         except TimeoutError as exc:
             log.info("%s: %s", self, exc, extra=told)
+            self._count(Failure.TIMED_OUT.value)
         except (EOFError, OSError) as exc:
             log.debug("%s: %s", self, reason_of(exc))
+            self._count(CLIENT_LEFT)
         return None
 
     def _serve(self, inbound: Inbound, *, full: bool) -> None:
@@ -146,12 +151,14 @@ class Session:
             transfer = self._join(inbound)
             end = f"{transfer.ending.value}: {transfer.detail}" if transfer.detail else transfer.ending.value
         except ClientLeftError:
-            end = "client left"
+            end = CLIENT_LEFT
+            self._count(CLIENT_LEFT)
         except ProxyError as exc:
             end = f"refused: {exc}"
             self._refuse(inbound, exc)
         except OSError as exc:
             end = f"client: {reason_of(exc)}"
+            self._count(CLIENT_LEFT)
         except Exception as exc:
             end = "internal error"
             self._refuse(inbound, ProxyError(str(exc)))
@@ -160,7 +167,9 @@ class Session:
             self._account(end)
 
     def _join(self, inbound: Inbound) -> Transfer:
+        began = monotonic()
         connected = self._dial(inbound)
+        self.runtime.metrics.dials.observe(monotonic() - began)
         self.via = connected.via
         try:
             stream = inbound.accept(connected.bound)
@@ -168,7 +177,9 @@ class Session:
             connected.close(Ending.CUT)
             raise
         self.relay = self.runtime.forwarder.relay(stream, connected.stream)
-        return self.runtime.forwarder.run(self.relay)
+        transfer = self.runtime.forwarder.run(self.relay)
+        self.runtime.metrics.endings[transfer.ending.value] += 1
+        return transfer
 
     def _dial(self, inbound: Inbound) -> Connected:
         assert self.wanted is not None
@@ -182,7 +193,11 @@ class Session:
         except TimeoutError as exc:
             raise DialError(f"{self.wanted.target}: {exc}", Failure.TIMED_OUT) from exc
 
+    def _count(self, cause: str) -> None:
+        self.runtime.metrics.failures[TARGET if self.wanted else HANDSHAKE, cause] += 1
+
     def _refuse(self, inbound: Inbound | None, error: ProxyError) -> None:
+        self._count(error.failure.value)
         # The client may be gone, or not read: neither is worth a word.
         with suppress(OSError), Deadline(1.0).limit("refusal"):
             if inbound:
@@ -190,11 +205,17 @@ class Session:
         self._channel.close()
 
     def stop(self, ending: Ending) -> None:
-        """End the relay, if there is one."""
+        """End it: the relay, or what comes before it."""
         if self.relay:
             self.relay.stop(ending)
+        else:
+            self._channel.hang_up()
 
     def _account(self, end: str) -> None:
+        # No greenlet runs between this and the session's end: its bytes are never counted twice.
+        sent, received = (self.relay.sent, self.relay.received) if self.relay else (0, 0)
+        self.runtime.metrics.sent += sent
+        self.runtime.metrics.received += received
         self.runtime.access_log.add(
             Record(
                 id=self.id,
@@ -203,8 +224,8 @@ class Session:
                 listener=self.runtime.config.name,
                 target=str(self.wanted.target) if self.wanted else "",
                 upstream=self.via,
-                sent=self.relay.sent if self.relay else 0,
-                received=self.relay.received if self.relay else 0,
+                sent=sent,
+                received=received,
                 ms=round(1000 * (monotonic() - self.started)),
                 end=end,
             )

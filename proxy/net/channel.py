@@ -7,8 +7,8 @@ So a handshake costs few system calls, and bytes that come early are kept for th
 import select
 import socket as std_socket
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from typing import Any
 
 import gevent
 from gevent import socket
@@ -81,46 +81,56 @@ class Channel:
                 left -= len(data)
         self.sock.close()
 
+    def hang_up(self) -> None:
+        """Let whoever reads from it or watches it find that the peer has left."""
+        with suppress(OSError):
+            # Of the plain socket: TLS would lose its state, which others are in the middle of.
+            socket.socket.shutdown(self.sock, std_socket.SHUT_RDWR)
+
     def abort(self) -> None:
         """Close at once; a socket that was handed over stays open."""
         if not self._handed_over:
             self.sock.close()
 
-    @contextmanager
-    def watched(self, grace: float) -> Iterator[None]:
+    def watched(self, grace: float) -> "_Watch":
         """
-        Raise ``ClientLeftError`` in the block when the peer goes away.
+        Raise ``ClientLeftError`` in a block when the peer goes away.
 
         A reset ends the block at once, a FIN after ``grace`` seconds: in some protocols it can also
         come from a client that has said all it has to say and waits for the answer.
         """
-        left = _Left()
-        waiter = gevent.getcurrent()
-        patience = grace
+        return _Watch(self.sock.fileno(), grace)
 
-        def look() -> None:
-            nonlocal patience
-            poll = _poll()  # not gevent's, which knows nothing of RDHUP, and could not run in the hub
-            poll.register(self.sock.fileno(), getattr(select, "POLLRDHUP", 0))
-            events = sum(flags for _, flags in poll.poll(0))
-            gone = events & (select.POLLHUP | select.POLLERR)
-            if events:
-                patience -= _LOOK_AGAIN
-            if gone or (events and patience <= 0):
-                timer.stop()
-                waiter.throw(left)
 
-        timer = gevent.get_hub().loop.timer(_LOOK_AGAIN, _LOOK_AGAIN)
-        timer.start(look)
-        try:
-            yield
-        except _Left as exc:
-            if exc is not left:
-                raise
+class _Watch:
+    """Looks at a socket from time to time, while a block is busy with something else."""
+
+    __slots__ = ("_fd", "_left", "_patience", "_timer", "_waiter")
+
+    def __init__(self, fd: int, patience: float) -> None:
+        self._fd = fd
+        self._patience = patience
+
+    def __enter__(self) -> None:
+        self._left = _Left()
+        self._waiter = gevent.getcurrent()
+        self._timer: Any = gevent.get_hub().loop.timer(_LOOK_AGAIN, _LOOK_AGAIN)
+        self._timer.start(self._look)
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self._timer.close()
+        if error is self._left:
             raise ClientLeftError("the client left") from None
-        finally:
-            timer.stop()
-            timer.close()
+
+    def _look(self) -> None:
+        poll = _poll()  # not gevent's, which knows nothing of RDHUP, and could not run in the hub
+        poll.register(self._fd, getattr(select, "POLLRDHUP", 0))
+        events = sum(flags for _, flags in poll.poll(0))
+        if events:
+            self._patience -= _LOOK_AGAIN
+        if events & (select.POLLHUP | select.POLLERR) or (events and self._patience <= 0):
+            self._timer.stop()
+            self._waiter.throw(self._left)
 
 
 class _Left(BaseException):

@@ -5,8 +5,6 @@ A timeout per read lets a peer that sends a byte now and then hold a connection 
 here has one: a ``Deadline`` is made once and handed along, and cuts whatever blocks when it is over.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from time import monotonic
 from typing import Any
 
@@ -33,23 +31,35 @@ class Deadline:
         """Sleep, but not beyond the deadline."""
         gevent.sleep(min(seconds, self.remaining()))
 
-    @contextmanager
-    def limit(self, step: str) -> Iterator[None]:
-        """Run the block until the deadline, and then raise ``TimeoutError`` in it, naming the step."""
-        remaining = self.remaining()
-        if not remaining:
-            raise TimeoutError(f"{step} timed out")
-        # gevent.Timeout is no Exception, so no library in between takes it for an error of its own.
-        timer = gevent.Timeout(remaining)
-        timer.start()
-        try:
-            yield
-        except gevent.Timeout as expired:
-            if expired is not timer:
-                raise
-            raise TimeoutError(f"{step} timed out") from None
-        finally:
-            timer.close()
+    def limit(self, step: str) -> "_Limit":
+        """Run a block until the deadline, and then raise ``TimeoutError`` in it, naming the step."""
+        return _Limit(self.remaining(), step)
+
+
+class _Limit:
+    """A running deadline around a block."""
+
+    __slots__ = ("_expired", "_remaining", "_step", "_timer")
+
+    def __init__(self, remaining: float, step: str) -> None:
+        self._remaining = remaining
+        self._step = step
+
+    def __enter__(self) -> None:
+        if not self._remaining:
+            raise TimeoutError(f"{self._step} timed out")
+        self._expired = _Expired()
+        self._timer: Any = gevent.get_hub().loop.timer(self._remaining)
+        self._timer.start(gevent.getcurrent().throw, self._expired)
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self._timer.close()
+        if error is self._expired:
+            raise TimeoutError(f"{self._step} timed out") from None
+
+
+class _Expired(BaseException):
+    """Not an Exception, so that no library in between takes it for an error of its own."""
 
 
 def wait(watcher: Any) -> None:

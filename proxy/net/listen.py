@@ -4,7 +4,7 @@ Listen on an address, and hand each connection to a greenlet of a bounded pool.
 
 import logging
 import socket as std_socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from gevent import socket
@@ -22,18 +22,23 @@ BACKLOG = 1024  # connections: a burst of clients waits here while we accept
 Handler = Callable[[socket.socket, Address], None]
 
 
-def bind(endpoint: Endpoint) -> list[socket.socket]:
+def bind(endpoint: Endpoint, inherited: Iterable[socket.socket] = ()) -> list[socket.socket]:
     """
     Open the listening sockets of an endpoint.
 
-    An empty host is every address, IPv4 and IPv6; a name is every address of it. Raises
-    ``ProxyError`` that names the address and the cause.
+    An empty host is every address, IPv4 and IPv6; a name is every address of it. A socket that is
+    inherited and listens there already is taken. Raises ``ProxyError`` that names the address and
+    the cause.
     """
+    listening: dict[tuple[int, Any], socket.socket] = {
+        (sock.family, sock.getsockname()[:2]): sock for sock in inherited
+    }
     socks: list[socket.socket] = []
     try:
         for family, sockaddr in _places(endpoint):
             port = socks[0].getsockname()[1] if socks else sockaddr[1]
-            socks.append(_bind_one(family, (sockaddr[0], port, *sockaddr[2:])))
+            sock = listening.get((family, (sockaddr[0], port)))
+            socks.append(_prepare(sock) if sock else _bind_one(family, (sockaddr[0], port, *sockaddr[2:])))
     except OSError as exc:
         for sock in socks:
             sock.close()
@@ -62,18 +67,22 @@ def _bind_one(family: int, sockaddr: tuple[Any, ...]) -> socket.socket:
     sock = socket.socket(family, std_socket.SOCK_STREAM)
     try:
         sock.setsockopt(std_socket.SOL_SOCKET, std_socket.SO_REUSEADDR, 1)
-        # Accepted sockets inherit these two, which saves their system calls on every connection.
-        sock.setsockopt(std_socket.SOL_SOCKET, std_socket.SO_KEEPALIVE, 1)
-        sock.setsockopt(std_socket.IPPROTO_TCP, std_socket.TCP_NODELAY, 1)
         if family == std_socket.AF_INET6:
             both = sockaddr[0] == "::"
             sock.setsockopt(std_socket.IPPROTO_IPV6, std_socket.IPV6_V6ONLY, not both)
         sock.bind(sockaddr)
-        sock.listen(BACKLOG)
-        return sock
+        return _prepare(sock)
     except BaseException:
         sock.close()
         raise
+
+
+def _prepare(sock: socket.socket) -> socket.socket:
+    # Accepted sockets inherit these two, which saves their system calls on every connection.
+    sock.setsockopt(std_socket.SOL_SOCKET, std_socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(std_socket.IPPROTO_TCP, std_socket.TCP_NODELAY, 1)
+    sock.listen(BACKLOG)
+    return sock
 
 
 class Places(Pool):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
+from socket import AF_INET, AF_INET6, inet_ntop
 from typing import TypeVar
 
 from proxy.address import UNKNOWN, Address
@@ -204,9 +205,9 @@ def parse_address() -> Parser[Address]:
         (port,) = struct.unpack("!H", (yield 2))
         return Address(_decode_name(name), port)
     if kind == AddressType.IPV4:
-        host = str(IPv4Address((yield 4)))
+        host = inet_ntop(AF_INET, (yield 4))
     elif kind == AddressType.IPV6:
-        host = str(IPv6Address((yield 16)))
+        host = inet_ntop(AF_INET6, (yield 16))
     else:
         raise ProtocolError(f"unknown address type {kind:#04x}", Failure.UNSUPPORTED_ADDRESS)
     (port,) = struct.unpack("!H", (yield 2))
