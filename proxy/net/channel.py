@@ -115,7 +115,7 @@ class _Watch:
         self._left = _Left()
         self._waiter = gevent.getcurrent()
         self._timer: Any = gevent.get_hub().loop.timer(_LOOK_AGAIN, _LOOK_AGAIN)
-        self._timer.start(self._look)
+        self._timer.start(self._look, update=True)
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self._timer.close()

@@ -50,7 +50,8 @@ class _Limit:
             raise TimeoutError(f"{self._step} timed out")
         self._expired = _Expired()
         self._timer: Any = gevent.get_hub().loop.timer(self._remaining)
-        self._timer.start(gevent.getcurrent().throw, self._expired)
+        # update: the time of the last turn of the loop may be long ago.
+        self._timer.start(gevent.getcurrent().throw, self._expired, update=True)
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self._timer.close()

@@ -324,7 +324,9 @@ class _Direction:
         self._at = self._sink_name
         if not self._told:
             self._told = True
-            self._sink.end()
+            # The last end of a plain socket is its close, which comes next.
+            if not (self.opposite.ended and self._sink.ends_by_closing):
+                self._sink.end()
         if self._sink.blocked:
             self.hold()
             return

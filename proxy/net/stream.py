@@ -21,6 +21,7 @@ Socket = socket.socket
 
 BUFFER_SIZE = 64 * 1024
 HEADROOM = 14  # the longest frame header of RFC 6455, section 5.2
+_MORE = getattr(std_socket, "MSG_MORE", 0)
 _NO_LINGER = struct.pack("ii", 1, 0)
 
 
@@ -65,6 +66,10 @@ class Stream(Protocol):
     @property
     def half_closes(self) -> bool:
         """True if ``end`` reaches the peer, and the peer can go on sending after it."""
+
+    @property
+    def ends_by_closing(self) -> bool:
+        """True if a closed connection says as much as ``end`` before it."""
 
     @property
     def buffered(self) -> bool:
@@ -121,6 +126,7 @@ class TcpStream:
 
     takes_pipes = True
     half_closes = True
+    ends_by_closing = True
 
     def __init__(self, sock: Socket, early: bytes = b"") -> None:
         """Take the socket over, with bytes that were already received from it."""
@@ -195,9 +201,11 @@ class TcpStream:
         if sent < len(data):
             self._kept = bytes(data[sent:])
 
-    def splice_out(self, pipe: Pipe, count: int) -> None:
-        """Send what is in the pipe, behind what was kept."""
-        self._pipe, self._in_pipe = pipe, count
+    def splice_out(self, pipe: Pipe, count: int, header: bytes = b"") -> None:
+        """Send what is in the pipe, behind a header."""
+        self._pipe, self._in_pipe = pipe, count  # first of all, so that it comes back whatever happens
+        if header:
+            self.write(header, _MORE)
         if not self._kept:
             self._drain()
 

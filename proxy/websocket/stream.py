@@ -6,7 +6,6 @@ is in flight, control frames wait, and follow it.
 """
 
 import os
-import socket as std_socket
 from collections import deque
 from contextlib import suppress
 
@@ -35,7 +34,6 @@ _LAST_WORD = 1.0  # seconds for it to close TCP after that, and for us to send
 _PONGS = 16  # that may wait; RFC 6455, section 5.5.3, asks only for the last
 # The header of a long frame without a mask: all that has to be seen of one that will be spliced.
 _HEADER = 10
-_MORE = getattr(std_socket, "MSG_MORE", 0)
 
 _CODES = {
     Ending.FINISHED: (CloseCode.NORMAL, ""),
@@ -57,6 +55,8 @@ class WebSocketStream:
     ``half_close`` says that both sides agreed that an empty message is the end of one direction.
     Without it, only the end of everything can be told.
     """
+
+    ends_by_closing = False
 
     def __init__(self, tcp: TcpStream, *, server: bool, half_close: bool, ping_interval: float) -> None:
         self._tcp = tcp
@@ -198,8 +198,7 @@ class WebSocketStream:
 
     def splice_out(self, pipe: Pipe, count: int) -> None:
         """Send what is in the pipe as one binary message: only its header passes through here."""
-        self._tcp.write(encode_header(Opcode.BINARY, count), _MORE)
-        self._tcp.splice_out(pipe, count)
+        self._tcp.splice_out(pipe, count, encode_header(Opcode.BINARY, count))
 
     def end(self) -> None:
         """Send the empty message, if it was agreed on."""
