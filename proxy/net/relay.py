@@ -14,7 +14,6 @@ costs no timer and no look at the clock.
 """
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
@@ -212,20 +211,24 @@ class _Direction:
 
     def start(self) -> None:
         """Begin to wait."""
-        self._reader.start(self._guarded, self._receive)
+        self._sink.on_blocked = self._hold
+        self._listen()
+
+    def _listen(self) -> None:
+        self._reader.start(self._receive)
         if self._source.buffered:
-            self._reader.loop.run_callback(self._guarded, self._receive)
+            self._reader.loop.run_callback(self._receive_buffered)
 
     def pause(self) -> None:
         """Wait for nothing any more."""
         self._reader.stop()
         self._writer.stop()
 
-    def hold(self) -> None:
+    def _hold(self) -> None:
         """Wait for the sink, which is blocked, instead of the source."""
-        if not self.held:
+        if not self.held and not self._relay.is_over:
             self._reader.stop()
-            self._writer.start(self._guarded, self._resume)
+            self._writer.start(self._resume)
 
     @property
     def held(self) -> bool:
@@ -234,50 +237,58 @@ class _Direction:
 
     def tick(self, now: float) -> None:
         """Let the source do what is due."""
-        self._guarded(lambda: self._keep_alive(now))
-
-    def _guarded(self, action: Callable[[], None]) -> None:
-        """Act, and end the relay if that fails: here no caller would take an exception."""
-        if self._relay.is_over:
-            return
         try:
-            action()
-            # It may have answered a Ping, and its socket did not take the answer.
-            if self._source.blocked:
-                self.opposite.hold()
-        except (OSError, ProtocolError) as exc:
-            self._relay.stop(Ending.CUT, f"{self._at}: {reason_of(exc)}")
+            self._at = self._source_name
+            if not self._source.tick(now, listening=self._reader.active):
+                self._relay.stop(Ending.CUT, f"{self._source_name}: no sign of life")
         except Exception as exc:
-            log.debug("relay failed", exc_info=True)
+            self._cut(exc)
+
+    def _cut(self, exc: Exception) -> None:
+        """End the relay: in a callback no caller would take an exception."""
+        if isinstance(exc, (OSError, ProtocolError)):
+            self._relay.stop(Ending.CUT, f"{self._at}: {reason_of(exc)}")
+        else:
+            log.debug("relay failed", exc_info=exc)
             self._relay.stop(Ending.CUT, f"internal error: {type(exc).__name__}: {exc}")
 
     # -- moving
 
     def _receive(self) -> None:
         """Move once what the source has."""
+        source = self._source
         self._at = self._source_name
-        if self._over:
-            if not self._source.stay():
-                self._reader.stop()
-            return
-        count = self._splice() if self._bulk and self._source.spliceable() else self._copy()
-        if count:
-            self.moved += count
-        elif count == 0:
-            self._over = True
-        if count is not None and self._source.buffered:
-            self._reader.loop.run_callback(self._guarded, self._again)
-        if self._sink.blocked:
-            self.hold()
-        elif self._over:
-            self._end()
+        try:
+            if self._over:
+                if not source.stay():
+                    self._reader.stop()
+                return
+            count = self._splice() if self._bulk and source.spliceable() else self._copy()
+            if count is None:
+                return
+            if count:
+                self.moved += count
+            else:
+                self._over = True
+                if not self.held:
+                    self._end()
+            if source.buffered:
+                self._reader.loop.run_callback(self._receive_buffered)
+        except Exception as exc:
+            self._cut(exc)
+
+    def _receive_buffered(self) -> None:
+        if self._reader.active and not self._relay.is_over:
+            self._receive()
 
     def _copy(self) -> int | None:
         count = self._source.recv_into(_buffer, bulk=self._bulk)
-        if count is not None and self._zero_copy:
-            # What is bulk is known by its beginning: a full buffer, or a frame of some length.
-            self._bulk = self._source.spliceable() >= WORTH_A_SPLICE if self._bulk else count >= BULK
+        if self._bulk:
+            # Of a frame only the beginning was taken, to see what it is.
+            self._bulk = self._source.spliceable() >= WORTH_A_SPLICE
         if count:
+            if count >= BULK:
+                self._bulk = self._zero_copy
             self._at = self._sink_name
             self._sink.send(_buffer, count)
         return count
@@ -301,23 +312,20 @@ class _Direction:
         self._sink.splice_out(pipe, count)
         return count
 
-    def _again(self) -> None:
-        if self._reader.active:
-            self._receive()
-
     def _resume(self) -> None:
         """Go on where the sink was blocked."""
         self._at = self._sink_name
-        self._sink.flush()
-        if self._sink.blocked:
-            return
-        self._writer.stop()
-        if self._over and not self.ended:
-            self._end()
-        if not self._sink.blocked:
-            self._reader.start(self._guarded, self._receive)
-            if self._source.buffered:
-                self._reader.loop.run_callback(self._guarded, self._again)
+        try:
+            self._sink.flush()
+            if self._sink.blocked:
+                return
+            self._writer.stop()
+            if self._over and not self.ended:
+                self._end()
+            if not self.held and not self._relay.is_over:
+                self._listen()
+        except Exception as exc:
+            self._cut(exc)
 
     def _end(self) -> None:
         """Pass the end of the source on."""
@@ -327,13 +335,6 @@ class _Direction:
             # The last end of a plain socket is its close, which comes next.
             if not (self.opposite.ended and self._sink.ends_by_closing):
                 self._sink.end()
-        if self._sink.blocked:
-            self.hold()
-            return
-        self.ended = True
-        self._relay.ended()
-
-    def _keep_alive(self, now: float) -> None:
-        self._at = self._source_name
-        if not self._source.tick(now, listening=self._reader.active):
-            self._relay.stop(Ending.CUT, f"{self._source_name}: no sign of life")
+        if not self._sink.blocked:
+            self.ended = True
+            self._relay.ended()

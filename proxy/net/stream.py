@@ -8,6 +8,7 @@ import os
 import socket as std_socket
 import ssl
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
 from typing import Any, Protocol, cast
@@ -62,6 +63,8 @@ class Stream(Protocol):
     """The event loop's watcher for something to read; whoever waits has it to itself."""
     writer: Any
     """The same for room to write."""
+    on_blocked: Callable[[], None]
+    """What is called when something has to be kept."""
 
     @property
     def half_closes(self) -> bool:
@@ -121,6 +124,10 @@ class Stream(Protocol):
         """Wait until the peer knows, for a bounded time, and be closed."""
 
 
+def _nobody_cares() -> None:
+    """Stand in for a relay, before there is one."""
+
+
 class TcpStream:
     """A plain socket."""
 
@@ -135,6 +142,7 @@ class TcpStream:
         # The watchers that gevent made with the socket.
         self.reader = self._owner._read_event
         self.writer = self._owner._write_event
+        self.on_blocked: Callable[[], None] = _nobody_cares
         self._early = early
         self._kept = b""  # goes out first,
         self._pipe: Pipe | None = None  # and then what is in here
@@ -156,7 +164,13 @@ class TcpStream:
 
     def recv_into(self, buffer: Buffer, *, bulk: bool) -> int | None:
         """Receive what is there."""
-        return self.receive(buffer.payload)
+        if self._early:
+            return self.receive(buffer.payload)
+        try:
+            count: int = self._sock.recv_into(buffer.payload)
+            return count
+        except BlockingIOError:
+            return None
 
     def receive(self, view: memoryview) -> int | None:
         """Receive into a piece of memory; 0 is the end, None is nothing now."""
@@ -199,7 +213,11 @@ class TcpStream:
         except BlockingIOError:
             sent = 0
         if sent < len(data):
-            self._kept = bytes(data[sent:])
+            self._keep(data[sent:])
+
+    def _keep(self, data: memoryview | bytes) -> None:
+        self._kept = bytes(data)
+        self.on_blocked()
 
     def splice_out(self, pipe: Pipe, count: int, header: bytes = b"") -> None:
         """Send what is in the pipe, behind a header."""
@@ -211,11 +229,11 @@ class TcpStream:
 
     def _drain(self) -> None:
         assert self._pipe is not None
-        try:
+        with suppress(BlockingIOError):
             self._in_pipe -= self._pipe.drain(self._sock.fileno(), self._in_pipe)
-        except BlockingIOError:
-            return
-        if not self._in_pipe:
+        if self._in_pipe:
+            self.on_blocked()
+        else:
             PIPES.give_back(self._pipe)
             self._pipe = None
 
@@ -267,6 +285,10 @@ class TlsStream(TcpStream):
         """True if bytes came early, or are decrypted already: no event tells of those."""
         return bool(self._early or self._sock.pending())
 
+    def recv_into(self, buffer: Buffer, *, bulk: bool) -> int | None:
+        """Receive what is there."""
+        return self.receive(buffer.payload)
+
     def receive(self, view: memoryview) -> int | None:
         """Receive as many records as are there, and fit."""
         size = 0
@@ -290,7 +312,7 @@ class TlsStream(TcpStream):
         try:
             super().write(data)
         except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
-            self._kept = bytes(data)
+            self._keep(data)
 
     def end(self) -> None:
         """Do nothing: a TLS end of one direction would lose what the other has to say."""

@@ -21,6 +21,7 @@ MAX_CONTROL = 125  # bytes of payload
 _FIN = 0x80
 _RESERVED = 0x70
 _OPCODE = 0x0F
+_WHOLE_BINARY = 0x82  # the first byte of a binary message that is one frame
 _CONTROL = 0x08  # set in the opcodes of control frames
 # ... and the second: two of its lengths say that the true one follows, in 16 or 64 bits.
 _MASKED = 0x80
@@ -159,6 +160,30 @@ class Decoder:
             event = self._control_event(chunk) if self._opcode & _CONTROL else self._data_event(chunk)
             if event is not None:
                 yield event
+
+    def take_whole(self, data: memoryview) -> memoryview | None:
+        """
+        Decode what is exactly one whole binary message in one frame; None if it is anything else.
+
+        This is what a small message nearly always is; ``feed`` would do the same in more steps.
+        """
+        if data[0] != _WHOLE_BINARY or self._left or self._head or self.in_message or self.closed:
+            return None
+        begin = 6 if self._masked else 2
+        length = len(data) - begin
+        if length >= _LENGTH_16:
+            begin, length = begin + 2, length - 2
+        head = bytes(data[:begin])
+        # Nobody else may have written this: it is the one header of such a frame, but for the key.
+        if length < 1 or length >> 16 or head != encode_header(Opcode.BINARY, length, self._key_in(head)):
+            return None
+        payload = data[begin:]
+        if self._masked:
+            mask(payload, head[-4:])
+        return payload
+
+    def _key_in(self, head: bytes) -> bytes | None:
+        return head[-4:] if self._masked else None
 
     def skip(self, count: int) -> None:
         """Take note of payload that went another way, unseen: at most ``payload_left`` bytes of it."""

@@ -7,6 +7,7 @@ is in flight, control frames wait, and follow it.
 
 import os
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 
 from proxy.errors import ProtocolError
@@ -74,6 +75,15 @@ class WebSocketStream:
         self.writer = tcp.writer
         # A client's frames are masked, so they have to pass through our memory.
         self.takes_pipes = server and tcp.takes_pipes
+
+    @property
+    def on_blocked(self) -> Callable[[], None]:
+        """What is called when something has to be kept."""
+        return self._tcp.on_blocked
+
+    @on_blocked.setter
+    def on_blocked(self, callback: Callable[[], None]) -> None:
+        self._tcp.on_blocked = callback
 
     @property
     def half_closes(self) -> bool:
@@ -152,6 +162,11 @@ class WebSocketStream:
     def _decode(self, buffer: Buffer, count: int) -> int:
         """Move payload to the front of the buffer, and return its size."""
         self._keepalive.heard = True
+        whole = self._decoder.take_whole(buffer.payload[:count])
+        if whole is not None:
+            size = len(whole)
+            buffer.payload[:size] = whole
+            return size
         size = 0
         try:
             for event in self._decoder.feed(buffer.payload[:count]):

@@ -26,6 +26,7 @@ from proxy.websocket.frames import (
     encode_header,
     header_size,
 )
+from proxy.websocket.masking import mask
 
 KEY = bytes.fromhex("37fa213d")  # of the examples in RFC 6455, section 5.7
 
@@ -485,3 +486,37 @@ def test_payload_may_take_another_way():
 def test_a_control_frame_that_is_too_long_is_not_written():
     with pytest.raises(ValueError, match="125"):
         encode_control(Opcode.PING, bytes(126))
+
+
+# The short way for small messages.
+
+
+@given(
+    payload=st.binary(min_size=0, max_size=400),
+    key=st.binary(min_size=4, max_size=4) | st.none(),
+    masked=st.booleans(),
+    cut=st.integers(0, 3),
+    more=st.binary(max_size=3),
+)
+def test_the_short_way_takes_what_the_long_way_takes_or_nothing(payload, key, masked, cut, more):
+    data = encode_header(Opcode.BINARY, len(payload), key)
+    body = bytearray(payload)
+    if key:
+        mask(body, key)
+    wire = (data + body)[: len(data) + len(body) - cut] + more
+    short = Decoder(masked=masked)
+    taken = short.take_whole(memoryview(bytearray(wire)))
+    if taken is not None:
+        events = list(Decoder(masked=masked).feed(memoryview(bytearray(wire))))
+        assert [bytes(event.data) for event in events] == [bytes(taken)]
+        assert short.at_boundary
+    elif bool(key) == masked and not cut and not more:
+        assert not payload
+
+
+@given(data=st.binary(min_size=1, max_size=300), masked=st.booleans())
+def test_the_short_way_is_no_way_round_the_rules(data, masked):
+    taken = Decoder(masked=masked).take_whole(memoryview(bytearray(data)))
+    if taken is not None:
+        (event,) = Decoder(masked=masked).feed(memoryview(bytearray(data)))
+        assert bytes(event.data) == bytes(taken)
