@@ -137,7 +137,7 @@ class TcpStream:
 
     def __init__(self, sock: Socket, early: bytes = b"") -> None:
         """Take the socket over, with bytes that were already received from it."""
-        self._owner = cast(Any, sock)
+        self._owner = cast(Any, _cooperative(sock))
         self._sock = self._take_over(self._owner)
         # The watchers that gevent made with the socket.
         self.reader = self._owner._read_event
@@ -322,7 +322,14 @@ def as_stream(end: Stream | Socket) -> Stream:
     """Take a plain socket for the stream that it is."""
     if isinstance(end, ssl.SSLSocket):
         return TlsStream(end)
-    return TcpStream(end) if isinstance(end, Socket) else end
+    return TcpStream(end) if isinstance(end, (Socket, std_socket.socket)) else end
+
+
+def _cooperative(sock: Socket) -> Socket:
+    """Make a socket gevent's, where the standard library was not patched."""
+    if isinstance(sock, Socket):
+        return sock
+    return Socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
 
 
 def address_of(sockaddr: Any) -> Address:
