@@ -332,8 +332,7 @@ class _Direction:
         self._at = self._sink_name
         if not self._told:
             self._told = True
-            # The last end of a plain socket is its close, which comes next.
-            if not (self.opposite.ended and self._sink.ends_by_closing):
+            if not self.opposite.ended:  # else the farewell comes next, and says this too
                 self._sink.end()
         if not self._sink.blocked:
             self.ended = True

@@ -71,10 +71,6 @@ class Stream(Protocol):
         """True if ``end`` reaches the peer, and the peer can go on sending after it."""
 
     @property
-    def ends_by_closing(self) -> bool:
-        """True if a closed connection says as much as ``end`` before it."""
-
-    @property
     def buffered(self) -> bool:
         """True if there are bytes to receive of which the socket does not tell."""
 
@@ -118,7 +114,7 @@ class Stream(Protocol):
         """Do what is due at the time ``now``; False if the peer is dead."""
 
     def farewell(self, ending: Ending) -> None:
-        """Tell the peer how it ended, without waiting for an answer."""
+        """Tell the peer how it ended, and ``end`` if that was not said; waits for no answer."""
 
     def close(self) -> None:
         """Wait until the peer knows, for a bounded time, and be closed."""
@@ -133,7 +129,6 @@ class TcpStream:
 
     takes_pipes = True
     half_closes = True
-    ends_by_closing = True
 
     def __init__(self, sock: Socket, early: bytes = b"") -> None:
         """Take the socket over, with bytes that were already received from it."""

@@ -147,8 +147,11 @@ class _Mouthpiece:
             if self.answer.status != 101:
                 raise _NotSwitchedError(self.answer)
             self._for_library = _excerpt(self.answer)
-        data, self._for_library = self._for_library[:count], self._for_library[count:]
-        return data
+        # It asks for one byte after the other up to the end of a line, 130 times in all, and joins
+        # what it gets: so it gets the line, and then the end of it.
+        line, end, rest = self._for_library.partition(b"\n")
+        self._for_library = end + rest if line else rest
+        return line or end
 
     def _read_answer(self) -> ResponseHead:
         buffer = HeadBuffer(request=False)

@@ -75,7 +75,9 @@ class Headers:
     __slots__ = ("_fields",)
 
     def __init__(self, fields: Iterable[tuple[str, str]]) -> None:
-        self._fields = tuple((name.lower(), value) for name, value in fields)
+        self._fields: dict[str, list[str]] = {}
+        for name, value in fields:
+            self._fields.setdefault(name.lower(), []).append(value)
 
     def get(self, name: str) -> str | None:
         """Give the one value of a field, or None; raises ``HttpError`` if the field is repeated."""
@@ -86,8 +88,7 @@ class Headers:
 
     def get_all(self, name: str) -> list[str]:
         """Give the values of all lines of a field."""
-        wanted = name.lower()
-        return [value for name, value in self._fields if name == wanted]
+        return self._fields.get(name.lower(), [])
 
     def tokens(self, name: str) -> set[str]:
         """Give the members of a comma-separated field, in lower case."""
@@ -96,10 +97,10 @@ class Headers:
 
     def any_begins(self, prefix: str) -> bool:
         """Tell whether there is a field whose name begins so."""
-        return any(name.startswith(prefix.lower()) for name, _ in self._fields)
+        return any(name.startswith(prefix.lower()) for name in self._fields)
 
     def __repr__(self) -> str:
-        return f"Headers({', '.join(name for name, _ in self._fields)})"
+        return f"Headers({', '.join(self._fields)})"
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,12 @@ class HeadBuffer:
         """Take more bytes, and tell whether the head is complete; raises ``HttpError`` early."""
         if self.head:
             self.leftover += data
+            return True
+        end = data.find(b"\r\n\r\n") + 4
+        if not self._data and 4 <= end <= MAX_LINE and data.count(b"\n", 0, end) <= MAX_HEADERS:
+            # Nearly always a head comes at once. Nothing in it is too long, and whoever parses it
+            # checks the rest.
+            self.head, self.leftover = data[:end], data[end:]
             return True
         self._data += data
         if self._data and not self._first.match(self._data):

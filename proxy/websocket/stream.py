@@ -44,6 +44,9 @@ _CODES = {
     Ending.EVICTED: (CloseCode.POLICY_VIOLATION, "ended by the proxy"),
 }
 
+# What comes after the end is looked at and thrown away; nobody waits between the two.
+_discarded = Buffer()
+
 
 class CutError(ProtocolError):
     """The peer's stream was cut off: this is not its end."""
@@ -57,8 +60,6 @@ class WebSocketStream:
     Without it, only the end of everything can be told.
     """
 
-    ends_by_closing = False
-
     def __init__(self, tcp: TcpStream, *, server: bool, half_close: bool, ping_interval: float) -> None:
         self._tcp = tcp
         self._server = server
@@ -69,6 +70,7 @@ class WebSocketStream:
         self._peer_close: Close | None = None
         self._tcp_ended = False
         self._control: deque[bytes] = deque(maxlen=_PONGS)
+        self._end_sent = False
         self._close_sent = False
         self._keepalive = _Keepalive(ping_interval)
         self.reader = tcp.reader
@@ -142,7 +144,7 @@ class WebSocketStream:
         if self._failure:
             raise self._failure
         if not self._peer_close and not self._tcp_ended:
-            buffer = Buffer()
+            buffer = _discarded
             count = self._tcp.receive(buffer.payload)
             if count == 0:
                 self._tcp_end()
@@ -218,7 +220,11 @@ class WebSocketStream:
     def end(self) -> None:
         """Send the empty message, if it was agreed on."""
         if self._half_close:
-            self._tcp.write(encode_header(Opcode.BINARY, 0, self._key()))
+            self._end_sent = True
+            self._tcp.write(self._empty())
+
+    def _empty(self) -> bytes:
+        return encode_header(Opcode.BINARY, 0, self._key())
 
     def flush(self) -> None:
         """Send the rest of the frame in flight, and the control frames that waited for its end."""
@@ -253,8 +259,11 @@ class WebSocketStream:
             self._tcp.farewell(ending)
             return
         code, reason = self._close_code(ending)
+        last = encode_close(code, reason, key=self._key())
+        if ending is Ending.FINISHED and self.half_closes and not self._end_sent:
+            last = self._empty() + last  # one segment instead of two
         try:
-            self._tcp.write(encode_close(code, reason, key=self._key()))
+            self._tcp.write(last)
             self._close_sent = True
         except OSError:  # there was nobody left to tell
             self._tcp.farewell(ending)
@@ -276,7 +285,7 @@ class WebSocketStream:
         self._tcp.farewell(Ending.CUT if self._tcp.blocked else Ending.FINISHED)
 
     def _finish(self) -> None:
-        buffer = Buffer()
+        buffer = _discarded
         with Deadline(CLOSE_TIMEOUT).limit("Close"):
             while self._tcp.blocked:
                 wait(self.writer)
@@ -284,9 +293,9 @@ class WebSocketStream:
             while not self._decoder.closed and not self._failure and self._discard(buffer):
                 pass
         if self._server:
+            if self._decoder.closed and not self._tcp.receive(buffer.payload):
+                return  # nothing came behind its Close
             self._tcp.end()
-            if self._decoder.closed and not self._tcp.half_closes:
-                return  # TLS: only closing says that it is closed
         # A peer that is still sending gets a moment: unread bytes would turn our FIN into a reset.
         with Deadline(_LAST_WORD).limit("end"):
             while self._receive(buffer):
