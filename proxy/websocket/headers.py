@@ -146,11 +146,7 @@ class HeadBuffer:
         if self.head:
             self.leftover += data
             return True
-        end = data.find(b"\r\n\r\n") + 4
-        if not self._data and 4 <= end <= MAX_LINE and data.count(b"\n", 0, end) <= MAX_HEADERS:
-            # Nearly always a head comes at once. Nothing in it is too long, and whoever parses it
-            # checks the rest.
-            self.head, self.leftover = data[:end], data[end:]
+        if not self._data and self._take_all(data):
             return True
         self._data += data
         if self._data and not self._first.match(self._data):
@@ -158,6 +154,19 @@ class HeadBuffer:
         while not self.head and self._take_line():
             pass
         return bool(self.head)
+
+    def _take_all(self, data: bytes) -> bool:
+        """Take a head that comes at once and has nothing odd about it, as nearly all do."""
+        end = data.find(b"\r\n\r\n") + 4
+        if (
+            not 4 <= end <= MAX_LINE
+            or data.count(b"\n", 0, end) > MAX_HEADERS
+            or _UNCLEAN.search(data, 0, end)
+        ):
+            return False
+        self._parse_start(data[: data.find(b"\r\n")].decode("latin-1"))
+        self.head, self.leftover = data[:end], data[end:]
+        return True
 
     def _take_line(self) -> bool:
         newline = self._data.find(b"\n", self._scanned)
