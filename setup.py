@@ -15,10 +15,13 @@ REQUIREMENTS = [
 EXTRAS = {
     # Masking of WebSocket payloads in C.
     "speedups": ["websockets>=15,<18"],
+    # A peer that `make bench` measures beside us, if it can be had.
+    "bench": ["pproxy>=2.7"],
     "test": [
         "hypothesis>=6.168,<7",
         "import-linter>=2.15,<3",
         "mypy>=2.4,<3",
+        "prometheus-client>=0.26,<1",
         "pytest>=9.2,<10",
         "pytest-timeout>=2.4,<3",
         "ruff>=0.17.6,<0.18",

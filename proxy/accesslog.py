@@ -31,6 +31,10 @@ class AccessLog:
     """Writes records as text or as JSON, one line each."""
 
     def __init__(self, write: Write, *, as_json: bool = False) -> None:
+        self.change(write, as_json=as_json)
+
+    def change(self, write: Write, *, as_json: bool = False) -> None:
+        """Write elsewhere, or otherwise, from now on."""
         self._write = write
         self._format = _as_json if as_json else _as_text
 
@@ -70,4 +74,8 @@ def _second(now: int) -> str:
     return strftime("%Y-%m-%dT%H:%M:%S", gmtime(now))
 
 
-NO_LOG = AccessLog(lambda line: None)
+def nowhere(line: str) -> None:
+    """Write nothing."""
+
+
+NO_LOG = AccessLog(nowhere)

@@ -1,82 +1,176 @@
 """
-The running program: servers made from a configuration, signals, and an end in good order.
+The running program: its listeners, its logs, signals, and an end in good order.
 """
 
 import logging
 import resource
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import ip_address
 from typing import Any
 
 import gevent
 from gevent.event import Event
 
-from proxy.accesslog import NO_LOG, AccessLog
-from proxy.config import Protocol, ProxyConfig, ServerConfig
+from proxy.accesslog import AccessLog, nowhere
+from proxy.config import ProxyConfig
+from proxy.errors import ProxyError, reason_of
+from proxy.listeners import Listeners, MakeServer, Plan, make_server
 from proxy.logs import LineWriter, set_up
+from proxy.metrics import Metrics
+from proxy.net.stream import Socket
+from proxy.net.threads import Workers
 from proxy.server import ProxyServer
 
 log = logging.getLogger(__name__)
 
 _OWN_DESCRIPTORS = 64
 
-MakeServer = Callable[[ServerConfig, AccessLog], ProxyServer]
+Act = Callable[[], object]
 
 
-def make_server(config: ServerConfig, access_log: AccessLog = NO_LOG) -> ProxyServer:
-    """Make the server of a listener; raises ``ConfigError``."""
-    # Imported only where one is configured: the HTTP libraries take 10 MB.
-    if config.protocol is Protocol.WEBSOCKET:
-        from proxy.websocket.server import WebSocketServer
+@dataclass
+class Hooks:
+    """What others do at the turning points of a program's life, in the order in which they came."""
 
-        return WebSocketServer(config, access_log)
-    from proxy.socks5.server import Socks5Server
-
-    return Socks5Server(config, access_log)
+    opened: list[Act] = field(default_factory=list)  # clients can connect; ``ProxyError`` ends it all
+    ready: list[Act] = field(default_factory=list)
+    reloading: list[Act] = field(default_factory=list)  # SIGHUP came:
+    reload: list[Act] = field(default_factory=list)  # this is what it does,
+    reloaded: list[Act] = field(default_factory=list)  # and it is done, whatever came of it
+    applied: list[Act] = field(default_factory=list)  # another configuration is in effect
+    stopping: list[Act] = field(default_factory=list)  # no more clients are accepted
+    stopped: list[Act] = field(default_factory=list)
 
 
 class App:
-    """All listeners of a configuration."""
+    """All listeners of a configuration, and then of others."""
 
-    def __init__(self, config: ProxyConfig, make: MakeServer = make_server) -> None:
+    def __init__(
+        self, config: ProxyConfig, make: MakeServer = make_server, hooks: Hooks | None = None
+    ) -> None:
         """Build everything, but open nothing; raises ``ConfigError``."""
-        self._config = config
+        self.config = config
+        self.metrics = Metrics()
+        self.inherited: list[Socket] = []  # sockets that listen already, to be used instead of new ones
+        self._hooks = hooks or Hooks()
         self._stderr = LineWriter()
-        set_up(self._stderr, config.log_level, as_json=config.log_format == "json")
-        access_log = self._open_access_log()
-        self._servers = [make(listener, access_log) for listener in config.listeners]
+        self._file: LineWriter | None = None  # of the access log, if it has one
+        self._access_log = AccessLog(nowhere)
+        self._workers = Workers(1)
+        self._listeners = Listeners(make, self._access_log, self.metrics)
+        self._plan = self._listeners.plan(config)
         self._stopping = Event()
         self._at_once = Event()
 
-    def _open_access_log(self) -> AccessLog:
-        path = self._config.access_log
-        if path == "off":
-            return NO_LOG
-        writer = self._stderr
-        if path != "-":
-            try:
-                writer = LineWriter(path)
-            except OSError as exc:
-                log.warning("access_log %s: %s; writing it to stderr", path, exc.strerror)
-        return AccessLog(writer.write, as_json=self._config.log_format == "json")
+    @property
+    def servers(self) -> list[ProxyServer]:
+        """Those that accept clients, and then those that only have some left."""
+        return self._listeners.all
+
+    @property
+    def draining(self) -> bool:
+        """True once it was told to stop."""
+        return self._stopping.is_set()
 
     def run(self) -> None:
         """Serve until a signal says to stop; raises ``ProxyError`` when an address cannot be had."""
         gevent.get_hub().handle_error = _log_error  # type: ignore[method-assign,assignment]
         try:
-            self._make_room()
-            for server in self._servers:
-                server.listen()
-                self._announce(server)
+            self._open()
             # Only now: a signal that comes before this ends the program in the ordinary way.
             self._watch_signals()
+            _act(self._hooks.ready)
             self._stopping.wait()
+            _act(self._hooks.stopping)
             self._drain()
         finally:
-            for server in self._servers:
+            for server in self.servers:
                 server.stop_accepting()
-            self._stderr.flush()
+            _act(self._hooks.stopped)
+            for writer in filter(None, (self._stderr, self._file)):
+                writer.flush()
+
+    def _open(self) -> None:
+        for note in self._open_logs():
+            log.warning("%s", note)
+        self._make_room()
+        self._listeners.open(self._plan, self.inherited)
+        self._listeners.change(self._plan)
+        taken = [sock for sockets in self._plan.sockets.values() for sock in sockets]
+        for sock in (each for each in self.inherited if each not in taken):
+            log.warning("no listener has the address of the inherited socket %s", sock.getsockname())
+            sock.close()
+        for server in self.servers:
+            self._announce(server)
+        _act(self._hooks.opened)
+
+    def apply(self, config: ProxyConfig) -> tuple[str, ...]:
+        """
+        Serve new connections under another configuration; live ones keep theirs.
+
+        The files that it names are read again. Returns what there is to say of it; raises
+        ``ProxyError``, and then nothing has changed.
+        """
+        self._check_not_stopping()
+        plan = self._workers.run(partial(self._listeners.plan, config))
+        self._check_not_stopping()
+        self._listeners.open(plan)
+        try:
+            self._check_not_stopping()
+        except ProxyError:
+            self._listeners.close(plan)
+            raise
+        # From here on nothing waits, so no connection sees half of it.
+        self._listeners.change(plan)
+        self.config = config
+        return self._settle(plan)
+
+    def _check_not_stopping(self) -> None:
+        if self.draining:
+            raise ProxyError("the server is stopping, so its configuration stays as it is")
+
+    def _settle(self, plan: Plan) -> tuple[str, ...]:
+        """Do what a change of the listeners entails."""
+        notes = self._open_logs()
+        self._make_room()
+        for server in plan.leaving:
+            log.info("%s does not listen on %s any more", server.config.name, server.config.endpoint)
+        for server in plan.sockets:
+            self._announce(server)
+        if self.config.on_user_change == "close":
+            for server in self.servers:
+                server.end_sessions_of_changed(self.config.listeners[0].auth_users)
+        _act(self._hooks.applied)
+        return notes
+
+    # -- logs
+
+    def _open_logs(self) -> tuple[str, ...]:
+        """Write the logs where, and as, the configuration says."""
+        as_json, path = self.config.log_format == "json", self.config.access_log
+        set_up(self._stderr, self.config.log_level, as_json=as_json)
+        old, notes = self._file, tuple[str, ...]()
+        try:
+            self._file = self._open_file(path)
+        except OSError as exc:
+            where = self._file.path if self._file else "stderr"
+            notes = (f"access_log {path}: {reason_of(exc)}; it is written to {where}",)
+        writer = self._file or self._stderr
+        self._access_log.change(nowhere if path == "off" else writer.write, as_json=as_json)
+        if old and old is not self._file:
+            old.close()
+        return notes
+
+    def _open_file(self, path: str) -> LineWriter | None:
+        if path in ("-", "off"):
+            return None
+        if self._file and self._file.path == path:
+            self._file.reopen()
+            return self._file
+        return LineWriter(path)
 
     def _announce(self, server: ProxyServer) -> None:
         config = server.config
@@ -93,9 +187,11 @@ class App:
                 exposed[0],
             )
 
+    # -- the process
+
     def _make_room(self) -> None:
         """Allow as many descriptors as the connections may need, if the system lets us."""
-        needed = _OWN_DESCRIPTORS + sum(2 * server.config.max_connections for server in self._servers)
+        needed = _OWN_DESCRIPTORS + sum(2 * each.max_connections for each in self.config.listeners)
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft < needed:
             soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
@@ -113,7 +209,7 @@ class App:
             signal.SIGTERM: self._stop,
             signal.SIGINT: self._stop,
             signal.SIGUSR1: self._report,
-            signal.SIGHUP: lambda: log.warning("SIGHUP: this version cannot reload: restart it"),
+            signal.SIGHUP: self._hang_up,
         }
         self._watchers = [gevent.signal_handler(number, handler) for number, handler in handlers.items()]
 
@@ -123,19 +219,34 @@ class App:
             self._at_once.set()
         self._stopping.set()
 
+    def _hang_up(self) -> None:
+        if self.draining:
+            log.info("SIGHUP: no reload, because the server is stopping")
+        elif not self._hooks.reload:
+            log.warning("SIGHUP: there is no configuration file to read again")
+        else:
+            for hooks in (self._hooks.reloading, self._hooks.reload, self._hooks.reloaded):
+                _act(hooks)
+
     def _drain(self) -> None:
-        live = sum(len(server.sessions) for server in self._servers)
-        log.info("stopping: %d connections have %g s to finish", live, self._config.drain_timeout)
-        drained = [gevent.spawn(one.shutdown, self._config.drain_timeout) for one in self._servers]
+        servers = self.servers
+        live = sum(len(server.sessions) for server in servers)
+        log.info("stopping: %d connections have %g s to finish", live, self.config.drain_timeout)
+        drained = [gevent.spawn(one.shutdown, self.config.drain_timeout) for one in servers]
         done: list[Any] = [gevent.spawn(gevent.joinall, drained), self._at_once]
         gevent.wait(done, count=1)
         log.info("stopped")
 
     def _report(self) -> None:
-        for server in self._servers:
+        for server in self.servers:
             log.info(
                 "%s: %d connections live, %d in all", server.config.name, len(server.sessions), server.total
             )
+
+
+def _act(hooks: list[Act]) -> None:
+    for act in hooks:
+        act()
 
 
 def _log_error(context: object, kind: type[BaseException], value: BaseException, traceback: object) -> None:

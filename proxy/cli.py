@@ -29,18 +29,19 @@ OK, FAILED, BAD_USAGE = 0, 1, 2
 CLIENT_TIMEOUT = 30.0  # seconds for -mode client to reach its target
 
 _USAGE = """\
-proxy-server -c proxy.ini [-check | -dump]
+proxy-server -c proxy.ini [-check | -dump | -last-good]
        proxy-server -mode server -protocol socks5|websocket -addr ADDRESS [options]
        proxy-server -mode client -protocol socks5|websocket -addr ADDRESS -host HOST -port PORT [options]
+       proxy-server ctl -c proxy.ini [--json] [--volatile] COMMAND [ARGUMENT ...]   (ctl -h lists them)
        proxy-server -hash-password
        proxy-server -version | -h"""
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run the program with these arguments, and return its exit code."""
-    options = _parse(arguments)
+    options = _parse(() if arguments[:1] == ["ctl"] else arguments)
     try:
-        return _run(options)
+        return _control(arguments[1:]) if arguments[:1] == ["ctl"] else _run(options)
     except ConfigError as exc:
         name = _OPTIONS.get(options.mode, {}).get(exc.field, exc.field)
         say(f"proxy-server: {name}: {exc}")
@@ -90,6 +91,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     option("config", "c", metavar="FILE", help="run from a configuration file")
     option("check", action="store_true", help="with -c: validate, and print every problem")
     option("dump", action="store_true", help="with -c: print the effective configuration, without secrets")
+    option("last-good", action="store_true", help="with -c: start with the last valid version if need be")
     option("mode", choices=["server", "client"], help="run without a configuration file")
     option("protocol", choices=["socks5", "websocket"], help="what to serve, or what the proxy speaks")
     option("addr", metavar="ADDRESS", help="where to listen, or where the proxy is")
@@ -141,20 +143,39 @@ def _secret(given: str, variable: str) -> str:
 
 def _run_file(options: argparse.Namespace) -> int:
     # The control plane is imported only here: without it there is still a proxy.
-    from proxy.control import configfile
+    from proxy.control.configfile import InvalidConfigError
 
     try:
-        loaded = configfile.load(options.config)
-    except configfile.InvalidConfigError as exc:
+        if options.check or options.dump:
+            return _inspect(options)
+        from proxy import live
+
+        live.serve(options.config, last_good=options.last_good)
+        return OK
+    except InvalidConfigError as exc:
         for problem in exc.problems:
             say(str(problem))
         return BAD_USAGE
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from proxy.app import App
+    from proxy.control import configfile
+
+    loaded = configfile.load(options.config)
     for warning in loaded.warnings:
         say(f"warning: {warning}")
     if options.dump:
         print(configfile.dump(loaded.config), end="")
-        return OK
-    return _serve(loaded.config, check=options.check)
+    else:
+        App(loaded.config)
+    return OK
+
+
+def _control(arguments: Sequence[str]) -> int:
+    from proxy.control import ctl
+
+    return ctl.run(arguments)
 
 
 def _server_config(options: argparse.Namespace) -> ServerConfig:
@@ -187,12 +208,10 @@ def _upstreams(options: argparse.Namespace) -> tuple[UpstreamConfig, ...]:
     )
 
 
-def _serve(config: ProxyConfig, *, check: bool = False) -> int:
+def _serve(config: ProxyConfig) -> int:
     from proxy.app import App
 
-    app = App(config)
-    if not check:
-        app.run()
+    App(config).run()
     return OK
 
 
@@ -245,7 +264,7 @@ def _listen(address: str, target: Address, proxy: UpstreamConfig) -> int:
     config = ServerConfig(
         name="listen", listen_addr=address, protocol=Protocol.SOCKS5, upstream_config=(proxy,)
     )
-    App(ProxyConfig(listeners=(config,)), lambda config, log: PortForwarder(config, target, log)).run()
+    App(ProxyConfig(listeners=(config,)), lambda config, *told: PortForwarder(config, target, *told)).run()
     return OK
 
 

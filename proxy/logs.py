@@ -32,9 +32,9 @@ class LineWriter:
 
     def __init__(self, path: str = "") -> None:
         """Open the file, or take standard error; raises ``OSError``."""
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-        self._fd = os.open(path, flags, 0o640) if path else 2
-        self._queue: SimpleQueue[str] = SimpleQueue()
+        self.path = path
+        self._fd = _open(path) if path else 2
+        self._queue: SimpleQueue[str | None] = SimpleQueue()
         self._taken_in = 0  # counted here
         self._written = 0  # counted in the thread: no counter has two writers
         self._dropped = 0
@@ -49,6 +49,18 @@ class LineWriter:
         self._taken_in += 1
         self._queue.put(line)
 
+    def reopen(self) -> None:
+        """Go on in the file that has the name now: the old one may have been moved. Raises ``OSError``."""
+        if self.path:
+            new = _open(self.path)
+            # In one step, and under the same number: the thread may be writing at this moment.
+            os.dup2(new, self._fd, inheritable=False)
+            os.close(new)
+
+    def close(self) -> None:
+        """Write what is left, and end the thread; nothing may be written after that."""
+        self._queue.put(None)
+
     def flush(self) -> None:
         """Wait a moment for what is still to be written."""
         deadline = time.monotonic() + _FLUSH_TIMEOUT
@@ -57,9 +69,10 @@ class LineWriter:
 
     def _run(self) -> None:
         while True:
-            lines = [self._queue.get()]
+            taken = [self._queue.get()]
             while not self._queue.empty():
-                lines.append(self._queue.get())
+                taken.append(self._queue.get())
+            lines = [line for line in taken if line is not None]
             count = len(lines)
             if self._dropped > self._told:
                 dropped, self._told = self._dropped - self._told, self._dropped
@@ -68,6 +81,9 @@ class LineWriter:
             with suppress(OSError):
                 self._write_all("".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
             self._written += count
+            if None in taken:
+                os.close(self._fd)
+                return
             # Under load this makes batches: waking the thread for each line took a fifth of the
             # processor time of short connections.
             _native_sleep(_BATCH)
@@ -75,6 +91,10 @@ class LineWriter:
     def _write_all(self, data: bytes) -> None:
         while data:
             data = data[os.write(self._fd, data) :]
+
+
+def _open(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
 
 
 class _Handler(logging.Handler):

@@ -14,6 +14,10 @@ from proxy.errors import Failure
 
 BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)  # seconds
 
+STAGES = HANDSHAKE, TARGET = ("handshake", "target")
+CLIENT_LEFT = "client left"
+CAUSES = (*(failure.value for failure in Failure), CLIENT_LEFT)
+
 Labels = Mapping[str, str]
 
 
@@ -41,7 +45,7 @@ class ListenerMetrics:
         self.received = 0
         self.handshakes = Histogram()
         self.dials = Histogram()
-        self.failures: Counter[Failure] = Counter()
+        self.failures: Counter[tuple[str, str]] = Counter()  # by stage and cause
         self.endings: Counter[str] = Counter()
 
 
@@ -76,16 +80,19 @@ def listener_families(listeners: Mapping[str, ListenerMetrics]) -> Iterator[Fami
         return [({"listener": key}, getattr(one, name)) for key, one in listeners.items()]
 
     yield Family("proxy_connections_total", "counter", "Clients that were accepted.", each("accepted"))
-    yield Family("proxy_handshake_seconds", "histogram", "From accept to a complete request.", each("handshakes"))
+    yield Family(
+        "proxy_handshake_seconds", "histogram", "From accept to a complete request.", each("handshakes")
+    )
     yield Family("proxy_dial_seconds", "histogram", "From a request to its connected target.", each("dials"))
     yield Family(
         "proxy_failures_total",
         "counter",
-        "Clients that got no connection, by cause.",
+        "Clients that got no connection, by how far they came and why.",
         [
-            ({"listener": key, "cause": _word(cause.value)}, one.failures[cause])
+            ({"listener": key, "stage": stage, "cause": cause.replace(" ", "_")}, one.failures[stage, cause])
             for key, one in listeners.items()
-            for cause in Failure
+            for stage in STAGES
+            for cause in CAUSES
         ],
     )
     yield Family(
@@ -131,7 +138,3 @@ def _sample(name: str, labels: Labels, value: float) -> str:
 
 def _escape(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-
-
-def _word(text: str) -> str:
-    return text.replace(" ", "_")

@@ -6,6 +6,7 @@ from proxy.accesslog import NO_LOG, AccessLog
 from proxy.address import Address
 from proxy.config import ServerConfig
 from proxy.errors import ProxyError
+from proxy.metrics import Metrics
 from proxy.net.channel import Channel
 from proxy.net.stream import Stream
 from proxy.server import ProxyServer
@@ -15,8 +16,14 @@ from proxy.session import Runtime, Wanted
 class PortForwarder(ProxyServer):
     """Listens, and connects whoever comes to one target."""
 
-    def __init__(self, config: ServerConfig, target: Address, access_log: AccessLog = NO_LOG) -> None:
-        super().__init__(config, access_log)
+    def __init__(
+        self,
+        config: ServerConfig,
+        target: Address,
+        access_log: AccessLog = NO_LOG,
+        metrics: Metrics | None = None,
+    ) -> None:
+        super().__init__(config, access_log, metrics)
         self._target = target
 
     def inbound(self, channel: Channel, runtime: Runtime) -> "ForwardedClient":

@@ -3,13 +3,15 @@ What every server is: a listener, a pool of greenlets, and a reference to the ru
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from itertools import count
 
 from proxy.accesslog import NO_LOG, AccessLog
 from proxy.address import Address, Endpoint
 from proxy.auth import Authenticator
-from proxy.client import Connected
+from proxy.client import Connected, ProxyClient
 from proxy.config import Overload, ServerConfig
+from proxy.metrics import ListenerMetrics, Metrics
 from proxy.net.channel import Channel
 from proxy.net.deadline import Deadline
 from proxy.net.listen import Acceptor, Places, bind
@@ -27,15 +29,25 @@ _numbers = count(1)
 _hashing = Workers(2)
 
 
-def build_runtime(config: ServerConfig, access_log: AccessLog = NO_LOG) -> Runtime:
-    """Build all that connections need; raises ``ConfigError``, and then nothing has changed."""
+def build_runtime(
+    config: ServerConfig,
+    access_log: AccessLog = NO_LOG,
+    metrics: ListenerMetrics | None = None,
+    before: ProxyClient | None = None,
+) -> Runtime:
+    """
+    Build all that connections need; raises ``ConfigError``, and then nothing has changed.
+
+    ``before`` is the way out until now.
+    """
     return Runtime(
         config=config,
         authenticator=Authenticator(config.auth_users, offload=_hashing.run),
-        way_out=way_out(config),
+        way_out=way_out(config, before),
         forwarder=DataForwarder(config.idle_timeout, zero_copy=config.splice == "auto"),
         access_log=access_log,
         tls=server_context(config.tls_cert, config.tls_key) if config.tls_cert else None,
+        metrics=metrics or ListenerMetrics(),
     )
 
 
@@ -46,13 +58,25 @@ class ProxyServer(ABC):
     ``listen``, then ``shutdown``; ``reload_config`` in between changes it for new connections.
     """
 
-    def __init__(self, config: ServerConfig, access_log: AccessLog = NO_LOG) -> None:
+    def __init__(
+        self, config: ServerConfig, access_log: AccessLog = NO_LOG, metrics: Metrics | None = None
+    ) -> None:
         self._access_log = access_log
-        self._runtime = build_runtime(config, access_log)
+        self.metrics = (metrics or Metrics()).listener(config.name)
+        self._runtime = build_runtime(config, access_log, self.metrics)
         self._pool = Places(_places(config))
         self._acceptors: list[Acceptor] = []
         self.sessions: set[Session] = set()
-        self.total = 0
+
+    @property
+    def total(self) -> int:
+        """How many clients were accepted."""
+        return self.metrics.accepted
+
+    @property
+    def way_out(self) -> ProxyClient:
+        """The way out of new connections."""
+        return self._runtime.way_out
 
     @property
     def config(self) -> ServerConfig:
@@ -68,10 +92,18 @@ class ProxyServer(ABC):
     def inbound(self, channel: Channel, runtime: Runtime) -> Inbound:
         """Make the door's part of a session."""
 
-    def listen(self, address: str = "") -> None:
-        """Open the listener, on the configuration's address if none is given; raises ``ProxyError``."""
+    def listen(self, address: str = "", inherited: Iterable[Socket] = ()) -> None:
+        """
+        Open the listener, on the configuration's address if none is given; raises ``ProxyError``.
+
+        Of the sockets that are inherited it takes those that listen there already.
+        """
         endpoint = Endpoint.parse(address) if address else self.config.endpoint
-        for sock in bind(endpoint):
+        self.accept_on(bind(endpoint, inherited))
+
+    def accept_on(self, sockets: Iterable[Socket]) -> None:
+        """Accept clients on sockets that listen already; they belong to this server from now on."""
+        for sock in sockets:
             acceptor = Acceptor(sock, self.handle_connection, self._pool)
             acceptor.start()
             self._acceptors.append(acceptor)
@@ -84,7 +116,7 @@ class ProxyServer(ABC):
         full = len(self.sessions) >= runtime.config.max_connections
         if not full:
             self.sessions.add(session)
-        self.total += 1
+        self.metrics.accepted += 1
         try:
             session.run(self.inbound, full=full)
         finally:
@@ -101,8 +133,21 @@ class ProxyServer(ABC):
 
     def reload_config(self, config: ServerConfig) -> None:
         """Serve new connections under a new configuration; old ones keep theirs."""
-        self._runtime = build_runtime(config, self._access_log)  # all or nothing
-        self._pool.resize(_places(config))
+        self.use(build_runtime(config, self._access_log, self.metrics, self.way_out))  # all or nothing
+
+    def use(self, runtime: Runtime) -> None:
+        """Serve new connections with a runtime that was built for this server."""
+        self._runtime = runtime
+        self._pool.resize(_places(runtime.config))
+
+    def end_sessions_of_changed(self, users: Mapping[str, str]) -> None:
+        """End the connections of those who are no users any more, or have another password."""
+        for session in list(self.sessions):
+            session.expect_user_in(users)
+
+    def copy_sockets(self) -> list[Socket]:
+        """Copy the sockets on which it listens, for another server that is to take its place."""
+        return [acceptor.socket.dup() for acceptor in self._acceptors]
 
     def stop_accepting(self) -> None:
         """Close the listener; live connections go on."""

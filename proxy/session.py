@@ -7,7 +7,7 @@ A door knows how to do its part in its protocol (``Inbound``); nothing here asks
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
@@ -95,6 +95,7 @@ class Session:
         self.relay: Relay | None = None
         self.started = monotonic()
         self._channel = Channel(sock)
+        self._users: Mapping[str, str] | None = None  # of a later configuration, where it matters
 
     def run(self, door: Door, *, full: bool = False) -> None:
         """Serve the client; with ``full``, only to tell it that there is no place for it."""
@@ -121,6 +122,7 @@ class Session:
                     self._channel.sock = accept_tls(self._channel.sock, self.runtime.tls)
                 inbound = door(self._channel, self.runtime)
                 self.wanted = inbound.greet()
+                self._check_user()
                 self.runtime.metrics.handshakes.observe(monotonic() - self.started)
                 return inbound
         except AuthError as exc:
@@ -210,6 +212,22 @@ class Session:
             self.relay.stop(ending)
         else:
             self._channel.hang_up()
+
+    def expect_user_in(self, users: Mapping[str, str]) -> None:
+        """End it if its user is none of these, or has another password now; also if that shows later."""
+        self._users = users
+        if self.wanted and not self._may_go_on(self.wanted.user):
+            self.stop(Ending.EVICTED)
+
+    def _check_user(self) -> None:
+        assert self.wanted is not None
+        if not self._may_go_on(self.wanted.user):
+            raise AuthError(self.wanted.user)
+
+    def _may_go_on(self, user: str) -> bool:
+        if not user or self._users is None:
+            return True
+        return self._users.get(user) == self.runtime.config.auth_users.get(user)
 
     def _account(self, end: str) -> None:
         # No greenlet runs between this and the session's end: its bytes are never counted twice.

@@ -26,11 +26,17 @@ LONGEST_REST = 60.0  # seconds
 FIRST_BACKOFF = 0.1  # seconds, doubling, between attempts at one upstream
 
 
-def way_out(config: ServerConfig) -> ProxyClient:
-    """Build a listener's way out; raises ``ConfigError`` for a TLS file that is of no use."""
+def way_out(config: ServerConfig, before: ProxyClient | None = None) -> ProxyClient:
+    """
+    Build a listener's way out; raises ``ConfigError`` for a TLS file that is of no use.
+
+    Of upstreams that it had ``before`` it is still known how they are.
+    """
     if not config.enable_upstream or all(one.type is UpstreamType.DIRECT for one in config.upstream_config):
         return DirectClient(timeout=config.timeout)
-    return Selector([Upstream(one) for one in config.upstream_config], config.strategy, config.timeout)
+    known = {one.config: one for one in before.upstreams} if isinstance(before, Selector) else {}
+    upstreams = [Upstream(one, known.get(one)) for one in config.upstream_config]
+    return Selector(upstreams, config.strategy, config.timeout)
 
 
 def make_client(config: UpstreamConfig) -> ProxyClient:
@@ -50,13 +56,18 @@ def make_client(config: UpstreamConfig) -> ProxyClient:
 class Upstream:
     """One upstream and its health."""
 
-    def __init__(self, config: UpstreamConfig) -> None:
+    def __init__(self, config: UpstreamConfig, before: "Upstream | None" = None) -> None:
+        """Make it, with the health of the one ``before`` it."""
         self.config = config
         self.name = config.name
         self.client = make_client(config)
         self.failures = 0  # in a row
+        self.problem = ""  # the last of them
         self.rests_until = 0.0
-        self._answered_at = 0.0
+        self.answered_at = 0.0
+        if before:
+            self.failures, self.problem = before.failures, before.problem
+            self.rests_until, self.answered_at = before.rests_until, before.answered_at
 
     def dial(self, target: Address, deadline: Deadline, *, retry_timeouts: bool) -> Connected:
         """
@@ -103,14 +114,16 @@ class Upstream:
         if self.failures:
             log.info("upstream %s is back", self.name)
         self.failures = 0
+        self.problem = ""
         self.rests_until = 0.0
-        self._answered_at = monotonic()
+        self.answered_at = monotonic()
 
     def _failed(self, started: float, exc: UpstreamError) -> None:
         # While others get their answers it is alive: then it is our target that is slow.
-        if self._answered_at > started:
+        if self.answered_at > started:
             return
         self.failures += 1
+        self.problem = str(exc)
         rest = min(FIRST_REST * 2 ** (self.failures - 1), LONGEST_REST)
         self.rests_until = monotonic() + rest
         log.warning("%s; it rests for %g s", exc, rest, extra={"collapse": exc})

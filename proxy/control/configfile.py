@@ -30,13 +30,21 @@ from proxy.config import (
     parse_duration,
 )
 from proxy.control import inisyntax
-from proxy.control.configspec import ENUMS, SPEC, STAND_INS, VALIDATOR, Path, did_you_mean, is_secret, keys_of
+from proxy.control.configspec import (
+    ENUMS,
+    REDACTED,
+    SPEC,
+    STAND_INS,
+    VALIDATOR,
+    Path,
+    did_you_mean,
+    is_secret,
+    keys_of,
+)
 from proxy.control.inisyntax import QUOTE_IT
 from proxy.control.outline import MAX_BYTES, Outline, Problem
 from proxy.errors import ConfigError, reason_of
 from proxy.net.tls import client_context, server_context
-
-REDACTED = "********"
 
 _DIRECT_UPSTREAM = UpstreamConfig(DIRECT, UpstreamType.DIRECT)
 
@@ -59,19 +67,34 @@ class Loaded(NamedTuple):
     warnings: tuple[Problem, ...] = ()
 
 
+class Content(NamedTuple):
+    """The bytes of a file, and who may access it."""
+
+    data: bytes
+    mode: int
+
+
 def load(path: str) -> Loaded:
     """Read a configuration file. Raises ``InvalidConfigError``, also for a file that cannot be read."""
+    return understand(read(path), path)
+
+
+def read(path: str) -> Content:
+    """Read a file without a look at what is in it. Raises ``InvalidConfigError`` if it cannot be read."""
     try:
         with open(path, "rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            data = file.read(MAX_BYTES + 1)
+            return Content(mode=os.fstat(file.fileno()).st_mode, data=file.read(MAX_BYTES + 1))
     except OSError as exc:
         reason = "is a folder" if exc.errno == errno.EISDIR else f"cannot be read: {reason_of(exc)}"
         raise InvalidConfigError((Problem(path, 0, "", "", reason),)) from exc
     except ValueError as exc:
         raise InvalidConfigError((Problem(path, 0, "", "", "this cannot be a file name"),)) from exc
-    config, warnings = parse(data, path, with_files=True)
-    if mode & 0o077 and _has_plain_secrets(config):
+
+
+def understand(content: Content, path: str) -> Loaded:
+    """Read the configuration from a file's content, with all that there is to say of the file itself."""
+    config, warnings = parse(content.data, path, with_files=True)
+    if content.mode & 0o077 and _has_plain_secrets(config):
         message = (
             f"has passwords in plain text, and other users of this machine may access it: chmod 600 {path}"
         )

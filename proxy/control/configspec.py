@@ -25,6 +25,8 @@ from proxy.config import (
 )
 from proxy.control.inisyntax import QUOTE_IT
 
+REDACTED = "********"  # in place of a secret
+
 Path = tuple[str, ...]  # of a section: ("proxy",) or ("listeners", "web")
 
 SPEC = ConfigObj(

@@ -175,11 +175,11 @@ def _split(raw: str) -> Value:
     return Value(match[1], False, match[2], match[3] or "")
 
 
-def quote(text: str) -> str:
+def quote(text: str, *, always: bool = False) -> str:
     """Write a value so that it reads back the same. Raises ``ValueError`` where no quotes can do that."""
     if CONTROL.search(text):
         raise ValueError("a control character cannot stand in the file")
-    if _SAFE_VALUE.fullmatch(text):
+    if not always and _SAFE_VALUE.fullmatch(text):
         return text
     for quoted in (f"{mark}{text}{mark}" for mark in ('"', "'", '"""', "'''")):
         if _reads_as(quoted, text):

@@ -1,0 +1,306 @@
+"""
+The control interface: JSON over HTTP, on a Unix socket, and on TCP for who knows the token.
+
+Who may open the socket's file may do everything. On TCP a request must bring the token, and call the
+host by an address: a name may be anybody's, and lead a browser here (DNS rebinding). No header allows
+another origin's page anything, and GET changes nothing.
+"""
+
+import hmac
+import json
+import logging
+import os
+import re
+import socket as std_socket
+from collections.abc import Callable
+from contextlib import suppress
+from http import HTTPStatus
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from gevent import socket
+
+from proxy.address import Address, Endpoint
+from proxy.control import status
+from proxy.control.http import Answer, HttpServer, Request
+from proxy.control.versions import Conflict, Outcome, Versions
+from proxy.errors import reason_of
+from proxy.metrics import render
+from proxy.net.listen import bind
+from proxy.net.stream import Ending, Socket
+from proxy.websocket.headers import HttpError, RequestHead
+
+log = logging.getLogger(__name__)
+
+SOCKET_NAME = "control.sock"
+_BACKLOG = 16
+
+Edit = tuple[str, str | None]
+
+
+class Admin:
+    """Serves the control interface of a running program."""
+
+    def __init__(self, app: status.Running, versions: Versions, state_dir: Path) -> None:
+        self._app = app
+        self._versions = versions
+        self._path = state_dir / SOCKET_NAME
+        self._tcp: list[HttpServer] = []
+        self._unix: list[HttpServer] = []
+        self._inode = 0
+        self._hosts = {"localhost"}
+
+    @property
+    def addresses(self) -> list[Address]:
+        """Where it is on TCP."""
+        return [server.address for server in self._tcp]
+
+    def start(self) -> None:
+        """Open it; raises ``ProxyError`` when the TCP address cannot be had."""
+        if self._versions.config.control_listen_addr:
+            self._open_tcp(Endpoint.parse(self._versions.config.control_listen_addr))
+        try:
+            self._unix = [HttpServer(self._bind_unix(), self.answer)]
+            self._unix[0].start()
+        except OSError as exc:
+            # A proxy that cannot be controlled is still a proxy.
+            log.warning(
+                "no control socket: %s: %s; proxy-server ctl will not work", self._path, reason_of(exc)
+            )
+
+    def stop(self) -> None:
+        """Close it."""
+        for server in self._tcp + self._unix:
+            server.stop()
+        with suppress(OSError):
+            # Not that of a successor, who has put its own in the same place.
+            if self._path.stat().st_ino == self._inode:
+                self._path.unlink()
+
+    def _open_tcp(self, endpoint: Endpoint) -> None:
+        self._hosts.add(endpoint.host)
+        self._tcp = [HttpServer(sock, self.answer, self._guard) for sock in bind(endpoint)]
+        for server in self._tcp:
+            server.start()
+        log.info("control interface on %s", ", ".join(map(str, self.addresses)))
+
+    def _bind_unix(self) -> Socket:
+        """Bind beside the place, and move it there: whatever is left of a predecessor gives way."""
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        own = self._path.with_name(f".{os.getpid()}.sock")
+        sock = socket.socket(std_socket.AF_UNIX, std_socket.SOCK_STREAM)
+        try:
+            own.unlink(missing_ok=True)
+            os.fchmod(sock.fileno(), 0o600)  # before it has a name that others could open
+            sock.bind(str(own))
+            own.chmod(0o600)
+            sock.listen(_BACKLOG)
+            self._inode = own.stat().st_ino
+            own.rename(self._path)
+        except BaseException:
+            sock.close()
+            with suppress(OSError):
+                own.unlink(missing_ok=True)
+            raise
+        return sock
+
+    # -- who may ask
+
+    def _guard(self, head: RequestHead, client: Address) -> None:
+        self._check_host(head.headers.get("Host"))
+        # The present one: it may have been changed by a reload.
+        token = self._versions.config.control_token
+        kind, _, given = (head.headers.get("Authorization") or "").partition(" ")
+        wanted = token.encode()
+        if kind.lower() != "bearer" or not token or not hmac.compare_digest(given.encode("latin-1"), wanted):
+            # The same form as at the other doors, for fail2ban.
+            log.warning("authentication failed: client=%s user=- listener=control", client.host)
+            raise HttpError(401, "the token is missing or wrong", headers=(("WWW-Authenticate", "Bearer"),))
+
+    def _check_host(self, host: str | None) -> None:
+        if host is None:
+            raise HttpError(400, "the Host header is missing")
+        name = re.sub(r":[0-9]*$", "", host).strip("[]").lower()
+        if name not in self._hosts and not _is_ip(name):
+            raise HttpError(421, "the Host header is not an address of this server")
+
+    # -- what can be asked
+
+    def answer(self, request: Request) -> Answer:
+        """Answer a request; raises ``HttpError``."""
+        method = "GET" if request.method == "HEAD" else request.method
+        routes = [
+            (verb, action, found) for verb, path, action in _ROUTES if (found := path.fullmatch(request.path))
+        ]
+        if not routes:
+            raise HttpError(404, "there is nothing here")
+        for verb, action, found in routes:
+            if verb == method:
+                return action(self, request, *found.groups())
+        allowed = ", ".join(verb for verb, _, _ in routes)
+        raise HttpError(405, f"only {allowed} will do", headers=(("Allow", allowed),))
+
+    def _status(self, request: Request) -> Answer:
+        return Answer(status.status(self._app, self._versions))
+
+    def _connections(self, request: Request) -> Answer:
+        return Answer({"connections": status.connections(self._app)})
+
+    def _kill(self, request: Request, number: str) -> Answer:
+        session = status.find_session(self._app, int(number))
+        if session is None:
+            raise HttpError(404, "there is no such connection")
+        log.info("%s: connection %d is ended by an operator", session, session.id)
+        session.stop(Ending.EVICTED)
+        return Answer({"status": "ended", "id": session.id})
+
+    def _versions_list(self, request: Request) -> Answer:
+        current = self._versions.current.number
+        return Answer(
+            {"current": current, "versions": [status.describe(each) for each in self._versions.list()]}
+        )
+
+    def _version(self, request: Request, number: str) -> Answer:
+        """Show a version, and with ``?to=M`` or ``?to=current`` what differs from it to another one."""
+        try:
+            version = self._versions.get(int(number))
+            content = status.describe(version) | {"text": self._versions.redacted(version.number)}
+            other = request.query.get("to")
+            if other is not None:
+                current = self._versions.current.number
+                content["diff"] = self._versions.diff(
+                    version.number, current if other == "current" else _number(other)
+                )
+        except KeyError:
+            raise HttpError(404, "there is no such version") from None
+        return Answer(content)
+
+    def _reload(self, request: Request) -> Answer:
+        self._refuse_while_draining()
+        return _told(self._versions.reload("ctl"))
+
+    def _rollback(self, request: Request) -> Answer:
+        self._refuse_while_draining()
+        wanted = _object(request.body, {"version"}).get("version")
+        if wanted is not None and (not isinstance(wanted, int) or isinstance(wanted, bool)):
+            raise HttpError(400, "version is a number")
+        try:
+            return _told(self._versions.rollback(wanted))
+        except KeyError:
+            raise HttpError(404, "there is no such version") from None
+
+    def _change(self, request: Request) -> Answer:
+        self._refuse_while_draining()
+        edits, volatile = _read_change(request.body)
+        try:
+            outcome = self._versions.change(edits, volatile=volatile, if_match=_if_match(request))
+        except Conflict as exc:
+            number = exc.current.number
+            message = f"the configuration has changed meanwhile: it is at version {number}"
+            return Answer({"status": "conflict", "version": number, "error": message}, 412)
+        return _told(outcome)
+
+    def _metrics(self, request: Request) -> Answer:
+        return Answer(render(status.families(self._app, self._versions)))
+
+    def _health(self, request: Request) -> Answer:
+        draining = self._app.draining
+        return Answer({"status": "draining" if draining else "ok"}, 503 if draining else 200)
+
+    def _refuse_while_draining(self) -> None:
+        if self._app.draining:
+            raise HttpError(409, "the server is stopping, so its configuration stays as it is")
+
+
+_ROUTES: list[tuple[str, re.Pattern[str], Callable[..., Answer]]] = [
+    (method, re.compile(path), action)
+    for method, path, action in (
+        ("GET", "/status", Admin._status),
+        ("GET", "/connections", Admin._connections),
+        ("DELETE", r"/connections/([0-9]{1,15})", Admin._kill),
+        ("GET", "/versions", Admin._versions_list),
+        ("GET", r"/versions/([0-9]{1,15})", Admin._version),
+        ("POST", "/reload", Admin._reload),
+        ("POST", "/rollback", Admin._rollback),
+        ("PATCH", "/config", Admin._change),
+        ("GET", "/metrics", Admin._metrics),
+        ("GET", "/healthz", Admin._health),
+    )
+]
+
+
+def _told(outcome: Outcome) -> Answer:
+    """Say what came of a reload, a rollback or a change."""
+    content = {
+        "status": outcome.status,
+        "version": outcome.version,
+        "problems": list(outcome.problems),
+        "notes": list(outcome.notes),
+    }
+    return Answer(content, HTTPStatus.UNPROCESSABLE_ENTITY if outcome.status == "rejected" else 200)
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _number(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,15}", text):
+        raise HttpError(400, "a version is a number")
+    return int(text)
+
+
+def _object(body: bytes, known: set[str]) -> dict[str, Any]:
+    """Read a body: a JSON object with nothing in it but what is known, or nothing at all."""
+    try:
+        value = json.loads(body.decode() or "{}")
+    except (ValueError, RecursionError):
+        raise HttpError(400, "the body is not JSON") from None
+    if not isinstance(value, dict):
+        raise HttpError(400, "the body is not a JSON object")
+    if value.keys() - known:
+        raise HttpError(400, f"the body may have only {', '.join(sorted(known))}")
+    return value
+
+
+def _read_change(body: bytes) -> tuple[list[Edit], bool]:
+    content = _object(body, {"set", "unset", "volatile"})
+    wanted, unwanted, volatile = (
+        content.get("set", {}),
+        content.get("unset", []),
+        content.get("volatile", False),
+    )
+    if not isinstance(wanted, dict) or not isinstance(unwanted, list) or not isinstance(volatile, bool):
+        raise HttpError(400, "set is an object, unset is a list, volatile is true or false")
+    if not all(isinstance(key, str) for key in unwanted):
+        raise HttpError(400, "unset is a list of keys")
+    if not wanted and not unwanted:
+        raise HttpError(400, "there is nothing to set or unset")
+    if wanted.keys() & set(unwanted):
+        raise HttpError(400, "a key cannot be both set and unset")
+    edits: list[Edit] = [(key, _value(value)) for key, value in wanted.items()]
+    return edits + [(key, None) for key in unwanted], volatile
+
+
+def _value(value: object) -> str:
+    """Write a JSON value as it stands in the file."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | str):
+        return str(value)
+    raise HttpError(400, "a value is a string, a number or a boolean")
+
+
+def _if_match(request: Request) -> int | None:
+    given = request.headers.get("If-Match")
+    if given is None or given == "*":
+        return None
+    match = re.fullmatch(r'("?)([0-9]{1,15})\1', given)
+    if not match:
+        raise HttpError(400, 'If-Match is the number of a version, such as "7"')
+    return int(match[2])

@@ -1,0 +1,96 @@
+"""
+Say what changed between two texts of a configuration, without a secret.
+"""
+
+import difflib
+from collections.abc import Iterable, Iterator
+
+from proxy.accesslog import quoted
+from proxy.control.configspec import Path, is_secret
+from proxy.control.edit import Document, Place, dotted, redact, settings
+
+_MOST_NAMES = 10
+_MOST_CHANGES = 20
+_MOST_CHARACTERS = 60  # of a value
+
+Settings = dict[Place, str]
+
+
+def summary(old: str, new: str) -> str:
+    """Name what changed, on one line."""
+    before, after = Document(old), Document(new)
+    changes = [
+        *_users(_passwords(before.settings()), _passwords(after.settings())),
+        *_sections(before.sections, after.sections),
+        *_settings(before, after),
+    ]
+    if not changes:
+        return "comments and order only" if old != new else "nothing"
+    more = [f"and {len(changes) - _MOST_CHANGES} more"] if len(changes) > _MOST_CHANGES else []
+    return ", ".join(changes[:_MOST_CHANGES] + more)
+
+
+def diff(old: str, new: str, old_name: str, new_name: str) -> str:
+    """Compare two texts line by line, their secrets blotted out."""
+    before, after = settings(old), settings(new)
+    changed = {
+        place for place in before.keys() & after.keys() if is_secret(*place) and before[place] != after[place]
+    }
+    before_lines, after_lines = redact(old).splitlines(), redact(new, changed).splitlines()
+    lines = difflib.unified_diff(before_lines, after_lines, old_name, new_name, lineterm="")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _passwords(found: Settings) -> dict[str, str]:
+    return {key: value for (path, key), value in found.items() if path == ("auth_users",)}
+
+
+def _users(before: dict[str, str], after: dict[str, str]) -> Iterator[str]:
+    signed = [f"+{quoted(name)}" for name in after if name not in before]
+    signed += [f"-{quoted(name)}" for name in before if name not in after]
+    if signed:
+        yield f"users {_some(signed)}"
+    others = [quoted(name) for name in after if name in before and before[name] != after[name]]
+    if others:
+        yield f"password of {_some(others)}"
+
+
+def _sections(before: Iterable[Path], after: Iterable[Path]) -> Iterator[str]:
+    for kind in ("listeners", "upstreams"):
+        old, new = (
+            [path[1] for path in each if path[0] == kind and len(path) > 1] for each in (before, after)
+        )
+        signed = [f"+{name}" for name in new if name not in old]
+        signed += [f"-{name}" for name in old if name not in new]
+        if signed:
+            yield f"{kind} {_some(signed)}"
+
+
+def _settings(before: Document, after: Document) -> Iterator[str]:
+    old, new = before.settings(), after.settings()
+    both = set(before.sections) & set(after.sections)
+    # What stands in a section that came or went is said by its name; [proxy] and [control] have none.
+    for place in dict.fromkeys((*new, *old)):
+        path, _ = place
+        is_told = len(path) > 1 and path not in both
+        if path != ("auth_users",) and not is_told and old.get(place) != new.get(place):
+            yield _change(place, old.get(place), new.get(place))
+
+
+def _change(place: Place, old: str | None, new: str | None) -> str:
+    name = dotted(place)
+    if new is None:
+        return f"{name} unset"
+    if is_secret(*place):
+        return f"{name} changed"
+    return f"{name} {_short(old)} -> {_short(new)}" if old is not None else f"{name} = {_short(new)}"
+
+
+def _short(text: str) -> str:
+    text = text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}…"
+    return text if text.isprintable() and text else quoted(text)
+
+
+def _some(names: list[str]) -> str:
+    more = [f"and {len(names) - _MOST_NAMES} more"] if len(names) > _MOST_NAMES else []
+    return " ".join(names[:_MOST_NAMES] + more)

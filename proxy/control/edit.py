@@ -1,0 +1,282 @@
+"""
+Change single settings in the text of an INI file, and keep all the rest of it as it is.
+
+A document is a row of blocks: a section's header with the lines below it. Only the lines of the
+settings that change are written anew; comments, order and blanks stay. The text has to be one that
+was read without a problem; whatever comes out is for ``configfile`` to judge.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Iterator
+
+from proxy.control import inisyntax
+from proxy.control.configspec import REDACTED, Path, is_secret
+from proxy.control.inisyntax import CONTROL, Header, Setting
+from proxy.errors import ConfigError
+
+Place = tuple[Path, str]  # of a setting; with the key "" it is the section itself
+Edit = tuple[str, str | None]  # a dotted name and its value; None takes the setting away
+
+_PARENTS = ("listeners", "upstreams")
+_NAME = re.compile(r"[\w.@+-]+")
+_NAMES = re.compile(r"[\w.-]+([ \t]*,[ \t]*[\w.-]+)*")
+# What may be a setting that was made a comment.
+_SILENCED = re.compile(r"""[ \t]*#.*?(?:"[^"]+"|'[^']+'|[^\s=]+)[ \t]*=[ \t]*(?=\S)""")
+_SILENCED_SECRET = re.compile(r"[ \t]*#.*?(?:proxy_password|token)[ \t]*=[ \t]*(?=\S)")
+
+
+def edit(text: str, edits: Iterable[Edit], *, is_again: bool = False) -> str:
+    """
+    Set or take away settings. Raises ``ConfigError`` for what cannot be written.
+
+    Also for a value that would not read back as it is, and for a setting to be taken away that is
+    not there, unless it was done before and ``is_again``.
+    """
+    document = Document(text)
+    wanted = document.settings()
+    for name, value in edits:
+        place = document.place_of(name)
+        if value is None:
+            if not is_again and place not in wanted and (place[1] or place[0] not in document.sections):
+                raise ConfigError(name, "is not set")
+            document.unset(place)
+            wanted = {each: old for each, old in wanted.items() if not _covers(place, each)}
+        else:
+            document.set(place, value)
+            wanted[place] = value
+    changed = str(document)
+    found = Document(changed).settings()
+    for place in wanted.keys() | found.keys():
+        if found.get(place) != wanted.get(place):
+            raise ConfigError(dotted(place), "this value would read back as another one")
+    return changed
+
+
+def redact(text: str, changed: Collection[Place] = ()) -> str:
+    """Blot out all passwords and tokens; those at the places that changed are said to be so."""
+    return Document(text).redacted(changed)
+
+
+def settings(text: str) -> dict[Place, str]:
+    """List all settings with their values, as they are written but for quotes and comments."""
+    return Document(text).settings()
+
+
+def dotted(place: Place) -> str:
+    """Name a place as ``edit`` takes it."""
+    return ".".join((*place[0], place[1]) if place[1] else place[0])
+
+
+def _covers(place: Place, other: Place) -> bool:
+    path, key = place
+    return place == other or (not key and other[0][: len(path)] == path)
+
+
+class _Block:
+    """A section; the first one is what stands before all sections."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: list[str | None] = []  # None is a line that was taken away
+        self.at: dict[str, int] = {}  # where its settings are
+        self._last = -1  # of its settings, or its header
+        self._columns: set[int] = set()  # of the =
+
+    def add(self, line: str, item: object) -> None:
+        """Add a line below the others."""
+        if item is not None:
+            self._last = len(self.lines)
+        if isinstance(item, Setting) and item.key not in self.at:
+            self.at[item.key] = self._last
+            self._columns.add(len(_head(line, item).rstrip()))
+        self.lines.append(line)
+
+    def put(self, key: str, value: str, *, end: str) -> None:
+        """Write a setting, below the others if it is a new one."""
+        index = self.at.get(key)
+        if index is not None:
+            line = self.lines[index]
+            assert line is not None, "it would not be listed"
+            self.lines[index] = _rewritten(line, self._kind(key), value)
+            return
+        self._last += 1
+        self.at[key] = self._last
+        line = self._indent() + self._padded(inisyntax.quote_key(key))
+        self.lines.insert(self._last, f"{line} = {_written(self._kind(key), value)}".rstrip() + end)
+
+    def take(self, key: str) -> None:
+        """Take a setting away."""
+        index = self.at.pop(key, None)
+        if index is not None:
+            self.lines[index] = None
+
+    def split_tail(self) -> list[str | None]:
+        """Give away the lines below its last setting: they belong to what follows."""
+        tail = self.lines[self._last + 1 :]
+        del self.lines[self._last + 1 :]
+        return tail
+
+    def _kind(self, key: str) -> Place:
+        return self.path, key
+
+    def _indent(self) -> str:
+        above = next((each for each in reversed(self.lines[: self._last]) if each is not None), "")
+        return above[: len(above) - len(above.lstrip(" \t"))]
+
+    def _padded(self, key: str) -> str:
+        """Fill a key up with blanks where the = of all the others are in one column."""
+        aligned = len(self._columns) == 1 and len(self.at) > 2
+        return key.ljust(min(self._columns) - 2 - len(self._indent())) if aligned else key
+
+
+class Document:
+    """The text of a file, to be changed."""
+
+    def __init__(self, text: str) -> None:
+        lines = text.removeprefix("\ufeff").split("\n")
+        items = {item.line: item for item in inisyntax.scan([line.removesuffix("\r") for line in lines])}
+        self._end = "\r" if lines[0].endswith("\r") else ""
+        self._blocks = [_Block(())]
+        for number, line in enumerate(lines, 1):
+            item = items.get(number)
+            if isinstance(item, Header):
+                parent = self._blocks[-1].path[:1] if item.depth > 1 else ()
+                self._blocks.append(_Block((*parent, item.name)))
+            self._blocks[-1].add(line, item)
+        self._by_path: dict[Path, _Block] = {}
+        for block in self._blocks:
+            self._by_path.setdefault(block.path, block)
+
+    def __str__(self) -> str:
+        return "\n".join(line for block in self._blocks for line in block.lines if line is not None)
+
+    @property
+    def sections(self) -> list[Path]:
+        """The sections, in their order."""
+        return [block.path for block in self._blocks[1:]]
+
+    def settings(self) -> dict[Place, str]:
+        """List all settings with their values; those that cannot be read are left out."""
+        return {(block.path, setting.key): value for block, _, setting, value in self._read()}
+
+    def place_of(self, name: str) -> Place:
+        """Find out which place a dotted name means; raises ``ConfigError`` where there can be none."""
+        section, _, rest = name.partition(".")
+        if section in _PARENTS and (section, rest) in self._by_path:
+            return (section, rest), ""
+        if section in _PARENTS:
+            child, _, key = rest.rpartition(".")
+            place: Place = ((section, child) if child else (section,)), key
+        else:
+            place = (section,), rest
+        parts = place[0] if section == "auth_users" or not place[1] else (*place[0], place[1])
+        if not all(map(_NAME.fullmatch, parts)) or CONTROL.search(name):
+            raise ConfigError(
+                name if name.isprintable() else "",
+                "is no name of a setting: write proxy.timeout, auth_users.NAME, or listeners.NAME.path",
+            )
+        return place
+
+    def set(self, place: Place, value: str) -> None:
+        """Set one setting; raises ``ConfigError`` for what cannot be written."""
+        path, key = place
+        if not key:
+            raise ConfigError(dotted(place), "is a section: name a setting of it")
+        try:
+            self._open(path).put(key, value, end=self._end)
+        except ValueError as exc:
+            raise ConfigError(dotted(place), str(exc)) from None
+
+    def unset(self, place: Place) -> None:
+        """Take away a setting, or a whole section."""
+        path, key = place
+        if key:
+            if path in self._by_path:
+                self._by_path[path].take(key)
+            return
+        for index in reversed(range(1, len(self._blocks))):
+            if self._blocks[index].path[: len(path)] == path:
+                self._blocks[index - 1].lines += self._blocks[index].split_tail()
+                del self._by_path[self._blocks.pop(index).path]
+
+    def redacted(self, changed: Collection[Place] = ()) -> str:
+        """Give the text with all secrets blotted out."""
+        lines = []
+        for block in self._blocks:
+            at = {index: key for key, index in block.at.items()}
+            for index, line in enumerate(block.lines):
+                if line is not None:
+                    lines.append(_blotted(line, block.path, at.get(index, ""), changed))
+        return "\n".join(lines)
+
+    def _open(self, path: Path) -> _Block:
+        """Find a section, or make it: the last of its kind, or of all."""
+        if path in self._by_path:
+            return self._by_path[path]
+        if len(path) > 1:
+            self._open(path[:1])
+        kin = [index for index, each in enumerate(self._blocks) if each.path[:1] == path[:1]]
+        before = self._blocks[kin[-1] if len(path) > 1 else -1]
+        block = _Block(path)
+        tail = before.split_tail()
+        if str(self):
+            block.lines.append(self._end)
+        header = "[" * len(path) + path[-1] + "]" * len(path)
+        block.add(header + self._end, Header(0, len(path), path[-1]))
+        block.lines += tail or [""]
+        self._blocks.insert(self._blocks.index(before) + 1, block)
+        self._by_path[path] = block
+        return block
+
+    def _read(self) -> Iterator[tuple[_Block, str, Setting, str]]:
+        for block in self._by_path.values():
+            for key, index in block.at.items():
+                line = block.lines[index]
+                assert line is not None, "it would not be listed"
+                setting = _setting(line)
+                try:
+                    yield block, line, Setting(0, key, setting.raw), inisyntax.read_value(setting.raw).text
+                except ValueError:
+                    continue
+
+
+def _setting(line: str) -> Setting:
+    (item,) = inisyntax.scan([line.removesuffix("\r")])
+    assert isinstance(item, Setting), "it was one before"
+    return item
+
+
+def _head(line: str, setting: Setting) -> str:
+    """Give what stands before the value."""
+    body = line.rstrip(" \t\r")
+    return body[: len(body) - len(setting.raw)]
+
+
+def _rewritten(line: str, place: Place, value: str) -> str:
+    """Write another value in a line; its comment stays, and in its column if there is room."""
+    setting = _setting(line)
+    old = inisyntax.read_value(setting.raw)
+    head = _head(line, setting)
+    if not old.text and not old.is_quoted:
+        head = head.rstrip() + " "
+    new = f"{head}{_written(place, value, beside_a_comment=bool(old.comment))}".rstrip()
+    if old.comment:
+        column = len(line.rstrip(" \t\r")) - len(old.comment)
+        new = f"{new.ljust(max(column, len(new) + 2))}{old.comment}"
+    return new + ("\r" if line.endswith("\r") else "")
+
+
+def _written(place: Place, value: str, *, beside_a_comment: bool = False) -> str:
+    path, key = place
+    if path[0] == "listeners" and key == "upstream" and _NAMES.fullmatch(value):
+        return value  # a list, where a comma is no part of a value
+    return inisyntax.quote(value, always=beside_a_comment and is_secret(path, key))
+
+
+def _blotted(line: str, path: Path, key: str, changed: Collection[Place]) -> str:
+    if key and is_secret(path, key):
+        mark = "  # changed" if (path, key) in changed else ""
+        return f"{_head(line, _setting(line)).rstrip()} {REDACTED}{mark}"
+    silenced = _SILENCED if path == ("auth_users",) else _SILENCED_SECRET
+    match = None if key else silenced.match(line)
+    return f"{match[0]}{REDACTED}" if match else line

@@ -1,0 +1,123 @@
+"""
+Remember which configurations were applied, across restarts.
+
+Each version is a file of its own: a comment with what is known of it, and below it the text of the
+configuration, so that an operator can also copy it by hand. They hold passwords: nobody else may
+read them.
+"""
+
+import json
+import logging
+import os
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from proxy.control import files
+from proxy.control.edit import settings
+from proxy.errors import reason_of
+
+log = logging.getLogger(__name__)
+
+_MARK = "# proxy-server version "
+_NAME = re.compile(r"(\d+)\.ini")
+
+
+@dataclass(frozen=True)
+class Version:
+    """A configuration that was applied; the text of a volatile one is not what stands in the file."""
+
+    number: int
+    time: float  # Unix time, in seconds
+    source: str  # file | ctl | rollback | start
+    summary: str  # what changed; without secrets
+    text: str = field(repr=False)
+    volatile: bool = False
+
+
+def state_dir(config_path: str, configured: str) -> Path:
+    """Tell where the state of a server is kept; a relative folder starts at the file's own."""
+    return Path(os.path.abspath(config_path)).parent / (os.path.expanduser(configured) or ".proxy")
+
+
+def state_dir_of(config_path: str) -> Path:
+    """Tell the same of a file that may be missing or invalid, as well as can be."""
+    try:
+        text = Path(config_path).read_text("utf-8", "replace")
+        configured = settings(text).get((("proxy",), "state_dir"), "")
+    except (OSError, ValueError):
+        configured = ""
+    return state_dir(config_path, configured)
+
+
+class History:
+    """The last so many versions, the oldest first; those of earlier runs too."""
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self._folder = folder
+        self.size = size
+        self._all = sorted(_read_all(folder), key=lambda version: version.number)
+        self._is_writable = True
+
+    @property
+    def versions(self) -> list[Version]:
+        """All that are remembered."""
+        return self._all[-self.size :]
+
+    def next_number(self) -> int:
+        """Number the next version: above all there are, and all that another process has written."""
+        names = [_NAME.fullmatch(each.name) for each in _entries(self._folder)]
+        known = [int(name[1]) for name in names if name]
+        return 1 + max([*known, *(each.number for each in self._all)], default=0)
+
+    def add(self, version: Version) -> None:
+        """Keep a version, and forget the oldest ones; what cannot be written is kept in memory."""
+        self._all = [*self.versions, version][-self.size :]
+        try:
+            self._write(version)
+            self._is_writable = True
+        except OSError as exc:
+            if self._is_writable:
+                log.warning(
+                    "%s: %s; versions are kept in memory only, until the next start",
+                    self._folder,
+                    reason_of(exc),
+                )
+            self._is_writable = False
+
+    def _write(self, version: Version) -> None:
+        for folder in (self._folder.parent, self._folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        about = {name: value for name, value in asdict(version).items() if name != "text"}
+        data = f"{_MARK}{json.dumps(about)}\n{version.text}".encode()
+        files.replace(str(self._folder / f"{version.number:06}.ini"), data)
+        for old in sorted(filter(_number, _entries(self._folder)), key=_number)[: -self.size]:
+            old.unlink(missing_ok=True)
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _number(path: Path) -> int:
+    name = _NAME.fullmatch(path.name)
+    return int(name[1]) if name else 0
+
+
+def _read_all(folder: Path) -> list[Version]:
+    found = (_read(path) for path in _entries(folder) if _number(path))
+    return [version for version in found if version]
+
+
+def _read(path: Path) -> Version | None:
+    try:
+        about, _, text = path.read_bytes().decode().partition("\n")
+        return Version(**json.loads(about.removeprefix(_MARK)), text=text)
+    except (OSError, ValueError, TypeError) as exc:
+        log.warning(
+            "%s is passed over: %s", path, reason_of(exc) if isinstance(exc, OSError) else "not a version"
+        )
+        return None

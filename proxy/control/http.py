@@ -1,0 +1,151 @@
+"""
+HTTP for a handful of clients: one request a connection, and a bound on all of it.
+
+Heads are read by the strict parser of the WebSocket door. What a request means is its handler's
+business; what it may cost is decided here.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import parse_qsl
+
+from gevent.pool import Pool
+from gevent.server import StreamServer
+
+from proxy.address import Address
+from proxy.errors import reason_of
+from proxy.net.channel import Channel
+from proxy.net.deadline import Deadline
+from proxy.net.stream import Socket, address_of
+from proxy.websocket.headers import Fields, HeadBuffer, Headers, HttpError, RequestHead, parse_request
+
+log = logging.getLogger(__name__)
+
+PLACES = 16  # connections at a time; more wait in the kernel's queue
+PATIENCE = 10.0  # seconds for a request to arrive, and again for its answer to be taken
+MAX_BODY = 64 * 1024  # bytes
+
+JSON, TEXT = "application/json", "text/plain; version=0.0.4; charset=utf-8"
+
+
+@dataclass(frozen=True)
+class Request:
+    """A complete request."""
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    headers: Headers
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is answered: an object as JSON, or a text."""
+
+    content: Any
+    status: int = 200
+    headers: Fields = ()
+
+    def encode(self, *, bodiless: bool = False) -> bytes:
+        """Encode the whole of it, after which the connection is closed."""
+        is_text = isinstance(self.content, str)
+        body = (self.content if is_text else json.dumps(self.content) + "\n").encode()
+        lines = [
+            f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}",
+            *(f"{name}: {value}" for name, value in self.headers),
+            f"Content-Type: {TEXT if is_text else JSON}",
+            f"Content-Length: {len(body)}",
+            "Cache-Control: no-store",
+            "X-Content-Type-Options: nosniff",
+            "Connection: close",
+        ]
+        return "\r\n".join([*lines, "", ""]).encode("latin-1") + (b"" if bodiless else body)
+
+
+Handler = Callable[[Request], Answer]
+Guard = Callable[[RequestHead, Address], None]
+
+
+class HttpServer:
+    """Serves a listening socket. The guard sees a request's head first, and raises ``HttpError``."""
+
+    def __init__(self, sock: Socket, handler: Handler, guard: Guard = lambda head, client: None) -> None:
+        self._handler = handler
+        self._guard = guard
+        self._server = StreamServer(sock, self._serve, spawn=Pool(PLACES))
+
+    @property
+    def address(self) -> Address:
+        """Where it listens, if that is TCP."""
+        return address_of(self._server.socket.getsockname())
+
+    def start(self) -> None:
+        """Begin to accept."""
+        self._server.start()
+
+    def stop(self) -> None:
+        """Close the listening socket; whoever is being answered gets a moment."""
+        self._server.stop(timeout=1.0)
+
+    def _serve(self, sock: Socket, peer: Any) -> None:
+        channel = Channel(sock)
+        try:
+            self._converse(channel, address_of(peer))
+        except (OSError, EOFError) as exc:
+            log.debug("control: %s", reason_of(exc))
+        finally:
+            channel.close()
+
+    def _converse(self, channel: Channel, client: Address) -> None:
+        bodiless = False
+        try:
+            with Deadline(PATIENCE).limit("request"):
+                head = self._read_head(channel)
+                bodiless = head.method == "HEAD"
+                self._guard(head, client)
+                body = channel.read_exact(_body_size(head.headers))
+            answer = self._handler(_request(head, body))
+        except HttpError as exc:
+            answer = Answer({"error": str(exc)}, exc.status, exc.headers)
+        except TimeoutError:
+            answer = Answer({"error": "the request did not arrive in time"}, 408)
+        except (OSError, EOFError):
+            raise
+        except Exception as exc:
+            log.error("control: internal error: %s: %s", type(exc).__name__, exc)
+            log.debug("internal error", exc_info=True)
+            answer = Answer({"error": "internal error"}, 500)
+        with suppress(TimeoutError), Deadline(PATIENCE).limit("answer"):
+            channel.send(answer.encode(bodiless=bodiless))
+
+    def _read_head(self, channel: Channel) -> RequestHead:
+        buffer = HeadBuffer(request=True)
+        while not buffer.feed(data := channel.recv(4096)):
+            if not data:
+                raise EOFError("the client closed the connection")
+        channel.push_back(buffer.leftover)
+        return parse_request(buffer.head)
+
+
+def _body_size(headers: Headers) -> int:
+    if headers.get_all("Transfer-Encoding"):
+        raise HttpError(411, "a body needs a Content-Length")
+    length = headers.get("Content-Length") or "0"
+    if not length.isascii() or not length.isdecimal():
+        raise HttpError(400, "the Content-Length is not a number")
+    if len(length) > 9 or int(length) > MAX_BODY:
+        raise HttpError(413, f"a body has at most {MAX_BODY} bytes")
+    return int(length)
+
+
+def _request(head: RequestHead, body: bytes) -> Request:
+    if not head.target.startswith("/"):
+        raise HttpError(400, "the request target is not a path")
+    path, _, query = head.target.partition("?")
+    return Request(head.method, path, dict(parse_qsl(query)), head.headers, body)

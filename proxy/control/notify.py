@@ -1,0 +1,90 @@
+"""
+What a service manager is told, and what it hands over: sd_notify(3) and sd_listen_fds(3).
+
+Without a service manager all of this does nothing.
+"""
+
+import logging
+import os
+import socket as std_socket
+from contextlib import suppress
+from time import monotonic_ns
+
+import gevent
+from gevent import socket
+
+log = logging.getLogger(__name__)
+
+_FIRST_DESCRIPTOR = 3  # SD_LISTEN_FDS_START
+
+
+class Notifier:
+    """Tells the service manager how the program is."""
+
+    def __init__(self) -> None:
+        """Take the address out of the environment, so that no child speaks for us."""
+        path = os.environ.pop("NOTIFY_SOCKET", "")
+        # An @ stands for the NUL with which an abstract name begins.
+        self._address = "\0" + path[1:] if path.startswith("@") else path
+        self._watchdog = _watchdog_seconds()
+
+    def ready(self) -> None:
+        """Say that clients are served, or are again after a reload."""
+        self._send("READY=1")
+
+    def reloading(self) -> None:
+        """Say that a reload begins; ``ready`` ends it, however it went."""
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={monotonic_ns() // 1000}")
+
+    def stopping(self) -> None:
+        """Say that the drain begins."""
+        self._send("STOPPING=1")
+
+    def start_watchdog(self) -> None:
+        """Show from now on that the event loop is alive, if that is watched."""
+        if self._address and self._watchdog:
+            gevent.spawn(self._keep_telling, self._watchdog / 2)
+
+    def _keep_telling(self, period: float) -> None:
+        while True:
+            self._send("WATCHDOG=1")
+            gevent.sleep(period)
+
+    def _send(self, state: str) -> None:
+        if not self._address:
+            return
+        try:
+            with socket.socket(std_socket.AF_UNIX, std_socket.SOCK_DGRAM) as sock:
+                # A service manager that does not read must not stop us.
+                sock.settimeout(1.0)
+                sock.sendto(state.encode(), self._address)
+        except OSError as exc:
+            log.debug("cannot tell the service manager %s: %s", state.partition("\n")[0], exc.strerror)
+
+
+def _watchdog_seconds() -> float:
+    microseconds, pid = os.environ.pop("WATCHDOG_USEC", ""), os.environ.pop("WATCHDOG_PID", "")
+    ours = pid in ("", str(os.getpid()))
+    return int(microseconds) / 1e6 if ours and microseconds.isdecimal() else 0.0
+
+
+def inherited_sockets() -> list[socket.socket]:
+    """Take over the listening sockets that the service manager opened for us; for once, at the start."""
+    count, pid = os.environ.pop("LISTEN_FDS", ""), os.environ.pop("LISTEN_PID", "")
+    os.environ.pop("LISTEN_FDNAMES", None)
+    if pid != str(os.getpid()) or not count.isdecimal():
+        return []
+    taken = (_take(fd) for fd in range(_FIRST_DESCRIPTOR, _FIRST_DESCRIPTOR + int(count)))
+    return [sock for sock in taken if sock]
+
+
+def _take(fd: int) -> socket.socket | None:
+    with suppress(OSError):
+        os.set_inheritable(fd, False)
+        sock = socket.socket(fileno=fd)
+        listens = sock.getsockopt(std_socket.SOL_SOCKET, std_socket.SO_ACCEPTCONN)
+        if sock.family in (std_socket.AF_INET, std_socket.AF_INET6) and listens:
+            return sock
+        sock.close()
+    log.warning("descriptor %d, which was handed over to us, is no listening TCP socket", fd)
+    return None

@@ -1,0 +1,156 @@
+"""
+What the control interface answers, as people like to read it: aligned, in units, one thing a line.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from proxy.accesslog import quoted
+
+_SIZES = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+_SPANS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
+
+Object = dict[str, Any]
+
+
+def size(count: int) -> str:
+    """Write a number of bytes with three digits or so: 0 B, 1.5 KiB, 23 MiB."""
+    value, power = float(count), 0
+    while value >= 999.5 and power < len(_SIZES) - 1:
+        value, power = value / 1024, power + 1
+    return f"{value:.1f} {_SIZES[power]}" if power and value < 9.95 else f"{value:.0f} {_SIZES[power]}"
+
+
+def span(seconds: float) -> str:
+    """Write a duration in its two largest units: 5 s, 2 m 10 s, 3 d 4 h."""
+    whole = max(0, int(seconds))
+    parts = []
+    for unit, length in _SPANS:
+        count, whole = divmod(whole, length)
+        parts.append((count, unit))
+    first = next((at for at, (count, _) in enumerate(parts) if count), len(parts) - 1)
+    shown = [part for part in parts[first : first + 2] if part[0] or part is parts[first]]
+    return " ".join(f"{count} {unit}" for count, unit in shown)
+
+
+def moment(seconds: float) -> str:
+    """Write a time of day, as the clock here shows it."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Align columns; a head that begins with > has its column flush right."""
+    right = [head.startswith(">") for head in heads]
+    lines = [[head.lstrip(">") for head in heads], *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(_pad, line, widths, right)).rstrip() for line in lines)
+
+
+def _pad(text: str, width: int, flush: bool) -> str:
+    return text.rjust(width) if flush else text.ljust(width)
+
+
+def status(answer: Object) -> str:
+    """Show ``GET /status``."""
+    blocks = [_summary(answer), _listeners(answer["listeners"])]
+    if answer["upstreams"]:
+        rows = [_upstream(each) for each in answer["upstreams"]]
+        blocks.append(table(("LISTENER", "UPSTREAM", "ADDRESS", "HEALTH"), rows))
+    return "\n\n".join(blocks)
+
+
+def _summary(answer: Object) -> str:
+    version = answer["version"]
+    when = moment(version["time"]) + (", not in the file" if version["volatile"] else "")
+    lines = [
+        f"{answer['program']}, process {answer['pid']}, {answer['state']} for {span(answer['uptime'])}",
+        f"configuration: version {version['number']} from {version['source']}, {when}",
+        f"connections: {answer['live']} live, {answer['total']} in all",
+        f"bytes: {size(answer['sent'])} sent, {size(answer['received'])} received",
+    ]
+    return "\n".join(lines)
+
+
+def _listeners(listeners: Sequence[Object]) -> str:
+    heads = ("LISTENER", "SPEAKS", "ADDRESS", ">LIVE", ">LIMIT", ">TOTAL", ">FAILED", ">SENT", ">RECEIVED")
+    return table(heads, [_listener(each) for each in listeners])
+
+
+def _listener(each: Object) -> list[str]:
+    return [
+        each["name"],
+        each["protocol"] + (" (TLS)" if each["tls"] else ""),
+        ", ".join(each["addresses"]) or "closed",
+        *(str(each[key]) for key in ("live", "max_connections", "total", "failed")),
+        size(each["sent"]),
+        size(each["received"]),
+    ]
+
+
+def _upstream(each: Object) -> list[str]:
+    health = each["health"]
+    if health == "down":
+        when = f"in {span(each['rests_for'] + 1)}" if each["rests_for"] else "next time"
+        health = f"down ({each['failures']} failures), tried again {when}: {_plain(each['problem'])}"
+    return [each["listener"], each["name"], each["address"] or each["type"], health]
+
+
+def connections(answer: Object) -> str:
+    """Show ``GET /connections``."""
+    rows = [_connection(each) for each in answer["connections"]]
+    if not rows:
+        return "no connections"
+    return table(
+        (">ID", "USER", "CLIENT", "LISTENER", "TARGET", "UPSTREAM", ">AGE", ">SENT", ">RECEIVED"), rows
+    )
+
+
+def _connection(each: Object) -> list[str]:
+    return [
+        str(each["id"]),
+        quoted(each["user"]) if each["user"] else "-",
+        each["client"],
+        each["listener"],
+        quoted(each["target"]) if each["target"] else "-",
+        each["upstream"] or f"({each['state']})",
+        span(each["age"]),
+        size(each["sent"]),
+        size(each["received"]),
+    ]
+
+
+def versions(answer: Object) -> str:
+    """Show ``GET /versions``, the newest last, as one reads a log."""
+    rows = [
+        [
+            str(each["number"]) + ("*" if each["number"] == answer["current"] else " "),
+            moment(each["time"]),
+            each["source"],
+            _plain(each["summary"]) + (" (not in the file)" if each["volatile"] else ""),
+        ]
+        for each in sorted(answer["versions"], key=lambda each: each["number"])
+    ]
+    return table((">VERSION ", "TIME", "SOURCE", "CHANGE"), rows)
+
+
+def diff(answer: Object) -> str:
+    """Show what differs between two versions."""
+    lines = answer["diff"].splitlines()
+    return "\n".join(map(_plain, lines)) or "no difference"
+
+
+def outcome(answer: Object) -> str:
+    """Show what came of a reload, a rollback or a change."""
+    said = {
+        "applied": f"applied as version {answer['version']}",
+        "unchanged": f"unchanged: version {answer['version']} stays",
+        "rejected": f"rejected: version {answer['version']} stays",
+    }[answer["status"]]
+    problems = [f"  {_plain(problem)}" for problem in answer["problems"]]
+    return "\n".join([said, *problems, *(f"note: {_plain(note)}" for note in answer["notes"])])
+
+
+def _plain(text: str) -> str:
+    """Keep what others wrote from steering the terminal."""
+    return "".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in text)

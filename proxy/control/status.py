@@ -1,0 +1,244 @@
+"""
+What the running program says of itself: status, live connections, metrics.
+
+Everything here only looks, and makes plain values for JSON or ``metrics.render``. Nothing here is secret.
+"""
+
+import os
+import resource
+import time
+from collections.abc import Callable, Iterator, Sequence
+from time import monotonic
+from typing import Any, Protocol
+
+from proxy import __version__
+from proxy.control.versions import Version, Versions
+from proxy.metrics import Family, Labels, ListenerMetrics, Metrics, listener_families
+from proxy.server import ProxyServer
+from proxy.session import Session
+from proxy.upstream import Selector, Upstream
+
+OUTCOMES = ("applied", "unchanged", "rejected")
+_STARTED = time.time()
+
+
+class Running(Protocol):
+    """The running program, as far as it is looked at."""
+
+    metrics: Metrics
+
+    @property
+    def servers(self) -> Sequence[ProxyServer]:
+        """The servers of all listeners, and those that still have connections."""
+
+    @property
+    def draining(self) -> bool:
+        """True once it has been told to stop."""
+
+
+def status(app: Running, versions: Versions) -> dict[str, Any]:
+    """Describe the whole."""
+    listeners = list(_listeners(app))
+    return {
+        "program": f"proxy-server {__version__}",
+        "state": "draining" if app.draining else "running",
+        "pid": os.getpid(),
+        "started": _STARTED,
+        "uptime": time.time() - _STARTED,
+        "version": describe(versions.current),
+        "live": sum(each["live"] for each in listeners),
+        "total": sum(one.accepted for one in app.metrics.listeners.values()),
+        "sent": sum(each["sent"] for each in listeners),
+        "received": sum(each["received"] for each in listeners),
+        "listeners": listeners,
+        "upstreams": [_upstream(server, each) for server in app.servers for each in _upstreams(server)],
+    }
+
+
+def describe(version: Version) -> dict[str, Any]:
+    """Describe a version of the configuration, without its text."""
+    return {
+        "number": version.number,
+        "time": version.time,
+        "source": version.source,
+        "summary": version.summary,
+        "volatile": version.volatile,
+    }
+
+
+def connections(app: Running) -> list[dict[str, Any]]:
+    """Describe the live connections, the oldest first."""
+    sessions = sorted(_sessions(app), key=lambda session: session.id)
+    now = monotonic()
+    return [_connection(session, now) for session in sessions]
+
+
+def find_session(app: Running, number: int) -> Session | None:
+    """Find a live connection by its id."""
+    return next((session for session in _sessions(app) if session.id == number), None)
+
+
+def _sessions(app: Running) -> Iterator[Session]:
+    for server in app.servers:
+        yield from server.sessions
+
+
+def _connection(session: Session, now: float) -> dict[str, Any]:
+    sent, received = _moved(session)
+    return {
+        "id": session.id,
+        "state": "open" if session.relay else "dialling" if session.wanted else "handshake",
+        "user": session.wanted.user if session.wanted else "",
+        "client": str(session.client),
+        "listener": session.runtime.config.name,
+        "target": str(session.wanted.target) if session.wanted else "",
+        "upstream": session.via,
+        "age": now - session.started,
+        "sent": sent,
+        "received": received,
+    }
+
+
+def _moved(session: Session) -> tuple[int, int]:
+    return (session.relay.sent, session.relay.received) if session.relay else (0, 0)
+
+
+def _listeners(app: Running) -> Iterator[dict[str, Any]]:
+    named: set[str] = set()
+    for server in app.servers:
+        # One that was replaced counted into the metrics that its successor shows.
+        is_first = server.config.name not in named
+        named.add(server.config.name)
+        yield _listener(server, server.metrics if is_first else ListenerMetrics())
+
+
+def _listener(server: ProxyServer, counted: ListenerMetrics) -> dict[str, Any]:
+    config = server.config
+    return {
+        "name": config.name,
+        "protocol": config.protocol.value,
+        "tls": bool(config.tls_cert),
+        "addresses": [str(address) for address in server.addresses],
+        "live": len(server.sessions),
+        "max_connections": config.max_connections,
+        "total": counted.accepted,
+        "sent": counted.sent + sum(_moved(session)[0] for session in server.sessions),
+        "received": counted.received + sum(_moved(session)[1] for session in server.sessions),
+        "failed": sum(counted.failures.values()),
+    }
+
+
+def _upstreams(server: ProxyServer) -> Sequence[Upstream]:
+    return server.way_out.upstreams if isinstance(server.way_out, Selector) else ()
+
+
+def _upstream(server: ProxyServer, upstream: Upstream) -> dict[str, Any]:
+    return {
+        "listener": server.config.name,
+        "name": upstream.name,
+        "type": upstream.config.type.value,
+        "address": upstream.config.proxy_address,
+        "health": _health(upstream),
+        "failures": upstream.failures,
+        "rests_for": _rest(upstream),
+        "problem": upstream.problem,
+    }
+
+
+def _health(upstream: Upstream) -> str:
+    if upstream.failures:
+        return "down"
+    return "up" if upstream.answered_at else "untried"
+
+
+def _rest(upstream: Upstream) -> float:
+    return max(0.0, upstream.rests_until - monotonic()) if upstream.failures else 0.0
+
+
+# Metrics
+
+
+def families(app: Running, versions: Versions) -> Iterator[Family]:
+    """Make all that ``GET /metrics`` tells."""
+    servers = app.servers
+    yield _gauge("proxy_info", "The version of the program.", 1, version=__version__)
+    yield _gauge("proxy_draining", "1 while it stops.", int(app.draining))
+    yield from listener_families(app.metrics.listeners)
+    yield Family("proxy_bytes_total", "counter", "Payload moved.", _bytes(app))
+    yield _of_listeners(
+        "proxy_connections", "Live connections.", servers, lambda server: len(server.sessions)
+    )
+    yield _of_listeners(
+        "proxy_connections_max",
+        "The most there may be.",
+        servers,
+        lambda server: server.config.max_connections,
+    )
+    yield _of_upstreams("proxy_upstream_up", "0 if its last attempt failed.", servers, _is_up)
+    yield _of_upstreams(
+        "proxy_upstream_failures", "Attempts that failed in a row.", servers, lambda one: one.failures
+    )
+    yield _gauge("proxy_config_version", "The configuration in effect.", versions.current.number)
+    yield _gauge("proxy_config_time_seconds", "When it was applied.", versions.current.time)
+    yield Family(
+        "proxy_reloads_total",
+        "counter",
+        "Reloads, changes and rollbacks, by what came of them.",
+        [({"outcome": outcome}, versions.outcomes[outcome]) for outcome in OUTCOMES],
+    )
+    yield from _process()
+
+
+def _bytes(app: Running) -> list[tuple[Labels, Any]]:
+    totals = {name: [one.sent, one.received] for name, one in app.metrics.listeners.items()}
+    for session in _sessions(app):
+        total = totals[session.runtime.config.name]
+        total[:] = (one + more for one, more in zip(total, _moved(session), strict=True))
+    return [
+        ({"listener": name, "direction": direction}, count)
+        for name, total in totals.items()
+        for direction, count in zip(("sent", "received"), total, strict=True)
+    ]
+
+
+def _is_up(upstream: Upstream) -> int:
+    return int(not upstream.failures)
+
+
+def _gauge(name: str, text: str, value: float, **labels: str) -> Family:
+    return Family(name, "gauge", text, [(labels, value)])
+
+
+def _of_listeners(
+    name: str, text: str, servers: Sequence[ProxyServer], get: Callable[[ProxyServer], int]
+) -> Family:
+    # By name: one that was replaced may still have connections.
+    counts: dict[str, int] = {}
+    for server in servers:
+        counts[server.config.name] = counts.get(server.config.name, 0) + get(server)
+    return Family(name, "gauge", text, [({"listener": key}, count) for key, count in counts.items()])
+
+
+def _of_upstreams(
+    name: str, text: str, servers: Sequence[ProxyServer], get: Callable[[Upstream], int]
+) -> Family:
+    values = {(server.config.name, each.name): get(each) for server in servers for each in _upstreams(server)}
+    labels = [{"listener": listener, "upstream": upstream} for listener, upstream in values]
+    return Family(name, "gauge", text, list(zip(labels, values.values(), strict=True)))
+
+
+def _process() -> Iterator[Family]:
+    """Make what the client libraries of Prometheus tell of every process, under the same names."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    cpu = usage.ru_utime + usage.ru_stime
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield Family("process_cpu_seconds_total", "counter", "Processor time.", [({}, cpu)])
+    yield _gauge("process_start_time_seconds", "When it was started.", _STARTED)
+    yield _gauge("process_max_fds", "The most descriptors it may have.", soft)
+    try:
+        yield _gauge("process_open_fds", "The descriptors it has.", len(os.listdir("/proc/self/fd")))
+        with open("/proc/self/statm", encoding="ascii") as file:
+            pages = int(file.read().split()[1])
+    except OSError:  # not Linux
+        return
+    yield _gauge("process_resident_memory_bytes", "Memory in use.", pages * resource.getpagesize())

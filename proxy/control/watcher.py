@@ -1,0 +1,69 @@
+"""
+Notice that the configuration file has changed.
+
+The file is polled: that works on every file system, for editors that write it anew and for links that
+are turned to another file, which each look different to an interface that reports events. What changed
+must look the same at two polls before anything is done, so that a file is not read while it is written.
+"""
+
+import logging
+from collections.abc import Callable
+
+import gevent
+
+from proxy.config import ProxyConfig
+from proxy.control.versions import Outcome, stamp, tls_files
+
+log = logging.getLogger(__name__)
+
+_Stamps = tuple[tuple[int, ...] | None, ...]
+
+
+class Watcher:
+    """Looks at a file, and at the TLS files that it names, every ``reload_interval``."""
+
+    def __init__(
+        self, path: str, config: Callable[[], ProxyConfig], look: Callable[[], Outcome | None]
+    ) -> None:
+        """Watch for ``look``, which is called when there may be something new."""
+        self._path = path
+        self._config = config
+        self._look = look
+        self._last = self._stamps()
+        # The first look is at what may have changed since the start.
+        self._acted_on: _Stamps = ()
+        self._is_watching = False
+        self._is_over = False
+
+    def start(self) -> None:
+        """Begin to watch, or go on after an interval of 0."""
+        if not self._is_watching:
+            self._is_watching = True
+            gevent.spawn(self._run)
+
+    def stop(self) -> None:
+        """End watching; a reload that has begun comes to its end."""
+        self._is_over = True
+
+    def poll(self) -> None:
+        """Look once."""
+        now = self._stamps()
+        is_settled = now == self._last
+        self._last = now
+        if is_settled and now != self._acted_on:
+            self._acted_on = now
+            self._look()
+
+    def _run(self) -> None:
+        while not self._is_over and (interval := self._config().reload_interval):
+            gevent.sleep(interval)
+            try:
+                if not self._is_over:
+                    self.poll()
+            except Exception as exc:
+                log.error("internal error: %s: %s", type(exc).__name__, exc)
+                log.debug("internal error", exc_info=True)
+        self._is_watching = False
+
+    def _stamps(self) -> _Stamps:
+        return tuple(map(stamp, (self._path, *tls_files(self._config()))))

@@ -1,0 +1,42 @@
+"""
+A server that runs from a file: all that watches it, changes it and tells of it, joined to the program.
+
+This is where the control plane meets the data plane, which knows nothing of it.
+"""
+
+from proxy.app import App, Hooks
+from proxy.config import ProxyConfig
+from proxy.control.admin import Admin
+from proxy.control.history import state_dir_of
+from proxy.control.notify import Notifier, inherited_sockets
+from proxy.control.versions import Versions
+from proxy.control.watcher import Watcher
+from proxy.logs import say
+
+
+def serve(path: str, *, last_good: bool = False) -> None:
+    """
+    Serve what a file says, and what it comes to say, until a signal ends it.
+
+    Raises ``InvalidConfigError`` for a file that cannot be used, unless the ``last_good`` version
+    can be taken instead, and ``ProxyError`` for what cannot be had.
+    """
+    folder = state_dir_of(path)
+    versions = Versions(path, str(folder), ProxyConfig.history_size, lambda config: app.apply(config))
+    for warning in versions.start(last_good=last_good):
+        say(f"warning: {warning}")
+    hooks = Hooks()
+    app = App(versions.config, hooks=hooks)
+    app.inherited = inherited_sockets()
+    admin = Admin(app, versions, folder)
+    watcher = Watcher(path, lambda: versions.config, versions.look)
+    notifier = Notifier()
+    hooks.opened += [versions.record, admin.start]
+    hooks.ready += [watcher.start, notifier.ready, notifier.start_watchdog]
+    hooks.reloading += [notifier.reloading]
+    hooks.reload += [versions.reload]
+    hooks.reloaded += [notifier.ready]
+    hooks.applied += [watcher.start]  # its greenlet begins when the new interval is in effect
+    hooks.stopping += [watcher.stop, notifier.stopping]
+    hooks.stopped += [admin.stop]
+    app.run()
