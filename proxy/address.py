@@ -27,7 +27,7 @@ _AUTHORITY = re.compile(r"(?:\[(?P<ipv6>[^\[\]]*:[^\[\]]*)\]|(?P<host>[^\[\]:]*)
 DEFAULT_PORTS = {"tcp": 1080, "socks5": 1080, "ws": 80, "wss": 443}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Address:
     """A host and a TCP port. Raises ``ProtocolError`` for what cannot be one."""
 

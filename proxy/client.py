@@ -18,7 +18,7 @@ from proxy.net.relay import DataForwarder, Transfer
 from proxy.net.stream import Ending, Socket, Stream, TcpStream, address_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Connected:
     """A connection to a target: its bytes, the address it is bound to, and the way it took."""
 

@@ -56,7 +56,7 @@ class Runtime:
         return name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Wanted:
     """Where a client wants to go, and as whom."""
 
@@ -85,6 +85,8 @@ Door = Callable[[Channel, Runtime], Inbound]
 
 class Session:
     """One client's connection, from accept to close."""
+
+    __slots__ = ("_channel", "_users", "client", "id", "relay", "runtime", "started", "via", "wanted")
 
     def __init__(self, number: int, sock: Socket, client: Address, runtime: Runtime) -> None:
         self.id = number

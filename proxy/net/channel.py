@@ -27,6 +27,8 @@ _poll = get_original("select", "poll")
 class Channel:
     """A connected socket during its handshake."""
 
+    __slots__ = ("_early", "_handed_over", "sock")
+
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self._early = b""

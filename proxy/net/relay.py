@@ -86,6 +86,11 @@ class DataForwarder:
 class Relay:
     """Two streams joined. The first is the client's; both belong to the relay."""
 
+    __slots__ = (
+        *("_detail", "_down", "_end", "_ending", "_idle_timeout", "_lingering_since", "_moved_at"),
+        *("_moved_before", "_streams", "_up", "is_over"),
+    )
+
     def __init__(self, client: Stream, target: Stream, idle_timeout: float, *, zero_copy: bool) -> None:
         self._streams = (client, target)
         self._up = _Direction(self, client, target, "client", "target", zero_copy=zero_copy)

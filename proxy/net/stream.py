@@ -127,6 +127,8 @@ def _nobody_cares() -> None:
 class TcpStream:
     """A plain socket."""
 
+    __slots__ = ("_early", "_in_pipe", "_kept", "_owner", "_pipe", "_sock", "on_blocked", "reader", "writer")
+
     takes_pipes = True
     half_closes = True
 
@@ -267,6 +269,8 @@ class TcpStream:
 
 class TlsStream(TcpStream):
     """A TLS socket, whose bytes have to pass through our memory, and which cannot half-close."""
+
+    __slots__ = ()
 
     takes_pipes = False
     half_closes = False

@@ -26,6 +26,8 @@ class Socks5Server(ProxyServer):
 class Socks5Inbound:
     """One client at the SOCKS5 door."""
 
+    __slots__ = ("_asked", "_channel", "_runtime")
+
     # A client may send its request and close its side: the answer is still wanted.
     half_close_grace = 0.5  # seconds
 
