@@ -27,6 +27,10 @@ class Record:
     end: str
 
 
+def nowhere(line: str) -> None:
+    """Write nothing."""
+
+
 class AccessLog:
     """Writes records as text or as JSON, one line each."""
 
@@ -37,6 +41,7 @@ class AccessLog:
         """Write elsewhere, or otherwise, from now on."""
         self._write = write
         self._format = _as_json if as_json else _as_text
+        self.is_on = write is not nowhere
 
     def add(self, record: Record) -> None:
         """Write a record."""
@@ -72,10 +77,6 @@ def _now() -> str:
 @lru_cache(1)
 def _second(now: int) -> str:
     return strftime("%Y-%m-%dT%H:%M:%S", gmtime(now))
-
-
-def nowhere(line: str) -> None:
-    """Write nothing."""
 
 
 NO_LOG = AccessLog(nowhere)

@@ -236,6 +236,8 @@ class Session:
         sent, received = (self.relay.sent, self.relay.received) if self.relay else (0, 0)
         self.runtime.metrics.sent += sent
         self.runtime.metrics.received += received
+        if not self.runtime.access_log.is_on:
+            return
         self.runtime.access_log.add(
             Record(
                 id=self.id,

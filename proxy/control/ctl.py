@@ -35,7 +35,8 @@ commands for a running server: proxy-server ctl -c FILE [--json] COMMAND
   rollback [N]            go back to version N, or to the one before, and write it to the file
   set KEY [VALUE]         change a setting, such as listeners.socks.max_connections 2000
                           without VALUE it is asked for, or read from standard input: good for passwords
-  unset KEY               take a setting, a user, a listener or an upstream out
+                          several KEY VALUE pairs are changed together, or none of them
+  unset KEY ...           take settings, users, listeners or upstreams out
                           with --volatile, set and unset leave the file as it is
   metrics                 numbers for Prometheus"""
 
@@ -82,6 +83,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     if not least <= len(options.arguments) <= most:
         wanted = str(least) if least == most else f"{least} to {most}"
         parser.error(f"{options.command} takes {wanted} arguments, not {len(options.arguments)}")
+    if options.command == "set" and len(options.arguments) % 2 and len(options.arguments) > 1:
+        parser.error("set takes pairs of KEY and VALUE, or one KEY")
     if options.volatile and options.command not in ("set", "unset"):
         parser.error("--volatile belongs to set and unset")
     if options.command in _NUMBERED and not all(each.isdecimal() for each in options.arguments):
@@ -172,8 +175,8 @@ def _rollback(call: _Call) -> int:
 
 
 def _set(call: _Call) -> int:
-    value = call.arguments[1] if len(call.arguments) > 1 else _read_value(call.arguments[0])
-    content = {"set": {call.arguments[0]: value}, "volatile": call.volatile}
+    keys, values = call.arguments[::2], call.arguments[1::2] or [_read_value(call.arguments[0])]
+    content = {"set": dict(zip(keys, values, strict=True)), "volatile": call.volatile}
     return call.show("PATCH", "/config", show.outcome, content)
 
 
@@ -185,7 +188,7 @@ def _read_value(key: str) -> str:
 
 
 def _unset(call: _Call) -> int:
-    content = {"unset": [call.arguments[0]], "volatile": call.volatile}
+    content = {"unset": call.arguments, "volatile": call.volatile}
     return call.show("PATCH", "/config", show.outcome, content)
 
 
@@ -207,5 +210,5 @@ _COMMANDS: dict[str, Callable[[_Call], int]] = {
     "unset": _unset,
     "metrics": _metrics,
 }
-_ARGUMENTS = {"kill": (1, 1), "diff": (1, 2), "rollback": (0, 1), "set": (1, 2), "unset": (1, 1)}
+_ARGUMENTS = {"kill": (1, 1), "diff": (1, 2), "rollback": (0, 1), "set": (1, 1000), "unset": (1, 1000)}
 _NUMBERED = {"kill", "diff", "rollback"}
