@@ -1,0 +1,165 @@
+"""
+Run the benchmark: every work, through every contender in turn, several times over; show the medians.
+
+The settings come from the environment, as ``make bench NAME=VALUE`` hands them on; docs/performance.md
+has them all.
+"""
+
+import os
+import platform
+import resource
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from tests.bench.bars import Results
+from tests.bench.contenders import CONTENDERS, QUICK, USUAL, Missing, Running, running
+from tests.bench.load import LoadFailed
+from tests.bench.tables import NOTES, Table, table_of, table_of_bars
+from tests.bench.works import WORKS, Length, Sample, Work
+
+ROUNDS = 3
+BUDGET, QUICK_BUDGET = 225.0, 38.0  # seconds for all measurements together
+LIMIT, QUICK_LIMIT = 280.0, 56.0  # seconds after which no measurement is begun
+OVERHEAD = 0.12  # seconds before and after each
+DESCRIPTORS = 16384  # that each program may open
+
+
+def main() -> None:
+    """Run the benchmark."""
+    began = time.monotonic()
+    quick = bool(os.environ.get("QUICK"))
+    works = chosen("WORK", WORKS, WORKS)
+    names = chosen("PEERS", CONTENDERS, QUICK if quick else USUAL)
+    length = length_of_each(len(works) * len(names) * ROUNDS, quick)
+    until = began + (QUICK_LIMIT if quick else LIMIT)
+    allow_descriptors()
+    results: dict[str, dict[str, Sample]] = {}
+    with ExitStack() as stack:
+        contenders = list(start(names, stack))
+        for name in works:
+            results[name] = rounds(WORKS[name], contenders, length, until)
+            print(table_of(WORKS[name], results[name]).text(), flush=True)
+        conclude(results, footer(time.monotonic() - began, length))
+
+
+def conclude(results: Results, notes: Sequence[str]) -> None:
+    """Show whether the bars were passed, and keep everything in a document if one is wanted."""
+    bars = table_of_bars(results)
+    print(bars.text(), *notes, sep="\n")
+    if path := os.environ.get("MARKDOWN"):
+        tables = [bars, *(table_of(WORKS[name], samples) for name, samples in results.items())]
+        Path(path).write_text(document(tables, notes), encoding="utf-8")
+
+
+def chosen(variable: str, known: Iterable[str], usual: Iterable[str]) -> list[str]:
+    """Read a choice of names from the environment; the beginning of some names stands for all of them."""
+    wanted = os.environ.get(variable, "").replace(",", " ").split()
+    found: list[str] = []
+    for word in wanted or usual:
+        meant = [name for name in known if name == word] or [name for name in known if name.startswith(word)]
+        if not meant:
+            sys.exit(f"bench: {variable}={word}: choose from {', '.join(known)}")
+        found += meant
+    return list(dict.fromkeys(found))
+
+
+def length_of_each(measurements: int, quick: bool) -> Length:
+    """Divide the time there is among the measurements."""
+    each = (QUICK_BUDGET if quick else BUDGET) / measurements - OVERHEAD
+    seconds = min(1.5, max(0.08, each / 1.2))
+    return Length(seconds, warm_up=seconds / 5, idle=200 if quick else 1000)
+
+
+def allow_descriptors() -> None:
+    """Raise the limit of open files, for the load and for all programs alike."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = min(hard, DESCRIPTORS) if hard != resource.RLIM_INFINITY else DESCRIPTORS
+    resource.setrlimit(resource.RLIMIT_NOFILE, (enough, hard))
+
+
+def start(names: Sequence[str], stack: ExitStack) -> Iterable[Running]:
+    """Start the contenders; name those that are missing."""
+    for name in names:
+        try:
+            yield stack.enter_context(running(name))
+        except Missing as exc:
+            say(f"missing: {name}: {exc}")
+
+
+def rounds(work: Work, contenders: Sequence[Running], length: Length, until: float) -> dict[str, Sample]:
+    """Give a work to the contenders in turn, some times over, and take the medians."""
+    samples: dict[str, list[Sample]] = {contender.name: [] for contender in contenders}
+    able = list(contenders)
+    say(f"{work.title} …")
+    for _ in range(ROUNDS):
+        for contender in able[:]:
+            if time.monotonic() > until:
+                say("out of time: the rest is not measured")
+                return medians_of_each(samples)
+            try:
+                samples[contender.name].append(work.measure(contender, length))
+            except (LoadFailed, Missing) as exc:
+                say(f"{contender.name} failed: {exc}")
+                able.remove(contender)
+    return medians_of_each(samples)
+
+
+def medians_of_each(samples: Mapping[str, Sequence[Sample]]) -> dict[str, Sample]:
+    """Take the medians for each contender."""
+    return {name: medians(taken) for name, taken in samples.items()}
+
+
+def medians(samples: Sequence[Sample]) -> Sample:
+    """Take the median of each figure."""
+    if not samples:
+        return {}
+    return {figure: statistics.median(sample[figure] for sample in samples) for figure in samples[0]}
+
+
+def footer(seconds: float, length: Length) -> list[str]:
+    """Say what the tables were measured on, and explain the marks."""
+    return [
+        f"Medians of {ROUNDS} rounds of {length.seconds:.2f} s; {seconds:.0f} s in all. {machine()}",
+        *(f"Marked {mark}: {meaning}." for mark, meaning in NOTES.items()),
+    ]
+
+
+def machine() -> str:
+    """Describe the machine, without its name."""
+    cpu = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    return (
+        f"Python {platform.python_version()}, {platform.system()} {platform.release()}, "
+        f"{os.cpu_count()} cores ({cpu})."
+    )
+
+
+def document(tables: Sequence[Table], notes: Sequence[str]) -> str:
+    """Write the results as a document."""
+    head = ["# The latest measurement", "", "Generated by `make bench`; do not edit.", ""]
+    return "\n".join([*head, *(f"{note}\n" for note in notes), *(table.markdown() for table in tables)])
+
+
+def say(text: str) -> None:
+    """Tell how it goes; the tables alone go to standard output."""
+    print(f"bench: {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    # To be ended is to be interrupted: Dante outlives us unless it is ended.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,34 @@
+"""The benchmark measures; what it measures is no matter here."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.bench.bars import BARS
+from tests.bench.contenders import CONTENDERS, Running, running
+from tests.bench.tables import table_of
+from tests.bench.works import WORKS, Length
+
+SHORT = Length(seconds=0.05, warm_up=0.02, idle=20)
+
+
+@pytest.fixture(scope="module")
+def ours() -> Iterator[Running]:
+    with running("ours") as contender:
+        yield contender
+
+
+@pytest.mark.parametrize("name", WORKS)
+def test_a_work_gives_what_its_table_shows(name: str, ours: Running) -> None:
+    work = WORKS[name]
+    sample = work.measure(ours, SHORT)
+    assert all(sample[column.figure] >= 0 for column in work.columns if "each, " not in column.figure)
+    assert sample.get("p50", 0) <= sample.get("p99", 0)
+    assert work.title in table_of(work, {"ours": sample}).text()
+
+
+def test_bars_are_about_what_is_measured() -> None:
+    for bar in BARS:
+        assert {bar.contender, bar.peer or "ours"} <= set(CONTENDERS)
+        for work in bar.works:
+            assert bar.figure in {column.figure for column in WORKS[work].columns}

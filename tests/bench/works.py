@@ -1,0 +1,307 @@
+"""
+The works: what is asked of each contender, and what is read from it meanwhile.
+
+A work gives a ``Sample``, figures by name in seconds, bytes and pieces of work; its columns say how
+they are shown.
+"""
+
+import contextlib
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from tests.bench import load, meter
+from tests.bench.contenders import Running, running
+from tests.bench.load import Crew
+
+MIB = 1 << 20
+GIB = 1 << 30
+QUIET = 0.001  # CPU seconds in a hundredth of a second
+
+Sample = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a measurement takes."""
+
+    seconds: float
+    warm_up: float
+    idle: int  # connections
+
+
+@dataclass(frozen=True)
+class Column:
+    """How one figure is shown, and whether ours is compared with that of the others."""
+
+    figure: str
+    heading: str
+    scale: float = 1.0
+    ratio: str = ""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One thing that is measured."""
+
+    title: str
+    columns: Sequence[Column]
+    measure: Callable[[Running, Length], Sample]
+
+
+# -- measuring
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What was read at one moment."""
+
+    time: float
+    counts: Sequence[int]  # of each worker
+    programs: Sequence[float]  # CPU seconds
+    workers: Sequence[float]  # CPU seconds
+    machine: float  # CPU seconds of everybody
+
+
+def read(contender: Running, workers: Sequence[load.Worker]) -> Moment:
+    """Read all that is measured."""
+    machine = meter.machine()
+    programs = [meter.cpu(session) for session in contender.sessions]
+    return Moment(
+        time.monotonic(),
+        [worker.tally.count[0] for worker in workers],
+        programs,
+        [meter.clock(worker.pid) for worker in workers],
+        machine,
+    )
+
+
+@dataclass(frozen=True)
+class Span:
+    """What happened between two moments; CPU time is in seconds."""
+
+    seconds: float
+    counts: Mapping[load.Worker, range]
+    programs: Sequence[float]
+    busiest_load: float
+    others: float
+
+    def done(self, workers: Sequence[load.Worker]) -> int:
+        """Tell how much some of the processes have done."""
+        return sum(len(self.counts[worker]) for worker in workers)
+
+    def effort(self) -> Sample:
+        """Tell how busy the programs, the load and everybody else were, in cores."""
+        return {
+            "cores": sum(self.programs) / self.seconds,
+            "busiest program": max(self.programs, default=0.0) / self.seconds,
+            "busiest load": self.busiest_load / self.seconds,
+            "others": max(0.0, self.others) / self.seconds,
+        }
+
+    def times(self, crew: Crew) -> list[int]:
+        """Give the latencies that the near processes of a crew have noted, in order of length."""
+        return sorted(
+            taken
+            for worker in crew.near
+            for taken in worker.tally.since(self.counts[worker].start, self.counts[worker].stop)
+        )
+
+
+def span(contender: Running, crews: Sequence[Crew], length: Length) -> Span:
+    """Let the load run, and read what happens between two moments."""
+    workers = [worker for crew in crews for worker in crew.workers]
+    time.sleep(length.warm_up)
+    start = read(contender, workers)
+    time.sleep(length.seconds)
+    end = read(contender, workers)
+    for crew in crews:
+        crew.check()
+    programs = differences(start.programs, end.programs)
+    used = differences(start.workers, end.workers)
+    return Span(
+        end.time - start.time,
+        dict(zip(workers, map(range, start.counts, end.counts), strict=True)),
+        programs,
+        max(used),
+        end.machine - start.machine - sum(programs) - sum(used),
+    )
+
+
+def differences(start: Sequence[float], end: Sequence[float]) -> list[float]:
+    """Subtract, one by one."""
+    return [after - before for before, after in zip(start, end, strict=True)]
+
+
+@contextlib.contextmanager
+def started(contender: Running, *crews: Crew) -> Iterator[Sequence[Crew]]:
+    """Have crews that work, and afterwards a contender that has got over it."""
+    try:
+        for crew in crews:
+            crew.wait_ready()
+        yield crews
+    finally:
+        for crew in crews:
+            crew.end()
+    settle(contender)
+
+
+def settle(contender: Running) -> None:
+    """Wait until the contender has closed what was left to it."""
+    used = [meter.cpu(session) for session in contender.sessions]
+    for _ in range(100):
+        time.sleep(0.01)
+        before, used = used, [meter.cpu(session) for session in contender.sessions]
+        if sum(used) - sum(before) < QUIET:
+            return
+
+
+def percentile(ordered: Sequence[int], share: float) -> float:
+    """Give the latency, in seconds, that a share of all does not exceed."""
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))] / 1e9 if ordered else math.nan
+
+
+def latency(ordered: Sequence[int], of: str = "") -> Sample:
+    """Give the median and what one in a hundred exceeds."""
+    return {f"{of}p50": percentile(ordered, 0.50), f"{of}p99": percentile(ordered, 0.99)}
+
+
+def pairs(connections: int) -> int:
+    """Tell in how many pairs of processes the load is spread: one for two cores."""
+    return min(connections, max(1, (os.cpu_count() or 1) // 2))
+
+
+# -- works
+
+
+def bulk(contender: Running, length: Length, upload: bool, streams: int) -> Sample:
+    """Move bytes as fast as they go."""
+    near, far = (load.pour, load.drain) if upload else (load.drain, load.pour)
+    crew = Crew(contender.door, near, far, streams, pairs(streams))
+    with started(contender, crew) as crews:
+        seen = span(contender, crews, length)
+    moved = seen.done(crew.far if upload else crew.near)
+    return {**rate(seen, moved), **seen.effort()}
+
+
+def round_trips(contender: Running, length: Length, connections: int) -> Sample:
+    """Send 64 bytes there and back, on each connection again as soon as they are back."""
+    crew = Crew(contender.door, load.ask, load.answer, connections, pairs(connections))
+    return pieces(contender, length, crew)
+
+
+def one_core(contender: Running, length: Length) -> Sample:
+    """
+    Make round trips on one connection, with everybody on one core.
+
+    Nothing can be done at the same time here, so this takes nothing away. On several cores each step
+    wakes one up, which may take longer than all the rest, above all in a virtual machine.
+    """
+    cores = os.sched_getaffinity(0)
+    here = {max(cores)}
+    os.sched_setaffinity(0, here)  # the load inherits it
+    try:
+        meter.pin(contender.sessions, here)
+        return round_trips(contender, length, 1)
+    finally:
+        meter.pin(contender.sessions, cores)
+        os.sched_setaffinity(0, cores)
+
+
+def visits(contender: Running, length: Length) -> Sample:
+    """Connect, send a byte each way, close: 32 at a time."""
+    crew = Crew(contender.door, load.visit, load.welcome, 32, pairs(32))
+    return pieces(contender, length, crew)
+
+
+def pieces(contender: Running, length: Length, crew: Crew) -> Sample:
+    """Measure work that comes in pieces."""
+    with started(contender, crew) as crews:
+        seen = span(contender, crews, length)
+    return {**rate(seen, seen.done(crew.near)), **latency(seen.times(crew)), **seen.effort()}
+
+
+def rate(seen: Span, done: int) -> Sample:
+    """Give what was done in a second, and what one of it cost the programs."""
+    return {"rate": done / seen.seconds, "cpu": sum(seen.programs) / done if done else math.nan}
+
+
+def idle(contender: Running, length: Length) -> Sample:
+    """
+    Hold connections that do nothing, through a fresh program.
+
+    The first few connections make a program load what it needs for any: they are not counted.
+    """
+    if not contender.sessions:
+        return {}
+    with running(contender.name) as fresh:
+        before = [meter.resident(session) for session in fresh.sessions]
+        with started(fresh, Crew(fresh.door, load.hold, load.hold, 32)):
+            few = [meter.memory(session) for session in fresh.sessions]
+            with started(fresh, Crew(fresh.door, load.hold, load.hold, length.idle)):
+                many = [meter.memory(session) for session in fresh.sessions]
+    each = [grown / length.idle for grown in differences(few, many)]
+    return {
+        "before": max(before),
+        "each": sum(each),
+        "each, entry": each[0] if len(each) > 1 else math.nan,
+        "each, exit": each[-1] if len(each) > 1 else math.nan,
+    }
+
+
+def under_bulk(contender: Running, length: Length) -> Sample:
+    """Make round trips and connections beside eight streams that take all they can get."""
+    door = contender.door
+    bulks = [Crew(door, load.drain, load.pour, 4), Crew(door, load.pour, load.drain, 4)]
+    small = Crew(door, load.ask_slowly, load.answer, 1)
+    new = Crew(door, load.visit_slowly, load.welcome, 1)
+    with started(contender, *bulks, small, new) as crews:
+        seen = span(contender, crews, length)
+    moved = seen.done([*bulks[0].near, *bulks[1].far])
+    return {
+        **rate(seen, moved),
+        **latency(seen.times(small)),
+        **latency(seen.times(new), "handshake "),
+        **seen.effort(),
+    }
+
+
+RATE_OF_BULK = Column("rate", "MiB/s", 1 / MIB, "rate")
+CORES = Column("cores", "cores")
+BULK = [RATE_OF_BULK, Column("cpu", "CPU-s/GiB", GIB, "CPU"), CORES]
+PIECES = [
+    Column("rate", "per second", 1, "rate"),
+    Column("cpu", "CPU µs each", 1e6, "CPU"),
+    CORES,
+    Column("p50", "p50 µs", 1e6, "p50"),
+    Column("p99", "p99 µs", 1e6),
+]
+IDLE = [
+    Column("before", "MiB before the first", 1 / MIB),
+    Column("each", "KiB each", 1 / 1024, "memory"),
+    Column("each, entry", "at the entry", 1 / 1024),
+    Column("each, exit", "at the exit", 1 / 1024),
+]
+UNDER_BULK = [
+    RATE_OF_BULK,
+    CORES,
+    Column("p50", "p50 ms", 1e3),
+    Column("p99", "p99 ms", 1e3, "p99"),
+    Column("handshake p50", "new p50 ms", 1e3),
+    Column("handshake p99", "new p99 ms", 1e3, "new p99"),
+]
+
+WORKS: dict[str, Work] = {
+    "down-1": Work("Bulk download, 1 stream", BULK, lambda c, n: bulk(c, n, False, 1)),
+    "down-16": Work("Bulk download, 16 streams", BULK, lambda c, n: bulk(c, n, False, 16)),
+    "up-1": Work("Bulk upload, 1 stream", BULK, lambda c, n: bulk(c, n, True, 1)),
+    "up-16": Work("Bulk upload, 16 streams", BULK, lambda c, n: bulk(c, n, True, 16)),
+    "trips-1": Work("64-byte round trips, 1 connection", PIECES, lambda c, n: round_trips(c, n, 1)),
+    "trips-1-core": Work("64-byte round trips, 1 connection, all on one core", PIECES, one_core),
+    "trips-64": Work("64-byte round trips, 64 connections", PIECES, lambda c, n: round_trips(c, n, 64)),
+    "short": Work("Short connections, 32 at a time", PIECES, visits),
+    "idle": Work("Idle connections", IDLE, idle),
+    "under-bulk": Work("Latency beside 4 downloads and 4 uploads", UNDER_BULK, under_bulk),
+}
