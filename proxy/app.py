@@ -62,6 +62,7 @@ class App:
         self._workers = Workers(1)
         self._listeners = Listeners(make, self._access_log, self.metrics)
         self._plan = self._listeners.plan(config)
+        self._opened = Event()
         self._stopping = Event()
         self._at_once = Event()
 
@@ -79,9 +80,9 @@ class App:
         """Serve until a signal says to stop; raises ``ProxyError`` when an address cannot be had."""
         gevent.get_hub().handle_error = _log_error  # type: ignore[method-assign,assignment]
         try:
-            self._open()
-            # Only now: a signal that comes before this ends the program in the ordinary way.
+            # A signal that comes before this ends the program in the ordinary way.
             self._watch_signals()
+            self._open()
             _act(self._hooks.ready)
             self._stopping.wait()
             _act(self._hooks.stopping)
@@ -106,6 +107,7 @@ class App:
         for server in self.servers:
             self._announce(server)
         _act(self._hooks.opened)
+        self._opened.set()
 
     def apply(self, config: ProxyConfig) -> tuple[str, ...]:
         """
@@ -225,6 +227,7 @@ class App:
         elif not self._hooks.reload:
             log.warning("SIGHUP: there is no configuration file to read again")
         else:
+            self._opened.wait()
             for hooks in (self._hooks.reloading, self._hooks.reload, self._hooks.reloaded):
                 _act(hooks)
 

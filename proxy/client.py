@@ -101,7 +101,17 @@ class UpstreamClient(ProxyClient):
         try:
             return dial(proxy, deadline)
         except DialError as exc:
-            raise self.blame(str(exc), exc) from exc
+            error = self.blame(str(exc), exc)
+            error.unreachable = True
+            raise error from exc
+
+    def reaches_proxy(self, deadline: Deadline) -> bool:
+        """Tell whether a connection to the proxy can be made now."""
+        try:
+            dial(self._config.endpoint.address, deadline).close()
+        except DialError:
+            return False
+        return True
 
     def blame(self, reason: str, cause: Exception | None = None, *, transient: bool = True) -> UpstreamError:
         """

@@ -78,12 +78,14 @@ class UpstreamError(DialError):
     An upstream proxy failed, whatever the target is like.
 
     ``transient`` says that the same upstream may be asked again: it is false where the answer would
-    be the same, such as for refused credentials.
+    be the same, such as for refused credentials. ``unreachable`` says that not even a connection to
+    it could be made.
     """
 
     def __init__(self, message: str, failure: Failure = Failure.UPSTREAM, *, transient: bool = True) -> None:
         super().__init__(message, failure)
         self.transient = transient
+        self.unreachable = False
 
 
 _BY_ERRNO = {

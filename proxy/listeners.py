@@ -12,7 +12,7 @@ is the same, the sockets go over to the new server, with the clients that wait i
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from proxy.accesslog import AccessLog
+from proxy.accesslog import NO_LOG, AccessLog
 from proxy.config import Protocol, ProxyConfig, ServerConfig
 from proxy.metrics import Metrics
 from proxy.net.listen import bind
@@ -23,7 +23,9 @@ from proxy.session import Runtime
 MakeServer = Callable[[ServerConfig, AccessLog, Metrics], ProxyServer]
 
 
-def make_server(config: ServerConfig, access_log: AccessLog, metrics: Metrics) -> ProxyServer:
+def make_server(
+    config: ServerConfig, access_log: AccessLog = NO_LOG, metrics: Metrics | None = None
+) -> ProxyServer:
     """Make the server of a listener; raises ``ConfigError``."""
     # Imported only where one is configured: the HTTP libraries take 10 MB.
     if config.protocol is Protocol.WEBSOCKET:

@@ -147,7 +147,7 @@ class ProxyServer(ABC):
 
     def copy_sockets(self) -> list[Socket]:
         """Copy the sockets on which it listens, for another server that is to take its place."""
-        return [acceptor.socket.dup() for acceptor in self._acceptors]
+        return [acceptor.copy_socket() for acceptor in self._acceptors]
 
     def stop_accepting(self) -> None:
         """Close the listener; live connections go on."""

@@ -2,7 +2,8 @@
 Choose among upstreams: a selector is itself something one connects through.
 
 An upstream that failed rests for a while that doubles with each failure, and is then tried again by
-one connection first. A rest only puts it last: when nothing else is left it is tried all the same,
+one connection first. One that could not even be reached is looked at meanwhile, and its rest ends
+when it can. A rest only puts it last: when nothing else is left it is tried all the same,
 so that the first connection after its return succeeds. Nothing goes out directly unless ``direct``
 is in the list.
 """
@@ -14,15 +15,17 @@ from itertools import count
 from time import monotonic
 
 from proxy.address import Address
-from proxy.client import Connected, DirectClient, ProxyClient
+from proxy.client import Connected, DirectClient, ProxyClient, UpstreamClient
 from proxy.config import ServerConfig, Strategy, UpstreamConfig, UpstreamType
 from proxy.errors import DialError, Failure, UpstreamError
+from proxy.net import background
 from proxy.net.deadline import Deadline
 
 log = logging.getLogger(__name__)
 
 FIRST_REST = 1.0  # seconds
 LONGEST_REST = 60.0  # seconds
+PROBE_INTERVAL = 0.5  # seconds between two looks at an upstream that cannot be reached
 FIRST_BACKOFF = 0.1  # seconds, doubling, between attempts at one upstream
 
 
@@ -65,6 +68,8 @@ class Upstream:
         self.problem = ""  # the last of them
         self.rests_until = 0.0
         self.answered_at = 0.0
+        self._failed_at = 0.0
+        self._looked_after = False
         if before:
             self.failures, self.problem = before.failures, before.problem
             self.rests_until, self.answered_at = before.rests_until, before.answered_at
@@ -77,6 +82,7 @@ class Upstream:
         is waiting its turn, that one gets the time.
         """
         retries = 0 if self.failures else self.config.retry_count
+        started = monotonic()
         for attempt in count():
             try:
                 return self._attempt(target, deadline)
@@ -84,23 +90,21 @@ class Upstream:
                 again = exc.transient and (retry_timeouts or exc.failure is not Failure.TIMED_OUT)
                 pause = FIRST_BACKOFF * 2**attempt * random.uniform(0.5, 1.5)
                 if not again or attempt >= retries or pause >= deadline.remaining():
+                    self._failed(started, exc)
                     raise
                 log.debug("%s; trying again", exc)
                 deadline.pause(pause)
         raise AssertionError("unreachable")
 
     def _attempt(self, target: Address, deadline: Deadline) -> Connected:
-        started = monotonic()
         if self.failures:
             # This connection tries it; until it knows more, others go elsewhere.
-            self.rests_until = max(self.rests_until, started + self.config.timeout)
+            self.rests_until = max(self.rests_until, monotonic() + self.config.timeout)
         try:
             connected = self.client.dial(target, self._limit(deadline))
-        except UpstreamError as exc:
-            self._failed(started, exc)
-            raise
-        except DialError:
-            self._answered()  # it did its work: the target is to blame
+        except DialError as exc:
+            if not isinstance(exc, UpstreamError):
+                self._answered()  # it did its work: the target is to blame
             raise
         self._answered()
         return connected
@@ -122,11 +126,31 @@ class Upstream:
         # While others get their answers it is alive: then it is our target that is slow.
         if self.answered_at > started:
             return
-        self.failures += 1
         self.problem = str(exc)
+        if self._failed_at <= started:  # else another connection has told the same already
+            self.failures += 1
+        self._failed_at = monotonic()
         rest = min(FIRST_REST * 2 ** (self.failures - 1), LONGEST_REST)
-        self.rests_until = monotonic() + rest
+        self.rests_until = self._failed_at + rest
         log.warning("%s; it rests for %g s", exc, rest, extra={"collapse": exc})
+        if exc.unreachable and not self._looked_after:
+            self._looked_after = True
+            background.start(self._look_after)
+
+    def _look_after(self) -> None:
+        """
+        End the rest of an upstream that could not be reached as soon as it can.
+
+        Where a connection could be made and then failed, another one proves nothing: that rest
+        is waited for.
+        """
+        assert isinstance(self.client, UpstreamClient)
+        while (rest := self.rests_until - monotonic()) > 0:
+            deadline = Deadline(rest)
+            deadline.pause(PROBE_INTERVAL)
+            if self.client.reaches_proxy(deadline.within(PROBE_INTERVAL)):
+                self.rests_until = 0.0
+        self._looked_after = False
 
 
 class Selector(ProxyClient):

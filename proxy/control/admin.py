@@ -79,7 +79,7 @@ class Admin:
                 self._path.unlink()
 
     def _open_tcp(self, endpoint: Endpoint) -> None:
-        self._hosts.add(endpoint.host)
+        self._hosts.add(endpoint.host or "localhost")
         self._tcp = [HttpServer(sock, self.answer, self._guard) for sock in bind(endpoint)]
         for server in self._tcp:
             server.start()

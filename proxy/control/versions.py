@@ -162,9 +162,10 @@ class Versions:
 
     def record(self) -> None:
         """Remember the first version, now that it is known to work."""
-        if self._is_new:
-            self._is_new = False
-            self._run(partial(self._history.add, self.current))
+        with self._lock:
+            if self._is_new:
+                self._is_new = False
+                self._run(partial(self._history.add, self.current))
 
     # -- looking back
 

@@ -3,6 +3,7 @@ Listen on an address, and hand each connection to a greenlet of a bounded pool.
 """
 
 import logging
+import os
 import socket as std_socket
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -115,6 +116,10 @@ class Acceptor(StreamServer):
     def __init__(self, sock: socket.socket, handler: Handler, places: Places) -> None:
         super().__init__(sock, lambda client, peer: handler(client, address_of(peer)), spawn=places)
         self._places = places
+
+    def copy_socket(self) -> socket.socket:
+        """Copy the socket: those who wait in its queue are not lost when this one closes."""
+        return socket.socket(fileno=os.dup(self.socket.fileno()))
 
     def finish(self) -> None:
         """
