@@ -1,0 +1,518 @@
+"""The control interface: who may ask, what is answered, and that nothing can be made of it by mistake."""
+
+import contextlib
+import http.client
+import json
+import os
+import socket as std_socket
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gevent
+import pytest
+from gevent import socket
+from prometheus_client.parser import text_string_to_metric_families
+
+from proxy.config import Protocol, ProxyConfig, ServerConfig
+from proxy.control.admin import SOCKET_NAME, Admin
+from proxy.control.http import MAX_BODY
+from proxy.control.versions import Conflict, Outcome, Version
+from proxy.metrics import Metrics
+from proxy.net.stream import Ending
+from proxy.socks5.server import Socks5Server
+
+TOKEN = "open sesame"
+SECRET = "wonderland"
+
+
+class FakeVersions:
+    """Versions that remember what they were asked."""
+
+    def __init__(self, **settings: Any) -> None:
+        listener = ServerConfig("127.0.0.1:0", Protocol.SOCKS5, "socks", auth_users={"alice": SECRET})
+        self.config = ProxyConfig(listeners=(listener,), **settings)
+        self.outcomes = {"applied": 1, "unchanged": 0, "rejected": 0}
+        self.asked: list[Any] = []
+        self.outcome = Outcome("applied", 3, (), ())
+        self._all = [
+            Version(number, 1000.0 + number, "file", f"change {number}", SECRET) for number in (1, 2)
+        ]
+        self.current = self._all[-1]
+
+    def list(self) -> list[Version]:
+        return self._all
+
+    def get(self, number: int) -> Version:
+        return {each.number: each for each in self._all}[number]
+
+    def redacted(self, number: int) -> str:
+        return f"text of {self.get(number).number}"
+
+    def diff(self, one: int, other: int) -> str:
+        return f"from {self.get(one).number} to {self.get(other).number}"
+
+    def reload(self, source: str) -> Outcome:
+        return self._note("reload", source)
+
+    def rollback(self, number: int | None) -> Outcome:
+        if number is not None:
+            self.get(number)
+        return self._note("rollback", number)
+
+    def change(self, edits: Any, *, volatile: bool = False, if_match: int | None = None) -> Outcome:
+        if if_match not in (None, self.current.number):
+            raise Conflict(self.current)
+        return self._note("change", edits, volatile)
+
+    def _note(self, *what: Any) -> Outcome:
+        self.asked.append(what)
+        return self.outcome
+
+
+class House:
+    """A running program with a control interface, all in this process."""
+
+    def __init__(self, directory: Path, **settings: Any) -> None:
+        self.versions = FakeVersions(**settings)
+        metrics = Metrics()
+        server = Socks5Server(self.versions.config.listeners[0], metrics=metrics)
+        self.app = SimpleNamespace(servers=[server], metrics=metrics, draining=False)
+        self.path = directory / SOCKET_NAME
+        self.admin = Admin(self.app, self.versions, directory)  # type: ignore[arg-type]
+
+    @property
+    def server(self) -> Socks5Server:
+        return self.app.servers[0]  # type: ignore[no-any-return]
+
+    def __enter__(self) -> "House":
+        self.server.listen()
+        self.admin.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.admin.stop()
+        self.server.shutdown()
+
+    def talk(self, data: bytes) -> bytes:
+        """Send bytes to the Unix socket, and read to the end."""
+        with socket.socket(std_socket.AF_UNIX) as sock:
+            sock.connect(str(self.path))
+            return talk(sock, data)
+
+    def ask(self, method: str, path: str, body: object = None, **headers: str) -> tuple[int, Any]:
+        """Make a request, and read the JSON of its answer."""
+        content = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+        status, _, text = parse(self.talk(request(method, path, content, **headers)))
+        return status, json.loads(text)
+
+
+def request(method: str, path: str, body: bytes = b"", **headers: str) -> bytes:
+    lines = [
+        f"{name.replace('_', '-')}: {value}" for name, value in ({"Host": "localhost"} | headers).items()
+    ]
+    if body and "Content_Length" not in headers:
+        lines.append(f"Content-Length: {len(body)}")
+    return "\r\n".join([f"{method} {path} HTTP/1.1", *lines, "", ""]).encode() + body
+
+
+def talk(sock: socket.socket, data: bytes) -> bytes:
+    sock.sendall(data)
+    return b"".join(iter(lambda: sock.recv(65536), b""))
+
+
+class _Fake:
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def makefile(self, mode: str) -> Any:
+        import io
+
+        return io.BytesIO(self._data)
+
+
+def parse(data: bytes) -> tuple[int, http.client.HTTPMessage, bytes]:
+    """Parse an answer by the standard library."""
+    answer = http.client.HTTPResponse(_Fake(data))  # type: ignore[arg-type]
+    answer.begin()
+    return answer.status, answer.headers, answer.read()
+
+
+class Recorded:
+    """A session that only remembers how it was ended."""
+
+    def __init__(self, number: int, stop: Callable[[Ending], None]) -> None:
+        self.id = number
+        self.stop = stop
+
+
+@pytest.fixture(autouse=True)
+def _deadline() -> Iterator[None]:
+    with gevent.Timeout(20):
+        yield
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    # Not below pytest's own: its long names leave no room for a Unix socket's path.
+    with tempfile.TemporaryDirectory(prefix="pxt-") as path:
+        yield Path(path)
+
+
+@pytest.fixture
+def house(directory: Path) -> Iterator[House]:
+    with House(directory) as house:
+        yield house
+
+
+@pytest.fixture
+def tcp(directory: Path) -> Iterator[Callable[[bytes], bytes]]:
+    """Give what talks to the control interface on TCP."""
+    with House(directory, control_listen_addr="127.0.0.1:0", control_token=TOKEN) as house:
+        address = house.admin.addresses[0]
+
+        def ask(data: bytes) -> bytes:
+            with socket.create_connection((address.host, address.port)) as sock:
+                return talk(sock, data)
+
+        yield ask
+
+
+class TestSocket:
+    def test_is_for_its_owner_alone(self, house: House) -> None:
+        """DESIGN 1.8: mode 0600."""
+        assert stat.S_IMODE(house.path.stat().st_mode) == 0o600
+        assert os.listdir(house.path.parent) == [SOCKET_NAME]
+
+    def test_the_folder_is_made_for_its_owner_alone(self, directory: Path) -> None:
+        with House(directory / "state") as house:
+            assert stat.S_IMODE(house.path.parent.stat().st_mode) == 0o700
+
+    def test_what_a_crash_left_behind_gives_way(self, directory: Path) -> None:
+        with socket.socket(std_socket.AF_UNIX) as left:
+            left.bind(str(directory / SOCKET_NAME))
+        with House(directory) as house:
+            assert house.ask("GET", "/healthz")[0] == 200
+
+    def test_is_gone_after_the_stop(self, directory: Path) -> None:
+        with House(directory) as house:
+            pass
+        assert not house.path.exists()
+
+    def test_a_successor_keeps_its_own(self, directory: Path) -> None:
+        with House(directory) as second:
+            first = House(directory)
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(first)
+                second.admin.start()
+            assert second.ask("GET", "/healthz")[0] == 200
+
+    def test_where_there_can_be_none_the_proxy_runs_on(
+        self, directory: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (directory / "file").touch()
+        with House(directory / "file" / "state"):
+            assert "no control socket" in caplog.text
+
+    def test_a_path_that_is_too_long_is_said(self, directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+        with House(directory / ("x" * 120)):
+            assert "no control socket" in caplog.text
+
+
+class TestLooking:
+    def test_status(self, house: House) -> None:
+        status, answer = house.ask("GET", "/status")
+        assert status == 200
+        assert answer["version"]["number"] == 2
+        assert (answer["state"], answer["live"], answer["total"]) == ("running", 0, 0)
+        (listener,) = answer["listeners"]
+        assert listener["addresses"] == [str(house.server.addresses[0])]
+
+    def test_connections(self, house: House) -> None:
+        address = house.server.addresses[0]
+        with socket.create_connection((address.host, address.port)) as client:
+            client.sendall(b"\x05")
+            while not (found := house.ask("GET", "/connections")[1]["connections"]):
+                gevent.sleep(0.001)
+            here = client.getsockname()
+        (one,) = found
+        assert (one["client"], one["state"], one["listener"]) == (
+            f"{here[0]}:{here[1]}",
+            "handshake",
+            "socks",
+        )
+
+    def test_versions(self, house: House) -> None:
+        _, answer = house.ask("GET", "/versions")
+        assert answer["current"] == 2
+        assert [each["number"] for each in answer["versions"]] == [1, 2]
+        assert house.ask("GET", "/versions/1")[1]["text"] == "text of 1"
+        assert house.ask("GET", "/versions/1?to=2")[1]["diff"] == "from 1 to 2"
+        assert house.ask("GET", "/versions/1?to=current")[1]["diff"] == "from 1 to 2"
+
+    @pytest.mark.parametrize(
+        "path", ["/versions/9", "/versions/1?to=9", "/versions/x", "/nothing", "/status/"]
+    )
+    def test_what_is_not_there_is_404(self, house: House, path: str) -> None:
+        assert house.ask("GET", path)[0] == 404
+
+    def test_metrics_are_what_prometheus_reads(self, house: House) -> None:
+        status, headers, text = parse(house.talk(request("GET", "/metrics")))
+        assert status == 200
+        # https://prometheus.io/docs/instrumenting/exposition_formats/
+        assert headers["Content-Type"].startswith("text/plain; version=0.0.4")
+        names = {family.name for family in text_string_to_metric_families(text.decode())}
+        assert names >= {
+            *("proxy_connections", "proxy_bytes", "proxy_handshake_seconds", "proxy_dial_seconds"),
+            *("proxy_failures", "proxy_config_version", "proxy_reloads", "process_cpu_seconds"),
+        }
+
+    def test_health(self, house: House) -> None:
+        assert house.ask("GET", "/healthz") == (200, {"status": "ok"})
+        house.app.draining = True
+        assert house.ask("GET", "/healthz") == (503, {"status": "draining"})
+
+    @pytest.mark.parametrize("path", ["/status", "/connections", "/versions", "/versions/1", "/metrics"])
+    def test_no_answer_has_a_secret(self, directory: Path, path: str) -> None:
+        with House(directory, control_token=TOKEN) as house:
+            answer = house.talk(request("GET", path))
+            assert SECRET.encode() not in answer
+            assert TOKEN.encode() not in answer
+
+    def test_head_is_get_without_the_body(self, house: House) -> None:
+        """RFC 9110, section 9.3.2."""
+        answer = house.talk(request("HEAD", "/healthz"))
+        assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert answer.endswith(b"\r\n\r\n")
+
+
+class TestChanging:
+    @pytest.mark.parametrize("path", ["/reload", "/rollback", "/config", "/connections/1"])
+    def test_get_changes_nothing(self, house: House, path: str) -> None:
+        """CASES J224."""
+        status, headers, _ = parse(house.talk(request("GET", path)))
+        assert status == 405
+        assert "GET" not in headers["Allow"]
+        assert house.versions.asked == []
+
+    def test_reload(self, house: House) -> None:
+        answer = {"status": "applied", "version": 3, "problems": [], "notes": []}
+        assert house.ask("POST", "/reload") == (200, answer)
+        assert house.versions.asked == [("reload", "ctl")]
+
+    def test_what_is_rejected_says_why(self, house: House) -> None:
+        """CASES 193, 211."""
+        house.versions.outcome = Outcome("rejected", 2, ("proxy.ini:3: [proxy] timeout: bad",), ())
+        status, answer = house.ask("POST", "/reload")
+        assert (status, answer["status"], answer["version"]) == (422, "rejected", 2)
+        assert answer["problems"] == ["proxy.ini:3: [proxy] timeout: bad"]
+
+    def test_rollback(self, house: House) -> None:
+        house.ask("POST", "/rollback")
+        house.ask("POST", "/rollback", {"version": 1})
+        assert house.versions.asked == [("rollback", None), ("rollback", 1)]
+        assert house.ask("POST", "/rollback", {"version": 9})[0] == 404
+
+    def test_set_and_unset_are_one_change(self, house: House) -> None:
+        """CASES 211."""
+        body = {"set": {"proxy.timeout": "5s", "proxy.max_connections": 9, "proxy.enable_upstream": False}}
+        assert house.ask("PATCH", "/config", body | {"unset": ["auth_users.bob"]})[0] == 200
+        ((_, edits, volatile),) = house.versions.asked
+        assert edits == [
+            ("proxy.timeout", "5s"),
+            ("proxy.max_connections", "9"),
+            ("proxy.enable_upstream", "no"),
+            ("auth_users.bob", None),
+        ]
+        assert volatile is False
+
+    def test_volatile(self, house: House) -> None:
+        house.ask("PATCH", "/config", {"set": {"proxy.timeout": "5s"}, "volatile": True})
+        assert house.versions.asked == [("change", [("proxy.timeout", "5s")], True)]
+
+    def test_the_loser_of_two_changes_is_told(self, house: House) -> None:
+        body = {"unset": ["auth_users.bob"]}
+        status, answer = house.ask("PATCH", "/config", body, If_Match='"1"')
+        assert (status, answer["version"]) == (412, 2)
+        assert house.versions.asked == []
+        assert house.ask("PATCH", "/config", body, If_Match='"2"')[0] == 200
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b"",
+            b"{",
+            b"[]",
+            b"\xff",
+            b"[" * 50_000,
+            b"{}",
+            b'{"set": {}}',
+            b'{"set": []}',
+            b'{"set": {"a.b": null}}',
+            b'{"set": {"a.b": 1.5}}',
+            b'{"set": {"a.b": ["x"]}}',
+            b'{"unset": "a.b"}',
+            b'{"unset": [1]}',
+            b'{"set": {"a.b": "x"}, "unset": ["a.b"]}',
+            b'{"set": {"a.b": "x"}, "volatile": 1}',
+            b'{"set": {"a.b": "x"}, "volatil": true}',
+        ],
+        ids=lambda body: body[:40].decode("latin-1"),
+    )
+    def test_a_body_that_is_not_understood_changes_nothing(self, house: House, body: bytes) -> None:
+        status, answer = house.ask("PATCH", "/config", body)
+        assert (status, list(answer)) == (400, ["error"])
+        assert house.versions.asked == []
+
+    @pytest.mark.parametrize("value", ["x", '"1', "1.5", 'W/"1"', '"1", "2"'])
+    def test_an_if_match_that_is_no_version_is_refused(self, house: House, value: str) -> None:
+        assert house.ask("PATCH", "/config", {"unset": ["a.b"]}, If_Match=value)[0] == 400
+        assert house.versions.asked == []
+
+    @pytest.mark.parametrize(
+        ("method", "path"), [("POST", "/reload"), ("POST", "/rollback"), ("PATCH", "/config")]
+    )
+    def test_a_server_that_stops_keeps_its_configuration(self, house: House, method: str, path: str) -> None:
+        """CASES 206."""
+        house.app.draining = True
+        assert house.ask(method, path)[0] == 409
+        assert house.versions.asked == []
+
+    def test_kill_ends_a_connection_wherever_it_is(self, house: House) -> None:
+        address = house.server.addresses[0]
+        with socket.create_connection((address.host, address.port)) as client:
+            client.sendall(b"\x05")
+            while not house.server.sessions:
+                gevent.sleep(0.001)
+            (session,) = house.server.sessions
+            assert house.ask("DELETE", f"/connections/{session.id}")[0] == 200
+            assert client.recv(1) == b""
+        assert house.ask("DELETE", f"/connections/{session.id}")[0] == 404
+
+    def test_kill_is_an_eviction(self, house: House) -> None:
+        """RFC 6455, section 7.4.1: a WebSocket client is told 1008."""
+        stopped: list[Ending] = []
+        session: Any = Recorded(7, stopped.append)
+        house.server.sessions.add(session)
+        house.ask("DELETE", "/connections/7")
+        house.server.sessions.clear()
+        assert stopped == [Ending.EVICTED]
+
+
+class TestStrictness:
+    def test_a_body_is_bounded_before_it_is_read(self, house: House) -> None:
+        head = request("PATCH", "/config", Content_Length=str(MAX_BODY + 1))
+        assert parse(house.talk(head))[0] == 413
+
+    @pytest.mark.parametrize("length", ["-1", "1e3", "x", "9" * 30, "\xb2"])
+    def test_a_length_that_is_none_is_refused(self, house: House, length: str) -> None:
+        assert parse(house.talk(request("POST", "/reload", Content_Length=length)))[0] in (400, 413)
+
+    def test_a_chunked_body_is_refused(self, house: House) -> None:
+        data = request("POST", "/reload", Transfer_Encoding="chunked") + b"0\r\n\r\n"
+        assert parse(house.talk(data))[0] == 411
+
+    @pytest.mark.parametrize(
+        "data", [b"\x16\x03\x01\x02\x00\x01\x00", b"GET / HTTP/1.1\n\n", b"hello\r\n\r\n"]
+    )
+    def test_what_is_no_http_is_400(self, house: House, data: bytes) -> None:
+        assert parse(house.talk(data))[0] == 400
+        assert house.ask("GET", "/healthz")[0] == 200
+
+    def test_a_second_request_behind_the_first_is_not_served(self, house: House) -> None:
+        house.talk(request("GET", "/healthz") + request("POST", "/reload"))
+        assert house.versions.asked == []
+
+    def test_a_request_in_pieces_is_understood(self, house: House) -> None:
+        with socket.socket(std_socket.AF_UNIX) as sock:
+            sock.connect(str(house.path))
+            for byte in request("POST", "/rollback", b'{"version": 1}'):
+                sock.sendall(bytes([byte]))
+            assert parse(talk(sock, b""))[0] == 200
+
+    def test_a_slow_client_is_cut(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("proxy.control.http.PATIENCE", 0.1)
+        assert parse(house.talk(b"GET /status HT"))[0] == 408
+
+    def test_a_failure_of_ours_is_one_line(
+        self, house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(house.versions, "reload", lambda source: 1 // 0)
+        assert house.ask("POST", "/reload") == (500, {"error": "internal error"})
+        assert "control: internal error: ZeroDivisionError" in caplog.text
+
+
+class TestTcp:
+    """CASES J224."""
+
+    def test_is_off_by_default(self, house: House) -> None:
+        assert house.admin.addresses == []
+
+    def test_the_token_opens_it(self, tcp: Callable[[bytes], bytes]) -> None:
+        assert parse(tcp(request("GET", "/status", Authorization=f"Bearer {TOKEN}")))[0] == 200
+
+    @pytest.mark.parametrize(
+        "given",
+        ["", "Bearer", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", f"Basic {TOKEN}", TOKEN, "Bearer \xe9"],
+    )
+    @pytest.mark.parametrize("path", ["/status", "/healthz", "/nothing"])
+    def test_without_it_nothing_is_told(self, tcp: Callable[[bytes], bytes], path: str, given: str) -> None:
+        headers = {"Authorization": given} if given else {}
+        status, answered, body = parse(tcp(request("GET", path, **headers).replace(b"\xc3\xa9", b"\xe9")))
+        assert (status, answered["WWW-Authenticate"]) == (401, "Bearer")
+        assert list(json.loads(body)) == ["error"]
+
+    def test_a_failure_is_logged_in_the_form_of_fail2ban(
+        self, tcp: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        tcp(request("GET", "/status", Authorization="Bearer guess"))
+        assert "authentication failed: client=127.0.0.1 user=- listener=control" in caplog.text
+        assert "guess" not in caplog.text
+
+    @pytest.mark.parametrize(
+        "host", ["attacker.example", "attacker.example:9180", "127.0.0.1.attacker.example", ""]
+    )
+    def test_a_name_that_is_not_ours_is_refused(self, tcp: Callable[[bytes], bytes], host: str) -> None:
+        """DNS rebinding: a page of attacker.example, whose name was made to lead here."""
+        data = request("GET", "/status", Host=host, Authorization=f"Bearer {TOKEN}")
+        assert parse(tcp(data))[0] == 421  # RFC 9110, section 15.5.20
+
+    @pytest.mark.parametrize(
+        "host", ["localhost", "LOCALHOST:9180", "127.0.0.1:9180", "[::1]:9180", "192.0.2.1"]
+    )
+    def test_an_address_is_nobodys_name(self, tcp: Callable[[bytes], bytes], host: str) -> None:
+        data = request("GET", "/status", Host=host, Authorization=f"Bearer {TOKEN}")
+        assert parse(tcp(data))[0] == 200
+
+    def test_two_hosts_are_refused(self, tcp: Callable[[bytes], bytes]) -> None:
+        data = request("GET", "/status", host="attacker.example", Authorization=f"Bearer {TOKEN}")
+        assert parse(tcp(data))[0] == 400
+
+    def test_no_other_origin_is_allowed_anything(self, tcp: Callable[[bytes], bytes]) -> None:
+        """What a browser asks before it lets a page of another origin send a token, or a PATCH."""
+        preflight = request(
+            "OPTIONS",
+            "/config",
+            Origin="https://attacker.example",
+            Access_Control_Request_Method="PATCH",
+            Authorization=f"Bearer {TOKEN}",
+        )
+        for data in (preflight, request("GET", "/status", Origin="null", Authorization=f"Bearer {TOKEN}")):
+            status, headers, _ = parse(tcp(data))
+            assert not any(name.lower().startswith("access-control") for name in headers)
+        assert status == 200
+        assert parse(tcp(preflight))[0] == 405
+
+    def test_an_address_in_use_is_an_error_of_the_start(self, directory: Path) -> None:
+        from proxy.errors import ProxyError
+
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            address = f"127.0.0.1:{taken.getsockname()[1]}"
+            house = House(directory, control_listen_addr=address, control_token=TOKEN)
+            with pytest.raises(ProxyError, match=r"cannot listen on 127\.0\.0\.1"):
+                house.admin.start()

@@ -1,0 +1,331 @@
+"""The client of the control interface: what it asks, what it prints, and what it says when that fails."""
+
+import io
+import json
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy import cli
+from proxy.control import ctl, show
+
+STATUS: dict[str, Any] = {
+    "program": "proxy-server 1.0",
+    "state": "running",
+    "pid": 4711,
+    "started": 0.0,
+    "uptime": 90061.0,
+    "version": {"number": 12, "time": 0.0, "source": "file", "summary": "", "volatile": False},
+    "live": 3,
+    "total": 4000,
+    "sent": 1536,
+    "received": 5 << 30,
+    "listeners": [
+        {
+            "name": "socks",
+            "protocol": "socks5",
+            "tls": False,
+            "addresses": ["127.0.0.1:1080"],
+            "live": 3,
+            "max_connections": 1024,
+            "total": 4000,
+            "failed": 17,
+            "sent": 1536,
+            "received": 5 << 30,
+        }
+    ],
+    "upstreams": [
+        {
+            "listener": "socks",
+            "name": "home",
+            "type": "websocket",
+            "address": "wss://gateway.example.com/",
+            "health": "down",
+            "failures": 3,
+            "rests_for": 3.2,
+            "problem": "upstream home: Connection\x1b[31m refused",
+        }
+    ],
+}
+APPLIED = {"status": "applied", "version": 13, "problems": [], "notes": ["splice needs a restart"]}
+
+
+class Server:
+    """A server that answers every request in one way, and remembers what it was asked."""
+
+    def __init__(self, folder: Path, status: int = 200, answer: object = None) -> None:
+        self.config = folder / "proxy.ini"
+        self.asked: list[tuple[str, str, object]] = []
+        body = answer if isinstance(answer, str) else json.dumps(answer)
+        self._answer = f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+        (folder / ".proxy").mkdir()
+        self._sock = socket.socket(socket.AF_UNIX)
+        self._sock.bind(str(folder / ".proxy" / "control.sock"))
+        self._sock.listen()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        with suppress(OSError):
+            while True:
+                peer, _ = self._sock.accept()
+                with peer, peer.makefile("rb") as file:
+                    peer.settimeout(10)
+                    method, path, _ = file.readline().decode().split()
+                    lines = iter(lambda: file.readline().decode().strip().lower(), "")
+                    headers = dict(line.split(": ", 1) for line in lines)
+                    body = file.read(int(headers.get("content-length", 0)))
+                    self.asked.append((method, path, json.loads(body) if body else None))
+                    peer.sendall(self._answer)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits in it
+        self._sock.close()
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="pxt-") as path:
+        yield Path(path)
+
+
+def run(folder: Path, *arguments: str, status: int = 200, answer: object = APPLIED) -> tuple[int, Any]:
+    """Run the client against a server, and give its exit code and what it asked."""
+    server = Server(folder, status, answer)
+    try:
+        code = cli.run(["ctl", "-c", str(server.config), *arguments])
+    finally:
+        server.close()
+    (asked,) = server.asked
+    return code, asked
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        (["reload"], ("POST", "/reload", None)),
+        (["rollback"], ("POST", "/rollback", None)),
+        (["rollback", "7"], ("POST", "/rollback", {"version": 7})),
+        (
+            ["set", "proxy.timeout", "5s"],
+            ("PATCH", "/config", {"set": {"proxy.timeout": "5s"}, "volatile": False}),
+        ),
+        (
+            ["set", "proxy.access_log", "-"],
+            ("PATCH", "/config", {"set": {"proxy.access_log": "-"}, "volatile": False}),
+        ),
+        (["set", "--volatile", "a.b", "c"], ("PATCH", "/config", {"set": {"a.b": "c"}, "volatile": True})),
+        (
+            ["set", "a.b", "c", "d.e", "f"],
+            ("PATCH", "/config", {"set": {"a.b": "c", "d.e": "f"}, "volatile": False}),
+        ),
+        (["unset", "a.b", "c.d"], ("PATCH", "/config", {"unset": ["a.b", "c.d"], "volatile": False})),
+        (["unset", "a.b", "--volatile"], ("PATCH", "/config", {"unset": ["a.b"], "volatile": True})),
+        (["unset", "a.b"], ("PATCH", "/config", {"unset": ["a.b"], "volatile": False})),
+        (["set", "a.b", "--", "-c"], ("PATCH", "/config", {"set": {"a.b": "-c"}, "volatile": False})),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_change_is_asked_for_and_its_outcome_told(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], asked: object
+) -> None:
+    assert run(folder, *arguments) == (0, asked)
+    assert capsys.readouterr().out == "applied as version 13\nnote: splice needs a restart\n"
+
+
+def test_a_password_need_not_stand_on_the_command_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("p#ss word\n"))
+    _, (_, _, body) = run(folder, "set", "auth_users.carol")
+    assert body["set"] == {"auth_users.carol": "p#ss word"}
+
+
+def test_what_is_rejected_goes_to_stderr_and_fails(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = {"status": "rejected", "version": 12, "problems": ["proxy.ini:3: bad"], "notes": []}
+    code, _ = run(folder, "reload", status=422, answer=answer)
+    assert code == 1
+    assert capsys.readouterr() == ("", "rejected: version 12 stays\n  proxy.ini:3: bad\n")
+
+
+def test_an_error_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(folder, "kill", "9", status=404, answer={"error": "there is no such connection"})[0] == 1
+    assert capsys.readouterr() == ("", "proxy-server: there is no such connection\n")
+
+
+def test_kill(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(folder, "kill", "9", answer={"status": "ended", "id": 9}) == (
+        0,
+        ("DELETE", "/connections/9", None),
+    )
+    assert capsys.readouterr().out == "connection 9 is ended\n"
+
+
+@pytest.mark.parametrize(
+    ("numbers", "path"), [(["3", "4"], "/versions/3?to=4"), (["3"], "/versions/3?to=current")]
+)
+def test_diff(folder: Path, capsys: pytest.CaptureFixture[str], numbers: list[str], path: str) -> None:
+    assert run(folder, "diff", *numbers, answer={"diff": "-a\n+b\n"}) == (0, ("GET", path, None))
+    assert capsys.readouterr().out == "-a\n+b\n"
+
+
+def test_metrics_are_printed_as_they_are(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(folder, "metrics", answer="up 1\n")[0] == 0
+    assert capsys.readouterr().out == "up 1\n"
+
+
+def test_json_is_for_scripts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(folder, "--json", "status", answer=STATUS)
+    assert json.loads(capsys.readouterr().out) == STATUS
+
+
+@pytest.mark.parametrize("command", [["status"], ["reload"], ["metrics"], ["set", "a.b", "c"]], ids=" ".join)
+def test_without_a_server_it_says_so_in_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    """Also where a server left its socket behind."""
+    assert cli.run(["ctl", "-c", str(folder / "proxy.ini"), *command]) == 1
+    first = capsys.readouterr().err
+    Server(folder).close()
+    assert cli.run(["ctl", "-c", str(folder / "proxy.ini"), *command]) == 1
+    assert first == capsys.readouterr().err
+    assert first.startswith(f"proxy-server: no server runs with {folder}/proxy.ini")
+    assert first.count("\n") == 1
+
+
+def test_what_is_no_server_of_ours_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server = Server(folder)
+    server._answer = b"220 mail.example.com\r\n"
+    assert cli.run(["ctl", "-c", str(server.config), "status"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    server.close()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["status"],
+        ["-c"],
+        ["-c", "proxy.ini"],
+        ["-c", "proxy.ini", "stat"],
+        ["-c", "proxy.ini", "kill"],
+        ["-c", "proxy.ini", "kill", "x"],
+        ["-c", "proxy.ini", "status", "now"],
+        ["-c", "proxy.ini", "diff", "1", "2", "3"],
+        ["-c", "proxy.ini", "set"],
+        ["-c", "proxy.ini", "set", "a.b", "c", "d.e"],
+        ["-c", "proxy.ini", "rollback", "-1"],
+        ["-c", "proxy.ini", "reload", "--volatile"],
+        ["-c", "proxy.ini", "--jso", "status"],
+    ],
+    ids=" ".join,
+)
+def test_bad_usage_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.run(["ctl", *arguments])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("proxy-server: ctl: ")
+    assert said.count("\n") == 1
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.run(["ctl", "-h"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert all(f"\n  {command}" in said for command in ctl._COMMANDS)
+
+
+# What is printed
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 KiB"),
+        (1023, "1.0 KiB"),
+        (1536, "1.5 KiB"),
+        (10 * 1024, "10 KiB"),
+        (999 * 1024, "999 KiB"),
+        (1000 * 1024, "1.0 MiB"),
+        (3 << 40, "3.0 TiB"),
+        (5 << 60, "5120 PiB"),
+    ],
+)
+def test_a_size_has_a_unit(count: int, text: str) -> None:
+    assert show.size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (59.9, "59 s"),
+        (60, "1 m"),
+        (61, "1 m 1 s"),
+        (3600, "1 h"),
+        (3605, "1 h"),
+        (90061, "1 d 1 h"),
+        (86400, "1 d"),
+    ],
+)
+def test_a_duration_has_its_two_largest_units(seconds: float, text: str) -> None:
+    assert show.span(seconds) == text
+
+
+def test_columns_are_aligned() -> None:
+    assert show.table(("NAME", ">COUNT"), [["a", "1"], ["longer", "1000000"]]) == (
+        "NAME      COUNT\na             1\nlonger  1000000"
+    )
+
+
+def test_status_is_for_people() -> None:
+    text = show.status(STATUS)
+    assert "running for 1 d 1 h" in text
+    assert "version 12" in text
+    assert "1.5 KiB sent, 5.0 GiB received" in text
+    rows = text.splitlines()
+    assert next(row for row in rows if row.startswith("socks ")).split()[:5] == [
+        *("socks", "socks5", "127.0.0.1:1080", "3", "1024")
+    ]
+    assert rows[-1].endswith(
+        r"down (3 failures), tried again in 4 s: upstream home: Connection\x1b[31m refused"
+    )
+
+
+def test_connections_cannot_steer_the_terminal() -> None:
+    """A user name is what a client says that it is."""
+    one = {
+        "id": 1,
+        "state": "open",
+        "user": "a\x1b]0;b",
+        "client": "192.0.2.7:5",
+        "listener": "socks",
+        "target": "db:5432",
+        "upstream": "home",
+        "age": 61.5,
+        "sent": 0,
+        "received": 2048,
+    }
+    text = show.connections({"connections": [one]})
+    assert "\x1b" not in text
+    assert text.splitlines()[1].split("  ")[-3:] == ["1 m 1 s", " 0 B", " 2.0 KiB"]
+
+
+def test_versions_mark_the_one_in_effect() -> None:
+    versions = [
+        {"number": number, "time": 0.0, "source": "file", "summary": "x", "volatile": number == 10}
+        for number in (10, 9)
+    ]
+    first, second = show.versions({"current": 9, "versions": versions}).splitlines()[1:]
+    assert first.split()[0] == "9*"
+    assert second.split()[0] == "10"
+    assert second.endswith("x (not in the file)")

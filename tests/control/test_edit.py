@@ -1,0 +1,238 @@
+"""One setting changes, and all the rest of the text stays as it was."""
+
+import difflib
+
+import pytest
+from configobj import ConfigObj
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from proxy.control import changes, configfile
+from proxy.control.edit import edit, redact, settings
+from proxy.errors import ConfigError
+
+TEXT = """\
+# What this file is about.
+
+[proxy]
+timeout           = 30s     # the whole budget
+state_dir         =         # where it lives
+idle_timeout      = 5m
+
+[auth_users]
+# bob = "old secret"
+alice = wonderland
+
+# The doors.
+[listeners]
+
+[[socks]]
+protocol=socks5
+listen_addr=127.0.0.1:1080   # this machine only
+upstream=home, direct
+
+# The other one.
+[[web]]
+protocol = websocket
+listen_addr = 127.0.0.1:8080
+
+[upstreams]
+[[home]]
+type = socks5
+proxy_address = 10.0.0.1:1080
+proxy_username = alice
+proxy_password = "rabbit, hole"   # ask Bob
+"""
+
+# What matters to an INI file, far more often than chance would bring it.
+VALUES = st.text(st.sampled_from("ab#%,;\"'=[] \t$\\\u00a0") | st.characters(codec="utf-8"), max_size=12)
+
+
+def changed_lines(old, new):
+    """List the lines that a diff takes away and adds."""
+    lines = list(difflib.unified_diff(old.splitlines(), new.splitlines(), lineterm="", n=0))
+    return [line for line in lines if line[0] in "+-" and not line.startswith(("+++", "---"))]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "lines"),
+    [
+        (
+            "proxy.timeout",
+            "5s",
+            [
+                "-timeout           = 30s     # the whole budget",
+                "+timeout           = 5s      # the whole budget",
+            ],
+        ),
+        (
+            "proxy.state_dir",
+            "/var",
+            [
+                "-state_dir         =         # where it lives",
+                "+state_dir         = /var    # where it lives",
+            ],
+        ),
+        (
+            "listeners.socks.listen_addr",
+            "127.0.0.1:11080",
+            [
+                "-listen_addr=127.0.0.1:1080   # this machine only",
+                "+listen_addr=127.0.0.1:11080  # this machine only",
+            ],
+        ),
+        ("listeners.socks.upstream", "direct, home", ["-upstream=home, direct", "+upstream=direct, home"]),
+        ("auth_users.alice", "a#b", ["-alice = wonderland", '+alice = "a#b"']),
+        (
+            "upstreams.home.proxy_password",
+            "plain",
+            ['-proxy_password = "rabbit, hole"   # ask Bob', '+proxy_password = "plain"          # ask Bob'],
+        ),
+    ],
+)
+def test_a_setting_changes_in_its_line_and_its_comment_stays(name, value, lines):
+    assert changed_lines(TEXT, edit(TEXT, [(name, value)])) == lines
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "after", "line"),
+    [
+        ("auth_users.carol", "x", "alice = wonderland", "carol = x"),
+        ("auth_users.c.d@e", "x", "alice = wonderland", "c.d@e = x"),
+        ("auth_users.c d", "x", "alice = wonderland", '"c d" = x'),
+        ("proxy.splice", "off", "idle_timeout      = 5m", "splice            = off"),
+        ("listeners.socks.auth", "none", "upstream=home, direct", "auth = none"),
+    ],
+)
+def test_a_new_setting_comes_below_the_others_of_its_section(name, value, after, line):
+    lines = edit(TEXT, [(name, value)]).splitlines()
+    assert lines[lines.index(line) - 1] == after
+    assert changed_lines(TEXT, "\n".join(lines)) == [f"+{line}"]
+
+
+def test_a_new_section_comes_behind_those_of_its_kind_and_before_the_comments_of_what_follows():
+    text = "[listeners]\n[[socks]]\nprotocol = socks5\n\n# Ways out.\n[upstreams]\n"
+    assert edit(text, [("listeners.web.protocol", "websocket")]) == (
+        "[listeners]\n[[socks]]\nprotocol = socks5\n\n"
+        "[[web]]\nprotocol = websocket\n\n# Ways out.\n[upstreams]\n"
+    )
+
+
+def test_sections_are_made_where_there_are_none():
+    assert edit("", [("upstreams.home.type", "direct")]) == "[upstreams]\n\n[[home]]\ntype = direct\n"
+
+
+def test_a_setting_is_taken_away_with_its_line():
+    assert changed_lines(TEXT, edit(TEXT, [("auth_users.alice", None)])) == ["-alice = wonderland"]
+
+
+def test_a_section_is_taken_away_with_its_settings_and_the_comments_of_others_stay():
+    assert changed_lines(TEXT, edit(TEXT, [("listeners.socks", None)])) == [
+        "-[[socks]]",
+        "-protocol=socks5",
+        "-listen_addr=127.0.0.1:1080   # this machine only",
+        "-upstream=home, direct",
+    ]
+
+
+def test_a_section_goes_with_all_that_is_in_it():
+    assert "[[" not in edit(TEXT, [("listeners", None), ("upstreams", None)])
+
+
+def test_what_is_set_after_its_section_was_taken_away_is_all_that_it_has():
+    text = edit(TEXT, [("listeners.web", None), ("listeners.web.path", "/")])
+    assert [key for path, key in settings(text) if path == ("listeners", "web")] == ["path"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_line_ends_stay_what_they_are(end):
+    text = "[proxy]\ntimeout = 1s\n".replace("\n", end)
+    edits = [("proxy.timeout", "2s"), ("proxy.splice", "off"), ("auth_users.bob", "x")]
+    expected = "[proxy]\ntimeout = 2s\nsplice = off\n\n[auth_users]\nbob = x\n".replace("\n", end)
+    assert edit(text, edits) == expected
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("", ".", "proxy", "listeners.web", "timeout", "proxy.a b", "listeners.a b.path"),
+        *("proxy.timeout\n[auth_users]\nmallory", "auth_users.mallory = x\nmallory", "[proxy].timeout"),
+    ],
+)
+def test_refuses_a_name_that_is_none(name):
+    with pytest.raises(ConfigError):
+        edit(TEXT, [(name, "1s")])
+
+
+def test_refuses_to_take_away_what_is_not_there():
+    with pytest.raises(ConfigError, match="is not set"):
+        edit(TEXT, [("auth_users.bob", None)])
+    assert edit(TEXT, [("auth_users.bob", None)], is_again=True) == TEXT
+
+
+@pytest.mark.parametrize("value", ["a\nb = c", "a\rb", "\x00"])
+def test_refuses_a_value_that_would_not_read_back(value):
+    with pytest.raises(ConfigError):
+        edit(TEXT, [("auth_users.alice", value)])
+
+
+@given(VALUES)
+@example("a # b")
+@example("")
+@example(" a ")
+def test_a_password_reads_back_the_same_for_every_reader_or_is_refused(password):
+    try:
+        text = edit(TEXT, [("auth_users.alice", password), ("upstreams.home.proxy_password", password)])
+    except ConfigError:
+        return
+    conf = ConfigObj(text.split("\n"), interpolation=False)
+    assert conf["auth_users"]["alice"] == password
+    assert conf["upstreams"]["home"]["proxy_password"] == password
+    if 0 < len(password.encode()) <= 255:
+        assert configfile.parse(text.encode(), "").config.listeners[0].auth_users == {"alice": password}
+
+
+def test_no_secret_is_left_in_a_redacted_text_not_even_in_a_comment():
+    """CASES H210."""
+    text = redact(TEXT + "# proxy_password = cheshire\n[control]\ntoken = sesame\n")
+    for secret in ("wonderland", "rabbit", "old secret", "ask Bob", "cheshire", "sesame"):
+        assert secret not in text
+    assert "alice = ********" in text
+    assert "timeout           = 30s     # the whole budget" in text
+
+
+class TestSaying:
+    """What changed, in words and as a diff."""
+
+    @pytest.mark.parametrize(
+        ("edits", "words"),
+        [
+            ([("listeners.socks.auth", "none")], "listeners.socks.auth = none"),
+            ([("proxy.timeout", "1m")], "proxy.timeout 30s -> 1m"),
+            ([("proxy.timeout", None)], "proxy.timeout unset"),
+            ([("auth_users.carol", "x"), ("auth_users.alice", None)], "users +carol -alice"),
+            ([("auth_users.alice", "x")], "password of alice"),
+            ([("upstreams.home.proxy_password", "x")], "upstreams.home.proxy_password changed"),
+            ([("listeners.web", None), ("upstreams.b.type", "direct")], "listeners -web, upstreams +b"),
+        ],
+    )
+    def test_a_summary_names_what_changed(self, edits, words):
+        assert changes.summary(TEXT, edit(TEXT, edits)) == words
+
+    def test_a_summary_of_comments_says_so(self):
+        assert changes.summary(TEXT, TEXT + "# more\n") == "comments and order only"
+
+    def test_a_summary_of_much_stays_one_line(self):
+        users = [(f"auth_users.user{number}", "x") for number in range(5000)]
+        words = changes.summary(TEXT, edit(TEXT, users))
+        assert len(words) < 200
+        assert words.endswith("and 4990 more")
+
+    def test_a_diff_says_that_a_secret_changed_and_not_what_it_is(self):
+        new = edit(TEXT, [("auth_users.alice", "looking glass"), ("proxy.timeout", "1m")])
+        text = changes.diff(TEXT, new, "version 1", "version 2")
+        assert "wonderland" not in text
+        assert "looking glass" not in text
+        assert text.startswith("--- version 1\n+++ version 2\n")
+        assert "-alice = ********\n+alice = ********  # changed\n" in text
+        assert "+timeout           = 1m      # the whole budget\n" in text

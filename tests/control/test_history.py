@@ -1,0 +1,92 @@
+"""Versions outlive the program, their numbers only grow, and nobody else can read them."""
+
+import stat
+
+import pytest
+
+from proxy.control.history import History, Version, state_dir, state_dir_of
+
+TEXT = "[auth_users]\nalice = wonderland\n"
+
+
+def version(number, text=TEXT):
+    return Version(number, 1234.5, "file", f"users +bob, “{number}” \n", text)
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_versions_are_found_again_by_the_next_run(tmp_path):
+    history = History(tmp_path / "history", 5)
+    for number in (1, 2):
+        history.add(version(number))
+    assert History(tmp_path / "history", 5).versions == [version(1), version(2)]
+
+
+def test_only_the_last_are_kept_and_the_numbers_go_on(tmp_path):
+    """CASES H202."""
+    history = History(tmp_path / "history", 2)
+    for _ in range(5):
+        history.add(version(history.next_number()))
+    again = History(tmp_path / "history", 2)
+    assert [each.number for each in history.versions] == [4, 5]
+    assert again.versions == history.versions
+    assert again.next_number() == 6
+    assert len(list((tmp_path / "history").iterdir())) == 2
+
+
+def test_a_number_that_another_process_has_used_is_not_used_again(tmp_path):
+    old, new = History(tmp_path / "history", 5), History(tmp_path / "history", 5)
+    old.add(version(old.next_number()))
+    assert new.next_number() == 2
+
+
+def test_nobody_else_may_read_them(tmp_path):
+    """CASES H210, J223."""
+    history = History(tmp_path / "state" / "history", 5)
+    history.add(version(1))
+    (file,) = (tmp_path / "state" / "history").iterdir()
+    assert mode(file) == 0o600
+    assert mode(tmp_path / "state" / "history") == mode(tmp_path / "state") == 0o700
+
+
+def test_no_secret_stands_in_what_may_be_printed_of_a_version():
+    assert "wonderland" not in repr(version(1))
+
+
+def test_the_file_of_a_version_can_be_used_as_it_is(tmp_path):
+    History(tmp_path, 5).add(version(1))
+    comment, _, text = next(tmp_path.iterdir()).read_text("utf-8").partition("\n")
+    assert (comment[0], text) == ("#", TEXT)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\n", b"# proxy-server version {}\n", b"[proxy]\n"])
+def test_a_damaged_file_is_passed_over_and_its_number_is_not_used_again(tmp_path, content):
+    (tmp_path / "000007.ini").write_bytes(content)
+    history = History(tmp_path, 5)
+    assert (history.versions, history.next_number()) == ([], 8)
+
+
+def test_where_nothing_can_be_written_memory_has_to_do(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    history = History(tmp_path / "file" / "history", 5)
+    for number in (1, 2):
+        history.add(version(number))
+    assert history.versions == [version(1), version(2)]
+    assert history.next_number() == 3
+    assert len([each for each in caplog.messages if "in memory only" in each]) == 1
+
+
+@pytest.mark.parametrize(
+    ("configured", "folder"), [("", "etc/.proxy"), ("state", "etc/state"), ("/run/proxy", "/run/proxy")]
+)
+def test_the_state_lives_next_to_the_file_unless_it_says_otherwise(tmp_path, configured, folder):
+    (tmp_path / "etc").mkdir()
+    path = tmp_path / "etc" / "proxy.ini"
+    path.write_text(f"[proxy]\nstate_dir = {configured}  # here\n[listeners\n")
+    assert state_dir(str(path), configured) == state_dir_of(str(path)) == tmp_path / folder
+
+
+def test_the_state_of_a_missing_file_is_next_to_where_it_would_be(tmp_path):
+    assert state_dir_of(str(tmp_path / "proxy.ini")) == tmp_path / ".proxy"

@@ -1,0 +1,539 @@
+"""One configuration is in effect; whatever cannot be leaves it, and the file, as they were."""
+
+import os
+import socket
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import gevent
+import pytest
+
+from proxy.config import ProxyConfig
+from proxy.control.configfile import InvalidConfigError
+from proxy.control.versions import Conflict, Outcome, Versions
+from proxy.errors import ProxyError
+from tests.integration.certificates import Authority, Certificate
+
+TEXT = """\
+# Mine.
+[proxy]
+timeout = 30s  # enough
+
+[auth_users]
+alice = wonderland
+
+[listeners]
+[[socks]]
+protocol = socks5
+listen_addr = 127.0.0.1:1080
+upstream = home
+
+[upstreams]
+[[home]]
+type = socks5
+proxy_address = 10.0.0.1:1080
+"""
+OTHER = TEXT.replace("30s", "20s")
+BAD = TEXT.replace("timeout", "tiemout")
+
+
+@pytest.fixture(autouse=True)
+def within_a_minute() -> Iterator[None]:
+    with gevent.Timeout(60):
+        yield
+
+
+class House:
+    """A file, and whoever runs what stands in it."""
+
+    def __init__(self, folder: Path, text: str = TEXT) -> None:
+        self.path = folder / "proxy.ini"
+        self.path.write_text(text)
+        self.path.chmod(0o600)
+        self.folder = folder / "state"
+        self.running: list[ProxyConfig] = []
+        self.busy = ""  # a reason for which nothing can be applied
+        self.versions = self.start()
+
+    def start(self, **how: bool) -> Versions:
+        versions = Versions(str(self.path), str(self.folder), 20, self.apply)
+        self.warnings = versions.start(**how)
+        self.running.append(versions.config)
+        versions.record()
+        return versions
+
+    def apply(self, config: ProxyConfig) -> tuple[str, ...]:
+        if self.busy:
+            raise ProxyError(self.busy)
+        self.running.append(config)
+        return ()
+
+    def write(self, text: str) -> None:
+        self.path.write_text(text)
+
+    @property
+    def timeout(self) -> float:
+        return self.running[-1].listeners[0].timeout
+
+    @property
+    def numbers(self) -> list[int]:
+        return [version.number for version in self.versions.list()]
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    return House(tmp_path)
+
+
+def rejected(house: House, outcome: Outcome | None, *words: str, version: int = 1) -> None:
+    """Check that nothing changed, and that it is said why."""
+    assert outcome is not None
+    assert (outcome.status, outcome.version) == ("rejected", version)
+    assert all(word in " ".join(outcome.problems) for word in words), outcome.problems
+    assert house.versions.current.number == version
+    assert house.timeout == 30
+
+
+class TestStarting:
+    def test_the_first_version_is_what_the_file_says(self, house: House) -> None:
+        current = house.versions.current
+        assert (current.number, current.source, current.text) == (1, "start", TEXT)
+        assert abs(current.time - time.time()) < 60
+        assert house.versions.config.listeners[0].timeout == 30
+
+    def test_a_restart_with_the_same_file_is_the_same_version(self, house: House) -> None:
+        assert house.start().current == house.versions.current
+
+    def test_a_restart_with_another_file_is_a_new_version(self, house: House) -> None:
+        house.write(OTHER)
+        assert house.start().current.summary == "proxy.timeout 30s -> 20s"
+        assert house.start().current.number == 2
+
+    def test_what_never_ran_is_no_version(self, house: House) -> None:
+        house.write(OTHER)
+        Versions(str(house.path), str(house.folder), 20, house.apply).start()
+        assert [each.number for each in house.start().list()] == [1, 2]
+
+    def test_an_invalid_file_is_an_error(self, house: House) -> None:
+        house.write(BAD)
+        with pytest.raises(InvalidConfigError, match="tiemout"):
+            house.start()
+
+    def test_the_last_good_version_is_taken_if_that_is_wanted(self, house: House) -> None:
+        house.write(BAD)
+        house.versions = house.start(last_good=True)
+        assert house.versions.current.number == 1
+        assert any("tiemout" in each for each in house.warnings)
+        assert "version 1" in house.warnings[-1]
+        assert house.versions.look() is None
+        assert house.path.read_text() == BAD
+
+    def test_a_volatile_version_is_not_the_last_good_one(self, house: House) -> None:
+        house.versions.change([("proxy.timeout", "9s")], volatile=True)
+        house.write(BAD)
+        house.versions = house.start(last_good=True)
+        assert house.timeout == 30
+
+    def test_without_a_good_version_there_is_no_start(self, tmp_path: Path) -> None:
+        path = tmp_path / "proxy.ini"
+        path.write_text(BAD)
+        with pytest.raises(InvalidConfigError):
+            Versions(str(path), str(tmp_path / "state"), 20, lambda config: ()).start(last_good=True)
+
+
+class TestReloading:
+    def test_another_text_is_a_new_version(self, house: House) -> None:
+        house.write(OTHER)
+        assert house.versions.look() == Outcome("applied", 2)
+        assert (house.timeout, house.versions.current.source) == (20, "file")
+        assert house.versions.current.summary == "proxy.timeout 30s -> 20s"
+
+    def test_the_same_text_is_not(self, house: House) -> None:
+        house.write(TEXT)
+        assert house.versions.look() is None
+        assert house.versions.reload() == Outcome("unchanged", 1)
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            (BAD, ("tiemout", "did you mean timeout?")),
+            (TEXT.replace("30s", "-1"), ("[proxy] timeout",)),
+            (TEXT + "[listener]\n", ("unknown section", "[listeners]")),
+            ("", ("empty",)),
+            (TEXT + "\ud800", ("UTF-8",)),
+            (TEXT.replace("timeout", "timeout = 1\ntimeout"), ("there already",)),
+        ],
+        ids=["unknown-key", "value", "unknown-section", "empty", "latin-1", "twice"],
+    )
+    def test_what_cannot_be_is_refused_and_said_once(
+        self, house: House, text: str, words: tuple[str, ...]
+    ) -> None:
+        """CASES H193, H196, H207, H208."""
+        house.path.write_bytes(text.encode(errors="surrogatepass"))
+        rejected(house, house.versions.look(), str(house.path), *words)
+        assert house.versions.look() is None
+        rejected(house, house.versions.reload(), *words)
+        assert house.numbers == [1]
+
+    def test_a_byte_order_mark_and_windows_line_ends_are_accepted(self, house: House) -> None:
+        """CASES H208."""
+        house.path.write_bytes(b"\xef\xbb\xbf" + OTHER.replace("\n", "\r\n").encode())
+        assert house.versions.look() == Outcome("applied", 2)
+
+    def test_a_missing_file_is_refused_and_its_return_is_nothing_new(self, house: House) -> None:
+        """CASES H196."""
+        house.path.unlink()
+        rejected(house, house.versions.look(), "No such file")
+        assert house.versions.look() is None
+        house.write(TEXT)
+        assert house.versions.look() == Outcome("unchanged", 1)
+
+    def test_what_cannot_be_applied_is_not_tried_again_until_it_changes(self, house: House) -> None:
+        house.busy = "cannot listen on 127.0.0.1:1080: Address already in use"
+        house.write(OTHER)
+        rejected(house, house.versions.look(), "already in use")
+        house.busy = ""
+        assert house.versions.look() is None
+        assert house.versions.reload() == Outcome("applied", 2)
+
+    def test_what_takes_effect_later_only_is_said(self, house: House) -> None:
+        house.write(TEXT.replace("[proxy]", "[proxy]\nstate_dir = elsewhere"))
+        outcome = house.versions.reload()
+        assert (outcome.status, outcome.notes) == (
+            "applied",
+            ("proxy.state_dir takes effect at the next start",),
+        )
+
+    def test_outcomes_are_counted(self, house: House) -> None:
+        for text in (OTHER, OTHER, BAD):
+            house.write(text)
+            house.versions.reload()
+        assert house.versions.outcomes == {"applied": 1, "unchanged": 1, "rejected": 1}
+
+    def test_passwords_that_others_may_read_are_warned_of(self, house: House) -> None:
+        """CASES J223."""
+        house.write(OTHER)
+        house.path.chmod(0o644)
+        assert "chmod 600" in house.versions.reload().notes[0]
+
+    def test_a_reload_during_another_waits_for_it(self, house: House) -> None:
+        def slow(config: ProxyConfig) -> tuple[str, ...]:
+            gevent.sleep(0.02)
+            return house.apply(config)
+
+        house.versions._apply = slow
+        house.write(OTHER)
+        both = [gevent.spawn(house.versions.reload) for _ in range(2)]
+        gevent.joinall(both, raise_error=True)
+        assert [each.value.status for each in both] == ["applied", "unchanged"]
+
+
+class TestLargeFiles:
+    def test_nobody_else_waits_for_one_to_be_read(self, house: House) -> None:
+        """
+        What others wait is what a thread keeps the interpreter for.
+
+        It is measured in processor time, so that other programs make no difference to it.
+        """
+        longest = []
+        for attempt in range(3):
+            users = "".join(f"user{number} = password-{number}-{attempt}\n" for number in range(5000))
+            house.write(TEXT.replace("[listeners]", f"{users}[listeners]"))
+            reload = gevent.spawn(house.versions.reload)
+            longest.append(max(turns_beside(reload)))
+            assert reload.get().status == "applied"
+        assert min(longest) < 0.02
+
+
+def turns_beside(other: "gevent.Greenlet[..., object]") -> Iterator[float]:
+    """Take turns like a connection does, until another greenlet is done, and tell how long each took."""
+    one, two = socket.socketpair()
+    with one, two:
+        while not other.dead:
+            started = time.process_time()
+            one.send(b"x")
+            two.recv(1)
+            gevent.sleep(0)
+            yield time.process_time() - started
+
+
+class TestCertificates:
+    @pytest.fixture
+    def pairs(self, tmp_path: Path) -> list[Certificate]:
+        authority = Authority(tmp_path)
+        return [authority.issue(name, "localhost") for name in ("one", "two")]
+
+    @pytest.fixture
+    def house(self, tmp_path: Path, pairs: list[Certificate]) -> House:
+        files = "\n".join(f"{name} = {path}" for name, path in pairs[0].settings.items())
+        door = f"[[web]]\nprotocol = websocket\nlisten_addr = 127.0.0.1:8080\n{files}\n"
+        return House(tmp_path, TEXT.replace("[upstreams]", f"{door}[upstreams]"))
+
+    def test_those_that_changed_are_read_again_and_make_no_version(
+        self, house: House, pairs: list[Certificate]
+    ) -> None:
+        pairs[1].cert.replace(pairs[0].cert)
+        pairs[1].key.replace(pairs[0].key)
+        outcome = house.versions.look()
+        assert outcome == Outcome("applied", 1, notes=("the TLS files were read again",))
+        assert len(house.running) == 2
+        assert house.versions.look() is None
+
+    def test_a_certificate_without_its_key_is_refused_until_the_key_is_there(
+        self, house: House, pairs: list[Certificate]
+    ) -> None:
+        pairs[1].cert.replace(pairs[0].cert)
+        rejected(house, house.versions.look(), "[listeners.web] tls_cert", "does not belong")
+        assert house.versions.look() is None
+        pairs[1].key.replace(pairs[0].key)
+        outcome = house.versions.look()
+        assert outcome is not None
+        assert outcome.status == "applied"
+
+
+class TestRollingBack:
+    """CASES H202."""
+
+    def test_the_version_before_comes_back_as_a_new_one_and_into_the_file(self, house: House) -> None:
+        first = house.running[-1]
+        house.write(OTHER.replace("alice", "bob").replace("10.0.0.1", "10.0.0.2"))
+        house.versions.reload()
+        assert house.versions.rollback() == Outcome("applied", 3)
+        assert house.running[-1] == first
+        assert house.path.read_text() == house.versions.current.text == TEXT
+        assert house.versions.current.source == "rollback"
+        assert house.versions.current.summary.startswith("back to version 1: users +alice -bob")
+        assert house.versions.look() is None
+
+    def test_the_bad_file_is_replaced_by_the_version_in_effect(self, house: House) -> None:
+        house.write(BAD)
+        house.versions.look()
+        assert house.versions.rollback(1) == Outcome("applied", 2)
+        assert house.path.read_text() == TEXT
+        assert house.versions.look() is None
+
+    def test_two_of_them_lead_to_where_it_began(self, house: House) -> None:
+        house.write(OTHER)
+        house.versions.reload()
+        house.versions.rollback()
+        house.versions.rollback()
+        assert (house.timeout, house.numbers) == (20, [1, 2, 3, 4])
+
+    def test_an_earlier_run_s_version_can_be_gone_back_to(self, house: House) -> None:
+        house.write(OTHER)
+        house.versions = house.start()
+        assert house.versions.rollback() == Outcome("applied", 3)
+        assert house.timeout == 30
+
+    def test_the_first_version_has_none_before(self, house: House) -> None:
+        rejected(house, house.versions.rollback(), "no version before")
+
+    def test_an_unknown_version_is_an_error(self, house: House) -> None:
+        with pytest.raises(KeyError):
+            house.versions.rollback(7)
+
+    def test_what_cannot_be_applied_leaves_the_file_as_it_was(self, house: House) -> None:
+        house.write(OTHER)
+        house.versions.reload()
+        house.write(TEXT)
+        house.versions.reload()
+        house.busy = "Address already in use"
+        rejected(house, house.versions.rollback(2), "in use", version=3)
+        assert house.path.read_text() == TEXT
+        assert house.versions.look() is None
+
+    def test_a_version_that_is_valid_no_more_is_refused(self, house: House, tmp_path: Path) -> None:
+        authorities = Authority(tmp_path).root.cert
+        house.write(
+            TEXT.replace("10.0.0.1:1080", f"wss://a.example/\ntls_ca = {authorities}").replace(
+                "type = socks5", "type = websocket"
+            )
+        )
+        assert house.versions.reload().status == "applied"
+        house.write(TEXT)
+        house.versions.reload()
+        authorities.unlink()
+        rejected(house, house.versions.rollback(2), "version 2:", "tls_ca", version=3)
+
+    def test_a_file_that_cannot_be_written_does_not_keep_anybody_from_going_back(
+        self, house: House, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        house.write(OTHER)
+        house.versions.reload()
+        deny_writing(monkeypatch)
+        outcome = house.versions.rollback()
+        assert (outcome.status, house.timeout) == ("applied", 30)
+        assert "could not be written" in outcome.notes[0]
+        assert house.path.read_text() == OTHER
+        assert house.versions.look() is None
+
+
+def deny_writing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the folder of the file one that cannot be written to, for root too."""
+
+    def refuse(path: str, data: bytes) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("proxy.control.versions.files.replace", refuse)
+
+
+class TestChanging:
+    """CASES H211."""
+
+    def test_a_change_is_applied_and_written_with_the_comments(self, house: House) -> None:
+        assert house.versions.change([("proxy.timeout", "20s")]) == Outcome("applied", 2)
+        assert house.path.read_text() == OTHER
+        assert (house.timeout, house.versions.current.source) == (20, "ctl")
+        assert house.versions.current.summary == "proxy.timeout 30s -> 20s"
+        assert house.versions.look() is None
+
+    def test_several_are_one_or_none(self, house: House) -> None:
+        edits = [("listeners.web.protocol", "websocket"), ("listeners.web.listen_addr", "127.0.0.1:8080")]
+        rejected(
+            house, house.versions.change([("proxy.timeout", "20s"), *edits[:1]]), "listeners.web.listen_addr"
+        )
+        assert house.path.read_text() == TEXT
+        assert house.versions.change(edits).status == "applied"
+        assert [each.name for each in house.versions.config.listeners] == ["socks", "web"]
+
+    @pytest.mark.parametrize(
+        ("name", "value", "words"),
+        [
+            ("proxy.timeout", "soon", ("proxy.timeout: not a duration",)),
+            ("proxy.tiemout", "1s", ("proxy.tiemout: unknown key; did you mean timeout?",)),
+            ("listeners.socks.upstream", "hoem", ("listeners.socks.upstream", "did you mean home?")),
+            ("auth_users.carol", "", ("auth_users.carol",)),
+            ("auth_users.carol", "a\nroot = b", ("auth_users.carol", "control character")),
+            ("proxy.timeout\nfoo", "1s", ("no name of a setting",)),
+            ("auth_users.bob", None, ("auth_users.bob: is not set",)),
+            ("listeners.socks.listen_addr", None, ("listeners.socks.listen_addr", "missing")),
+            ("listeners.socks", None, ("listeners", "no listener")),
+        ],
+    )
+    def test_what_cannot_be_is_refused_by_its_name(
+        self, house: House, name: str, value: str | None, words: tuple[str, ...]
+    ) -> None:
+        rejected(house, house.versions.change([(name, value)]), *words)
+        assert house.path.read_text() == TEXT
+
+    def test_no_problem_repeats_a_password(self, house: House) -> None:
+        outcome = house.versions.change([("auth_users.carol", "scrypt$looking-glass")])
+        rejected(house, outcome, "auth_users.carol")
+        assert "looking-glass" not in str(outcome)
+
+    def test_mode_and_link_stay(self, house: House, tmp_path: Path) -> None:
+        real = tmp_path / "real.ini"
+        house.path.rename(real)
+        real.chmod(0o640)
+        house.path.symlink_to(real)
+        assert house.versions.change([("proxy.timeout", "20s")]).status == "applied"
+        assert (house.path.is_symlink(), real.read_text()) == (True, OTHER)
+        assert stat.S_IMODE(real.stat().st_mode) == 0o640
+        assert sorted(os.listdir(tmp_path)) == ["proxy.ini", "real.ini", "state"]
+
+    @pytest.mark.skipif(os.getuid() != 0, reason="only root gives files away")
+    def test_the_owner_stays(self, house: House) -> None:
+        os.chown(house.path, 1234, 4321)
+        house.versions.change([("proxy.timeout", "20s")])
+        assert (house.path.stat().st_uid, house.path.stat().st_gid) == (1234, 4321)
+
+    def test_a_file_that_cannot_be_written_refuses_it(
+        self, house: House, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        deny_writing(monkeypatch)
+        rejected(house, house.versions.change([("proxy.timeout", "20s")]), "Permission denied", "volatile")
+
+    def test_what_cannot_be_applied_leaves_the_file_as_it_was(self, house: House) -> None:
+        house.busy = "Address already in use"
+        rejected(house, house.versions.change([("proxy.timeout", "20s")]), "in use")
+        assert house.path.read_text() == TEXT
+        assert house.versions.look() is None
+
+    def test_somebody_s_edit_that_is_not_in_effect_is_not_overwritten(self, house: House) -> None:
+        house.write(BAD)
+        rejected(house, house.versions.change([("proxy.timeout", "20s")]), "not in effect")
+        assert house.path.read_text() == BAD
+
+    def test_the_second_of_two_is_told_of_the_first(self, house: House) -> None:
+        first = gevent.spawn(house.versions.change, [("proxy.timeout", "20s")], if_match=1)
+        second = gevent.spawn(house.versions.change, [("auth_users.bob", "x")], if_match=1)
+        gevent.joinall([first, second])
+        assert first.value == Outcome("applied", 2)
+        assert isinstance(second.exception, Conflict)
+        assert second.exception.current.number == 2
+        assert house.path.read_text() == OTHER
+
+    def test_two_at_once_that_match_nothing_are_both_made(self, house: House) -> None:
+        edits = [("proxy.timeout", "20s"), ("auth_users.bob", "x")]
+        gevent.joinall([gevent.spawn(house.versions.change, [each]) for each in edits], raise_error=True)
+        assert house.path.read_text() == OTHER.replace("wonderland\n", "wonderland\nbob = x\n")
+
+    def test_what_is_set_already_is_no_change(self, house: House) -> None:
+        assert house.versions.change([("proxy.timeout", "30s")]) == Outcome("unchanged", 1)
+
+
+class TestVolatileChanges:
+    @pytest.fixture(autouse=True)
+    def changed(self, house: House) -> None:
+        outcome = house.versions.change([("proxy.timeout", "9s")], volatile=True)
+        assert (outcome.status, outcome.version) == ("applied", 2)
+        assert "not written" in outcome.notes[0]
+
+    def test_it_is_in_effect_and_not_in_the_file(self, house: House) -> None:
+        assert (house.timeout, house.path.read_text()) == (9, TEXT)
+        assert house.versions.current.volatile
+        assert house.versions.look() is None
+
+    def test_the_next_text_of_the_file_replaces_it(self, house: House) -> None:
+        house.write(TEXT.replace("alice", "bob"))
+        outcome = house.versions.look()
+        assert outcome is not None
+        assert outcome.notes == ("volatile changes are gone: proxy.timeout",)
+        assert house.timeout == 30
+
+    def test_a_reload_that_was_asked_for_replaces_it_too(self, house: House) -> None:
+        assert house.versions.reload().status == "applied"
+        assert (house.timeout, house.versions.current.volatile) == (30, False)
+
+    def test_a_change_that_is_written_leaves_it_in_effect_and_out_of_the_file(self, house: House) -> None:
+        house.versions.change([("auth_users.bob", "x")])
+        assert house.timeout == 9
+        assert "bob = x" in house.path.read_text()
+        assert "timeout = 30s" in house.path.read_text()
+
+    def test_a_change_of_the_same_setting_that_is_written_ends_it(self, house: House) -> None:
+        house.versions.change([("proxy.timeout", "20s")])
+        assert (house.timeout, house.path.read_text()) == (20, OTHER)
+        assert not house.versions.current.volatile
+
+    def test_going_back_makes_it_no_part_of_anything(self, house: House) -> None:
+        house.versions.rollback()
+        assert (house.timeout, house.path.read_text()) == (30, TEXT)
+
+
+class TestLookingBack:
+    def test_no_secret_is_shown(self, house: House) -> None:
+        """CASES H210."""
+        house.versions.change([("auth_users.alice", "looking glass"), ("auth_users.bob", "cheshire")])
+        said = house.versions.redacted(2) + house.versions.diff(1, 2) + repr(house.versions.list())
+        for secret in ("wonderland", "looking glass", "cheshire"):
+            assert secret not in said
+        assert "+bob = ********" in house.versions.diff(1, 2)
+
+    def test_an_unknown_version_is_an_error(self, house: House) -> None:
+        for ask in (
+            house.versions.get,
+            house.versions.redacted,
+            lambda number: house.versions.diff(1, number),
+        ):
+            with pytest.raises(KeyError):
+                ask(7)
+
+    def test_the_current_version_is_listed_though_it_was_not_recorded(self, tmp_path: Path) -> None:
+        path = tmp_path / "proxy.ini"
+        path.write_text(TEXT)
+        versions = Versions(str(path), str(tmp_path / "state"), 20, lambda config: ())
+        versions.start()
+        assert versions.list() == [versions.current]
