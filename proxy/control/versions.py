@@ -246,7 +246,7 @@ class Versions:
         config = self._run(partial(configfile.parse, text.encode(), name, with_files=True)).config
         if text == self.current.text and text == self._file_text():
             return Outcome("unchanged", self.current.number)
-        summary = f"back to {name}: {changes.summary(self.current.text, text)}"
+        summary = f"back to {name}: {self._summary(self.current.text, text)}"
         become = partial(self._become, text, config, "rollback", summary=summary)
         try:
             with self._written(text):
@@ -274,7 +274,7 @@ class Versions:
         if new.base == self._base and new.text == self.current.text:
             return Outcome("unchanged", self.current.number)
         if volatile:
-            summary = changes.summary(self.current.text, new.text)
+            summary = self._summary(self.current.text, new.text)
             note = "not written to the file: the next time it is read, this is gone"
             return become(summary=f"{summary} (volatile)", notes=(note,))
         if self._file_text() != self._base:
@@ -283,7 +283,7 @@ class Versions:
             )
         try:
             with self._written(new.base):
-                return become(summary=changes.summary(self._base, new.base))
+                return become(summary=self._summary(self._base, new.base))
         except _UnwritableError as exc:
             raise ProxyError(f"{exc}; a volatile change does not need it") from exc
 
@@ -321,9 +321,9 @@ class Versions:
             raise _UnwritableError(f"{self._path} could not be written: {reason_of(exc)}") from exc
         try:
             yield
-        except BaseException:
-            if had is not None:
-                self._run(partial(files.replace, self._path, had))
+        except Exception:
+            # Not for one who merely does not wait for the end: by then it may be in effect.
+            self._run(partial(_put_back, self._path, had))
             raise
         # The watcher will find it changed, and nothing that it does not know.
         self._judged = self._judged._replace(digest=_digest(data))
@@ -340,6 +340,8 @@ class Versions:
             for problem in outcome.problems:
                 log.error("%s", problem)
             log.error("the configuration is not changed: version %d stays in effect", outcome.version)
+        if outcome.status == "unchanged":
+            log.info("the configuration is unchanged: version %d", outcome.version)
         for note in outcome.notes:
             log.warning("%s", note)
         self.outcomes[outcome.status] += 1
@@ -358,7 +360,7 @@ class Versions:
     ) -> Outcome:
         """Apply a configuration, and remember it; raises ``ProxyError``, and then nothing has changed."""
         tls = _stamps(config)  # before they are read
-        summary = summary or self._run(partial(changes.summary, self.current.text, text))
+        summary = summary or self._summary(self.current.text, text)
         notes = (*notes, *self._apply(config), *self._too_late(config))
         if self._overlay and not overlay:
             notes = (*notes, f"volatile changes are gone: {', '.join(self._overlay)}")
@@ -377,6 +379,9 @@ class Versions:
         for name, key in (("proxy.state_dir", "state_dir"), ("control.listen_addr", "control_listen_addr")):
             if getattr(config, key) != getattr(self._started, key):
                 yield f"{name} takes effect at the next start"
+
+    def _summary(self, old: str, new: str) -> str:
+        return self._run(partial(changes.summary, old, new))
 
     def _version(self, source: str, text: str, summary: str) -> Version:
         return Version(self._history.next_number(), time.time(), source, summary, text)
@@ -442,6 +447,13 @@ def _read(path: str) -> bytes | None:
 def _without_line(problem: Problem) -> str:
     """Say what is wrong with a text that nobody has seen: its lines would mean nothing."""
     return ".".join(filter(None, (problem.section, problem.key))) + f": {problem.message}"
+
+
+def _put_back(path: str, data: bytes | None) -> None:
+    if data is None:
+        os.unlink(path)
+    else:
+        files.replace(path, data)
 
 
 def _problems(exc: ProxyError) -> tuple[str, ...]:

@@ -176,6 +176,12 @@ def test_refuses_a_value_that_would_not_read_back(value):
         edit(TEXT, [("auth_users.alice", value)])
 
 
+def test_a_value_that_reads_back_as_another_one_is_refused_whatever_the_reason(monkeypatch):
+    monkeypatch.setattr("proxy.control.edit.inisyntax.quote", lambda text, **how: text.partition("#")[0])
+    with pytest.raises(ConfigError, match="read back"):
+        edit(TEXT, [("auth_users.alice", "a#b")])
+
+
 @given(VALUES)
 @example("a # b")
 @example("")

@@ -344,6 +344,18 @@ class TestRollingBack:
         assert house.path.read_text() == TEXT
         assert house.versions.look() is None
 
+    def test_a_missing_file_stays_missing_if_what_it_would_get_cannot_be_applied(self, house: House) -> None:
+        house.path.unlink()
+        house.busy = "Address already in use"
+        rejected(house, house.versions.rollback(1), "in use")
+        assert not house.path.exists()
+
+    def test_a_missing_file_is_written(self, house: House) -> None:
+        house.path.unlink()
+        assert house.versions.rollback(1) == Outcome("applied", 2)
+        assert house.path.read_text() == TEXT
+        assert stat.S_IMODE(house.path.stat().st_mode) == 0o600
+
     def test_a_version_that_is_valid_no_more_is_refused(self, house: House, tmp_path: Path) -> None:
         authorities = Authority(tmp_path).root.cert
         house.write(
