@@ -9,7 +9,7 @@ import pytest
 # Every port that a test takes stays taken until the end, so that no other gets it: some two thousand
 # descriptors, where many systems allow 1,024 unless asked.
 _, _most = resource.getrlimit(resource.RLIMIT_NOFILE)
-resource.setrlimit(resource.RLIMIT_NOFILE, (_most, _most))
+resource.setrlimit(resource.RLIMIT_NOFILE, (min(_most, 16384), _most))
 
 
 @pytest.fixture(autouse=True)
