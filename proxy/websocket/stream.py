@@ -65,7 +65,8 @@ class WebSocketStream:
         self._server = server
         self._half_close = half_close
         self._decoder = Decoder(masked=server)
-        self._ended = False  # the peer sends no more payload
+        self._ended = False  # the peer sends no more payload,
+        self._told_end = False  # and whoever receives knows
         self._failure: ProtocolError | None = None
         self._peer_close: Close | None = None
         self._tcp_ended = False
@@ -96,8 +97,6 @@ class WebSocketStream:
     def buffered(self) -> bool:
         """True if something was received that was not given out yet."""
         return self._tcp.buffered or self._failure is not None or (self._ended and not self._told_end)
-
-    _told_end = False
 
     @property
     def blocked(self) -> bool:
