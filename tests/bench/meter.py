@@ -55,23 +55,27 @@ def pin(sessions: Iterable[int], cores: set[int]) -> None:
 
 
 def memory(session: int) -> float:
-    """Give the bytes that a session uses; what processes share is divided among them (PSS)."""
-    return _rollup(session, "Pss")
+    """
+    Give the bytes that a session has written; what processes share is divided among them (PSS).
+
+    Pages of files are left out: a session's part of libc falls whenever some other program starts.
+    """
+    return _rollup(session, ("Pss_Anon:", "Pss_Shmem:"))
 
 
 def resident(session: int) -> float:
     """Give the bytes that a session would use alone: what its processes share with others is its own, too."""
-    return _rollup(session, "Rss")
+    return _rollup(session, ("Rss:",))
 
 
-def _rollup(session: int, kind: str) -> float:
+def _rollup(session: int, kinds: tuple[str, ...]) -> float:
     total = 0
     for pid, _ in processes(session):
         try:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         except OSError:
             continue
-        total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{kind}:"))
+        total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(kinds))
     return float(total)
 
 
