@@ -2,6 +2,7 @@
 The running program: its listeners, its logs, signals, and an end in good order.
 """
 
+import gc
 import logging
 import resource
 import signal
@@ -83,6 +84,7 @@ class App:
             # A signal that comes before this ends the program in the ordinary way.
             self._watch_signals()
             self._open()
+            gc.freeze()  # what is there by now stays: no collection need look at it again
             _act(self._hooks.ready)
             self._stopping.wait()
             _act(self._hooks.stopping)

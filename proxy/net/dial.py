@@ -138,9 +138,13 @@ def _connect(ip: IPAddress, address: Address, deadline: Deadline) -> socket.sock
 
 
 def _await_connection(sock: Any, sockaddr: tuple[str, int], deadline: Deadline) -> None:
-    # gevent's connect would ask for the error before, and call connect again after: four calls for two.
-    error = sock._sock.connect_ex(sockaddr)
+    # Not gevent's connect, which waits in any case: a host on this machine has answered when the first
+    # call returns, and the second one says so.
+    connect = sock._sock.connect_ex
+    error = connect(sockaddr)
     if error == errno.EINPROGRESS:
+        error = connect(sockaddr)
+    if error == errno.EALREADY:
         with deadline.limit("connect"):
             wait(sock._write_event)
         error = sock.getsockopt(std_socket.SOL_SOCKET, std_socket.SO_ERROR)
