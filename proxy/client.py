@@ -15,6 +15,7 @@ from proxy.errors import DialError, Failure, ProxyError, UpstreamError
 from proxy.net.deadline import Deadline
 from proxy.net.dial import dial
 from proxy.net.relay import DataForwarder, Transfer
+from proxy.net.sock import Sock
 from proxy.net.stream import Ending, Socket, Stream, TcpStream, address_of
 
 
@@ -96,7 +97,7 @@ class UpstreamClient(ProxyClient):
         self._config = replace(self._config, username=username, password=password)
         super().authenticate(username, password)
 
-    def dial_proxy(self, proxy: Address, deadline: Deadline) -> Socket:
+    def dial_proxy(self, proxy: Address, deadline: Deadline) -> Sock:
         """Connect to the proxy itself; raises ``UpstreamError``."""
         try:
             return dial(proxy, deadline)

@@ -16,6 +16,7 @@ from proxy.net.channel import Channel
 from proxy.net.deadline import Deadline
 from proxy.net.listen import Acceptor, Places, bind
 from proxy.net.relay import DataForwarder
+from proxy.net.sock import Sock
 from proxy.net.stream import Ending, Socket, address_of
 from proxy.net.threads import Workers
 from proxy.net.tls import server_context
@@ -108,7 +109,7 @@ class ProxyServer(ABC):
             acceptor.start()
             self._acceptors.append(acceptor)
 
-    def handle_connection(self, sock: Socket, client: Address) -> None:
+    def handle_connection(self, sock: Sock | Socket, client: Address) -> None:
         """Serve one client until it is done."""
         runtime = self._runtime
         session = Session(next(_numbers), sock, client, runtime)

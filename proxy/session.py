@@ -23,6 +23,7 @@ from proxy.metrics import CLIENT_LEFT, HANDSHAKE, TARGET, ListenerMetrics
 from proxy.net.channel import Channel
 from proxy.net.deadline import Deadline
 from proxy.net.relay import DataForwarder, Relay, Transfer
+from proxy.net.sock import Sock
 from proxy.net.stream import Ending, Socket, Stream
 from proxy.net.tls import accept_tls
 
@@ -88,7 +89,7 @@ class Session:
 
     __slots__ = ("_channel", "_users", "client", "id", "relay", "runtime", "started", "via", "wanted")
 
-    def __init__(self, number: int, sock: Socket, client: Address, runtime: Runtime) -> None:
+    def __init__(self, number: int, sock: Sock | Socket, client: Address, runtime: Runtime) -> None:
         self.id = number
         self.client = client
         self.runtime = runtime

@@ -15,7 +15,8 @@ from gevent import socket
 from gevent.monkey import get_original
 
 from proxy.errors import ClientLeftError
-from proxy.net.deadline import Deadline
+from proxy.net.deadline import Deadline, wait
+from proxy.net.sock import take_over
 from proxy.net.stream import BUFFER_SIZE, TcpStream, TlsStream
 
 _READ_SIZE = 4096  # bytes: more than any handshake needs at once
@@ -29,26 +30,35 @@ class Channel:
 
     __slots__ = ("_early", "_handed_over", "sock")
 
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
+    def __init__(self, sock: Any) -> None:
+        self.sock = take_over(sock)
         self._early = b""
         self._handed_over = False
 
     def recv(self, count: int) -> bytes:
         """Receive up to ``count`` bytes; b"" at the end."""
         if not self._early:
-            self._early = self.sock.recv(_READ_SIZE)
+            self._early = self._receive()
         data, self._early = self._early[:count], self._early[count:]
         return data
 
     def read_exact(self, count: int) -> bytes:
         """Receive exactly ``count`` bytes; raises ``EOFError`` if the peer ends before."""
         while len(self._early) < count:
-            data = self.sock.recv(_READ_SIZE)
+            data = self._receive()
             if not data:
                 raise EOFError("the peer closed the connection")
             self._early += data
-        return self.recv(count) if count else b""
+        data, self._early = self._early[:count], self._early[count:]
+        return data
+
+    def _receive(self) -> bytes:
+        while True:
+            try:
+                data: bytes = self.sock.recv(_READ_SIZE)
+                return data
+            except BlockingIOError:
+                wait(self.sock.reader)
 
     def push_back(self, data: bytes) -> None:
         """Put bytes back in front of what is still to be read."""
@@ -56,10 +66,12 @@ class Channel:
 
     def send(self, data: bytes) -> int:
         """Send all of ``data``."""
-        # Not sendall: gevent's asks for the size of the send buffer each time.
-        sent = self.sock.send(data)
+        sent = 0
         while sent < len(data):
-            sent += self.sock.send(data[sent:])
+            try:
+                sent += self.sock.send(data[sent:])
+            except BlockingIOError:
+                wait(self.sock.writer)
         return sent
 
     def stream(self) -> TcpStream:
@@ -79,15 +91,18 @@ class Channel:
             if not isinstance(self.sock, ssl.SSLSocket):
                 self.sock.shutdown(std_socket.SHUT_WR)
             left = BUFFER_SIZE
-            while left > 0 and (data := self.sock.recv(_READ_SIZE)):
+            while left > 0 and (data := self._receive()):
                 left -= len(data)
         self.sock.close()
 
     def hang_up(self) -> None:
         """Let whoever reads from it or watches it find that the peer has left."""
         with suppress(OSError):
-            # Of the plain socket: TLS would lose its state, which others are in the middle of.
-            socket.socket.shutdown(self.sock, std_socket.SHUT_RDWR)
+            if isinstance(self.sock, ssl.SSLSocket):
+                # Of the plain socket: TLS would lose its state, which others are in the middle of.
+                socket.socket.shutdown(self.sock, std_socket.SHUT_RDWR)
+            else:
+                self.sock.shutdown(std_socket.SHUT_RDWR)
 
     def abort(self) -> None:
         """Close at once; a socket that was handed over stays open."""
@@ -101,16 +116,16 @@ class Channel:
         A reset ends the block at once, a FIN after ``grace`` seconds: in some protocols it can also
         come from a client that has said all it has to say and waits for the answer.
         """
-        return _Watch(self.sock.fileno(), grace)
+        return _Watch(self.sock, grace)
 
 
 class _Watch:
     """Looks at a socket from time to time, while a block is busy with something else."""
 
-    __slots__ = ("_fd", "_left", "_patience", "_timer", "_waiter")
+    __slots__ = ("_left", "_patience", "_sock", "_timer", "_waiter")
 
-    def __init__(self, fd: int, patience: float) -> None:
-        self._fd = fd
+    def __init__(self, sock: Any, patience: float) -> None:
+        self._sock = sock
         self._patience = patience
 
     def __enter__(self) -> None:
@@ -126,7 +141,7 @@ class _Watch:
 
     def _look(self) -> None:
         poll = _poll()  # not gevent's, which knows nothing of RDHUP, and could not run in the hub
-        poll.register(self._fd, getattr(select, "POLLRDHUP", 0))
+        poll.register(self._sock, getattr(select, "POLLRDHUP", 0))
         events = sum(flags for _, flags in poll.poll(0))
         if events:
             self._patience -= _LOOK_AGAIN

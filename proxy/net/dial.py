@@ -17,10 +17,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import zip_longest
-from typing import Any
 
 import gevent
-from gevent import socket
 from gevent.event import AsyncResult
 from gevent.monkey import get_original
 from gevent.queue import Empty, Queue
@@ -28,6 +26,7 @@ from gevent.queue import Empty, Queue
 from proxy.address import Address
 from proxy.errors import DialError, Failure, failure_of, reason_of
 from proxy.net.deadline import Deadline, wait
+from proxy.net.sock import Sock
 from proxy.net.threads import Workers
 
 IPAddress = IPv4Address | IPv6Address
@@ -41,7 +40,7 @@ _workers = Workers(LOOKUP_THREADS)
 _lookups: "dict[str, AsyncResult[list[IPAddress]]]" = {}
 
 
-def dial(address: Address, deadline: Deadline, check: Check = lambda ip: None) -> socket.socket:
+def dial(address: Address, deadline: Deadline, check: Check = lambda ip: None) -> Sock:
     """
     Connect to an address.
 
@@ -117,11 +116,11 @@ def interleave(ips: Iterable[IPAddress]) -> list[IPAddress]:
     return [ip for pair in zip_longest(preferred, others) for ip in pair if ip is not None]
 
 
-def _connect(ip: IPAddress, address: Address, deadline: Deadline) -> socket.socket:
+def _connect(ip: IPAddress, address: Address, deadline: Deadline) -> Sock:
     family = std_socket.AF_INET if ip.version == 4 else std_socket.AF_INET6
     sock = None
     try:
-        sock = socket.socket(family, std_socket.SOCK_STREAM)
+        sock = Sock(family, std_socket.SOCK_STREAM)
         sock.setsockopt(std_socket.IPPROTO_TCP, std_socket.TCP_NODELAY, 1)
         sock.setsockopt(std_socket.SOL_SOCKET, std_socket.SO_KEEPALIVE, 1)
         _await_connection(sock, (str(ip), address.port), deadline)
@@ -137,16 +136,14 @@ def _connect(ip: IPAddress, address: Address, deadline: Deadline) -> socket.sock
         raise
 
 
-def _await_connection(sock: Any, sockaddr: tuple[str, int], deadline: Deadline) -> None:
-    # Not gevent's connect, which waits in any case: a host on this machine has answered when the first
-    # call returns, and the second one says so.
-    connect = sock._sock.connect_ex
-    error = connect(sockaddr)
+def _await_connection(sock: Sock, sockaddr: tuple[str, int], deadline: Deadline) -> None:
+    error = sock.connect_ex(sockaddr)
     if error == errno.EINPROGRESS:
-        error = connect(sockaddr)
+        # A host on this machine has answered by now, and the second call says what.
+        error = sock.connect_ex(sockaddr)
     if error == errno.EALREADY:
         with deadline.limit("connect"):
-            wait(sock._write_event)
+            wait(sock.writer)
         error = sock.getsockopt(std_socket.SOL_SOCKET, std_socket.SO_ERROR)
     if error:
         raise OSError(error, os.strerror(error))
@@ -154,7 +151,7 @@ def _await_connection(sock: Any, sockaddr: tuple[str, int], deadline: Deadline) 
 
 @dataclass(frozen=True)
 class _Outcome:
-    sock: socket.socket | None = None
+    sock: Sock | None = None
     error: DialError | None = None
 
 
@@ -168,7 +165,7 @@ class _Race:
         self._runners: list[gevent.Greenlet[..., None]] = []
         self._outcomes: Queue[_Outcome] = Queue()
 
-    def run(self) -> socket.socket:
+    def run(self) -> Sock:
         """Return the winner's socket; raises the first ``DialError`` when all have lost."""
         errors: list[DialError] = []
         try:

@@ -14,13 +14,14 @@ from gevent.server import StreamServer
 
 from proxy.address import Address, Endpoint
 from proxy.errors import ProxyError, failure_of, reason_of
+from proxy.net.sock import Sock
 from proxy.net.stream import address_of
 
 log = logging.getLogger(__name__)
 
 BACKLOG = 1024  # connections: a burst of clients waits here while we accept
 
-Handler = Callable[[socket.socket, Address], None]
+Handler = Callable[[Sock, Address], None]
 
 
 def bind(endpoint: Endpoint, inherited: Iterable[socket.socket] = ()) -> list[socket.socket]:
@@ -114,8 +115,20 @@ class Acceptor(StreamServer):
     """
 
     def __init__(self, sock: socket.socket, handler: Handler, places: Places) -> None:
-        super().__init__(sock, lambda client, peer: handler(client, address_of(peer)), spawn=places)
+        def handle(client: Any, peer: Any) -> None:
+            handler(client, address_of(peer))
+
+        super().__init__(sock, handle, spawn=places)
         self._places = places
+
+    def do_read(self) -> Any:
+        """Accept a client, if one is there."""
+        listening: Any = self.socket
+        try:
+            fileno, peer = listening._accept()
+        except BlockingIOError:
+            return None
+        return Sock(listening.family, std_socket.SOCK_STREAM, 0, fileno), peer
 
     def copy_socket(self) -> socket.socket:
         """Copy the socket: those who wait in its queue are not lost when this one closes."""

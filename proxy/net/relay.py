@@ -189,7 +189,7 @@ class _Direction:
 
     __slots__ = (
         *("_at", "_bulk", "_over", "_reader", "_relay", "_sink", "_sink_name", "_source", "_source_name"),
-        *("_told", "_writer", "_zero_copy", "ended", "moved", "opposite"),
+        *("_told", "_zero_copy", "ended", "held", "moved", "opposite"),
     )
 
     opposite: "_Direction"
@@ -210,7 +210,7 @@ class _Direction:
         self.ended = False  # and has passed it on
         self.moved = 0
         self._reader = source.reader
-        self._writer = sink.writer
+        self.held = False  # it waits for its sink, which does not take what there is
 
     # -- waiting
 
@@ -227,18 +227,19 @@ class _Direction:
     def pause(self) -> None:
         """Wait for nothing any more."""
         self._reader.stop()
-        self._writer.stop()
+        self._release()
 
     def _hold(self) -> None:
         """Wait for the sink, which is blocked, instead of the source."""
         if not self.held and not self._relay.is_over:
             self._reader.stop()
-            self._writer.start(self._resume)
+            self.held = True
+            self._sink.writer.start(self._resume)
 
-    @property
-    def held(self) -> bool:
-        """True while it waits for its sink, which does not take what there is."""
-        return bool(self._writer.active)
+    def _release(self) -> None:
+        if self.held:
+            self.held = False
+            self._sink.writer.stop()
 
     def tick(self, now: float) -> None:
         """Let the source do what is due."""
@@ -324,7 +325,7 @@ class _Direction:
             self._sink.flush()
             if self._sink.blocked:
                 return
-            self._writer.stop()
+            self._release()
             if self._over and not self.ended:
                 self._end()
             if not self.held and not self._relay.is_over:

@@ -11,11 +11,12 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from gevent import socket
 
 from proxy.address import Address
+from proxy.net.sock import READ, WRITE, Sock, take_over, watcher
 from proxy.net.splice import PIPES, Pipe
 
 Socket = socket.socket
@@ -61,10 +62,12 @@ class Stream(Protocol):
 
     reader: Any
     """The event loop's watcher for something to read; whoever waits has it to itself."""
-    writer: Any
-    """The same for room to write."""
     on_blocked: Callable[[], None]
     """What is called when something has to be kept."""
+
+    @property
+    def writer(self) -> Any:
+        """The same for room to write."""
 
     @property
     def half_closes(self) -> bool:
@@ -127,27 +130,28 @@ def _nobody_cares() -> None:
 class TcpStream:
     """A plain socket."""
 
-    __slots__ = ("_early", "_in_pipe", "_kept", "_owner", "_pipe", "_sock", "on_blocked", "reader", "writer")
+    __slots__ = ("_early", "_in_pipe", "_kept", "_pipe", "_sock", "on_blocked", "reader")
 
     takes_pipes = True
     half_closes = True
 
-    def __init__(self, sock: Socket, early: bytes = b"") -> None:
-        """Take the socket over, with bytes that were already received from it."""
-        self._owner = cast(Any, _cooperative(sock))
-        self._sock = self._take_over(self._owner)
-        # The watchers that gevent made with the socket.
-        self.reader = self._owner._read_event
-        self.writer = self._owner._write_event
+    def __init__(self, sock: Any, early: bytes = b"") -> None:
+        """Take a socket over, with bytes that were already received from it."""
+        self._sock = take_over(sock)
+        self.reader = self._make_reader()
         self.on_blocked: Callable[[], None] = _nobody_cares
         self._early = early
         self._kept = b""  # goes out first,
         self._pipe: Pipe | None = None  # and then what is in here
         self._in_pipe = 0
 
-    def _take_over(self, sock: Any) -> Any:
-        # Below gevent's class: nothing ever waits in this socket's own methods.
-        return sock._sock
+    def _make_reader(self) -> Any:
+        return self._sock.reader
+
+    @property
+    def writer(self) -> Any:
+        """The watcher for room to write."""
+        return self._sock.writer
 
     @property
     def buffered(self) -> bool:
@@ -258,7 +262,7 @@ class TcpStream:
         if ending is not Ending.FINISHED:
             with suppress(OSError):
                 self._sock.setsockopt(std_socket.SOL_SOCKET, std_socket.SO_LINGER, _NO_LINGER)
-        self._owner.close()
+        self._sock.close()
         if self._pipe:
             PIPES.give_back(self._pipe, empty=False)
             self._pipe = None
@@ -270,14 +274,20 @@ class TcpStream:
 class TlsStream(TcpStream):
     """A TLS socket, whose bytes have to pass through our memory, and which cannot half-close."""
 
-    __slots__ = ()
+    __slots__ = ("_writer",)
 
     takes_pipes = False
     half_closes = False
 
-    def _take_over(self, sock: Any) -> Any:
-        sock.settimeout(0.0)
-        return sock
+    def _make_reader(self) -> Any:
+        self._sock.settimeout(0.0)
+        self._writer: Any = watcher(self._sock.fileno(), WRITE)
+        return watcher(self._sock.fileno(), READ)
+
+    @property
+    def writer(self) -> Any:
+        """The watcher for room to write."""
+        return self._writer
 
     @property
     def buffered(self) -> bool:
@@ -321,14 +331,7 @@ def as_stream(end: Stream | Socket) -> Stream:
     """Take a plain socket for the stream that it is."""
     if isinstance(end, ssl.SSLSocket):
         return TlsStream(end)
-    return TcpStream(end) if isinstance(end, (Socket, std_socket.socket)) else end
-
-
-def _cooperative(sock: Socket) -> Socket:
-    """Make a socket gevent's, where the standard library was not patched."""
-    if isinstance(sock, Socket):
-        return sock
-    return Socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
+    return TcpStream(end) if isinstance(end, (Socket, std_socket.socket, Sock)) else end
 
 
 def address_of(sockaddr: Any) -> Address:

@@ -8,6 +8,7 @@ from gevent import socket
 from gevent.ssl import SSLContext, SSLSocket
 
 from proxy.errors import ConfigError, ProtocolError
+from proxy.net.sock import Sock
 
 
 def server_context(cert: str, key: str) -> SSLContext:
@@ -70,17 +71,25 @@ def _explain(exc: ssl.SSLError) -> str:
     return "not a PEM certificate chain with its key"
 
 
-def accept_tls(sock: socket.socket, context: SSLContext) -> socket.socket:
+def accept_tls(sock: Sock, context: SSLContext) -> SSLSocket:
     """Do the server's handshake; raises ``ProtocolError``."""
-    return _shake_hands(context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False))
+    return _shake_hands(
+        context.wrap_socket(_cooperative(sock), server_side=True, do_handshake_on_connect=False)
+    )
 
 
-def connect_tls(sock: socket.socket, context: SSLContext, host: str) -> socket.socket:
+def connect_tls(sock: Sock, context: SSLContext, host: str) -> SSLSocket:
     """Do the client's handshake, naming the host; raises ``ProtocolError``."""
-    return _shake_hands(context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False))
+    return _shake_hands(
+        context.wrap_socket(_cooperative(sock), server_hostname=host, do_handshake_on_connect=False)
+    )
 
 
-def _shake_hands(sock: SSLSocket) -> socket.socket:
+def _cooperative(sock: Sock) -> socket.socket:
+    return socket.socket(sock.family, sock.type, sock.proto, sock.detach())
+
+
+def _shake_hands(sock: SSLSocket) -> SSLSocket:
     # Wrapping took the descriptor from the plain socket, so nobody else can close it.
     try:
         sock.do_handshake()

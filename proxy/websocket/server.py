@@ -91,7 +91,7 @@ class WebSocketInbound:
 
 def switch_protocols(channel: Channel, key: str, headers: Fields) -> None:
     """Have gevent-websocket answer 101 to a request that was vetted, with these headers added."""
-    handler = _Upgrade(channel.sock, None, _NO_SERVER, rfile=BytesIO())
+    handler = _Upgrade(SimpleNamespace(sendall=channel.send), None, _NO_SERVER, rfile=BytesIO())
     handler.added = headers
     handler.environ = {
         "REQUEST_METHOD": "GET",

@@ -9,6 +9,7 @@ import os
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 from proxy.errors import ProtocolError
 from proxy.net.deadline import Deadline, wait
@@ -75,9 +76,13 @@ class WebSocketStream:
         self._close_sent = False
         self._keepalive = _Keepalive(ping_interval)
         self.reader = tcp.reader
-        self.writer = tcp.writer
         # A client's frames are masked, so they have to pass through our memory.
         self.takes_pipes = server and tcp.takes_pipes
+
+    @property
+    def writer(self) -> Any:
+        """The watcher for room to write."""
+        return self._tcp.writer
 
     @property
     def on_blocked(self) -> Callable[[], None]:

@@ -8,6 +8,7 @@ import socket as std_socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from ipaddress import ip_address
 from typing import Any
 
@@ -388,7 +389,7 @@ def listener() -> Iterator[socket.socket]:
 
 
 def test_a_connection_has_nodelay_and_keepalive(listener: socket.socket) -> None:
-    with dial(Address("127.0.0.1", listener.getsockname()[1]), Deadline(5)) as sock:
+    with closing(dial(Address("127.0.0.1", listener.getsockname()[1]), Deadline(5))) as sock:
         assert sock.getpeername() == listener.getsockname()
         assert sock.getsockopt(std_socket.IPPROTO_TCP, std_socket.TCP_NODELAY)
         assert sock.getsockopt(std_socket.SOL_SOCKET, std_socket.SO_KEEPALIVE)
@@ -427,9 +428,9 @@ def test_the_second_address_is_used_when_the_first_refuses_or_is_silent(resolver
         listener.listen()
         resolver.names["name.example"] = ["127.0.0.1", "127.0.0.2"]
         target = Address("name.example", port)
-        with dial(target, Deadline(2)) as sock:
+        with closing(dial(target, Deadline(2))) as sock:
             assert sock.getpeername()[0] == "127.0.0.2"
-        with blackhole(port=port), dial(target, Deadline(2)) as sock:
+        with blackhole(port=port), closing(dial(target, Deadline(2))) as sock:
             assert sock.getpeername()[0] == "127.0.0.2"
 
 

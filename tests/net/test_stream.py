@@ -157,10 +157,11 @@ def test_a_fin_ends_the_watched_block_after_the_grace(pair: Pair, grace: float) 
 
 def test_a_client_that_stays_is_left_alone_whatever_it_sends(pair: Pair) -> None:
     ours, theirs = pair
-    with Channel(ours).watched(grace=0.0):
+    channel = Channel(ours)
+    with channel.watched(grace=0.0):
         theirs.sendall(b"early")
         gevent.sleep(0.3)
-    assert ours.recv(10) == b"early"
+    assert channel.recv(10) == b"early"
 
 
 def test_after_the_block_nobody_watches(pair: Pair) -> None:

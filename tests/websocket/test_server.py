@@ -740,12 +740,13 @@ def test_reports_a_target_that_is_not_allowed(door: Door, target: Target) -> Non
 def test_the_borrowed_handshake_writes_the_101_and_nothing_else() -> None:
     with gevent.Timeout(10):
         ours, theirs = gevent.socket.socketpair()
-        switch_protocols(Channel(ours), NONCE, (("X-Proxy-Bound", "127.0.0.1:80"),))
+        channel = Channel(ours)
+        switch_protocols(channel, NONCE, (("X-Proxy-Bound", "127.0.0.1:80"),))
         gc.collect()  # the library's WebSocket would now send a Close frame of its own
         gevent.sleep(0)
-        ours.shutdown(socket.SHUT_WR)
+        channel.sock.shutdown(socket.SHUT_WR)
         answer = b"".join(iter(lambda: theirs.recv(4096), b""))
-        ours.close()
+        channel.abort()
         theirs.close()
     head, end, rest = answer.partition(b"\r\n\r\n")
     assert (end, rest) == (b"\r\n\r\n", b"")
@@ -771,5 +772,5 @@ def test_the_borrowed_handshake_leaves_the_socket_as_it_was() -> None:
         theirs.recv(4096)
         channel.send(b"\x82\x00")
         assert theirs.recv(4096) == b"\x82\x00"
-        ours.close()
+        channel.abort()
         theirs.close()

@@ -1,0 +1,62 @@
+"""
+A connected socket that never blocks, and the event loop's watchers that wait for it.
+
+It serves from the first byte of the handshake to the last of the relay. gevent's own class would wrap
+a second object around it and make both watchers in advance: for each of a connection's two sockets
+that is more work than all of their other Python code in a handshake.
+"""
+
+import _socket
+import socket as std_socket
+import ssl
+from typing import Any
+
+import gevent
+
+READ, WRITE = 1, 2  # libev's names for what to wait for
+
+
+class Sock(_socket.socket):
+    """A non-blocking socket: what cannot be done at once raises ``BlockingIOError``."""
+
+    __slots__ = ("_reader", "_writer")
+
+    def __init__(self, family: int, kind: int, proto: int = 0, fileno: int | None = None) -> None:
+        super().__init__(family, kind, proto, fileno)
+        self.setblocking(False)
+        self._reader: Any = None
+        self._writer: Any = None
+
+    @property
+    def reader(self) -> Any:
+        """The watcher for something to read."""
+        if self._reader is None:
+            self._reader = watcher(self.fileno(), READ)
+        return self._reader
+
+    @property
+    def writer(self) -> Any:
+        """The watcher for room to write, which most connections never need."""
+        if self._writer is None:
+            self._writer = watcher(self.fileno(), WRITE)
+        return self._writer
+
+    def close(self) -> None:
+        """Close it, and its watchers before: its number may belong to another one at once."""
+        for each in (self._reader, self._writer):
+            if each is not None:
+                each.close()
+        self._reader = self._writer = None
+        super().close()
+
+
+def watcher(fileno: int, events: int) -> Any:
+    """Make a watcher of the event loop; whoever waits has it to itself."""
+    return gevent.get_hub().loop.io(fileno, events)
+
+
+def take_over(sock: Any) -> Any:
+    """Make a ``Sock`` of another socket, which is spent; TLS sockets stay what they are."""
+    if isinstance(sock, (Sock, ssl.SSLSocket)):
+        return sock
+    return Sock(sock.family, std_socket.SOCK_STREAM, sock.proto, sock.detach())
