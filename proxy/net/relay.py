@@ -23,7 +23,7 @@ from gevent.hub import Waiter
 
 from proxy.errors import ProtocolError, reason_of
 from proxy.net import splice
-from proxy.net.stream import Buffer, Ending, Socket, Stream, as_stream
+from proxy.net.stream import Buffer, Ending, Socket, Stream, as_stream, nobody_cares
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +129,9 @@ class Relay:
                 stream.farewell(self._ending)
             for stream in self._streams:
                 stream.close()
+            # They refer to one another in a circle: cut, it is freed at once, and not by the collector.
+            self._up.let_go()
+            self._down.let_go()
         return Transfer(self.sent, self.received, self._ending, self._detail)
 
     def stop(self, ending: Ending, detail: str = "") -> None:
@@ -228,6 +231,11 @@ class _Direction:
         """Wait for nothing any more."""
         self._reader.stop()
         self._release()
+
+    def let_go(self) -> None:
+        """Forget the others, when all is over."""
+        self._sink.on_blocked = nobody_cares
+        del self._relay, self.opposite
 
     def _hold(self) -> None:
         """Wait for the sink, which is blocked, instead of the source."""

@@ -123,8 +123,8 @@ class Stream(Protocol):
         """Wait until the peer knows, for a bounded time, and be closed."""
 
 
-def _nobody_cares() -> None:
-    """Stand in for a relay, before there is one."""
+def nobody_cares() -> None:
+    """Stand in for a relay, while there is none."""
 
 
 class TcpStream:
@@ -139,7 +139,7 @@ class TcpStream:
         """Take a socket over, with bytes that were already received from it."""
         self._sock = take_over(sock)
         self.reader = self._make_reader()
-        self.on_blocked: Callable[[], None] = _nobody_cares
+        self.on_blocked: Callable[[], None] = nobody_cares
         self._early = early
         self._kept = b""  # goes out first,
         self._pipe: Pipe | None = None  # and then what is in here

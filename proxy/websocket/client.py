@@ -6,9 +6,14 @@ strictly parsed, and only what the library has to check of it is passed on. An a
 101 ends there, so that no body is read, no redirect followed, and no cookie kept.
 """
 
-from typing import Any
+from socket import socket
+from typing import Any, cast
 
-import websocket
+from websocket import WebSocketException
+
+# Not WebSocket.connect: it makes an object for a data path that we do not use, ten more in it, and all
+# of them refer to one another.
+from websocket._handshake import handshake
 
 from proxy.address import UNKNOWN, Address, Endpoint
 from proxy.client import Connected, UpstreamClient
@@ -71,7 +76,7 @@ class WebSocketClient(UpstreamClient):
             raise self._refusal(exc.answer, target) from exc
         except ProtocolError as exc:
             raise self.blame(str(exc)) from exc
-        except websocket.WebSocketException as exc:
+        except WebSocketException as exc:
             raise self.blame("its answer is no WebSocket handshake") from exc
         except EOFError as exc:
             raise self.blame("it closed the connection during the handshake") from exc
@@ -80,13 +85,14 @@ class WebSocketClient(UpstreamClient):
 
     def _upgrade(self, channel: Channel, target: Address) -> ResponseHead:
         mouthpiece = _Mouthpiece(channel)
-        library = websocket.WebSocket(enable_multithread=False, skip_utf8_validation=True)
-        library.connect(  # type: ignore[no-untyped-call]
+        handshake(
+            cast(socket, mouthpiece),
             str(self._endpoint),
-            socket=mouthpiece,
+            self._endpoint.host,
+            self._endpoint.port,
+            self._endpoint.path,
             header=self._headers(target),
             suppress_origin=True,
-            redirect_limit=0,
         )
         answer = mouthpiece.answer
         assert answer is not None

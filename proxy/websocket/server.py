@@ -121,7 +121,11 @@ class _Upgrade(WebSocketHandler):  # type: ignore[misc]
         return super().start_response(status, [*headers, *self.added], exc_info)
 
     def let_go(self) -> None:
-        """Keep the library's WebSocket from sending a Close frame of its own when it is collected."""
+        """
+        Take the library's WebSocket apart.
+
+        It would send a Close frame of its own when it is collected, and refers to us as we to it.
+        """
         library = self.__dict__.pop("websocket")
         library.closed = True
-        library.stream = library.raw_read = library.raw_write = None
+        library.stream = library.raw_read = library.raw_write = library.handler = library.environ = None
