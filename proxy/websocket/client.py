@@ -15,7 +15,7 @@ from websocket import WebSocketException
 # of them refer to one another.
 from websocket._handshake import handshake
 
-from proxy.address import UNKNOWN, Address, Endpoint
+from proxy.address import UNKNOWN, Address
 from proxy.client import Connected, UpstreamClient
 from proxy.config import ClientConfig
 from proxy.errors import DialError, ProtocolError, ProxyError, reason_of
@@ -123,8 +123,9 @@ class WebSocketClient(UpstreamClient):
 
 
 def _bound(answer: ResponseHead) -> Address:
+    host, _, port = (answer.headers.get(BOUND) or "").rpartition(":")
     try:
-        return Endpoint.parse(answer.headers.get(BOUND) or "").address
+        return Address(host.removeprefix("[").removesuffix("]"), int(port))
     except ValueError:
         return UNKNOWN  # of another make: it does not tell
 

@@ -161,7 +161,8 @@ class HeadBuffer:
         """Take a head that comes at once and has nothing odd about it, as nearly all do."""
         end = data.find(b"\r\n\r\n") + 4
         head = data[:end]
-        if not 4 <= end <= MAX_LINE or head.count(b"\n") > MAX_HEADERS or not _is_clean(head):
+        fits = 4 <= end <= MAX_LINE and head.count(b"\n") <= MAX_HEADERS
+        if not (fits and _is_clean(head) and self._first.match(head)):
             return False
         self._parse_start(head[: head.find(b"\r\n")].decode("latin-1"))
         self.head, self.leftover = head, data[end:]

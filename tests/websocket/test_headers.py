@@ -4,7 +4,7 @@ import base64
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from websockets.client import ClientProtocol
 from websockets.uri import parse_uri
@@ -456,6 +456,7 @@ BYTES = st.lists(SHARDS | st.binary(max_size=20), max_size=12).map(b"".join)
 
 
 @given(data=BYTES | BYTES.map(lambda tail: b"GET / HTTP/1.1\r\n" + tail), cuts=st.lists(st.integers(0, 9000)))
+@example(data=b"\r\n\r\n", cuts=[1])
 def test_any_bytes_mean_the_same_in_any_pieces(data, cuts):
     """Only an HttpError may come out: ``outcome`` catches no other."""
     ends = sorted({min(cut, len(data)) for cut in cuts} | {0, len(data)})
