@@ -167,23 +167,21 @@ class Decoder:
 
         This is what a small message nearly always is; ``feed`` would do the same in more steps.
         """
-        if data[0] != _WHOLE_BINARY or self._left or self._head or self.in_message or self.closed:
+        if self._left or self._head or self.in_message or self.closed:
             return None
+        # There is but one header for a length, and whatever else stands there is for ``feed`` to judge.
         begin = 6 if self._masked else 2
-        length = len(data) - begin
+        form = length = len(data) - begin
         if length >= _LENGTH_16:
-            begin, length = begin + 2, length - 2
-        head = bytes(data[:begin])
-        # Nobody else may have written this: it is the one header of such a frame, but for the key.
-        if length < 1 or length >> 16 or head != encode_header(Opcode.BINARY, length, self._key_in(head)):
+            form, begin, length = _LENGTH_16, begin + 2, length - 2
+            if not _LENGTH_16 <= length < 1 << 16 or int.from_bytes(data[2:4], "big") != length:
+                return None
+        if length < 1 or data[0] != _WHOLE_BINARY or data[1] != (form | _MASKED if self._masked else form):
             return None
         payload = data[begin:]
         if self._masked:
-            mask(payload, head[-4:])
+            mask(payload, bytes(data[begin - 4 : begin]))
         return payload
-
-    def _key_in(self, head: bytes) -> bytes | None:
-        return head[-4:] if self._masked else None
 
     def skip(self, count: int) -> None:
         """Take note of payload that went another way, unseen: at most ``payload_left`` bytes of it."""

@@ -5,7 +5,8 @@ The work is one XOR pass over every byte that a client sends, so it belongs into
 package brings a function for it; without it, the standard library does as well as it can.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from functools import cache
 
 Buffer = memoryview | bytearray
@@ -33,6 +34,21 @@ def mask(buffer: Buffer, key: bytes, phase: int = 0) -> None:
     if phase:
         key = key[phase:] + key[:phase]
     buffer[:] = xor(buffer, key) if apply_mask is None else apply_mask(buffer, key)
+
+
+def _make_keys() -> Iterator[bytes]:
+    while True:
+        random = os.urandom(1024)  # one system call for 256 frames
+        for start in range(0, len(random), 4):
+            yield random[start : start + 4]
+
+
+_keys = _make_keys()
+
+
+def new_key() -> bytes:
+    """Give a masking key that nobody can predict (RFC 6455, section 5.3)."""
+    return next(_keys)
 
 
 def xor(data: Buffer, key: bytes) -> bytes | bytearray:

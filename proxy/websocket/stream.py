@@ -5,7 +5,6 @@ What we send ourselves (Pong, Ping, Close) must never come into the middle of a 
 is in flight, control frames wait, and follow it.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -29,7 +28,7 @@ from proxy.websocket.frames import (
     encode_control,
     encode_header,
 )
-from proxy.websocket.masking import mask
+from proxy.websocket.masking import mask, new_key
 
 CLOSE_TIMEOUT = 5.0  # seconds for the peer to answer our Close
 _LAST_WORD = 1.0  # seconds for it to close TCP after that, and for us to send
@@ -243,7 +242,7 @@ class WebSocketStream:
             self._tcp.write(frame)
 
     def _key(self) -> bytes | None:
-        return None if self._server else os.urandom(4)
+        return None if self._server else new_key()
 
     # -- keeping alive, and ending
 
