@@ -31,6 +31,7 @@ from proxy.control.edit import Edit, edit, redact
 from proxy.control.history import History
 from proxy.control.history import Version as Version
 from proxy.control.outline import Problem
+from proxy.control.stamps import Stamps, stamps, tls_files
 from proxy.errors import ConfigError, ProxyError, reason_of
 from proxy.net.threads import Workers
 
@@ -41,7 +42,6 @@ _TURN = 0.0005  # seconds for which a thread may keep the interpreter while othe
 
 T = TypeVar("T")
 Apply = Callable[[ProxyConfig], tuple[str, ...]]
-Stamps = tuple[tuple[int, ...] | None, ...]  # of files: how they were when they were looked at
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,6 @@ class Conflict(ProxyError):
     def __init__(self, current: Version) -> None:
         super().__init__(f"the configuration has changed meanwhile: it is version {current.number} now")
         self.current = current
-
-
-class _Seen(NamedTuple):
-    """How the files were when all was said of them: the digest of the one, the stamps of its TLS files."""
-
-    digest: str = ""  # empty for a file that cannot be read
-    tls: Stamps = ()
 
 
 class _Edited(NamedTuple):
@@ -112,7 +105,9 @@ class Versions:
         self._workers = Workers(1)
         self._base = ""  # what the file held when it was applied, or what was written to it;
         self._overlay: dict[str, str | None] = {}  # and the volatile changes on top of that
-        self._judged = _Seen()
+        self._judged = ""  # the digest of the file when all was said of it
+        self._tls: Stamps = {}  # the TLS files as they were when they were last applied,
+        self._tried_tls: Stamps = {}  # and as they were when that was last tried
         self._is_new = False
 
     # -- the first one
@@ -126,7 +121,7 @@ class Versions:
         """
         try:
             content = configfile.read(self._path)
-            self._judged = _Seen(_digest(content.data))
+            self._judged = _digest(content.data)
             loaded = configfile.understand(content, self._path)
         except InvalidConfigError as exc:
             warnings = tuple(map(str, exc.problems))
@@ -137,7 +132,7 @@ class Versions:
             self.config, self._base = loaded.config, _text(content.data)
             warnings = tuple(map(str, loaded.warnings))
             self._take_first()
-        self._judged = self._judged._replace(tls=_stamps(self.config))
+        self._tls = stamps(tls_files(self.config))
         self._history.size = self.config.history_size
         self._started = self.config
         return warnings
@@ -198,29 +193,45 @@ class Versions:
             return self._settle(partial(self._reload, source, is_asked_for=True))
 
     def look(self) -> Outcome | None:
-        """Reload if a file is not what it was when it was last judged; None if it is."""
+        """Reload what is not as it was when it was last judged: the file, its TLS files; None if all is."""
         with self._lock:
-            data = self._run(partial(_read, self._path))
-            if self._judged == _Seen(_digest(data), _stamps(self.config)):
-                return None
-            return self._settle(partial(self._reload, "file", is_asked_for=False))
+            outcome = None
+            if _digest(self._run(partial(_read, self._path))) != self._judged:
+                outcome = self._settle(partial(self._reload, "file", is_asked_for=False))
+            # Whatever became of the file: certificates are renewed beside a broken one too.
+            tls = stamps(tls_files(self.config))
+            if tls not in (self._tls, self._tried_tls):
+                self._tried_tls = tls
+                outcome = self._settle(self._renew)
+            return outcome
 
     def _reload(self, source: str, *, is_asked_for: bool) -> Outcome:
-        before, self._judged = self._judged, _Seen(tls=_stamps(self.config))
-        tls_changed = self._judged.tls != before.tls
+        self._judged = ""
         content = self._run(partial(configfile.read, self._path))
-        self._judged = self._judged._replace(digest=_digest(content.data))
+        self._judged = _digest(content.data)
         # Also for a text that is as it was: the files that it names may have changed.
         loaded = self._run(partial(configfile.understand, content, self._path))
         text, warnings = _text(content.data), tuple(map(str, loaded.warnings))
         if text != self._base or (self._overlay and is_asked_for):
             return self._become(text, loaded.config, source, notes=warnings)
-        if tls_changed:
-            notes = (*self._apply(self.config), "the TLS files were read again")
-            return Outcome("applied", self.current.number, notes=notes)
         if is_asked_for:
-            return Outcome("unchanged", self.current.number, notes=self._apply(self.config))
+            return self._apply_again()
         return Outcome("unchanged", self.current.number)
+
+    def _renew(self) -> Outcome:
+        """Read the TLS files of what is in effect again; what the file says now is another matter."""
+        text = self.current.text
+        name = self._path if text == self._file_text() else f"version {self.current.number}"
+        self._run(partial(configfile.parse, text.encode(), name, with_files=True))
+        return self._apply_again()
+
+    def _apply_again(self) -> Outcome:
+        tls = stamps(tls_files(self.config))  # before they are read
+        notes = self._apply(self.config)
+        before, self._tls = self._tls, tls
+        if tls == before:
+            return Outcome("unchanged", self.current.number, notes=notes)
+        return Outcome("applied", self.current.number, notes=(*notes, "the TLS files were read again"))
 
     # -- changes that do not come from the file
 
@@ -326,7 +337,7 @@ class Versions:
             self._run(partial(_put_back, self._path, had))
             raise
         # The watcher will find it changed, and nothing that it does not know.
-        self._judged = self._judged._replace(digest=_digest(data))
+        self._judged = _digest(data)
 
     # -- what they all come to
 
@@ -359,7 +370,7 @@ class Versions:
         notes: tuple[str, ...] = (),
     ) -> Outcome:
         """Apply a configuration, and remember it; raises ``ProxyError``, and then nothing has changed."""
-        tls = _stamps(config)  # before they are read
+        tls = stamps(tls_files(config))  # before they are read
         summary = summary or self._summary(self.current.text, text)
         notes = (*notes, *self._apply(config), *self._too_late(config))
         if self._overlay and not overlay:
@@ -368,7 +379,7 @@ class Versions:
         self.current = replace(self.current, volatile=bool(overlay))
         self.config = config
         self._base, self._overlay = text if base is None else base, dict(overlay or {})
-        self._judged = self._judged._replace(tls=tls)
+        self._tls = tls
         self._history.size = config.history_size
         log.info("version %d of the configuration (%s): %s", self.current.number, source, summary)
         self._is_new = False
@@ -404,32 +415,8 @@ def _politely() -> Iterator[None]:
         sys.setswitchinterval(_USUAL_TURN)
 
 
-def tls_files(config: ProxyConfig) -> list[str]:
-    """List the TLS files that a configuration names."""
-    named = [
-        *(path for each in config.listeners for path in (each.tls_cert, each.tls_key)),
-        *(each.tls_ca for each in config.upstreams),
-    ]
-    return sorted(set(filter(None, named)))
-
-
-def stamp(path: str) -> tuple[int, ...] | None:
-    """Tell a state of a file from all others, without reading it; None if it is not there."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return (
-        *(found.st_dev, found.st_ino, found.st_size, found.st_mode),
-        *(found.st_mtime_ns, found.st_ctime_ns),
-    )
-
-
-def _stamps(config: ProxyConfig) -> Stamps:
-    return tuple(map(stamp, tls_files(config)))
-
-
 def _digest(data: bytes | None) -> str:
+    """Tell one content from another; empty for a file that cannot be read."""
     return "" if data is None else hashlib.sha256(data).hexdigest()
 
 

@@ -12,11 +12,10 @@ from collections.abc import Callable
 import gevent
 
 from proxy.config import ProxyConfig
-from proxy.control.versions import Outcome, stamp, tls_files
+from proxy.control.stamps import Stamps, stamps, tls_files
+from proxy.control.versions import Outcome
 
 log = logging.getLogger(__name__)
-
-_Stamps = tuple[tuple[int, ...] | None, ...]
 
 
 class Watcher:
@@ -31,7 +30,7 @@ class Watcher:
         self._look = look
         self._last = self._stamps()
         # The first look is at what may have changed since the start.
-        self._acted_on: _Stamps = ()
+        self._acted_on: Stamps | None = None
         self._is_watching = False
         self._is_over = False
 
@@ -65,5 +64,5 @@ class Watcher:
                 log.debug("internal error", exc_info=True)
         self._is_watching = False
 
-    def _stamps(self) -> _Stamps:
-        return tuple(map(stamp, (self._path, *tls_files(self._config()))))
+    def _stamps(self) -> Stamps:
+        return stamps([self._path, *tls_files(self._config())])

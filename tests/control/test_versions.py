@@ -5,6 +5,7 @@ import socket
 import stat
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import gevent
@@ -274,10 +275,8 @@ class TestCertificates:
     def test_those_that_changed_are_read_again_and_make_no_version(
         self, house: House, pairs: list[Certificate]
     ) -> None:
-        pairs[1].cert.replace(pairs[0].cert)
-        pairs[1].key.replace(pairs[0].key)
-        outcome = house.versions.look()
-        assert outcome == Outcome("applied", 1, notes=("the TLS files were read again",))
+        renew(*pairs)
+        assert house.versions.look() == RENEWED
         assert len(house.running) == 2
         assert house.versions.look() is None
 
@@ -291,6 +290,52 @@ class TestCertificates:
         outcome = house.versions.look()
         assert outcome is not None
         assert outcome.status == "applied"
+
+    def test_one_that_is_renewed_beside_a_broken_file_is_read_all_the_same(
+        self, house: House, pairs: list[Certificate]
+    ) -> None:
+        """CASES H193: the old configuration stays, and its certificates are those of today."""
+        house.write(BAD)
+        rejected(house, house.versions.look(), "tiemout")
+        renew(*pairs)
+        assert house.versions.look() == RENEWED
+        assert house.versions.look() is None
+
+    def test_one_that_is_renewed_while_the_file_breaks_is_not_forgotten(
+        self, house: House, pairs: list[Certificate]
+    ) -> None:
+        """CASES H193."""
+        text = house.path.read_text()
+        house.write(BAD)
+        renew(*pairs)
+        rejected(house, house.versions.reload(), "tiemout")
+        house.write(text)
+        assert house.versions.reload() == RENEWED
+        assert house.versions.reload() == Outcome("unchanged", 1)
+
+    def test_a_new_one_does_not_bring_back_a_text_that_was_rolled_back_from(
+        self, house: House, pairs: list[Certificate], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """CASES H202: what the file says counts again when it changes, and not before."""
+        text = house.path.read_text()
+        house.write(text.replace("30s", "20s"))
+        house.versions.reload()
+        deny_writing(monkeypatch)
+        assert house.versions.rollback().version == 3
+        renew(*pairs)
+        assert house.versions.look() == replace(RENEWED, version=3)
+        assert (house.timeout, house.versions.look()) == (30, None)
+        house.write(text.replace("30s", "10s"))
+        assert house.versions.look() == Outcome("applied", 4)
+        assert house.timeout == 10
+
+
+RENEWED = Outcome("applied", 1, notes=("the TLS files were read again",))
+
+
+def renew(old: Certificate, new: Certificate) -> None:
+    new.cert.replace(old.cert)
+    new.key.replace(old.key)
 
 
 class TestRollingBack:
