@@ -29,7 +29,7 @@ def serve(path: str, *, last_good: bool = False) -> None:
     app = App(versions.config, hooks=hooks)
     app.inherited = inherited_sockets()
     admin = Admin(app, versions, folder)
-    watcher = Watcher(path, lambda: versions.config, versions.look)
+    watcher = Watcher(versions.files, lambda: versions.config.reload_interval, versions.look)
     notifier = Notifier()
     hooks.opened += [versions.record, admin.start]
     hooks.ready += [watcher.start, notifier.ready, notifier.start_watchdog]

@@ -26,12 +26,12 @@ from gevent.lock import BoundedSemaphore
 
 from proxy.config import ProxyConfig
 from proxy.control import changes, configfile, files
-from proxy.control.configfile import InvalidConfigError
+from proxy.control.configfile import Content, InvalidConfigError, Loaded
 from proxy.control.edit import Edit, edit, redact
 from proxy.control.history import History
 from proxy.control.history import Version as Version
 from proxy.control.outline import Problem
-from proxy.control.stamps import Stamps, stamps, tls_files
+from proxy.control.stamps import Stamps, stamps, tls_files, tls_files_in
 from proxy.errors import ConfigError, ProxyError, reason_of
 from proxy.net.threads import Workers
 
@@ -60,6 +60,13 @@ class Conflict(ProxyError):
     def __init__(self, current: Version) -> None:
         super().__init__(f"the configuration has changed meanwhile: it is version {current.number} now")
         self.current = current
+
+
+class _Judged(NamedTuple):
+    """The file when all was said of it."""
+
+    digest: str = ""  # empty if it cannot be read
+    waits_for: Stamps = {}  # the TLS files that it names, if it was rejected: perhaps for one of them
 
 
 class _Edited(NamedTuple):
@@ -105,7 +112,7 @@ class Versions:
         self._workers = Workers(1)
         self._base = ""  # what the file held when it was applied, or what was written to it;
         self._overlay: dict[str, str | None] = {}  # and the volatile changes on top of that
-        self._judged = ""  # the digest of the file when all was said of it
+        self._judged = _Judged()
         self._tls: Stamps = {}  # the TLS files as they were when they were last applied,
         self._tried_tls: Stamps = {}  # and as they were when that was last tried
         self._is_new = False
@@ -120,16 +127,15 @@ class Versions:
         ``last_good`` version instead.
         """
         try:
-            content = configfile.read(self._path)
-            self._judged = _digest(content.data)
-            loaded = configfile.understand(content, self._path)
+            text, loaded = self._judge()
         except InvalidConfigError as exc:
             warnings = tuple(map(str, exc.problems))
             if not last_good or not self._take_last_good():
                 raise
             warnings += (f"starting with version {self.current.number} instead, the last good one",)
         else:
-            self.config, self._base = loaded.config, _text(content.data)
+            self.config, self._base = loaded.config, text
+            self._judged = self._judged._replace(waits_for={})
             warnings = tuple(map(str, loaded.warnings))
             self._take_first()
         self._tls = stamps(tls_files(self.config))
@@ -196,7 +202,7 @@ class Versions:
         """Reload what is not as it was when it was last judged: the file, its TLS files; None if all is."""
         with self._lock:
             outcome = None
-            if _digest(self._run(partial(_read, self._path))) != self._judged:
+            if self._may_be_judged_otherwise():
                 outcome = self._settle(partial(self._reload, "file", is_asked_for=False))
             # Whatever became of the file: certificates are renewed beside a broken one too.
             tls = stamps(tls_files(self.config))
@@ -205,15 +211,33 @@ class Versions:
                 outcome = self._settle(self._renew)
             return outcome
 
+    def files(self) -> Sequence[str]:
+        """List what to look at: the file, the TLS files in effect, and those that it waits for."""
+        return [self._path, *sorted({*tls_files(self.config), *self._judged.waits_for})]
+
+    def _may_be_judged_otherwise(self) -> bool:
+        digest = _digest(self._run(partial(_read, self._path)))
+        return self._judged != (digest, stamps(self._judged.waits_for))
+
+    def _judge(self) -> tuple[str, Loaded]:
+        """Read the file; raises ``InvalidConfigError``, and then it waits for the TLS files that it names."""
+        self._judged = _Judged()
+        data, mode = self._run(partial(configfile.read, self._path))
+        # Before they are read: one that appears right after that is another one than this.
+        self._judged = _Judged(_digest(data), self._run(lambda: stamps(tls_files_in(_text(data)))))
+        loaded = self._run(partial(configfile.understand, Content(data, mode), self._path))
+        return _text(data), loaded
+
     def _reload(self, source: str, *, is_asked_for: bool) -> Outcome:
-        self._judged = ""
-        content = self._run(partial(configfile.read, self._path))
-        self._judged = _digest(content.data)
-        # Also for a text that is as it was: the files that it names may have changed.
-        loaded = self._run(partial(configfile.understand, content, self._path))
-        text, warnings = _text(content.data), tuple(map(str, loaded.warnings))
+        # Also a text that is as it was: the files that it names may have changed.
+        text, loaded = self._judge()
+        outcome = self._take(text, loaded, source, is_asked_for=is_asked_for)
+        self._judged = self._judged._replace(waits_for={})
+        return outcome
+
+    def _take(self, text: str, loaded: Loaded, source: str, *, is_asked_for: bool) -> Outcome:
         if text != self._base or (self._overlay and is_asked_for):
-            return self._become(text, loaded.config, source, notes=warnings)
+            return self._become(text, loaded.config, source, notes=tuple(map(str, loaded.warnings)))
         if is_asked_for:
             return self._apply_again()
         return Outcome("unchanged", self.current.number)
@@ -263,7 +287,10 @@ class Versions:
             with self._written(text):
                 return become()
         except _UnwritableError as exc:
-            return become(notes=(f"{exc}; it is as it was",))
+            outcome = become(notes=(f"{exc}; it is as it was",))
+            # What the file says counts again when it changes.
+            self._judged = self._judged._replace(waits_for={})
+            return outcome
 
     def change(
         self, edits: Sequence[Edit], *, volatile: bool = False, if_match: int | None = None
@@ -337,7 +364,7 @@ class Versions:
             self._run(partial(_put_back, self._path, had))
             raise
         # The watcher will find it changed, and nothing that it does not know.
-        self._judged = _digest(data)
+        self._judged = _Judged(_digest(data))
 
     # -- what they all come to
 
@@ -416,12 +443,12 @@ def _politely() -> Iterator[None]:
 
 
 def _digest(data: bytes | None) -> str:
-    """Tell one content from another; empty for a file that cannot be read."""
     return "" if data is None else hashlib.sha256(data).hexdigest()
 
 
 def _text(data: bytes) -> str:
-    return data.decode("utf-8-sig")
+    # What is not UTF-8 is in no text that was applied, so it is not equal to any.
+    return data.decode("utf-8-sig", "surrogateescape")
 
 
 def _read(path: str) -> bytes | None:

@@ -7,26 +7,27 @@ must look the same at two polls before anything is done, so that a file is not r
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import gevent
 
-from proxy.config import ProxyConfig
-from proxy.control.stamps import Stamps, stamps, tls_files
-from proxy.control.versions import Outcome
+from proxy.control.stamps import Stamps, stamps
 
 log = logging.getLogger(__name__)
 
 
 class Watcher:
-    """Looks at a file, and at the TLS files that it names, every ``reload_interval``."""
+    """Looks at some files, which may be others each time, at an interval; 0 is never."""
 
     def __init__(
-        self, path: str, config: Callable[[], ProxyConfig], look: Callable[[], Outcome | None]
+        self,
+        files: Callable[[], Sequence[str]],
+        interval: Callable[[], float],
+        look: Callable[[], object],
     ) -> None:
         """Watch for ``look``, which is called when there may be something new."""
-        self._path = path
-        self._config = config
+        self._files = files
+        self._interval = interval
         self._look = look
         self._last = self._stamps()
         # The first look is at what may have changed since the start.
@@ -54,7 +55,7 @@ class Watcher:
             self._look()
 
     def _run(self) -> None:
-        while not self._is_over and (interval := self._config().reload_interval):
+        while not self._is_over and (interval := self._interval()):
             gevent.sleep(interval)
             try:
                 if not self._is_over:
@@ -65,4 +66,4 @@ class Watcher:
         self._is_watching = False
 
     def _stamps(self) -> Stamps:
-        return stamps([self._path, *tls_files(self._config())])
+        return stamps(self._files())

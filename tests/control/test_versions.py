@@ -329,6 +329,61 @@ class TestCertificates:
         assert house.versions.look() == Outcome("applied", 4)
         assert house.timeout == 10
 
+    @pytest.mark.parametrize("wish", ["look", "reload"])
+    def test_one_that_was_missing_is_looked_for_until_it_is_there(
+        self, house: House, pairs: list[Certificate], wish: str
+    ) -> None:
+        """CASES H193: a file is refused for a certificate that is not there yet."""
+        away = pairs[1].cert.rename(pairs[1].cert.with_suffix(".away"))
+        house.write(with_certificate(house, pairs[1]).replace("30s", "20s"))
+        rejected(house, getattr(house.versions, wish)(), "tls_cert", "No such file")
+        assert {str(pairs[1].cert), str(pairs[1].key)} < set(house.versions.files())
+        assert house.versions.look() is None
+        away.rename(pairs[1].cert)
+        assert house.versions.look() == Outcome("applied", 2)
+        assert (house.timeout, house.versions.look()) == (20, None)
+        assert str(pairs[0].cert) not in house.versions.files()
+
+    def test_one_that_was_missing_at_the_start_is_looked_for_too(
+        self, house: House, pairs: list[Certificate]
+    ) -> None:
+        """CASES H193."""
+        away = pairs[1].cert.rename(pairs[1].cert.with_suffix(".away"))
+        house.write(with_certificate(house, pairs[1]))
+        house.versions = house.start(last_good=True)
+        assert house.versions.look() is None
+        away.rename(pairs[1].cert)
+        assert house.versions.look() == Outcome("applied", 2)
+
+    def test_one_that_appears_does_not_bring_back_a_text_that_was_rolled_back_from(
+        self, house: House, pairs: list[Certificate], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """CASES H202."""
+        away = pairs[1].cert.rename(pairs[1].cert.with_suffix(".away"))
+        house.write(with_certificate(house, pairs[1]).replace("30s", "20s"))
+        house.versions.reload()
+        deny_writing(monkeypatch)
+        assert house.versions.rollback(1).version == 2
+        away.rename(pairs[1].cert)
+        assert house.versions.look() is None
+
+    def test_those_that_a_file_names_are_known_however_broken_it_is(self, house: House) -> None:
+        """CASES H208."""
+        house.path.write_bytes(b'[[\xff\ntls_cert = "/etc/a b.pem"  # ours\n= \ntls_key = /etc/\0\n[')
+        assert house.versions.reload().status == "rejected"
+        assert {"/etc/a b.pem", "/etc/\0"} < set(house.versions.files())
+        assert house.versions.look() is None
+
+
+def with_certificate(house: House, pair: Certificate) -> str:
+    """Write the text of the file with another certificate."""
+    names = {"tls_cert": pair.cert, "tls_key": pair.key}
+    lines = house.path.read_text().splitlines()
+    keys = [line.partition(" = ")[0] for line in lines]
+    return "\n".join(
+        f"{key} = {names[key]}" if key in names else line for key, line in zip(keys, lines, strict=True)
+    )
+
 
 RENEWED = Outcome("applied", 1, notes=("the TLS files were read again",))
 

@@ -412,6 +412,18 @@ class TestCertificates:
             assert works(old)
             assert works(new)
 
+    def test_one_that_was_missing_is_served_when_it_appears(self, tmp_path: Path, target: Target) -> None:
+        """CASES H193: until then the old configuration stays."""
+        authority = Authority(tmp_path)
+        pair = authority.issue("one", "localhost")
+        away = pair.cert.rename(tmp_path / "away.pem")
+        with Live() as node:
+            node.refuse(node.text(listeners={"web": web_door(**pair.settings)}), "No such file")
+            away.rename(pair.cert)
+            node.wait_for_version()
+            context = authority.client_context()
+            assert works(clients.websocket(node.door("web"), "127.0.0.1", target.port, tls=context))
+
 
 def certificate(tunnel: WebTunnel) -> bytes:
     assert isinstance(tunnel.sock, ssl.SSLSocket)
