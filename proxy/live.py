@@ -36,7 +36,7 @@ def serve(path: str, *, last_good: bool = False) -> None:
     hooks.reloading += [notifier.reloading]
     hooks.reload += [versions.reload]
     hooks.reloaded += [notifier.ready]
-    hooks.applied += [watcher.start]  # its greenlet begins when the new interval is in effect
+    hooks.applied += [watcher.start]  # its greenlet goes on when the new interval is in effect
     hooks.stopping += [watcher.stop, notifier.stopping]
     hooks.stopped += [admin.stop]
     app.run()

@@ -155,6 +155,25 @@ def test_an_interval_of_zero_is_no_watching_until_there_is_another(house: House)
     wait_for(lambda: house.looks)
 
 
+def test_a_shorter_interval_does_not_wait_for_the_end_of_the_longer_one(house: House) -> None:
+    house.interval = 3600.0
+    house.watcher.start()
+    gevent.idle()  # it has begun to wait
+    write(house.path)
+    house.interval = 0.001
+    house.watcher.start()
+    wait_for(lambda: house.looks)
+
+
+def test_changes_that_leave_the_interval_as_it_is_do_not_put_off_a_poll(house: House) -> None:
+    house.interval = 0.05
+    house.watcher.start()
+    write(house.path)
+    while not house.looks:
+        house.watcher.start()
+        gevent.sleep(0.001)
+
+
 def test_a_failure_does_not_end_it(house: House, caplog: pytest.LogCaptureFixture) -> None:
     house.interval = 0.001
     house.failing = True
