@@ -316,9 +316,8 @@ class Versions:
             note = "not written to the file: the next time it is read, this is gone"
             return become(summary=f"{summary} (volatile)", notes=(note,))
         if self._file_text() != self._base:
-            raise ProxyError(
-                f"{self._path} has changes that are not in effect: put them right, and reload it, first"
-            )
+            what = f"{self._path} has changes that are not in effect: put them right, and reload it, first"
+            raise _RefusedError((what, *self._run(partial(_problems_of, self._path))))
         try:
             with self._written(new.base):
                 return become(summary=self._summary(self._base, new.base))
@@ -456,6 +455,14 @@ def _read(path: str) -> bytes | None:
         return configfile.read(path).data
     except InvalidConfigError:
         return None
+
+
+def _problems_of(path: str) -> tuple[str, ...]:
+    try:
+        configfile.load(path)
+    except InvalidConfigError as exc:
+        return _problems(exc)
+    return ()
 
 
 def _without_line(problem: Problem) -> str:

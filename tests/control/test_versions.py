@@ -4,7 +4,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +37,7 @@ type = socks5
 proxy_address = 10.0.0.1:1080
 """
 OTHER = TEXT.replace("30s", "20s")
+LATIN_1 = TEXT.replace("Mine", "Mi\xe9").encode("latin-1")
 BAD = TEXT.replace("timeout", "tiemout")
 
 
@@ -414,6 +415,18 @@ class TestRollingBack:
         assert house.path.read_text() == TEXT
         assert house.versions.look() is None
 
+    @pytest.mark.parametrize("when", ["running", "starting"])
+    def test_a_file_that_is_no_text_is_replaced_by_the_version_in_effect(
+        self, house: House, when: str
+    ) -> None:
+        """CASES H208: also one with which the program was started (-last-good)."""
+        house.path.write_bytes(LATIN_1)
+        if when == "starting":
+            house.versions = house.start(last_good=True)
+        assert house.versions.rollback(1) == Outcome("applied", 2)
+        assert house.path.read_text() == TEXT
+        assert house.versions.look() is None
+
     def test_two_of_them_lead_to_where_it_began(self, house: House) -> None:
         house.write(OTHER)
         house.versions.reload()
@@ -567,6 +580,26 @@ class TestChanging:
         house.write(BAD)
         rejected(house, house.versions.change([("proxy.timeout", "20s")]), "not in effect")
         assert house.path.read_text() == BAD
+
+    @pytest.mark.parametrize(
+        ("damage", "why"),
+        [
+            (lambda path: path.write_bytes(LATIN_1), ":1: byte 0xe9 at offset 4 is not UTF-8"),
+            (lambda path: path.write_text(BAD), ":3: [proxy] tiemout: unknown key"),
+            (lambda path: path.unlink(), "No such file"),
+            (lambda path: (path.unlink(), path.mkdir()), "is a folder"),
+        ],
+        ids=["latin-1", "invalid", "missing", "folder"],
+    )
+    @pytest.mark.parametrize("when", ["running", "starting"])
+    def test_a_file_that_cannot_be_used_refuses_it_and_is_told_of(
+        self, house: House, damage: Callable[[Path], object], why: str, when: str
+    ) -> None:
+        """CASES H208."""
+        damage(house.path)
+        if when == "starting":
+            house.versions = house.start(last_good=True)
+        rejected(house, house.versions.change([("proxy.timeout", "20s")]), f"{house.path} has", why)
 
     def test_the_second_of_two_is_told_of_the_first(self, house: House) -> None:
         first = gevent.spawn(house.versions.change, [("proxy.timeout", "20s")], if_match=1)
