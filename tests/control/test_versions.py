@@ -682,3 +682,14 @@ class TestLookingBack:
         versions = Versions(str(path), str(tmp_path / "state"), 20, lambda config: ())
         versions.start()
         assert versions.list() == [versions.current]
+
+    def test_damaged_files_of_the_history_stop_nothing(self, house: House) -> None:
+        """CASES H202: a file with an odd text is compared, and one that is no version passed over."""
+        history = house.folder / "history"
+        about = (history / "000001.ini").read_text().partition("\n")[0].replace('"number": 1', '"number": 5')
+        (history / "000005.ini").write_text(f"{about}\ntimeout = 1s\n{TEXT}")
+        (history / "000006.ini").write_text(about.replace('"number": 5', '"number": "6"') + f"\n{TEXT}")
+        house.versions = house.start()
+        assert house.numbers == [1, 5, 7]
+        assert "-timeout = 1s" in house.versions.diff(5, 7)
+        rejected(house, house.versions.rollback(5), "version 5:", version=7)
