@@ -490,6 +490,21 @@ class TestVersions:
             assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
             assert stat.S_IMODE((node.directory / ".proxy").stat().st_mode) == 0o700
 
+    def test_a_start_that_came_to_nothing_is_no_version(self) -> None:
+        """CASES H202: nobody is to go back to what never was in effect."""
+        with Live() as node, socket.socket() as other:
+            node.signal(signal.SIGTERM)
+            assert node.wait(10) == 0
+            other.bind(("127.0.0.1", 0))
+            other.listen()
+            control = {"listen_addr": f"127.0.0.1:{other.getsockname()[1]}", "token": "looking-glass"}
+            node.config_path.write_text(node.text(control=control))
+            done = run_proxy("-c", str(node.config_path))
+            assert (done.returncode, b"in use" in done.stderr) == (1, True)
+            node.config_path.write_text(node.text(control={"listen_addr": None}))
+            Proxy.start(node)
+            assert re.findall(r"^ +(\d+)", node.ctl("versions"), re.MULTILINE) == ["1", "2"]
+
     def test_no_command_and_no_log_shows_a_secret(self) -> None:
         """CASES H210."""
         with Live(auth_users=dict([ALICE])) as node:
