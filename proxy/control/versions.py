@@ -350,9 +350,9 @@ class Versions:
     @contextmanager
     def _written(self, text: str) -> Iterator[None]:
         """Have the file written; it gets back what it had if what follows fails."""
-        had = self._run(partial(_read, self._path))
         data = text.encode()
         try:
+            had = self._run(partial(_content, self._path))
             self._run(partial(files.replace, self._path, data))
         except OSError as exc:
             raise _UnwritableError(f"{self._path} could not be written: {reason_of(exc)}") from exc
@@ -470,9 +470,17 @@ def _without_line(problem: Problem) -> str:
     return ".".join(filter(None, (problem.section, problem.key))) + f": {problem.message}"
 
 
+def _content(path: str) -> bytes | None:
+    """Give all that a file holds, to put it back; None if there is no file. Raises ``OSError``."""
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        return None
+
+
 def _put_back(path: str, data: bytes | None) -> None:
     if data is None:
-        os.unlink(path)
+        os.unlink(os.path.realpath(path))  # a link that led to nothing is to do so again
     else:
         files.replace(path, data)
 

@@ -13,6 +13,7 @@ import pytest
 
 from proxy.config import ProxyConfig
 from proxy.control.configfile import InvalidConfigError
+from proxy.control.outline import MAX_BYTES
 from proxy.control.versions import Conflict, Outcome, Versions
 from proxy.errors import ProxyError
 from tests.integration.certificates import Authority, Certificate
@@ -462,6 +463,29 @@ class TestRollingBack:
         house.busy = "Address already in use"
         rejected(house, house.versions.rollback(1), "in use")
         assert not house.path.exists()
+
+    def test_a_link_that_leads_to_nothing_stays_one(self, house: House, tmp_path: Path) -> None:
+        house.path.unlink()
+        house.path.symlink_to("real.ini")
+        house.busy = "Address already in use"
+        rejected(house, house.versions.rollback(1), "in use")
+        assert (house.path.is_symlink(), house.path.exists()) == (True, False)
+        assert sorted(os.listdir(tmp_path)) == ["proxy.ini", "state"]
+
+    def test_what_cannot_be_read_is_not_replaced_because_it_could_not_be_put_back(self, house: House) -> None:
+        house.path.unlink()
+        house.path.symlink_to(house.path)
+        outcome = house.versions.rollback(1)
+        assert (outcome.status, outcome.version) == ("applied", 2)
+        assert "could not be written: Too many levels of symbolic links" in outcome.notes[0]
+        assert house.path.is_symlink()
+
+    def test_a_file_that_is_too_large_is_put_back_whole(self, house: House) -> None:
+        size = MAX_BYTES + 1000
+        house.path.write_bytes(b"#" * size)
+        house.busy = "Address already in use"
+        rejected(house, house.versions.rollback(1), "in use")
+        assert house.path.stat().st_size == size
 
     def test_a_missing_file_is_written(self, house: House) -> None:
         house.path.unlink()
