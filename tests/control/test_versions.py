@@ -525,7 +525,7 @@ def deny_writing(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: str, data: bytes) -> None:
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr("proxy.control.versions.files.replace", refuse)
+    monkeypatch.setattr("proxy.control.files.replace", refuse)
 
 
 class TestChanging:
@@ -599,6 +599,19 @@ class TestChanging:
         rejected(house, house.versions.change([("proxy.timeout", "20s")]), "in use")
         assert house.path.read_text() == TEXT
         assert house.versions.look() is None
+
+    def test_who_does_not_wait_for_the_end_leaves_it_to_the_next_look(self, house: House) -> None:
+        def slow(config: ProxyConfig) -> tuple[str, ...]:
+            with gevent.Timeout(0):
+                gevent.sleep(60)
+            return ()
+
+        house.versions._apply = slow
+        with pytest.raises(gevent.Timeout):
+            house.versions.change([("proxy.timeout", "20s")])
+        assert house.path.read_text() == OTHER
+        house.versions._apply = house.apply
+        assert house.versions.look() == Outcome("applied", 2)
 
     def test_somebody_s_edit_that_is_not_in_effect_is_not_overwritten(self, house: House) -> None:
         house.write(BAD)
