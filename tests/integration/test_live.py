@@ -153,6 +153,12 @@ class TestNoticing:
             node.wait_for_version()
             node.change(proxy={"timeout": "5s"})
 
+    def test_a_shorter_interval_is_in_effect_at_once(self) -> None:
+        with Live({"reload_interval": "1h"}) as node:
+            node.ctl("set", "proxy.reload_interval", "100ms")
+            node.wait_for_version()
+            node.change(proxy={"reload_interval": "100ms", "timeout": "5s"})
+
     @pytest.mark.parametrize(
         ("damage", "words"),
         [
