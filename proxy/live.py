@@ -29,14 +29,14 @@ def serve(path: str, *, last_good: bool = False) -> None:
     app = App(versions.config, hooks=hooks)
     app.inherited = inherited_sockets()
     admin = Admin(app, versions, folder)
-    watcher = Watcher(path, lambda: versions.config, versions.look)
+    watcher = Watcher(versions.files, lambda: versions.config.reload_interval, versions.look)
     notifier = Notifier()
-    hooks.opened += [versions.record, admin.start]
+    hooks.opened += [admin.start, versions.record]  # only what did come into effect
     hooks.ready += [watcher.start, notifier.ready, notifier.start_watchdog]
     hooks.reloading += [notifier.reloading]
     hooks.reload += [versions.reload]
     hooks.reloaded += [notifier.ready]
-    hooks.applied += [watcher.start]  # its greenlet begins when the new interval is in effect
+    hooks.applied += [watcher.start]  # its greenlet goes on when the new interval is in effect
     hooks.stopping += [watcher.stop, notifier.stopping]
     hooks.stopped += [admin.stop]
     app.run()

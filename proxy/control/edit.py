@@ -241,7 +241,8 @@ class Document:
 
 
 def _setting(line: str) -> Setting:
-    (item,) = inisyntax.scan([line.removesuffix("\r")])
+    # In a file that is damaged a later line may close its quotes.
+    item = next(inisyntax.scan([line.removesuffix("\r"), "'''", '"""']))
     assert isinstance(item, Setting), "it was one before"
     return item
 

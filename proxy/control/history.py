@@ -21,11 +21,25 @@ log = logging.getLogger(__name__)
 
 _MARK = "# proxy-server version "
 _NAME = re.compile(r"(\d+)\.ini")
+_SOURCES = ("file", "ctl", "rollback", "start")
+_KINDS = {
+    "number": (int,),
+    "time": (int, float),
+    "source": (str,),
+    "summary": (str,),
+    "text": (str,),
+    "volatile": (bool,),
+}
+_END_OF_TIME = 1e11  # a clock with four digits for the year can show what is before it
 
 
 @dataclass(frozen=True)
 class Version:
-    """A configuration that was applied; the text of a volatile one is not what stands in the file."""
+    """
+    A configuration that was applied; the text of a volatile one is not what stands in the file.
+
+    Raises ``ValueError`` for what none can be: its values may come from a file that is damaged.
+    """
 
     number: int
     time: float  # Unix time, in seconds
@@ -33,6 +47,14 @@ class Version:
     summary: str  # what changed; without secrets
     text: str = field(repr=False)
     volatile: bool = False
+
+    def __post_init__(self) -> None:
+        for name, kind in _KINDS.items():
+            # Not isinstance: to Python, True is a number.
+            if type(getattr(self, name)) not in kind:
+                raise ValueError(f"{name} is of the wrong kind")
+        if self.number < 1 or not 0 <= self.time < _END_OF_TIME or self.source not in _SOURCES:
+            raise ValueError("no version has such a number, time or source")
 
 
 def state_dir(config_path: str, configured: str) -> Path:
@@ -90,7 +112,7 @@ class History:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         about = {name: value for name, value in asdict(version).items() if name != "text"}
         data = f"{_MARK}{json.dumps(about)}\n{version.text}".encode()
-        files.replace(str(self._folder / f"{version.number:06}.ini"), data)
+        files.replace(str(self._folder / _name(version.number)), data)
         for old in sorted(filter(_number, _entries(self._folder)), key=_number)[: -self.size]:
             old.unlink(missing_ok=True)
 
@@ -100,6 +122,10 @@ def _entries(folder: Path) -> list[Path]:
         return list(folder.iterdir())
     except OSError:
         return []
+
+
+def _name(number: int) -> str:
+    return f"{number:06}.ini"
 
 
 def _number(path: Path) -> int:
@@ -115,9 +141,13 @@ def _read_all(folder: Path) -> list[Version]:
 def _read(path: Path) -> Version | None:
     try:
         about, _, text = path.read_bytes().decode().partition("\n")
-        return Version(**json.loads(about.removeprefix(_MARK)), text=text)
-    except (OSError, ValueError, TypeError) as exc:
-        log.warning(
-            "%s is passed over: %s", path, reason_of(exc) if isinstance(exc, OSError) else "not a version"
-        )
-        return None
+        version = Version(**json.loads(about.removeprefix(_MARK)), text=text)
+        if path.name == _name(version.number):
+            return version
+        reason = "not a version"
+    except OSError as exc:
+        reason = reason_of(exc)
+    except (ValueError, TypeError, RecursionError):
+        reason = "not a version"
+    log.warning("%s is passed over: %s", path, reason)
+    return None

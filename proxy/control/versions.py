@@ -9,29 +9,32 @@ the servers.
 """
 
 import gc
-import hashlib
 import logging
-import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from gevent.lock import BoundedSemaphore
 
 from proxy.config import ProxyConfig
-from proxy.control import changes, configfile, files
-from proxy.control.configfile import InvalidConfigError
-from proxy.control.edit import Edit, edit, redact
+from proxy.control import changes, configfile
+from proxy.control.configfile import InvalidConfigError, Loaded
+from proxy.control.edit import Edit, redact
 from proxy.control.history import History
 from proxy.control.history import Version as Version
-from proxy.control.outline import Problem
-from proxy.errors import ConfigError, ProxyError, reason_of
+from proxy.control.ondisk import OnDisk, UnwritableError
+from proxy.control.outcome import Conflict as Conflict
+from proxy.control.outcome import Outcome as Outcome
+from proxy.control.outcome import RefusedError, problems_of, refused_by_name
+from proxy.control.overlay import Edits, Layers, bare
+from proxy.control.stamps import Stamps, stamps, tls_files
+from proxy.errors import ProxyError
 from proxy.net.threads import Workers
 
 log = logging.getLogger(__name__)
@@ -41,51 +44,6 @@ _TURN = 0.0005  # seconds for which a thread may keep the interpreter while othe
 
 T = TypeVar("T")
 Apply = Callable[[ProxyConfig], tuple[str, ...]]
-Stamps = tuple[tuple[int, ...] | None, ...]  # of files: how they were when they were looked at
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a wish for a change."""
-
-    status: str  # applied | unchanged | rejected
-    version: int  # the one in effect afterwards
-    problems: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()  # such as what takes effect at the next start only
-
-
-class Conflict(ProxyError):
-    """The version that a change was meant for is not the current one any more."""
-
-    def __init__(self, current: Version) -> None:
-        super().__init__(f"the configuration has changed meanwhile: it is version {current.number} now")
-        self.current = current
-
-
-class _Seen(NamedTuple):
-    """How the files were when all was said of them: the digest of the one, the stamps of its TLS files."""
-
-    digest: str = ""  # empty for a file that cannot be read
-    tls: Stamps = ()
-
-
-class _Edited(NamedTuple):
-    """A change that was worked out."""
-
-    base: str
-    overlay: dict[str, str | None]
-    text: str
-    config: ProxyConfig
-
-
-class _RefusedError(ProxyError):
-    def __init__(self, problems: tuple[str, ...]) -> None:
-        super().__init__(problems[0])
-        self.problems = problems
-
-
-class _UnwritableError(ProxyError):
-    pass
 
 
 class Versions:
@@ -105,14 +63,14 @@ class Versions:
         ``apply`` returns what it has to say, or raises ``ProxyError``; then it has changed nothing.
         """
         self.outcomes: Counter[str] = Counter()
-        self._path = path
+        self._file = OnDisk(path)
         self._history = History(Path(state_dir) / "history", history_size)
         self._apply = apply
         self._lock = BoundedSemaphore()
         self._workers = Workers(1)
-        self._base = ""  # what the file held when it was applied, or what was written to it;
-        self._overlay: dict[str, str | None] = {}  # and the volatile changes on top of that
-        self._judged = _Seen()
+        self._layers = bare("")  # the text in effect, and what the file held when it was read or written
+        self._tls: Stamps = {}  # the TLS files as they were when they were last applied,
+        self._tried_tls: Stamps = {}  # and as they were when that was last tried
         self._is_new = False
 
     # -- the first one
@@ -125,30 +83,29 @@ class Versions:
         ``last_good`` version instead.
         """
         try:
-            content = configfile.read(self._path)
-            self._judged = _Seen(_digest(content.data))
-            loaded = configfile.understand(content, self._path)
+            text, loaded = self._file.judge()
         except InvalidConfigError as exc:
             warnings = tuple(map(str, exc.problems))
             if not last_good or not self._take_last_good():
                 raise
             warnings += (f"starting with version {self.current.number} instead, the last good one",)
         else:
-            self.config, self._base = loaded.config, _text(content.data)
+            self._file.accept()
+            self.config, self._layers = loaded.config, bare(text)
             warnings = tuple(map(str, loaded.warnings))
-            self._take_first()
-        self._judged = self._judged._replace(tls=_stamps(self.config))
+            self._take_first(text)
+        self._tls = stamps(tls_files(self.config))
         self._history.size = self.config.history_size
         self._started = self.config
         return warnings
 
-    def _take_first(self) -> None:
+    def _take_first(self, text: str) -> None:
         last = next(iter(self._history.versions[-1:]), None)
-        if last and last.text == self._base:
+        if last and last.text == text:
             self.current = last
             return
-        summary = changes.summary(last.text, self._base) if last else "the first version"
-        self.current = self._version("start", self._base, summary)
+        summary = changes.summary(last.text, text) if last else "the first version"
+        self.current = self._version("start", text, summary)
         self._is_new = True
 
     def _take_last_good(self) -> bool:
@@ -156,7 +113,7 @@ class Versions:
             with suppress(InvalidConfigError):
                 if not version.volatile:
                     self.config = configfile.parse(version.text.encode(), "", with_files=True).config
-                    self.current, self._base = version, version.text
+                    self.current, self._layers = version, bare(version.text)
                     return True
         return False
 
@@ -198,29 +155,50 @@ class Versions:
             return self._settle(partial(self._reload, source, is_asked_for=True))
 
     def look(self) -> Outcome | None:
-        """Reload if a file is not what it was when it was last judged; None if it is."""
+        """Reload what is not as it was when it was last judged: the file, its TLS files; None if all is."""
         with self._lock:
-            data = self._run(partial(_read, self._path))
-            if self._judged == _Seen(_digest(data), _stamps(self.config)):
-                return None
-            return self._settle(partial(self._reload, "file", is_asked_for=False))
+            outcome = None
+            if self._run(self._file.may_be_judged_otherwise):
+                outcome = self._settle(partial(self._reload, "file", is_asked_for=False))
+            # Whatever became of the file: certificates are renewed beside a broken one too.
+            tls = stamps(tls_files(self.config))
+            if tls not in (self._tls, self._tried_tls):
+                self._tried_tls = tls
+                outcome = self._settle(self._renew)
+            return outcome
+
+    def files(self) -> Sequence[str]:
+        """List what to look at: the file, the TLS files in effect, and those that it waits for."""
+        return [self._file.path, *sorted({*tls_files(self.config), *self._file.waits_for})]
 
     def _reload(self, source: str, *, is_asked_for: bool) -> Outcome:
-        before, self._judged = self._judged, _Seen(tls=_stamps(self.config))
-        tls_changed = self._judged.tls != before.tls
-        content = self._run(partial(configfile.read, self._path))
-        self._judged = self._judged._replace(digest=_digest(content.data))
-        # Also for a text that is as it was: the files that it names may have changed.
-        loaded = self._run(partial(configfile.understand, content, self._path))
-        text, warnings = _text(content.data), tuple(map(str, loaded.warnings))
-        if text != self._base or (self._overlay and is_asked_for):
-            return self._become(text, loaded.config, source, notes=warnings)
-        if tls_changed:
-            notes = (*self._apply(self.config), "the TLS files were read again")
-            return Outcome("applied", self.current.number, notes=notes)
+        # Also a text that is as it was: the files that it names may have changed.
+        text, loaded = self._run(self._file.judge)
+        outcome = self._follow(text, loaded, source, is_asked_for=is_asked_for)
+        self._file.accept()
+        return outcome
+
+    def _follow(self, text: str, loaded: Loaded, source: str, *, is_asked_for: bool) -> Outcome:
+        if text != self._layers.base or (self._layers.volatile and is_asked_for):
+            return self._become(bare(text), loaded.config, source, notes=tuple(map(str, loaded.warnings)))
         if is_asked_for:
-            return Outcome("unchanged", self.current.number, notes=self._apply(self.config))
+            return self._apply_again()
         return Outcome("unchanged", self.current.number)
+
+    def _renew(self) -> Outcome:
+        """Read the TLS files of what is in effect again; what the file says now is another matter."""
+        text = self.current.text
+        is_in_file = self._run(partial(self._file.holds, text))
+        self._configured(text, self._file.path if is_in_file else f"version {self.current.number}")
+        return self._apply_again()
+
+    def _apply_again(self) -> Outcome:
+        tls = stamps(tls_files(self.config))  # before they are read
+        notes = self._apply(self.config)
+        before, self._tls = self._tls, tls
+        if tls == before:
+            return Outcome("unchanged", self.current.number, notes=notes)
+        return Outcome("applied", self.current.number, notes=(*notes, "the TLS files were read again"))
 
     # -- changes that do not come from the file
 
@@ -243,16 +221,17 @@ class Versions:
         if version is None:
             raise ProxyError("there is no version before this one")
         text, name = version.text, f"version {version.number}"
-        config = self._run(partial(configfile.parse, text.encode(), name, with_files=True)).config
-        if text == self.current.text and text == self._file_text():
+        config = self._configured(text, name)
+        if text == self.current.text and self._run(partial(self._file.holds, text)):
             return Outcome("unchanged", self.current.number)
         summary = f"back to {name}: {self._summary(self.current.text, text)}"
-        become = partial(self._become, text, config, "rollback", summary=summary)
+        become = partial(self._become, bare(text), config, "rollback", summary=summary)
         try:
-            with self._written(text):
-                return become()
-        except _UnwritableError as exc:
-            return become(notes=(f"{exc}; it is as it was",))
+            return self._write_and(text, become)
+        except UnwritableError as exc:
+            outcome = become(notes=(f"{exc}; it is as it was",))
+            self._file.accept()  # not what it says, but that this is over until it says something else
+            return outcome
 
     def change(
         self, edits: Sequence[Edit], *, volatile: bool = False, if_match: int | None = None
@@ -268,65 +247,40 @@ class Versions:
                 raise Conflict(self.current)
             return self._settle(partial(self._change, dict(edits), volatile=volatile))
 
-    def _change(self, edits: Mapping[str, str | None], *, volatile: bool) -> Outcome:
-        new = self._run(partial(self._edited, edits, volatile=volatile))
-        become = partial(self._become, new.text, new.config, "ctl", base=new.base, overlay=new.overlay)
-        if new.base == self._base and new.text == self.current.text:
-            return Outcome("unchanged", self.current.number)
-        if volatile:
-            summary = self._summary(self.current.text, new.text)
-            note = "not written to the file: the next time it is read, this is gone"
-            return become(summary=f"{summary} (volatile)", notes=(note,))
-        if self._file_text() != self._base:
-            raise ProxyError(
-                f"{self._path} has changes that are not in effect: put them right, and reload it, first"
-            )
+    def _change(self, edits: Edits, *, volatile: bool) -> Outcome:
+        old = self._layers
+        new = self._run(partial(old.cover if volatile else old.change, edits))
         try:
-            with self._written(new.base):
-                return become(summary=self._summary(self._base, new.base))
-        except _UnwritableError as exc:
+            config = self._configured(new.text)
+        except InvalidConfigError as exc:
+            raise refused_by_name(exc) from exc
+        if (new.base, new.text) == (old.base, old.text):
+            return Outcome("unchanged", self.current.number)
+        become = partial(self._become, new, config, "ctl")
+        if volatile:
+            summary = f"{self._summary(old.text, new.text)} (volatile)"
+            note = "not written to the file: the next time it is read, this is gone"
+            return become(summary=summary, notes=(note,))
+        if not self._run(partial(self._file.holds, old.base)):
+            what = "has changes that are not in effect: put them right, and reload it, first"
+            raise RefusedError((f"{self._file.path} {what}", *self._run(self._file.problems)))
+        try:
+            return self._write_and(new.base, partial(become, summary=self._summary(old.base, new.base)))
+        except UnwritableError as exc:
             raise ProxyError(f"{exc}; a volatile change does not need it") from exc
 
-    def _edited(self, edits: Mapping[str, str | None], *, volatile: bool) -> _Edited:
-        """Work out a change, in a thread."""
-        kept = {
-            name: value
-            for name, value in self._overlay.items()
-            if not any(f"{name}.".startswith(f"{each}.") for each in edits)
-        }
-        base = self._base if volatile else edit(self._base, edits.items())
-        overlay = {**kept, **edits} if volatile else kept
-        if volatile:
-            text = edit(self.current.text, edits.items())
-        else:
-            text = edit(base, overlay.items(), is_again=True)
-        try:
-            config = configfile.parse(text.encode(), "", with_files=True).config
-        except InvalidConfigError as exc:
-            raise _RefusedError(tuple(map(_without_line, exc.problems))) from exc
-        return _Edited(base, overlay, text, config)
-
-    def _file_text(self) -> str | None:
-        data = self._run(partial(_read, self._path))
-        return None if data is None else _text(data)
-
-    @contextmanager
-    def _written(self, text: str) -> Iterator[None]:
+    def _write_and(self, text: str, become: Callable[[], Outcome]) -> Outcome:
         """Have the file written; it gets back what it had if what follows fails."""
-        had = self._run(partial(_read, self._path))
-        data = text.encode()
+        undo = self._run(partial(self._file.write, text))
         try:
-            self._run(partial(files.replace, self._path, data))
-        except OSError as exc:
-            raise _UnwritableError(f"{self._path} could not be written: {reason_of(exc)}") from exc
-        try:
-            yield
+            outcome = become()
         except Exception:
             # Not for one who merely does not wait for the end: by then it may be in effect.
-            self._run(partial(_put_back, self._path, had))
+            self._run(undo)
             raise
         # The watcher will find it changed, and nothing that it does not know.
-        self._judged = self._judged._replace(digest=_digest(data))
+        self._file.expect(text)
+        return outcome
 
     # -- what they all come to
 
@@ -336,7 +290,7 @@ class Versions:
             with _politely():
                 outcome = attempt()
         except ProxyError as exc:
-            outcome = Outcome("rejected", self.current.number, problems=_problems(exc))
+            outcome = Outcome("rejected", self.current.number, problems=problems_of(exc))
             for problem in outcome.problems:
                 log.error("%s", problem)
             log.error("the configuration is not changed: version %d stays in effect", outcome.version)
@@ -349,26 +303,22 @@ class Versions:
 
     def _become(
         self,
-        text: str,
+        layers: Layers,
         config: ProxyConfig,
         source: str,
         *,
-        base: str | None = None,
-        overlay: Mapping[str, str | None] | None = None,
         summary: str = "",
         notes: tuple[str, ...] = (),
     ) -> Outcome:
         """Apply a configuration, and remember it; raises ``ProxyError``, and then nothing has changed."""
-        tls = _stamps(config)  # before they are read
-        summary = summary or self._summary(self.current.text, text)
+        tls = stamps(tls_files(config))  # before they are read
+        summary = summary or self._summary(self.current.text, layers.text)
         notes = (*notes, *self._apply(config), *self._too_late(config))
-        if self._overlay and not overlay:
-            notes = (*notes, f"volatile changes are gone: {', '.join(self._overlay)}")
-        self.current = self._version(source, text, summary)
-        self.current = replace(self.current, volatile=bool(overlay))
-        self.config = config
-        self._base, self._overlay = text if base is None else base, dict(overlay or {})
-        self._judged = self._judged._replace(tls=tls)
+        if self._layers.volatile and not layers.volatile:
+            notes = (*notes, f"volatile changes are gone: {', '.join(self._layers.volatile)}")
+        self.current = self._version(source, layers.text, summary)
+        self.current = replace(self.current, volatile=bool(layers.volatile))
+        self.config, self._layers, self._tls = config, layers, tls
         self._history.size = config.history_size
         log.info("version %d of the configuration (%s): %s", self.current.number, source, summary)
         self._is_new = False
@@ -379,6 +329,10 @@ class Versions:
         for name, key in (("proxy.state_dir", "state_dir"), ("control.listen_addr", "control_listen_addr")):
             if getattr(config, key) != getattr(self._started, key):
                 yield f"{name} takes effect at the next start"
+
+    def _configured(self, text: str, name: str = "") -> ProxyConfig:
+        """Read the text of a version; raises ``InvalidConfigError``."""
+        return self._run(partial(configfile.parse, text.encode(), name, with_files=True)).config
 
     def _summary(self, old: str, new: str) -> str:
         return self._run(partial(changes.summary, old, new))
@@ -402,65 +356,3 @@ def _politely() -> Iterator[None]:
     finally:
         gc.enable()
         sys.setswitchinterval(_USUAL_TURN)
-
-
-def tls_files(config: ProxyConfig) -> list[str]:
-    """List the TLS files that a configuration names."""
-    named = [
-        *(path for each in config.listeners for path in (each.tls_cert, each.tls_key)),
-        *(each.tls_ca for each in config.upstreams),
-    ]
-    return sorted(set(filter(None, named)))
-
-
-def stamp(path: str) -> tuple[int, ...] | None:
-    """Tell a state of a file from all others, without reading it; None if it is not there."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return (
-        *(found.st_dev, found.st_ino, found.st_size, found.st_mode),
-        *(found.st_mtime_ns, found.st_ctime_ns),
-    )
-
-
-def _stamps(config: ProxyConfig) -> Stamps:
-    return tuple(map(stamp, tls_files(config)))
-
-
-def _digest(data: bytes | None) -> str:
-    return "" if data is None else hashlib.sha256(data).hexdigest()
-
-
-def _text(data: bytes) -> str:
-    return data.decode("utf-8-sig")
-
-
-def _read(path: str) -> bytes | None:
-    try:
-        return configfile.read(path).data
-    except InvalidConfigError:
-        return None
-
-
-def _without_line(problem: Problem) -> str:
-    """Say what is wrong with a text that nobody has seen: its lines would mean nothing."""
-    return ".".join(filter(None, (problem.section, problem.key))) + f": {problem.message}"
-
-
-def _put_back(path: str, data: bytes | None) -> None:
-    if data is None:
-        os.unlink(path)
-    else:
-        files.replace(path, data)
-
-
-def _problems(exc: ProxyError) -> tuple[str, ...]:
-    if isinstance(exc, _RefusedError):
-        return exc.problems
-    if isinstance(exc, InvalidConfigError):
-        return tuple(map(str, exc.problems))
-    if isinstance(exc, ConfigError) and exc.field:
-        return (f"{exc.field}: {exc}",)
-    return (str(exc),)

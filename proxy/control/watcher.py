@@ -7,36 +7,40 @@ must look the same at two polls before anything is done, so that a file is not r
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from time import monotonic
 
 import gevent
+from gevent.event import Event
 
-from proxy.config import ProxyConfig
-from proxy.control.versions import Outcome, stamp, tls_files
+from proxy.control.stamps import Stamps, stamps
 
 log = logging.getLogger(__name__)
 
-_Stamps = tuple[tuple[int, ...] | None, ...]
-
 
 class Watcher:
-    """Looks at a file, and at the TLS files that it names, every ``reload_interval``."""
+    """Looks at some files, which may be others each time, at an interval; 0 is never."""
 
     def __init__(
-        self, path: str, config: Callable[[], ProxyConfig], look: Callable[[], Outcome | None]
+        self,
+        files: Callable[[], Sequence[str]],
+        interval: Callable[[], float],
+        look: Callable[[], object],
     ) -> None:
         """Watch for ``look``, which is called when there may be something new."""
-        self._path = path
-        self._config = config
+        self._files = files
+        self._interval = interval
         self._look = look
         self._last = self._stamps()
         # The first look is at what may have changed since the start.
-        self._acted_on: _Stamps = ()
+        self._acted_on: Stamps | None = None
+        self._may_differ = Event()  # the interval, while it is waited for
         self._is_watching = False
         self._is_over = False
 
     def start(self) -> None:
-        """Begin to watch, or go on after an interval of 0."""
+        """Begin to watch, or go on with what the interval is now."""
+        self._may_differ.set()
         if not self._is_watching:
             self._is_watching = True
             gevent.spawn(self._run)
@@ -44,6 +48,7 @@ class Watcher:
     def stop(self) -> None:
         """End watching; a reload that has begun comes to its end."""
         self._is_over = True
+        self._may_differ.set()
 
     def poll(self) -> None:
         """Look once."""
@@ -55,15 +60,19 @@ class Watcher:
             self._look()
 
     def _run(self) -> None:
-        while not self._is_over and (interval := self._config().reload_interval):
-            gevent.sleep(interval)
+        polled = monotonic()
+        while not self._is_over and (interval := self._interval()):
+            self._may_differ.clear()
+            # From the last poll on, so that no number of changes puts off the next one.
+            if self._may_differ.wait(max(0.0, polled + interval - monotonic())):
+                continue
+            polled = monotonic()
             try:
-                if not self._is_over:
-                    self.poll()
+                self.poll()
             except Exception as exc:
                 log.error("internal error: %s: %s", type(exc).__name__, exc)
                 log.debug("internal error", exc_info=True)
         self._is_watching = False
 
-    def _stamps(self) -> _Stamps:
-        return tuple(map(stamp, (self._path, *tls_files(self._config()))))
+    def _stamps(self) -> Stamps:
+        return stamps(self._files())

@@ -1,5 +1,6 @@
 """Versions outlive the program, their numbers only grow, and nobody else can read them."""
 
+import json
 import stat
 
 import pytest
@@ -61,11 +62,55 @@ def test_the_file_of_a_version_can_be_used_as_it_is(tmp_path):
     assert (comment[0], text) == ("#", TEXT)
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\n", b"# proxy-server version {}\n", b"[proxy]\n"])
-def test_a_damaged_file_is_passed_over_and_its_number_is_not_used_again(tmp_path, content):
+def about(**wrong):
+    """Write the first line of version 7, with something else in it than there should be."""
+    values = {"number": 7, "time": 1.5, "source": "file", "summary": "x", "volatile": False, **wrong}
+    return f"# proxy-server version {json.dumps(values)}\n{TEXT}".encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff\n",
+        b"# proxy-server version {}\n",
+        b"# proxy-server version [7]\n",
+        b"# proxy-server version " + b"[" * 100_000,
+        b"[proxy]\n",
+        about(number="7"),
+        about(number=8),
+        about(number=7.0),
+        about(time=None),
+        about(time=True),
+        about(time=-1),
+        about(time=1e300),
+        about(time=10**400),
+        about(time=float("nan")),
+        about(source=None),
+        about(source="nowhere"),
+        about(summary=None),
+        about(volatile=None),
+        about(volatile=1),
+        about(more=1),
+    ],
+)
+def test_a_damaged_file_is_passed_over_and_its_number_is_not_used_again(tmp_path, caplog, content):
+    """CASES H202."""
     (tmp_path / "000007.ini").write_bytes(content)
     history = History(tmp_path, 5)
     assert (history.versions, history.next_number()) == ([], 8)
+    assert caplog.messages == [f"{tmp_path / '000007.ini'} is passed over: not a version"]
+
+
+def test_a_file_of_an_earlier_program_is_a_version(tmp_path):
+    (tmp_path / "000007.ini").write_bytes(about())
+    assert History(tmp_path, 5).versions == [Version(7, 1.5, "file", "x", TEXT)]
+
+
+def test_of_two_files_with_one_number_only_that_with_the_right_name_is_a_version(tmp_path):
+    for name in ("7.ini", "000007.ini"):
+        (tmp_path / name).write_bytes(about(summary=name))
+    assert [each.summary for each in History(tmp_path, 5).versions] == ["000007.ini"]
 
 
 def test_where_nothing_can_be_written_memory_has_to_do(tmp_path, caplog):

@@ -4,7 +4,8 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import gevent
@@ -12,6 +13,7 @@ import pytest
 
 from proxy.config import ProxyConfig
 from proxy.control.configfile import InvalidConfigError
+from proxy.control.outline import MAX_BYTES
 from proxy.control.versions import Conflict, Outcome, Versions
 from proxy.errors import ProxyError
 from tests.integration.certificates import Authority, Certificate
@@ -36,6 +38,7 @@ type = socks5
 proxy_address = 10.0.0.1:1080
 """
 OTHER = TEXT.replace("30s", "20s")
+LATIN_1 = TEXT.replace("Mine", "Mi\xe9").encode("latin-1")
 BAD = TEXT.replace("timeout", "tiemout")
 
 
@@ -274,10 +277,8 @@ class TestCertificates:
     def test_those_that_changed_are_read_again_and_make_no_version(
         self, house: House, pairs: list[Certificate]
     ) -> None:
-        pairs[1].cert.replace(pairs[0].cert)
-        pairs[1].key.replace(pairs[0].key)
-        outcome = house.versions.look()
-        assert outcome == Outcome("applied", 1, notes=("the TLS files were read again",))
+        renew(*pairs)
+        assert house.versions.look() == RENEWED
         assert len(house.running) == 2
         assert house.versions.look() is None
 
@@ -291,6 +292,107 @@ class TestCertificates:
         outcome = house.versions.look()
         assert outcome is not None
         assert outcome.status == "applied"
+
+    def test_one_that_is_renewed_beside_a_broken_file_is_read_all_the_same(
+        self, house: House, pairs: list[Certificate]
+    ) -> None:
+        """CASES H193: the old configuration stays, and its certificates are those of today."""
+        house.write(BAD)
+        rejected(house, house.versions.look(), "tiemout")
+        renew(*pairs)
+        assert house.versions.look() == RENEWED
+        assert house.versions.look() is None
+
+    def test_one_that_is_renewed_while_the_file_breaks_is_not_forgotten(
+        self, house: House, pairs: list[Certificate]
+    ) -> None:
+        """CASES H193."""
+        text = house.path.read_text()
+        house.write(BAD)
+        renew(*pairs)
+        rejected(house, house.versions.reload(), "tiemout")
+        house.write(text)
+        assert house.versions.reload() == RENEWED
+        assert house.versions.reload() == Outcome("unchanged", 1)
+
+    def test_a_new_one_does_not_bring_back_a_text_that_was_rolled_back_from(
+        self, house: House, pairs: list[Certificate], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """CASES H202: what the file says counts again when it changes, and not before."""
+        text = house.path.read_text()
+        house.write(text.replace("30s", "20s"))
+        house.versions.reload()
+        deny_writing(monkeypatch)
+        assert house.versions.rollback().version == 3
+        renew(*pairs)
+        assert house.versions.look() == replace(RENEWED, version=3)
+        assert (house.timeout, house.versions.look()) == (30, None)
+        house.write(text.replace("30s", "10s"))
+        assert house.versions.look() == Outcome("applied", 4)
+        assert house.timeout == 10
+
+    @pytest.mark.parametrize("wish", ["look", "reload"])
+    def test_one_that_was_missing_is_looked_for_until_it_is_there(
+        self, house: House, pairs: list[Certificate], wish: str
+    ) -> None:
+        """CASES H193: a file is refused for a certificate that is not there yet."""
+        away = pairs[1].cert.rename(pairs[1].cert.with_suffix(".away"))
+        house.write(with_certificate(house, pairs[1]).replace("30s", "20s"))
+        rejected(house, getattr(house.versions, wish)(), "tls_cert", "No such file")
+        assert {str(pairs[1].cert), str(pairs[1].key)} < set(house.versions.files())
+        assert house.versions.look() is None
+        away.rename(pairs[1].cert)
+        assert house.versions.look() == Outcome("applied", 2)
+        assert (house.timeout, house.versions.look()) == (20, None)
+        assert str(pairs[0].cert) not in house.versions.files()
+
+    def test_one_that_was_missing_at_the_start_is_looked_for_too(
+        self, house: House, pairs: list[Certificate]
+    ) -> None:
+        """CASES H193."""
+        away = pairs[1].cert.rename(pairs[1].cert.with_suffix(".away"))
+        house.write(with_certificate(house, pairs[1]))
+        house.versions = house.start(last_good=True)
+        assert house.versions.look() is None
+        away.rename(pairs[1].cert)
+        assert house.versions.look() == Outcome("applied", 2)
+
+    def test_one_that_appears_does_not_bring_back_a_text_that_was_rolled_back_from(
+        self, house: House, pairs: list[Certificate], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """CASES H202."""
+        away = pairs[1].cert.rename(pairs[1].cert.with_suffix(".away"))
+        house.write(with_certificate(house, pairs[1]).replace("30s", "20s"))
+        house.versions.reload()
+        deny_writing(monkeypatch)
+        assert house.versions.rollback(1).version == 2
+        away.rename(pairs[1].cert)
+        assert house.versions.look() is None
+
+    def test_those_that_a_file_names_are_known_however_broken_it_is(self, house: House) -> None:
+        """CASES H208."""
+        house.path.write_bytes(b'[[\xff\ntls_cert = "/etc/a b.pem"  # ours\n= \ntls_key = /etc/\0\n[')
+        assert house.versions.reload().status == "rejected"
+        assert {"/etc/a b.pem", "/etc/\0"} < set(house.versions.files())
+        assert house.versions.look() is None
+
+
+def with_certificate(house: House, pair: Certificate) -> str:
+    """Write the text of the file with another certificate."""
+    names = {"tls_cert": pair.cert, "tls_key": pair.key}
+    lines = house.path.read_text().splitlines()
+    keys = [line.partition(" = ")[0] for line in lines]
+    return "\n".join(
+        f"{key} = {names[key]}" if key in names else line for key, line in zip(keys, lines, strict=True)
+    )
+
+
+RENEWED = Outcome("applied", 1, notes=("the TLS files were read again",))
+
+
+def renew(old: Certificate, new: Certificate) -> None:
+    new.cert.replace(old.cert)
+    new.key.replace(old.key)
 
 
 class TestRollingBack:
@@ -310,6 +412,18 @@ class TestRollingBack:
     def test_the_bad_file_is_replaced_by_the_version_in_effect(self, house: House) -> None:
         house.write(BAD)
         house.versions.look()
+        assert house.versions.rollback(1) == Outcome("applied", 2)
+        assert house.path.read_text() == TEXT
+        assert house.versions.look() is None
+
+    @pytest.mark.parametrize("when", ["running", "starting"])
+    def test_a_file_that_is_no_text_is_replaced_by_the_version_in_effect(
+        self, house: House, when: str
+    ) -> None:
+        """CASES H208: also one with which the program was started (-last-good)."""
+        house.path.write_bytes(LATIN_1)
+        if when == "starting":
+            house.versions = house.start(last_good=True)
         assert house.versions.rollback(1) == Outcome("applied", 2)
         assert house.path.read_text() == TEXT
         assert house.versions.look() is None
@@ -350,6 +464,29 @@ class TestRollingBack:
         rejected(house, house.versions.rollback(1), "in use")
         assert not house.path.exists()
 
+    def test_a_link_that_leads_to_nothing_stays_one(self, house: House, tmp_path: Path) -> None:
+        house.path.unlink()
+        house.path.symlink_to("real.ini")
+        house.busy = "Address already in use"
+        rejected(house, house.versions.rollback(1), "in use")
+        assert (house.path.is_symlink(), house.path.exists()) == (True, False)
+        assert sorted(os.listdir(tmp_path)) == ["proxy.ini", "state"]
+
+    def test_what_cannot_be_read_is_not_replaced_because_it_could_not_be_put_back(self, house: House) -> None:
+        house.path.unlink()
+        house.path.symlink_to(house.path)
+        outcome = house.versions.rollback(1)
+        assert (outcome.status, outcome.version) == ("applied", 2)
+        assert "could not be written: Too many levels of symbolic links" in outcome.notes[0]
+        assert house.path.is_symlink()
+
+    def test_a_file_that_is_too_large_is_put_back_whole(self, house: House) -> None:
+        size = MAX_BYTES + 1000
+        house.path.write_bytes(b"#" * size)
+        house.busy = "Address already in use"
+        rejected(house, house.versions.rollback(1), "in use")
+        assert house.path.stat().st_size == size
+
     def test_a_missing_file_is_written(self, house: House) -> None:
         house.path.unlink()
         assert house.versions.rollback(1) == Outcome("applied", 2)
@@ -388,7 +525,7 @@ def deny_writing(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: str, data: bytes) -> None:
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr("proxy.control.versions.files.replace", refuse)
+    monkeypatch.setattr("proxy.control.files.replace", refuse)
 
 
 class TestChanging:
@@ -463,10 +600,43 @@ class TestChanging:
         assert house.path.read_text() == TEXT
         assert house.versions.look() is None
 
+    def test_who_does_not_wait_for_the_end_leaves_it_to_the_next_look(self, house: House) -> None:
+        def slow(config: ProxyConfig) -> tuple[str, ...]:
+            with gevent.Timeout(0):
+                gevent.sleep(60)
+            return ()
+
+        house.versions._apply = slow
+        with pytest.raises(gevent.Timeout):
+            house.versions.change([("proxy.timeout", "20s")])
+        assert house.path.read_text() == OTHER
+        house.versions._apply = house.apply
+        assert house.versions.look() == Outcome("applied", 2)
+
     def test_somebody_s_edit_that_is_not_in_effect_is_not_overwritten(self, house: House) -> None:
         house.write(BAD)
         rejected(house, house.versions.change([("proxy.timeout", "20s")]), "not in effect")
         assert house.path.read_text() == BAD
+
+    @pytest.mark.parametrize(
+        ("damage", "why"),
+        [
+            (lambda path: path.write_bytes(LATIN_1), ":1: byte 0xe9 at offset 4 is not UTF-8"),
+            (lambda path: path.write_text(BAD), ":3: [proxy] tiemout: unknown key"),
+            (lambda path: path.unlink(), "No such file"),
+            (lambda path: (path.unlink(), path.mkdir()), "is a folder"),
+        ],
+        ids=["latin-1", "invalid", "missing", "folder"],
+    )
+    @pytest.mark.parametrize("when", ["running", "starting"])
+    def test_a_file_that_cannot_be_used_refuses_it_and_is_told_of(
+        self, house: House, damage: Callable[[Path], object], why: str, when: str
+    ) -> None:
+        """CASES H208."""
+        damage(house.path)
+        if when == "starting":
+            house.versions = house.start(last_good=True)
+        rejected(house, house.versions.change([("proxy.timeout", "20s")]), f"{house.path} has", why)
 
     def test_the_second_of_two_is_told_of_the_first(self, house: House) -> None:
         first = gevent.spawn(house.versions.change, [("proxy.timeout", "20s")], if_match=1)
@@ -549,3 +719,14 @@ class TestLookingBack:
         versions = Versions(str(path), str(tmp_path / "state"), 20, lambda config: ())
         versions.start()
         assert versions.list() == [versions.current]
+
+    def test_damaged_files_of_the_history_stop_nothing(self, house: House) -> None:
+        """CASES H202: a file with an odd text is compared, and one that is no version passed over."""
+        history = house.folder / "history"
+        about = (history / "000001.ini").read_text().partition("\n")[0].replace('"number": 1', '"number": 5')
+        (history / "000005.ini").write_text(f"{about}\ntimeout = 1s\n{TEXT}")
+        (history / "000006.ini").write_text(about.replace('"number": 5', '"number": "6"') + f"\n{TEXT}")
+        house.versions = house.start()
+        assert house.numbers == [1, 5, 7]
+        assert "-timeout = 1s" in house.versions.diff(5, 7)
+        rejected(house, house.versions.rollback(5), "version 5:", version=7)

@@ -7,7 +7,6 @@ from pathlib import Path
 import gevent
 import pytest
 
-from proxy.config import Protocol, ProxyConfig, ServerConfig
 from proxy.control.watcher import Watcher
 
 
@@ -24,12 +23,9 @@ class House:
         self.path = path
         self.looks = 0
         self.failing = False
-        self.change(reload_interval=1.0)
-        self.watcher = Watcher(str(path), lambda: self.config, self.look)
-
-    def change(self, *, tls: str = "", **settings: float) -> None:
-        door = ServerConfig("127.0.0.1:8080", Protocol.WEBSOCKET, "web", tls_cert=tls, tls_key=tls)
-        self.config = ProxyConfig(listeners=(door,), **settings)  # type: ignore[arg-type]
+        self.files = [str(path)]
+        self.interval = 1.0  # seconds
+        self.watcher = Watcher(lambda: self.files, lambda: self.interval, self.look)
 
     def look(self) -> None:
         self.looks += 1
@@ -121,10 +117,17 @@ def test_a_file_that_is_being_written_is_left_alone(house: House) -> None:
 
 def test_a_new_certificate_is_a_change(house: House, tmp_path: Path) -> None:
     (tmp_path / "pair.pem").write_text("one")
-    house.change(tls=str(tmp_path / "pair.pem"))
+    house.files.append(str(tmp_path / "pair.pem"))
     assert house.polls(2) == 1  # other files than before are watched
     (tmp_path / "pair.pem").write_text("two")
     assert house.polls(2) == 1
+
+
+def test_a_certificate_that_was_missing_is_a_change_when_it_appears(house: House, tmp_path: Path) -> None:
+    house.files.append(str(tmp_path / "pair.pem"))
+    house.polls(2)
+    (tmp_path / "pair.pem").write_text("one")
+    assert (house.polls(1), house.polls(1), house.polls(2)) == (0, 1, 0)
 
 
 def wait_for(condition: Callable[[], object]) -> None:
@@ -133,7 +136,7 @@ def wait_for(condition: Callable[[], object]) -> None:
 
 
 def test_it_polls_at_the_interval_that_is_in_effect(house: House) -> None:
-    house.change(reload_interval=0.001)
+    house.interval = 0.001
     house.watcher.start()
     for number in (1, 2):
         write(house.path)
@@ -141,19 +144,38 @@ def test_it_polls_at_the_interval_that_is_in_effect(house: House) -> None:
 
 
 def test_an_interval_of_zero_is_no_watching_until_there_is_another(house: House) -> None:
-    house.change(reload_interval=0.0)
+    house.interval = 0.0
     house.watcher.start()
     gevent.idle()
     write(house.path)
-    house.change(reload_interval=0.001)
+    house.interval = 0.001
     gevent.sleep(0.02)
     assert house.looks == 0
     house.watcher.start()
     wait_for(lambda: house.looks)
 
 
+def test_a_shorter_interval_does_not_wait_for_the_end_of_the_longer_one(house: House) -> None:
+    house.interval = 3600.0
+    house.watcher.start()
+    gevent.idle()  # it has begun to wait
+    write(house.path)
+    house.interval = 0.001
+    house.watcher.start()
+    wait_for(lambda: house.looks)
+
+
+def test_changes_that_leave_the_interval_as_it_is_do_not_put_off_a_poll(house: House) -> None:
+    house.interval = 0.05
+    house.watcher.start()
+    write(house.path)
+    while not house.looks:
+        house.watcher.start()
+        gevent.sleep(0.001)
+
+
 def test_a_failure_does_not_end_it(house: House, caplog: pytest.LogCaptureFixture) -> None:
-    house.change(reload_interval=0.001)
+    house.interval = 0.001
     house.failing = True
     house.watcher.start()
     for number in (1, 2):
@@ -163,7 +185,7 @@ def test_a_failure_does_not_end_it(house: House, caplog: pytest.LogCaptureFixtur
 
 
 def test_once_stopped_it_looks_no_more(house: House) -> None:
-    house.change(reload_interval=0.001)
+    house.interval = 0.001
     house.watcher.start()
     house.watcher.stop()
     write(house.path)

@@ -153,6 +153,12 @@ class TestNoticing:
             node.wait_for_version()
             node.change(proxy={"timeout": "5s"})
 
+    def test_a_shorter_interval_is_in_effect_at_once(self) -> None:
+        with Live({"reload_interval": "1h"}) as node:
+            node.ctl("set", "proxy.reload_interval", "100ms")
+            node.wait_for_version()
+            node.change(proxy={"reload_interval": "100ms", "timeout": "5s"})
+
     @pytest.mark.parametrize(
         ("damage", "words"),
         [
@@ -412,6 +418,18 @@ class TestCertificates:
             assert works(old)
             assert works(new)
 
+    def test_one_that_was_missing_is_served_when_it_appears(self, tmp_path: Path, target: Target) -> None:
+        """CASES H193: until then the old configuration stays."""
+        authority = Authority(tmp_path)
+        pair = authority.issue("one", "localhost")
+        away = pair.cert.rename(tmp_path / "away.pem")
+        with Live() as node:
+            node.refuse(node.text(listeners={"web": web_door(**pair.settings)}), "No such file")
+            away.rename(pair.cert)
+            node.wait_for_version()
+            context = authority.client_context()
+            assert works(clients.websocket(node.door("web"), "127.0.0.1", target.port, tls=context))
+
 
 def certificate(tunnel: WebTunnel) -> bytes:
     assert isinstance(tunnel.sock, ssl.SSLSocket)
@@ -477,6 +495,21 @@ class TestVersions:
             assert len(files) == 3
             assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
             assert stat.S_IMODE((node.directory / ".proxy").stat().st_mode) == 0o700
+
+    def test_a_start_that_came_to_nothing_is_no_version(self) -> None:
+        """CASES H202: nobody is to go back to what never was in effect."""
+        with Live() as node, socket.socket() as other:
+            node.signal(signal.SIGTERM)
+            assert node.wait(10) == 0
+            other.bind(("127.0.0.1", 0))
+            other.listen()
+            control = {"listen_addr": f"127.0.0.1:{other.getsockname()[1]}", "token": "looking-glass"}
+            node.config_path.write_text(node.text(control=control))
+            done = run_proxy("-c", str(node.config_path))
+            assert (done.returncode, b"in use" in done.stderr) == (1, True)
+            node.config_path.write_text(node.text(control={"listen_addr": None}))
+            Proxy.start(node)
+            assert re.findall(r"^ +(\d+)", node.ctl("versions"), re.MULTILINE) == ["1", "2"]
 
     def test_no_command_and_no_log_shows_a_secret(self) -> None:
         """CASES H210."""

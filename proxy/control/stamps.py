@@ -1,0 +1,53 @@
+"""
+Tell, without reading them, whether files are what they were.
+"""
+
+import os
+from collections.abc import Iterable
+
+from proxy.config import ProxyConfig
+from proxy.control.inisyntax import Setting, read_value, scan
+
+_KEYS = ("tls_cert", "tls_key", "tls_ca")
+
+Stamps = dict[str, tuple[int, ...] | None]  # of files, by their paths; None is one that is not there
+
+
+def stamps(paths: Iterable[str]) -> Stamps:
+    """Tell the present state of files from all others."""
+    return {path: _stamp(path) for path in paths}
+
+
+def _stamp(path: str) -> tuple[int, ...] | None:
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None  # what cannot be the name of a file is one that is not there
+    return (
+        *(found.st_dev, found.st_ino, found.st_size, found.st_mode),
+        *(found.st_mtime_ns, found.st_ctime_ns),
+    )
+
+
+def tls_files(config: ProxyConfig) -> list[str]:
+    """List the TLS files that a configuration names."""
+    named = [
+        *(path for each in config.listeners for path in (each.tls_cert, each.tls_key)),
+        *(each.tls_ca for each in config.upstreams),
+    ]
+    return sorted(set(filter(None, named)))
+
+
+def tls_files_in(text: str) -> list[str]:
+    """List those that a text names, which need not be a valid configuration."""
+    # Of a large file, or one of another kind, these lines are few.
+    lines = [line.removesuffix("\r") for line in text.split("\n") if "tls_" in line]
+    found = (item for item in scan(lines) if isinstance(item, Setting) and item.key in _KEYS)
+    return sorted(set(filter(None, map(_value, found))))
+
+
+def _value(setting: Setting) -> str:
+    try:
+        return read_value(setting.raw).text
+    except ValueError:
+        return ""
