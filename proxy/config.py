@@ -17,10 +17,7 @@ from proxy.errors import ConfigError
 
 DIRECT = "direct"  # the name of the upstream that is always there
 
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_MAX_DURATION = 366 * 24 * 3600.0
 _NO_HEADER = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
-_SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 # What ``proxy-server -hash-password`` prints: scrypt$log2(n)$r$p$salt$hash, the last two in URL-safe Base64.
 _BASE64 = r"(?=[\w-]{2})(?:[\w-]{4})*(?:[\w-]{2}(?:==)?|[\w-]{3}=?)?"
@@ -82,25 +79,6 @@ class SettingsError(ConfigError):
     def __init__(self, problems: tuple[ConfigError, ...]) -> None:
         super().__init__(problems[0].field, str(problems[0]))
         self.problems = problems
-
-
-def parse_duration(text: str) -> float:
-    """Read a duration such as ``30``, ``500ms``, ``30s``, ``5m`` or ``1h`` as seconds."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)?", text.strip(), re.ASCII)
-    if not match:
-        raise ValueError("not a duration: write seconds, or a number with ms, s, m or h, such as 30s")
-    seconds = float(match[1]) * _UNITS[match[2] or "s"]
-    if not math.isfinite(seconds) or seconds > _MAX_DURATION:
-        raise ValueError("the duration is longer than a year")
-    return seconds
-
-
-def parse_size(text: str) -> int:
-    """Read a number such as ``1024``, ``64k``, ``2m`` or ``1g``; k is 1024."""
-    match = re.fullmatch(r"(\d{1,15})\s*([kmg]?)", text.strip().lower(), re.ASCII)
-    if not match:
-        raise ValueError("not a number: write digits, or digits with k, m or g, such as 64k")
-    return int(match[1]) * _SIZES[match[2]]
 
 
 @dataclass(frozen=True)

@@ -15,60 +15,10 @@ from proxy.config import (
     UpstreamConfig,
     UpstreamType,
     check_user,
-    parse_duration,
-    parse_size,
 )
 from proxy.errors import ConfigError
 
 SOCKS = ServerConfig("127.0.0.1:1080", Protocol.SOCKS5, name="socks")
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [("30", 30), ("0", 0), ("500ms", 0.5), ("30s", 30), ("5m", 300), ("1h", 3600), ("1.5m", 90), ("2 s", 2)],
-)
-def test_reads_a_duration(text, seconds):
-    assert parse_duration(text) == seconds
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "nan",
-        "inf",
-        "-1",
-        "+1",
-        "1_000",
-        "1e3",
-        "３０",
-        "30S",
-        "30 sec",
-        "1d",
-        ".5",
-        "0x10",
-        "5m30s",
-        "9" * 400,
-    ],
-)
-def test_refuses_what_is_no_duration(text):
-    with pytest.raises(ValueError, match=r"duration"):
-        parse_duration(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "number"), [("0", 0), ("1024", 1024), ("64k", 65536), ("2M", 2 << 20), ("1g", 1 << 30)]
-)
-def test_reads_a_size(text, number):
-    assert parse_size(text) == number
-
-
-@pytest.mark.parametrize(
-    "text", ["", "nan", "inf", "-1", "+1", "1_000", "1e3", "１２", "1.5k", "1t", "0x10", "9" * 20]
-)
-def test_refuses_what_is_no_size(text):
-    with pytest.raises(ValueError, match="number"):
-        parse_size(text)
 
 
 def fields_of(caught):

@@ -11,7 +11,6 @@ import errno
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
-from decimal import Decimal
 from enum import Enum
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -27,7 +26,6 @@ from proxy.config import (
     UpstreamConfig,
     UpstreamType,
     check_user,
-    parse_duration,
 )
 from proxy.control import inisyntax
 from proxy.control.configspec import (
@@ -45,6 +43,7 @@ from proxy.control.inisyntax import QUOTE_IT
 from proxy.control.outline import MAX_BYTES, Outline, Problem
 from proxy.errors import ConfigError, reason_of
 from proxy.net.tls import client_context, server_context
+from proxy.units import write_duration
 
 _DIRECT_UPSTREAM = UpstreamConfig(DIRECT, UpstreamType.DIRECT)
 
@@ -335,14 +334,3 @@ def _write_value(value: Any) -> str:
     if isinstance(value, float):
         return write_duration(value)
     return inisyntax.quote(str(value))
-
-
-def write_duration(seconds: float) -> str:
-    """Write a duration in the largest unit in which it reads back exactly."""
-    if not seconds:
-        return "0"
-    for unit, length in (("h", 3600), ("m", 60), ("s", 1), ("ms", 0.001)):
-        text = f"{round(seconds / length)}{unit}"
-        if parse_duration(text) == seconds:
-            return text
-    return f"{Decimal(repr(seconds)):f}"

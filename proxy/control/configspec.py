@@ -20,10 +20,9 @@ from proxy.config import (
     Protocol,
     Strategy,
     UpstreamType,
-    parse_duration,
-    parse_size,
 )
 from proxy.control.inisyntax import QUOTE_IT
+from proxy.units import parse_duration, parse_size
 
 REDACTED = "********"  # in place of a secret
 

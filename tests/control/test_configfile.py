@@ -22,7 +22,7 @@ from proxy.config import (
     UpstreamType,
 )
 from proxy.control import configfile
-from proxy.control.configfile import InvalidConfigError, dump, load, parse, write_duration
+from proxy.control.configfile import InvalidConfigError, dump, load, parse
 from proxy.control.configspec import SPEC
 
 EXAMPLE = """\
@@ -892,22 +892,6 @@ def test_a_dump_states_every_setting():
     text = dump(read(LISTENER).config)
     for key in (*SPEC["proxy"].scalars, *SPEC["listeners"]["__many__"].scalars, *SPEC["control"].scalars):
         assert f"\n{key} =" in text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (30.0, "30s"),
-        (300.0, "5m"),
-        (7200.0, "2h"),
-        (0.5, "500ms"),
-        (90.0, "90s"),
-        (0.0, "0"),
-        (1e-05, "0.00001"),
-    ],
-)
-def test_a_duration_is_written_in_its_largest_unit(seconds, text):
-    assert write_duration(seconds) == text
 
 
 # Anything at all

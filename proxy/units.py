@@ -1,0 +1,41 @@
+"""
+Durations and counts as people write them: ``500ms``, ``5m``, ``64k``.
+"""
+
+import math
+import re
+from decimal import Decimal
+
+_DURATIONS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_LONGEST = 366 * 24 * 3600.0
+_SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+
+def parse_duration(text: str) -> float:
+    """Read a duration such as ``30``, ``500ms``, ``30s``, ``5m`` or ``1h`` as seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)?", text.strip(), re.ASCII)
+    if not match:
+        raise ValueError("not a duration: write seconds, or a number with ms, s, m or h, such as 30s")
+    seconds = float(match[1]) * _DURATIONS[match[2] or "s"]
+    if not math.isfinite(seconds) or seconds > _LONGEST:
+        raise ValueError("the duration is longer than a year")
+    return seconds
+
+
+def write_duration(seconds: float) -> str:
+    """Write a duration in the largest unit in which it reads back exactly."""
+    if not seconds:
+        return "0"
+    for unit, length in reversed(_DURATIONS.items()):
+        text = f"{round(seconds / length)}{unit}"
+        if parse_duration(text) == seconds:
+            return text
+    return f"{Decimal(repr(seconds)):f}"
+
+
+def parse_size(text: str) -> int:
+    """Read a number such as ``1024``, ``64k``, ``2m`` or ``1g``; k is 1024."""
+    match = re.fullmatch(r"(\d{1,15})\s*([kmg]?)", text.strip().lower(), re.ASCII)
+    if not match:
+        raise ValueError("not a number: write digits, or digits with k, m or g, such as 64k")
+    return int(match[1]) * _SIZES[match[2]]

@@ -1,0 +1,69 @@
+"""Durations and numbers as they are written in a file."""
+
+import pytest
+
+from proxy.units import parse_duration, parse_size, write_duration
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("30", 30), ("0", 0), ("500ms", 0.5), ("30s", 30), ("5m", 300), ("1h", 3600), ("1.5m", 90), ("2 s", 2)],
+)
+def test_reads_a_duration(text, seconds):
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "nan",
+        "inf",
+        "-1",
+        "+1",
+        "1_000",
+        "1e3",
+        "３０",
+        "30S",
+        "30 sec",
+        "1d",
+        ".5",
+        "0x10",
+        "5m30s",
+        "9" * 400,
+    ],
+)
+def test_refuses_what_is_no_duration(text):
+    with pytest.raises(ValueError, match=r"duration"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (30.0, "30s"),
+        (300.0, "5m"),
+        (7200.0, "2h"),
+        (0.5, "500ms"),
+        (90.0, "90s"),
+        (0.0, "0"),
+        (1e-05, "0.00001"),
+    ],
+)
+def test_a_duration_is_written_in_its_largest_unit(seconds, text):
+    assert write_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("0", 0), ("1024", 1024), ("64k", 65536), ("2M", 2 << 20), ("1g", 1 << 30)]
+)
+def test_reads_a_size(text, number):
+    assert parse_size(text) == number
+
+
+@pytest.mark.parametrize(
+    "text", ["", "nan", "inf", "-1", "+1", "1_000", "1e3", "１２", "1.5k", "1t", "0x10", "9" * 20]
+)
+def test_refuses_what_is_no_size(text):
+    with pytest.raises(ValueError, match="number"):
+        parse_size(text)
