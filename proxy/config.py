@@ -14,6 +14,7 @@ from typing import ParamSpec
 
 from proxy.address import Endpoint
 from proxy.errors import ConfigError
+from proxy.units import check_count
 
 DIRECT = "direct"  # the name of the upstream that is always there
 
@@ -141,8 +142,7 @@ class UpstreamConfig:
         _refuse(self._problems())
 
     def _problems(self) -> Iterator[ConfigError]:
-        if self.retry_count < 0:
-            yield ConfigError("retry_count", "must not be negative")
+        yield from _caught(_require_count, "retry_count", self.retry_count, 0)
         if self.type is UpstreamType.DIRECT:
             yield from _caught(_require_positive, "timeout", self.timeout)
             if self.proxy_address or self.proxy_username or self.proxy_password:
@@ -214,8 +214,7 @@ class ServerConfig:
             yield from _caught(_require_positive, positive, getattr(self, positive))
         for duration in ("idle_timeout", "ping_interval"):
             yield from _caught(_require_not_negative, duration, getattr(self, duration))
-        if self.max_connections < 1:
-            yield ConfigError("max_connections", "must be at least 1")
+        yield from _caught(_require_count, "max_connections", self.max_connections, 1)
         yield from _caught(self._check_address)
         if self.protocol is Protocol.SOCKS5:
             for foreign in ("path", "tls_cert", "tls_key"):
@@ -285,8 +284,7 @@ class ProxyConfig:
     def _problems(self) -> Iterator[ConfigError]:
         for duration in ("drain_timeout", "reload_interval"):
             yield from _caught(_require_not_negative, f"proxy.{duration}", getattr(self, duration))
-        if self.history_size < 1:
-            yield ConfigError("proxy.history_size", "must be at least 1")
+        yield from _caught(_require_count, "proxy.history_size", self.history_size, 1)
         for name, words in CHOICES.items():
             if getattr(self, name) not in words:
                 yield ConfigError(f"proxy.{name}", f"is none of {', '.join(words)}")
@@ -386,3 +384,10 @@ def _require_positive(field_name: str, seconds: float) -> None:
 def _require_not_negative(field_name: str, seconds: float) -> None:
     if not 0 <= seconds < math.inf:
         raise ConfigError(field_name, "must not be negative")
+
+
+def _require_count(field_name: str, number: int, least: int) -> None:
+    try:
+        check_count(number, least)
+    except ValueError as exc:
+        raise ConfigError(field_name, str(exc)) from None

@@ -6,6 +6,8 @@ import math
 import re
 from decimal import Decimal
 
+MOST = 10_000_000  # of whatever is counted; more is a slip of the pen
+
 _DURATIONS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _LONGEST = 366 * 24 * 3600.0
 _SIZES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
@@ -39,3 +41,10 @@ def parse_size(text: str) -> int:
     if not match:
         raise ValueError("not a number: write digits, or digits with k, m or g, such as 64k")
     return int(match[1]) * _SIZES[match[2]]
+
+
+def check_count(number: int, least: int) -> int:
+    """Give a number of things back; raises ``ValueError`` for one that nobody can mean."""
+    if not least <= number <= MOST:
+        raise ValueError(f"must be at least {least} and at most {MOST}")
+    return number

@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxy.units import parse_duration, parse_size, write_duration
+from proxy.units import MOST, check_count, parse_duration, parse_size, write_duration
 
 
 @pytest.mark.parametrize(
@@ -67,3 +67,13 @@ def test_reads_a_size(text, number):
 def test_refuses_what_is_no_size(text):
     with pytest.raises(ValueError, match="number"):
         parse_size(text)
+
+
+@pytest.mark.parametrize("number", [0, MOST + 1, 1 << 80])
+def test_refuses_a_count_that_nobody_can_mean(number):
+    with pytest.raises(ValueError, match=f"at least 1 and at most {MOST}"):
+        check_count(number, 1)
+
+
+def test_takes_a_count_up_to_the_bounds():
+    assert [check_count(number, 1) for number in (1, MOST)] == [1, MOST]

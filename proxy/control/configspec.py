@@ -22,7 +22,7 @@ from proxy.config import (
     UpstreamType,
 )
 from proxy.control.inisyntax import QUOTE_IT
-from proxy.units import parse_duration, parse_size
+from proxy.units import check_count, parse_duration, parse_size
 
 REDACTED = "********"  # in place of a secret
 
@@ -157,10 +157,7 @@ def _duration(text: str, kind: str = "") -> float:
 def _number(text: str, minimum: str, kind: str = "") -> int | None:
     if kind == "optional" and not text:
         return None
-    number = parse_size(text)
-    if number < int(minimum):
-        raise ValueError(f"must be at least {minimum}")
-    return number
+    return check_count(parse_size(text), int(minimum))
 
 
 def _address(text: str, kind: str = "") -> str:

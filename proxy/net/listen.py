@@ -94,12 +94,14 @@ class Places(Pool):
 
     def resize(self, size: int) -> None:
         """Set the number of places; those who have one keep it."""
-        free = max(0, size - len(self)) - self._semaphore.counter
+        free = max(0, size - len(self))
         self.size = size
-        for _ in range(free):
-            self._semaphore.release()
-        for _ in range(-free):
-            self._semaphore.acquire(blocking=False)
+        if free <= self._semaphore.counter:
+            self._semaphore.counter = free
+            return
+        # Not one by one: there may be millions, and nobody is served meanwhile.
+        self._semaphore.counter = free - 1
+        self._semaphore.release()  # the last one wakes the acceptors that wait for a place
 
     def _discard(self, greenlet: Any) -> None:
         super()._discard(greenlet)  # type: ignore[misc]

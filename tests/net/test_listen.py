@@ -1,6 +1,7 @@
 """Listening sockets, and the pool that bounds what is accepted."""
 
 import socket as std_socket
+import time
 from collections.abc import Iterator
 
 import gevent
@@ -212,6 +213,18 @@ def test_places_can_be_resized_over_and_over(service: Service) -> None:
     service.let_go.set()
     assert [client.recv(10) for client in clients] == [b"served"] * 4
     assert service.pool.free_count() == 2
+
+
+def test_a_great_many_places_come_and_go_in_one_step(service: Service) -> None:
+    """CASES H211: nobody is served while a limit changes, so that must not take long."""
+    began = time.monotonic()
+    for size in (1 << 30, 2):
+        service.pool.resize(size)
+    assert time.monotonic() - began < 1
+    clients = [service.connect() for _ in range(3)]
+    assert served(service) == 2
+    service.let_go.set()
+    assert [client.recv(10) for client in clients] == [b"served"] * 3
 
 
 def test_an_error_of_one_handler_does_not_end_the_accepting(
