@@ -4,6 +4,7 @@ Replace a file so that whoever reads it finds the old content or the new, and ne
 
 import errno
 import os
+import stat
 import tempfile
 
 
@@ -11,7 +12,8 @@ def replace(path: str, data: bytes) -> None:
     """
     Write a file anew; its mode and owner stay, and a new one is for us alone. Raises ``OSError``.
 
-    A symbolic link stays, and what it leads to is replaced.
+    Its group stays too, if we may give files to that, or if it means nothing. A symbolic link stays,
+    and what it leads to is replaced.
     """
     path = os.path.realpath(path)
     folder, name = os.path.split(path)
@@ -39,8 +41,14 @@ def _be_like(path: str, descriptor: int) -> None:
         try:
             os.fchown(descriptor, old.st_uid, old.st_gid)
         except PermissionError:
-            raise PermissionError(errno.EPERM, "its owner could not be kept", path) from None
+            if old.st_uid != new.st_uid or not _any_group_will_do(old.st_mode):
+                raise PermissionError(errno.EPERM, "its owner and group could not be kept", path) from None
     os.fchmod(descriptor, old.st_mode & 0o7777)
+
+
+def _any_group_will_do(mode: int) -> bool:
+    """Tell whether another group changes nothing for anybody: its members may do what all others may."""
+    return (mode & stat.S_IRWXG) >> 3 == mode & stat.S_IRWXO
 
 
 def _sync(folder: str) -> None:

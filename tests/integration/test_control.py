@@ -513,6 +513,19 @@ class TestFiles:
         wrong = [line for line in done.stderr.splitlines() if "is not executable" not in line]
         assert [line for line in wrong if "proxy-server" in line] == []
 
+    def test_the_unit_lets_the_log_be_written_where_logrotate_looks_for_it(self) -> None:
+        unit = (REPOSITORY / "conf" / "systemd" / "proxy-server.service").read_text()
+        rotated = (REPOSITORY / "conf" / "logrotate" / "proxy-server").read_text()
+        (folder,) = re.findall(r"^LogsDirectory=(.+)$", unit, re.MULTILINE)
+        assert f"\n/var/log/{folder}/access.log {{" in rotated
+
+    def test_what_the_unit_says_to_install_is_its_users_and_its_groups(self) -> None:
+        """CASES H211: a file of root's group could not be written anew by that user."""
+        unit = (REPOSITORY / "conf" / "systemd" / "proxy-server.service").read_text()
+        owned = [line for line in unit.splitlines() if " -o proxy-server " in line]
+        assert len(owned) == 2
+        assert all(" -g proxy-server " in line for line in owned)
+
     def test_the_openwrt_script_is_a_shell_script(self) -> None:
         script = REPOSITORY / "conf" / "openwrt" / "proxy-server.init"
         done = subprocess.run(["sh", "-n", script], capture_output=True, timeout=10)
