@@ -15,6 +15,7 @@ import socket as std_socket
 from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
+from http.client import HTTPException
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ from gevent import socket
 
 from proxy.address import Address, Endpoint
 from proxy.control import status
+from proxy.control.ask import SOCKET_NAME, ask
 from proxy.control.http import Answer, HttpServer, Request
 from proxy.control.versions import Conflict, Outcome, Versions
-from proxy.errors import reason_of
+from proxy.errors import ProxyError, reason_of
 from proxy.metrics import render
 from proxy.net.listen import bind
 from proxy.net.stream import Ending, Socket
@@ -33,8 +35,8 @@ from proxy.websocket.headers import HttpError, RequestHead
 
 log = logging.getLogger(__name__)
 
-SOCKET_NAME = "control.sock"
 _BACKLOG = 16
+_PATIENCE = 2.0  # seconds for another server to say that it is there
 
 Edit = tuple[str, str | None]
 
@@ -43,6 +45,7 @@ class Admin:
     """Serves the control interface of a running program."""
 
     def __init__(self, app: status.Running, versions: Versions, state_dir: Path) -> None:
+        """Take a folder for the socket; raises ``ProxyError`` if that is another server's."""
         self._app = app
         self._versions = versions
         self._path = state_dir / SOCKET_NAME
@@ -50,6 +53,7 @@ class Admin:
         self._unix: list[HttpServer] = []
         self._inode = 0
         self._hosts = {"localhost"}
+        _refuse_company(self._path)
 
     @property
     def addresses(self) -> list[Address]:
@@ -57,7 +61,8 @@ class Admin:
         return [server.address for server in self._tcp]
 
     def start(self) -> None:
-        """Open it; raises ``ProxyError`` when the TCP address cannot be had."""
+        """Open it; raises ``ProxyError`` when the TCP address or the folder cannot be had."""
+        _refuse_company(self._path)  # once more: another one may have come since
         if self._versions.config.control_listen_addr:
             self._open_tcp(Endpoint.parse(self._versions.config.control_listen_addr))
         try:
@@ -88,7 +93,8 @@ class Admin:
     def _bind_unix(self) -> Socket:
         """Bind beside the place, and move it there: whatever is left of a predecessor gives way."""
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        own = self._path.with_name(f".{os.getpid()}.sock")
+        # As long as the real name, so that there is room for that one if there is for this.
+        own = self._path.with_name(f".{os.getpid():07}.new")
         sock = socket.socket(std_socket.AF_UNIX, std_socket.SOCK_STREAM)
         try:
             own.unlink(missing_ok=True)
@@ -228,6 +234,23 @@ _ROUTES: list[tuple[str, re.Pattern[str], Callable[..., Answer]]] = [
         ("GET", "/healthz", Admin._health),
     )
 ]
+
+
+def _refuse_company(path: Path) -> None:
+    """Raise ``ProxyError`` if another server listens there, unless it is about to stop."""
+    try:
+        answer, _ = ask(path, "GET", "/healthz", patience=_PATIENCE)
+    except TimeoutError:
+        pass  # it has no time for us, but it is there
+    except (OSError, HTTPException):
+        return
+    else:
+        if answer == HTTPStatus.SERVICE_UNAVAILABLE:
+            return  # it drains: we are its successor
+    raise ProxyError(
+        f"{path.parent} is the state_dir of another server, which runs: "
+        "stop that one, or set another state_dir"
+    )
 
 
 def _told(outcome: Outcome) -> Answer:

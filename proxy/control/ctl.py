@@ -9,20 +9,18 @@ import argparse
 import getpass
 import http.client
 import json
-import socket
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from proxy.control import show
+from proxy.control.ask import SOCKET_NAME, ask
 from proxy.control.history import state_dir_of
 from proxy.errors import reason_of
 from proxy.logs import say
 
 OK, FAILED, BAD_USAGE = 0, 1, 2
 _PATIENCE = 60.0  # seconds
-_SOCKET_NAME = "control.sock"
 
 USAGE = """\
 commands for a running server: proxy-server ctl -c FILE [--json] COMMAND
@@ -92,19 +90,6 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-class _Connection(http.client.HTTPConnection):
-    """HTTP on a Unix socket."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=_PATIENCE)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
-
-
 class _Call:
     """A command, and the server that it goes to."""
 
@@ -116,19 +101,17 @@ class _Call:
 
     def ask(self, method: str, path: str, content: object = None) -> tuple[int, str]:
         """Ask the server, and return status and body; raises ``CtlError`` if there is none."""
-        place = state_dir_of(self._config) / _SOCKET_NAME
-        connection = _Connection(place)
+        place = state_dir_of(self._config) / SOCKET_NAME
         try:
-            connection.request(method, path, None if content is None else json.dumps(content))
-            answer = connection.getresponse()
-            return answer.status, answer.read().decode()
+            return ask(place, method, path, content, patience=_PATIENCE)
         except (FileNotFoundError, ConnectionRefusedError):
-            raise CtlError(f"no server runs with {self._config} (nothing listens on {place})") from None
+            raise CtlError(
+                f"no server is found by {self._config}: nothing listens on {place} "
+                "(one that runs keeps the state_dir with which it was started)"
+            ) from None
         except (OSError, http.client.HTTPException) as exc:
             reason = reason_of(exc) if isinstance(exc, OSError) else "it does not answer in HTTP"
             raise CtlError(f"cannot talk to the server through {place}: {reason}") from None
-        finally:
-            connection.close()
 
     def show(self, method: str, path: str, form: Callable[[Any], str], content: object = None) -> int:
         """Ask the server, and print its answer in a form for people, or as it is."""

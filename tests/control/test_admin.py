@@ -18,9 +18,11 @@ from gevent import socket
 from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.config import Protocol, ProxyConfig, ServerConfig
-from proxy.control.admin import SOCKET_NAME, Admin
+from proxy.control.admin import Admin
+from proxy.control.ask import SOCKET_NAME
 from proxy.control.http import MAX_BODY
 from proxy.control.versions import Conflict, Outcome, Version
+from proxy.errors import ProxyError
 from proxy.metrics import Metrics
 from proxy.net.stream import Ending
 from proxy.socks5.server import Socks5Server
@@ -202,13 +204,36 @@ class TestSocket:
             pass
         assert not house.path.exists()
 
-    def test_a_successor_keeps_its_own(self, directory: Path) -> None:
-        with House(directory) as second:
-            first = House(directory)
-            with contextlib.ExitStack() as stack:
-                stack.enter_context(first)
+    def test_a_second_server_is_refused_the_folder(self, house: House) -> None:
+        """CASES H211: whoever means the one must not reach the other."""
+        with pytest.raises(ProxyError, match="the state_dir of another server, which runs: stop that one"):
+            House(house.path.parent)
+        assert house.ask("GET", "/healthz")[0] == 200
+
+    def test_a_second_server_is_refused_it_at_the_last_moment_too(self, directory: Path) -> None:
+        second = House(directory)
+        with House(directory) as first:
+            with pytest.raises(ProxyError, match="another server"):
                 second.admin.start()
-            assert second.ask("GET", "/healthz")[0] == 200
+            assert first.ask("GET", "/healthz")[0] == 200
+
+    def test_one_that_has_no_time_to_answer_keeps_it(
+        self, directory: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("proxy.control.admin._PATIENCE", 0.05)
+        with socket.socket(std_socket.AF_UNIX) as busy:
+            busy.bind(str(directory / SOCKET_NAME))
+            busy.listen()
+            with pytest.raises(ProxyError, match="another server"):
+                House(directory)
+
+    def test_a_successor_comes_while_the_first_drains_and_keeps_its_own(self, directory: Path) -> None:
+        with contextlib.ExitStack() as stack:
+            first = stack.enter_context(House(directory))
+            first.app.draining = True
+            with House(directory) as second:
+                stack.close()
+                assert second.ask("GET", "/healthz") == (200, {"status": "ok"})
 
     def test_where_there_can_be_none_the_proxy_runs_on(
         self, directory: Path, caplog: pytest.LogCaptureFixture
@@ -218,8 +243,13 @@ class TestSocket:
             assert "no control socket" in caplog.text
 
     def test_a_path_that_is_too_long_is_said(self, directory: Path, caplog: pytest.LogCaptureFixture) -> None:
-        with House(directory / ("x" * 120)):
+        """One byte decides: unix(7) has room for 107."""
+        room = 107 - len(f"{directory}//{SOCKET_NAME}")
+        with House(directory / ("x" * room)) as house:
+            assert (caplog.text, house.ask("GET", "/healthz")[0]) == ("", 200)
+        with House(directory / ("x" * (room + 1))):
             assert "no control socket" in caplog.text
+            assert "path too long" in caplog.text
 
 
 class TestLooking:
@@ -507,8 +537,6 @@ class TestTcp:
         assert parse(tcp(preflight))[0] == 405
 
     def test_an_address_in_use_is_an_error_of_the_start(self, directory: Path) -> None:
-        from proxy.errors import ProxyError
-
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             taken.listen()

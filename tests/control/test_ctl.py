@@ -193,7 +193,7 @@ def test_without_a_server_it_says_so_in_one_line(
     Server(folder).close()
     assert cli.run(["ctl", "-c", str(folder / "proxy.ini"), *command]) == 1
     assert first == capsys.readouterr().err
-    assert first.startswith(f"proxy-server: no server runs with {folder}/proxy.ini")
+    assert first.startswith(f"proxy-server: no server is found by {folder}/proxy.ini: nothing listens on")
     assert first.count("\n") == 1
 
 

@@ -199,7 +199,7 @@ class TestWithoutAServer:
     def test_it_is_one_line_and_an_exit_code(self, tmp_path: Path) -> None:
         done = run_proxy("ctl", "-c", str(tmp_path / "proxy.ini"), "status")
         assert (done.returncode, done.stdout) == (1, b"")
-        assert done.stderr.startswith(b"proxy-server: no server runs with ")
+        assert done.stderr.startswith(b"proxy-server: no server is found by ")
         assert done.stderr.count(b"\n") == 1
 
     def test_also_after_a_crash(self, node: Proxy) -> None:
@@ -209,6 +209,35 @@ class TestWithoutAServer:
         assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
         node.start()
         assert ctl(node, "status").returncode == 0
+
+
+class TestTwoServers:
+    """CASES H211: each is reached by its own file, or does not start."""
+
+    def test_the_second_with_one_state_dir_is_refused(self, node: Proxy) -> None:
+        state_dir = node.directory / ".proxy"
+        config = {"proxy": {"state_dir": str(state_dir)}, "listeners": {"other": socks_door()}}
+        before = sorted(os.listdir(state_dir / "history"))
+        with Proxy(config, starts=False) as second:
+            assert second.wait(20) == 1
+            (line,) = second.log.splitlines()
+            assert f"{state_dir} is the state_dir of another server" in line
+        assert [each["name"] for each in status_of(node)["listeners"]] == ["socks", "web"]
+        assert sorted(os.listdir(state_dir / "history")) == before
+
+    def test_a_successor_may_start_while_the_first_drains(self) -> None:
+        """CASES I217: and it is the one that ctl finds from then on."""
+        config = {"proxy": {"drain_timeout": "30s"}, "listeners": {"socks": socks_door()}}
+        with Proxy(config) as first, Target(targets.hold) as target:
+            tunnel = clients.socks5(first.door("socks"), "127.0.0.1", target.port)
+            first.signal(signal.SIGTERM)
+            wait_until(lambda: curl(first, "/healthz")[0] == 503, "the drain to begin")
+            state_dir = str(first.directory / ".proxy")
+            with Proxy({**config, "proxy": {"state_dir": state_dir}}) as second:
+                wait_until(lambda: status_of(first)["pid"] == second.pid, "the successor's socket")
+                tunnel.close()
+                assert first.wait(10) == 0
+                assert status_of(first)["pid"] == second.pid
 
 
 class TestKill:
