@@ -310,6 +310,26 @@ class TestChanging:
         assert (node.config_path.read_text(), status_of(node)["version"]["number"]) == (before, 1)
         assert metrics(node)["proxy_reloads_total", frozenset({"rejected"})] == 2
 
+    def test_where_the_state_lives_cannot_be_changed(self, node: Proxy) -> None:
+        """CASES H211: from then on nobody would find the server."""
+        done = ctl(node, "set", "proxy.state_dir", "other")
+        assert done.returncode == 1
+        assert b"proxy.state_dir: cannot change while the server runs" in done.stderr
+        assert "applied as version 2" in said(ctl(node, "set", "proxy.timeout", "5s"))
+        before = node.config_path.read_text()
+        node.config_path.write_text(before.replace("[proxy]", "[proxy]\nstate_dir = other"))
+        node.signal(signal.SIGHUP)
+        wait_until(lambda: node.log.count("edit the file, and restart the server") == 2, "the refusal")
+        done = ctl(node, "status")
+        assert b"one that runs keeps the state_dir with which it was started" in done.stderr
+        node.config_path.write_text(before)
+        assert status_of(node)["version"]["number"] == 2
+        node.config_path.write_text(before.replace("[proxy]", "[proxy]\nstate_dir = other"))
+        node.signal(signal.SIGTERM)
+        assert node.wait(10) == 0
+        node.start()
+        assert said(ctl(node, "versions")).count("\n") == 2
+
     def test_rollback_repairs_a_broken_file(self, node: Proxy) -> None:
         """CASES 202: ctl finds the server although the file says nothing of use."""
         said(ctl(node, "set", "listeners.socks.max_connections", "7"))
