@@ -2,6 +2,10 @@
 Where the program starts: the standard library is made cooperative before anything else is imported.
 """
 
+from proxy import signals
+
+signals.hold()
+
 from gevent import config, monkey
 
 config.track_greenlet_tree = False  # which greenlet made which: 3 KB a connection, for nobody

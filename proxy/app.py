@@ -15,6 +15,7 @@ from typing import Any
 import gevent
 from gevent.event import Event
 
+from proxy import signals
 from proxy.accesslog import AccessLog, nowhere
 from proxy.config import ProxyConfig
 from proxy.errors import ConfigError, ProxyError, reason_of
@@ -81,7 +82,7 @@ class App:
         """Serve until a signal says to stop; raises ``ProxyError`` when an address cannot be had."""
         gevent.get_hub().handle_error = _log_error  # type: ignore[method-assign,assignment]
         try:
-            # A signal that comes before this ends the program in the ordinary way.
+            # SIGTERM or SIGINT before this ends the program in the ordinary way; the others have waited.
             self._watch_signals()
             self._open()
             gc.freeze()  # what is there by now stays: no collection need look at it again
@@ -222,6 +223,7 @@ class App:
             signal.SIGHUP: self._hang_up,
         }
         self._watchers = [gevent.signal_handler(number, handler) for number, handler in handlers.items()]
+        signals.heed()
 
     def _stop(self) -> None:
         if self._stopping.is_set():
@@ -249,6 +251,7 @@ class App:
         log.info("stopped")
 
     def _report(self) -> None:
+        self._opened.wait()
         for server in self.servers:
             log.info(
                 "%s: %d connections live, %d in all", server.config.name, len(server.sessions), server.total

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from proxy import __version__
+from proxy import __version__, signals
 from proxy.address import Address
 from proxy.config import (
     Protocol,
@@ -40,6 +40,8 @@ proxy-server -c proxy.ini [-check | -dump | -last-good]
 def run(arguments: Sequence[str]) -> int:
     """Run the program with these arguments, and return its exit code."""
     options = _parse(() if arguments[:1] == ["ctl"] else arguments)
+    if not options.config and options.mode != "server":
+        signals.heed()  # a client ends with its terminal
     try:
         return _control(arguments[1:]) if arguments[:1] == ["ctl"] else _run(options)
     except ConfigError as exc:

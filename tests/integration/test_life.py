@@ -24,7 +24,9 @@ import pytest
 from tests.integration import clients, targets
 from tests.integration.clients import HttpRefused, SocksRefused, Tunnel
 from tests.integration.programs import (
+    COMMAND,
     Door,
+    Program,
     Proxy,
     free_port,
     socks_door,
@@ -35,6 +37,15 @@ from tests.integration.programs import (
 from tests.integration.targets import Target
 
 PAYLOAD = os.urandom(4 << 20)
+
+# The program, to which signals are sent in the midst of its start.
+ASKED_EARLY = """
+import os, signal
+from proxy.__main__ import main
+for number in (signal.SIGHUP, signal.SIGUSR1):
+    os.kill(os.getpid(), number)
+main()
+"""
 
 
 def make_node(proxy: dict[str, object] | None = None, **sections: Mapping[str, Any]) -> Proxy:
@@ -145,6 +156,21 @@ class TestStopping:
                 time.sleep(delay)  # the moment is what is tested; any of them will do
                 node.signal(signal.SIGTERM)
                 assert node.wait(10) in (0, -signal.SIGTERM)
+
+    def test_what_is_asked_of_a_server_during_its_start_is_done_after_it(self) -> None:
+        """CASES 215, 216: neither a reload nor a report ends it, however early they are asked for."""
+        with make_node() as node:
+            node.stop()
+            node.command = [sys.executable, "-c", ASKED_EARLY, *node.command[len(COMMAND) :]]
+            Program.start(node)
+            node.wait_for_log("the configuration is unchanged: version 1")
+            node.wait_for_log("socks: 0 connections live, 0 in all")
+
+    @pytest.mark.parametrize("arguments", [["-hash-password"], ["ctl", "-c", "x", "set", "a"]], ids=" ".join)
+    def test_what_is_no_server_ends_with_its_terminal(self, arguments: list[str]) -> None:
+        """CASES 216."""
+        done = subprocess.run([sys.executable, "-c", ASKED_EARLY, *arguments], input=b"", timeout=20)
+        assert done.returncode in (-signal.SIGHUP, -signal.SIGUSR1)
 
     def test_it_says_what_it_does(self) -> None:
         with make_node({"drain_timeout": "1s"}) as node, Target(targets.hold) as target:
