@@ -94,7 +94,10 @@ class LineWriter:
 
 
 def _open(path: str) -> int:
-    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
+    # A pipe that nobody reads is an error: to wait for a reader, here, would stop all of the proxy.
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o640)
+    os.set_blocking(fd, True)  # writing may wait, as that is the thread's business
+    return fd
 
 
 class _Handler(logging.Handler):

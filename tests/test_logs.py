@@ -76,6 +76,29 @@ def test_a_file_that_cannot_be_opened_is_an_error_of_the_system(tmp_path: Path) 
         LineWriter(str(tmp_path / "missing" / "log"))
 
 
+def test_a_pipe_without_a_reader_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="No such device or address"):
+        LineWriter(str(tmp_path / "pipe"))
+
+
+def test_a_full_pipe_takes_its_lines_when_it_is_read(stalled: tuple[LineWriter, int]) -> None:
+    writer, reader = stalled
+    lines = [f"{number} " + "x" * 1000 for number in range(500)]
+    for line in lines:
+        writer.write(line)
+    text = ""
+
+    def is_whole() -> bool:
+        nonlocal text
+        with suppress(BlockingIOError):
+            text += os.read(reader, 1 << 20).decode()
+        return text.count("\n") == len(lines)
+
+    wait_until(is_whole, "every line", 10)
+    assert text.splitlines() == lines
+
+
 def test_a_stalled_log_drops_and_counts_and_never_blocks(
     stalled: tuple[LineWriter, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -211,6 +211,16 @@ class TestRestart:
                 tunnel.close()
             assert "/nonexistent/access.log" in node.wait_for_log("No such file")
 
+    def test_a_log_that_is_a_pipe_without_a_reader_does_not_stop_the_service(self) -> None:
+        node = make_node()
+        pipe = node.directory / "pipe"
+        os.mkfifo(pipe)
+        node.write({**node.config, "proxy": {"access_log": str(pipe)}})
+        with node, Target(targets.echo) as target:
+            assert str(pipe) in node.wait_for_log("it is written to stderr")
+            for tunnel in open_both(node, target.port):
+                tunnel.close()
+
     def test_a_log_on_a_full_disk_does_not_stop_the_service(self) -> None:
         with make_node({"access_log": "/dev/full"}) as node, Target(targets.echo) as target:
             for _ in range(20):
