@@ -167,7 +167,10 @@ def _read_value(key: str) -> str:
     """Read a value that is not to stand on a command line, where other users could see it."""
     if sys.stdin.isatty():
         return getpass.getpass(f"{key}: ")
-    return sys.stdin.readline().rstrip("\r\n")
+    try:
+        return sys.stdin.readline().rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise CtlError(f"{key}: what stands on standard input is not UTF-8") from None
 
 
 def _unset(call: _Call) -> int:

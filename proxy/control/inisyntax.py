@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")  # half a character, or a byte of a command line that was none
 QUOTE_IT = 'put the value into quotes, name = "…"'
 
 _BLANKS = " \t"
@@ -177,8 +178,7 @@ def _split(raw: str) -> Value:
 
 def quote(text: str, *, always: bool = False) -> str:
     """Write a value so that it reads back the same. Raises ``ValueError`` where no quotes can do that."""
-    if CONTROL.search(text):
-        raise ValueError("a control character cannot stand in the file")
+    _refuse_what_no_file_has(text)
     if not always and _SAFE_VALUE.fullmatch(text):
         return text
     for quoted in (f"{mark}{text}{mark}" for mark in ('"', "'", '"""', "'''")):
@@ -189,14 +189,20 @@ def quote(text: str, *, always: bool = False) -> str:
 
 def quote_key(text: str) -> str:
     """Write a key so that it reads back the same. Raises ``ValueError`` where no quotes can do that."""
+    _refuse_what_no_file_has(text)
     if text.isprintable() and _SAFE_KEY.fullmatch(text):
         return text
     for mark in ('"', "'"):
-        if mark not in text and not CONTROL.search(text):
+        if mark not in text:
             return f"{mark}{text}{mark}"
-    raise ValueError(
-        "a name with both kinds of quotes and an =, or with a control character, cannot stand in the file"
-    )
+    raise ValueError("a name with both kinds of quotes and an = cannot stand in the file")
+
+
+def _refuse_what_no_file_has(text: str) -> None:
+    if CONTROL.search(text):
+        raise ValueError("a control character cannot stand in the file")
+    if _SURROGATE.search(text):
+        raise ValueError("is not UTF-8, which all of the file is")
 
 
 def _reads_as(raw: str, text: str) -> bool:

@@ -170,10 +170,17 @@ def test_refuses_to_take_away_what_is_not_there():
     assert edit(TEXT, [("auth_users.bob", None)], is_again=True) == TEXT
 
 
-@pytest.mark.parametrize("value", ["a\nb = c", "a\rb", "\x00"])
+@pytest.mark.parametrize("value", ["a\nb = c", "a\rb", "\x00", "\ud800", "p\udcffw"])
 def test_refuses_a_value_that_would_not_read_back(value):
     with pytest.raises(ConfigError):
         edit(TEXT, [("auth_users.alice", value)])
+
+
+@pytest.mark.parametrize("name", ["auth_users.\ud800", "proxy.\udcff", "listeners.\udcff.path"], ids=ascii)
+def test_refuses_a_name_that_is_no_text(name):
+    """CASES H211: what came from a command line may be any bytes."""
+    with pytest.raises(ConfigError, match=r"UTF-8|no name"):
+        edit(TEXT, [(name, "x")])
 
 
 def test_a_value_that_reads_back_as_another_one_is_refused_whatever_the_reason(monkeypatch):

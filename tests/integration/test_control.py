@@ -47,6 +47,8 @@ SECRETS = (b"wonderland", b"looking-glass", TOKEN.encode())
 @pytest.fixture
 def node() -> Iterator[Proxy]:
     with Proxy({"listeners": {"socks": socks_door(), "web": web_door()}}) as node:
+        # It comes after the listeners, for which the start waits.
+        wait_until(control_socket(node).exists, "the control socket")
         yield node
 
 
@@ -309,6 +311,19 @@ class TestChanging:
         assert ctl(node, "set", "proxy.timeout", "never").returncode == 1
         assert (node.config_path.read_text(), status_of(node)["version"]["number"]) == (before, 1)
         assert metrics(node)["proxy_reloads_total", frozenset({"rejected"})] == 2
+
+    def test_what_is_no_text_is_refused_like_any_other_mistake(self, node: Proxy) -> None:
+        """CASES H211."""
+        for change in ('{"set": {"auth_users.x": "\\ud800"}}', '{"set": {"auth_users.\\udcff": "x"}}'):
+            status, body = curl(node, "/config", "-X", "PATCH", "-d", change)
+            assert (status, json.loads(body)["status"]) == (422, "rejected")
+            assert "UTF-8" in json.loads(body)["problems"][0]
+        for done in (
+            ctl(node, "set", "auth_users.y", "p\udcffw"),
+            ctl(node, "set", "auth_users.y", stdin=b"p\xffw\n"),
+        ):
+            assert (done.returncode, b"UTF-8" in done.stderr) == (1, True), done.stderr
+        assert "auth_users" not in node.config_path.read_text()
 
     def test_where_the_state_lives_cannot_be_changed(self, node: Proxy) -> None:
         """CASES H211: from then on nobody would find the server."""
