@@ -15,6 +15,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from proxy.errors import ProtocolError
 
 MAX_NAME = 255  # bytes: the length byte of RFC 1928, section 5
+REDACTED = "********"  # in place of a secret
 
 # RFC 1123, section 2.1, and the underscore, which names in the wild have.
 _NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?", re.ASCII)
@@ -95,6 +96,12 @@ def _from_c_notation(name: str) -> str:
         return str(IPv4Address(socket.inet_aton(name.removesuffix("."))))
     except OSError as exc:
         raise ProtocolError("the host is neither a name nor an IP address") from exc
+
+
+def without_query(text: str) -> str:
+    """Give an address as others may see it: what stands behind a ? may be a token."""
+    place, mark, query = text.partition("?")
+    return f"{place}{mark}{REDACTED}" if query else text
 
 
 UNKNOWN = Address("0.0.0.0", 0)  # where a protocol wants an address and there is none to tell

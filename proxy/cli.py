@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from proxy import __version__, signals
-from proxy.address import Address
+from proxy.address import Address, without_query
 from proxy.config import (
     Protocol,
     ProxyConfig,
@@ -225,7 +225,7 @@ def _run_client(options: argparse.Namespace) -> int:
     target = _target(options)
     # The proxy that a client asks is an upstream that is asked once.
     proxy = UpstreamConfig(
-        name=options.addr,
+        name=without_query(options.addr),
         type=UpstreamType(options.protocol),
         proxy_address=options.addr,
         proxy_username=options.username,

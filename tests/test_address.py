@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.address import Address, Endpoint, canonical_host
+from proxy.address import Address, Endpoint, canonical_host, without_query
 from proxy.errors import ProtocolError
 
 
@@ -149,3 +149,17 @@ def test_any_text_is_an_endpoint_or_a_value_error(text):
 def test_knows_which_endpoints_exclude_each_other(one, other, expected):
     assert Endpoint.parse(one).overlaps(Endpoint.parse(other)) is expected
     assert Endpoint.parse(other).overlaps(Endpoint.parse(one)) is expected
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("wss://gw/t?token=x", "wss://gw/t?********"),
+        ("gw:80?x?y", "gw:80?********"),
+        ("wss://gw/t", "wss://gw/t"),
+        ("wss://gw/t?", "wss://gw/t?"),
+    ],
+)
+def test_the_query_of_an_address_is_not_shown(text, shown):
+    """CASES H210: it may be a token."""
+    assert without_query(text) == shown

@@ -30,14 +30,13 @@ from proxy.config import (
 from proxy.control import inisyntax
 from proxy.control.configspec import (
     ENUMS,
-    REDACTED,
     SPEC,
     STAND_INS,
     VALIDATOR,
     Path,
     did_you_mean,
-    is_secret,
     keys_of,
+    shown,
 )
 from proxy.control.inisyntax import QUOTE_IT
 from proxy.control.outline import MAX_BYTES, Outline, Problem
@@ -48,6 +47,7 @@ from proxy.units import write_duration
 _DIRECT_UPSTREAM = UpstreamConfig(DIRECT, UpstreamType.DIRECT)
 
 T = TypeVar("T")
+Show = Callable[[Path, str, Any], Any]  # what to print of a setting
 
 
 class InvalidConfigError(ConfigError):
@@ -283,13 +283,16 @@ def _has_plain_secrets(config: ProxyConfig) -> bool:
 
 def dump(config: ProxyConfig) -> str:
     """Write a configuration with all its defaults as the text of a file, its secrets redacted."""
-    return _dump(config, lambda secret: REDACTED if secret else "")
+    return _dump(config, shown)
 
 
-def _dump(config: ProxyConfig, show: Callable[[str], str]) -> str:
+def _dump(config: ProxyConfig, show: Show) -> str:
     # All that listeners share comes from [proxy] and [auth_users], so any of them will do.
     first = config.listeners[0]
-    users = {inisyntax.quote_key(name): show(secret) for name, secret in first.auth_users.items()}
+    users = {
+        inisyntax.quote_key(name): show(("auth_users",), name, secret)
+        for name, secret in first.auth_users.items()
+    }
     blocks = [
         _write_section(("proxy",), lambda key: getattr(config if hasattr(config, key) else first, key), show),
         "\n".join(
@@ -316,11 +319,10 @@ def _setting_of(listener: ServerConfig, key: str) -> Any:
     return getattr(listener, key)
 
 
-def _write_section(path: Path, get: Callable[[str], Any], show: Callable[[str], str]) -> str:
+def _write_section(path: Path, get: Callable[[str], Any], show: Show) -> str:
     lines = ["[" * len(path) + path[-1] + "]" * len(path)]
     for key in keys_of(path):
-        value = show(get(key)) if is_secret(path, key) else get(key)
-        lines.append(f"{key} = {_write_value(value)}".rstrip())
+        lines.append(f"{key} = {_write_value(show(path, key, get(key)))}".rstrip())
     return "\n".join(lines)
 
 

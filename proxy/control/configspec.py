@@ -11,7 +11,7 @@ from importlib import resources
 from configobj import ConfigObj
 from configobj.validate import ValidateError, Validator
 
-from proxy.address import Endpoint
+from proxy.address import REDACTED, Endpoint, without_query
 from proxy.config import (
     CHOICES,
     DIRECT,
@@ -23,8 +23,6 @@ from proxy.config import (
 )
 from proxy.control.inisyntax import QUOTE_IT
 from proxy.units import check_count, parse_duration, parse_size
-
-REDACTED = "********"  # in place of a secret
 
 Path = tuple[str, ...]  # of a section: ("proxy",) or ("listeners", "web")
 
@@ -66,6 +64,13 @@ def is_secret(path: Path, key: str) -> bool:
         ("upstreams", "proxy_password"),
         ("control", "token"),
     )
+
+
+def shown(path: Path, key: str, value: str) -> str:
+    """Give a value as others may see it."""
+    if is_secret(path, key):
+        return REDACTED if value else ""
+    return without_query(value) if key == "proxy_address" else value
 
 
 def keys_of(path: Path) -> tuple[str, ...]:

@@ -9,8 +9,9 @@ was read without a problem; whatever comes out is for ``configfile`` to judge.
 import re
 from collections.abc import Collection, Iterable, Iterator
 
+from proxy.address import REDACTED
 from proxy.control import inisyntax
-from proxy.control.configspec import REDACTED, Path, is_secret
+from proxy.control.configspec import Path, is_secret, shown
 from proxy.control.inisyntax import CONTROL, Header, Setting
 from proxy.errors import ConfigError
 
@@ -20,9 +21,11 @@ Edit = tuple[str, str | None]  # a dotted name and its value; None takes the set
 _PARENTS = ("listeners", "upstreams")
 _NAME = re.compile(r"[\w.@+-]+")
 _NAMES = re.compile(r"[\w.-]+([ \t]*,[ \t]*[\w.-]+)*")
-# What may be a setting that was made a comment.
-_SILENCED = re.compile(r"""[ \t]*#.*?(?:"[^"]+"|'[^']+'|[^\s=]+)[ \t]*=[ \t]*(?=\S)""")
-_SILENCED_SECRET = re.compile(r"[ \t]*#.*?(?:proxy_password|token)[ \t]*=[ \t]*(?=\S)")
+# What may be the section of the users, a user, a secret or an address that was made a comment.
+_SILENCED_USERS = re.compile(r"""[# \t]*#[ \t]*\[[ \t]*["']?auth_users\b""")
+_SILENCED_USER = re.compile(r"^(#.*?[^\s=:#][ \t]*[=:][ \t]*)\S.*")
+_SILENCED_SECRET = re.compile(r"""^(#.*?(?:passw|token|secret)\w*["']?[ \t]*[=:][ \t]*)\S.*""", re.IGNORECASE)
+_SILENCED_QUERY = re.compile(r"(://[^\s?]*\?)\S+")
 
 
 def edit(text: str, edits: Iterable[Edit], *, is_again: bool = False) -> str:
@@ -204,9 +207,13 @@ class Document:
         lines = []
         for block in self._blocks:
             at = {index: key for key, index in block.at.items()}
+            among_users = block.path == ("auth_users",)
             for index, line in enumerate(block.lines):
-                if line is not None:
-                    lines.append(_blotted(line, block.path, at.get(index, ""), changed))
+                if line is None:
+                    continue
+                # How far a section reaches that was made a comment nobody knows: up to the next header.
+                among_users = among_users or bool(_SILENCED_USERS.match(line))
+                lines.append(_blotted(line, (block.path, at.get(index, "")), changed, among_users))
         return "\n".join(lines)
 
     def _open(self, path: Path) -> _Block:
@@ -274,10 +281,28 @@ def _written(place: Place, value: str, *, beside_a_comment: bool = False) -> str
     return inisyntax.quote(value, always=beside_a_comment and is_secret(path, key))
 
 
-def _blotted(line: str, path: Path, key: str, changed: Collection[Place]) -> str:
-    if key and is_secret(path, key):
-        mark = "  # changed" if (path, key) in changed else ""
-        return f"{_head(line, _setting(line)).rstrip()} {REDACTED}{mark}"
-    silenced = _SILENCED if path == ("auth_users",) else _SILENCED_SECRET
-    match = None if key else silenced.match(line)
-    return f"{match[0]}{REDACTED}" if match else line
+def _blotted(line: str, place: Place, changed: Collection[Place], among_users: bool) -> str:
+    path, key = place
+    if not key:
+        before, sign, comment = line.partition("#")
+        return before + _blotted_comment(sign + comment, among_users)
+    setting = _setting(line)
+    head = _head(line, setting)
+    note = "  # changed" if place in changed else ""
+    if is_secret(path, key):
+        return f"{head.rstrip()} {REDACTED}{note}"
+    try:
+        value = inisyntax.read_value(setting.raw)
+    except ValueError:  # in a file that is damaged
+        return f"{head.rstrip()} {REDACTED}{note}"
+    if shown(path, key, value.text) != value.text:
+        return f"{head}{shown(path, key, value.text)}{note}"
+    bare = line.rstrip(" \t\r").removesuffix(value.comment)
+    return f"{bare}{_blotted_comment(value.comment, among_users)}" if value.comment else line
+
+
+def _blotted_comment(comment: str, among_users: bool) -> str:
+    hidden = rf"\g<1>{REDACTED}"
+    for pattern in (_SILENCED_USER,) if among_users else (_SILENCED_SECRET, _SILENCED_QUERY):
+        comment = pattern.sub(hidden, comment)
+    return comment

@@ -12,6 +12,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 from proxy import __version__
+from proxy.address import without_query
 from proxy.control.versions import Version, Versions
 from proxy.metrics import Family, Labels, ListenerMetrics, Metrics, listener_families
 from proxy.server import ProxyServer
@@ -137,7 +138,7 @@ def _upstream(server: ProxyServer, upstream: Upstream) -> dict[str, Any]:
         "listener": server.config.name,
         "name": upstream.name,
         "type": upstream.config.type.value,
-        "address": upstream.config.proxy_address,
+        "address": without_query(upstream.config.proxy_address),
         "health": _health(upstream),
         "failures": upstream.failures,
         "rests_for": _rest(upstream),

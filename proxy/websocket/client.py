@@ -15,7 +15,7 @@ from websocket import WebSocketException
 # of them refer to one another.
 from websocket._handshake import handshake
 
-from proxy.address import UNKNOWN, Address
+from proxy.address import UNKNOWN, Address, without_query
 from proxy.client import Connected, UpstreamClient
 from proxy.config import ClientConfig
 from proxy.errors import DialError, ProtocolError, ProxyError, reason_of
@@ -48,7 +48,7 @@ class WebSocketClient(UpstreamClient):
         self._ping_interval = config.ping_interval
         secure = self._endpoint.scheme == "wss"
         self._tls = client_context(config.tls_ca, verify=config.tls_verify) if secure else None
-        super().__init__(config, name or str(self._endpoint))
+        super().__init__(config, name or without_query(str(self._endpoint)))
 
     def dial(self, target: Address, deadline: Deadline) -> Connected:
         """Connect through the proxy; raises ``DialError`` and ``UpstreamError``."""

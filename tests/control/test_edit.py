@@ -214,6 +214,52 @@ def test_no_secret_is_left_in_a_redacted_text_not_even_in_a_comment():
     assert "timeout           = 30s     # the whole budget" in text
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "#[auth_users]\n#carol = silenced",
+        "# [auth_users]\n#   carol: silenced",
+        "#[auth_users] (the old ones)\n# [old] ones\n#carol=silenced",
+        "#[auth_users]\n#\n# 'carol smith' = silenced  # ask Bob",
+        "## [ auth_users ] ##\n## carol = silenced",
+        "[control]  # token = silenced",
+        "[control]\nlisten_addr =  # Token: silenced",
+        "#proxy_password: silenced",
+        "# the old PASSWORD = silenced",
+        '# "proxy_password" = "silenced"',
+        "# proxy_username = a  # proxy_password = silenced",
+        "[[b]]\nproxy_username = a  # proxy_password = silenced",
+        "[[b]]\nproxy_username = 'a'\t#proxy_password = silenced, too",
+        "[[b]]\nproxy_address = wss://gw/t?token=silenced",
+        "[[b]]\nproxy_address = gw:80?silenced  # the old one",
+        "[[b]]\nproxy_address = \"wss://gw/t?a='b'&c='silenced',d\"",
+        "# proxy_address = wss://gw/t?silenced",
+        "[[b]]\nproxy_address = wss://gw/t  # was wss://gw/t?a,silenced",
+        "#[[b]]\n#proxy_address = wss://gw/t?silenced",
+        "[[b]]\nproxy_username = a#proxy_password = silenced",
+    ],
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=ascii)
+def test_no_secret_is_left_where_somebody_silenced_it(line, end):
+    """CASES H210."""
+    text = redact(f"{TEXT}{line}\n[proxy]\nsplice = off  # for now\n".replace("\n", end))
+    assert "silenced" not in text
+    assert "********" in text
+    assert "splice = off  # for now" in text
+
+
+def test_what_is_no_secret_stays_readable():
+    lines = [
+        "# [proxy] comes first: it holds for all",
+        "idle_timeout = 5m  # 0 = never",
+        "#drain_timeout = 30s",
+        "proxy_address = wss://gw/t",
+        "# see https://example.com/manual",
+    ]
+    text = "[proxy]\n" + "\n".join(lines)
+    assert redact(text) == text
+
+
 class TestSaying:
     """What changed, in words and as a diff."""
 

@@ -235,6 +235,13 @@ def test_listen_carries_each_local_connection(guarded: Proxy, protocol: str) -> 
             assert PASSWORD not in program.log
 
 
+def test_no_query_of_the_proxy_s_address_is_shown() -> None:
+    """CASES H210: it may be a token."""
+    address = f"ws://127.0.0.1:{free_port()}/t"
+    done = run_proxy("-mode", "client", "-protocol", "websocket", "-addr", f"{address}?sesame", *to_target(9))
+    assert (done.returncode, "sesame" in reason(done), address in reason(done)) == (1, False, True)
+
+
 def test_a_command_line_server_takes_its_passwords_from_the_environment() -> None:
     """DESIGN 1.2: -mode server with users, and an upstream with credentials."""
     with ExitStack() as stack:

@@ -41,7 +41,7 @@ from tests.integration.programs import (
 from tests.integration.targets import Target
 
 TOKEN = "open sesame"
-SECRETS = (b"wonderland", b"looking-glass", TOKEN.encode())
+SECRETS = (b"wonderland", b"looking-glass", b"cheshire", TOKEN.encode())
 
 
 @pytest.fixture
@@ -397,12 +397,18 @@ class TestTcp:
             "listeners": {"socks": socks_door(upstream="home")},
             "upstreams": {
                 "home": upstream(
-                    "socks5", ("127.0.0.1", 9), proxy_username="bob", proxy_password="looking-glass"
+                    "websocket",
+                    f"ws://127.0.0.1:{free_port()}/?cheshire",
+                    proxy_username="bob",
+                    proxy_password="looking-glass",
                 )
             },
             "control": {"listen_addr": f"127.0.0.1:{free_port()}", "token": TOKEN},
         }
         with Proxy(config) as node:
+            with pytest.raises(SocksRefused):
+                clients.socks5(node.door("socks"), "127.0.0.1", 9, ("alice", "wonderland"))
+            node.wait_for_log("upstream home: ")
             said(ctl(node, "set", "proxy.timeout", "5s"))
             said(ctl(node, "unset", "auth_users.alice"))
             paths = ("status", "connections", "versions", "versions/1", "versions/1?to=3", "metrics")
