@@ -14,7 +14,8 @@ from proxy.config import Overload, ServerConfig
 from proxy.metrics import ListenerMetrics, Metrics
 from proxy.net.channel import Channel
 from proxy.net.deadline import Deadline
-from proxy.net.listen import Acceptor, Places, bind
+from proxy.net.listen import Acceptor, bind
+from proxy.net.places import Places
 from proxy.net.relay import DataForwarder
 from proxy.net.sock import Sock
 from proxy.net.stream import Ending, Socket, address_of

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from gevent import socket
-from gevent.pool import Pool
 from gevent.server import StreamServer
 
 from proxy.address import Address, Endpoint
 from proxy.errors import ProxyError, failure_of, reason_of
+from proxy.net.places import Places
 from proxy.net.sock import Sock
 from proxy.net.stream import address_of
 
@@ -85,28 +85,6 @@ def _prepare(sock: socket.socket) -> socket.socket:
     sock.setsockopt(std_socket.IPPROTO_TCP, std_socket.TCP_NODELAY, 1)
     sock.listen(BACKLOG)
     return sock
-
-
-class Places(Pool):
-    """A pool of greenlets whose size can change while it is in use."""
-
-    _semaphore: Any
-
-    def resize(self, size: int) -> None:
-        """Set the number of places; those who have one keep it."""
-        free = max(0, size - len(self))
-        self.size = size
-        if free <= self._semaphore.counter:
-            self._semaphore.counter = free
-            return
-        # Not one by one: there may be millions, and nobody is served meanwhile.
-        self._semaphore.counter = free - 1
-        self._semaphore.release()  # the last one wakes the acceptors that wait for a place
-
-    def _discard(self, greenlet: Any) -> None:
-        super()._discard(greenlet)  # type: ignore[misc]
-        if self.full():  # it has shrunk, so this place is no more
-            self._semaphore.acquire(blocking=False)
 
 
 class Acceptor(StreamServer):

@@ -11,7 +11,8 @@ from gevent.event import Event
 
 from proxy.address import Address, Endpoint
 from proxy.errors import ProxyError
-from proxy.net.listen import BACKLOG, Acceptor, Places, bind
+from proxy.net.listen import BACKLOG, Acceptor, bind
+from proxy.net.places import Places
 from tests.integration.programs import free_port
 from tests.net.wires import PATIENCE
 
