@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Iterator
 
 from proxy.accesslog import quoted
-from proxy.control.configspec import Path, is_secret
+from proxy.control.configspec import Path, is_secret, shown
 from proxy.control.edit import Document, Place, dotted, redact, settings
 
 _MOST_NAMES = 10
@@ -34,7 +34,9 @@ def diff(old: str, new: str, old_name: str, new_name: str) -> str:
     """Compare two texts line by line, their secrets blotted out."""
     before, after = settings(old), settings(new)
     changed = {
-        place for place in before.keys() & after.keys() if is_secret(*place) and before[place] != after[place]
+        place
+        for place in before.keys() & after.keys()
+        if before[place] != after[place] and shown(*place, before[place]) == shown(*place, after[place])
     }
     before_lines, after_lines = redact(old).splitlines(), redact(new, changed).splitlines()
     lines = difflib.unified_diff(before_lines, after_lines, old_name, new_name, lineterm="")
@@ -82,6 +84,9 @@ def _change(place: Place, old: str | None, new: str | None) -> str:
     if new is None:
         return f"{name} unset"
     if is_secret(*place):
+        return f"{name} changed"
+    new, old = shown(*place, new), None if old is None else shown(*place, old)
+    if new == old:
         return f"{name} changed"
     return f"{name} {_short(old)} -> {_short(new)}" if old is not None else f"{name} = {_short(new)}"
 

@@ -278,6 +278,14 @@ class TestSaying:
     def test_a_summary_names_what_changed(self, edits, words):
         assert changes.summary(TEXT, edit(TEXT, edits)) == words
 
+    def test_the_query_of_an_address_changes_and_is_not_shown(self):
+        """CASES H210: it may be a token."""
+        text = "[upstreams]\n[[home]]\nproxy_address = wss://{}\n"
+        old, new, other = map(text.format, ("g/t?one", "g/t?two", "h/t?one"))
+        assert changes.summary(old, new) == "upstreams.home.proxy_address changed"
+        assert changes.summary(old, other).endswith("wss://g/t?******** -> wss://h/t?********")
+        assert "+proxy_address = wss://g/t?********  # changed\n" in changes.diff(old, new, "1", "2")
+
     def test_a_summary_of_comments_says_so(self):
         assert changes.summary(TEXT, TEXT + "# more\n") == "comments and order only"
 
