@@ -326,9 +326,8 @@ class Versions:
         return Outcome("applied", self.current.number, notes=notes)
 
     def _too_late(self, config: ProxyConfig) -> Iterator[str]:
-        for name, key in (("proxy.state_dir", "state_dir"), ("control.listen_addr", "control_listen_addr")):
-            if getattr(config, key) != getattr(self._started, key):
-                yield f"{name} takes effect at the next start"
+        if config.control_listen_addr != self._started.control_listen_addr:
+            yield "control.listen_addr takes effect at the next start"
 
     def _configured(self, text: str, name: str = "") -> ProxyConfig:
         """Read the text of a version; raises ``InvalidConfigError``."""

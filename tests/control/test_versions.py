@@ -202,11 +202,11 @@ class TestReloading:
         assert house.versions.reload() == Outcome("applied", 2)
 
     def test_what_takes_effect_later_only_is_said(self, house: House) -> None:
-        house.write(TEXT.replace("[proxy]", "[proxy]\nstate_dir = elsewhere"))
+        house.write(f"{TEXT}[control]\nlisten_addr = 127.0.0.1:9180\ntoken = open sesame\n")
         outcome = house.versions.reload()
         assert (outcome.status, outcome.notes) == (
             "applied",
-            ("proxy.state_dir takes effect at the next start",),
+            ("control.listen_addr takes effect at the next start",),
         )
 
     def test_outcomes_are_counted(self, house: House) -> None:
