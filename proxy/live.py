@@ -7,6 +7,7 @@ This is where the control plane meets the data plane, which knows nothing of it.
 from proxy.app import App, Hooks
 from proxy.config import ProxyConfig
 from proxy.control.admin import Admin
+from proxy.control.ask import is_taken
 from proxy.control.history import state_dir_of
 from proxy.control.notify import Notifier, inherited_sockets
 from proxy.control.versions import Versions
@@ -22,13 +23,16 @@ def serve(path: str, *, last_good: bool = False) -> None:
     can be taken instead, and ``ProxyError`` for what cannot be had.
     """
     folder = state_dir_of(path)
-    versions = Versions(path, str(folder), ProxyConfig.history_size, lambda config: app.apply(config))
+    is_ours = not is_taken(folder)  # asked before anything is read there
+    versions = Versions(
+        path, folder if is_ours else None, ProxyConfig.history_size, lambda config: app.apply(config)
+    )
     for warning in versions.start(last_good=last_good):
         say(f"warning: {warning}")
     hooks = Hooks()
     app = App(versions.config, hooks=hooks)
     app.inherited = inherited_sockets()
-    admin = Admin(app, versions, folder)
+    admin = Admin(app, versions, path, folder, is_ours=is_ours)
     watcher = Watcher(versions.files, lambda: versions.config.reload_interval, versions.look)
     notifier = Notifier()
     hooks.opened += [admin.start, versions.record]  # only what did come into effect

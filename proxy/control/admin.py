@@ -15,19 +15,19 @@ import socket as std_socket
 from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
-from http.client import HTTPException
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from gevent import socket
 
 from proxy.address import Address, Endpoint
 from proxy.control import status
-from proxy.control.ask import SOCKET_NAME, ask
+from proxy.control.ask import CONFIG_HEADER, SOCKET_NAME, is_taken
 from proxy.control.http import Answer, HttpServer, Request
 from proxy.control.versions import Conflict, Outcome, Versions
-from proxy.errors import ProxyError, reason_of
+from proxy.errors import reason_of
 from proxy.metrics import render
 from proxy.net.listen import bind
 from proxy.net.stream import Ending, Socket
@@ -36,7 +36,6 @@ from proxy.websocket.headers import HttpError, RequestHead
 log = logging.getLogger(__name__)
 
 _BACKLOG = 16
-_PATIENCE = 2.0  # seconds for another server to say that it is there
 
 Edit = tuple[str, str | None]
 
@@ -44,16 +43,19 @@ Edit = tuple[str, str | None]
 class Admin:
     """Serves the control interface of a running program."""
 
-    def __init__(self, app: status.Running, versions: Versions, state_dir: Path) -> None:
-        """Take a folder for the socket; raises ``ProxyError`` if that is another server's."""
+    def __init__(
+        self, app: status.Running, versions: Versions, config: str, state_dir: Path, *, is_ours: bool
+    ) -> None:
+        """Take the path of the file that is served, and a folder for the socket if it ``is_ours``."""
         self._app = app
         self._versions = versions
+        self._config = os.path.abspath(config)
         self._path = state_dir / SOCKET_NAME
+        self._is_ours = is_ours
         self._tcp: list[HttpServer] = []
         self._unix: list[HttpServer] = []
         self._inode = 0
         self._hosts = {"localhost"}
-        _refuse_company(self._path)
 
     @property
     def addresses(self) -> list[Address]:
@@ -61,18 +63,15 @@ class Admin:
         return [server.address for server in self._tcp]
 
     def start(self) -> None:
-        """Open it; raises ``ProxyError`` when the TCP address or the folder cannot be had."""
-        _refuse_company(self._path)  # once more: another one may have come since
+        """Open it; raises ``ProxyError`` when the TCP address cannot be had."""
+        # Once more, as another one may have come since; and before anything is written there.
+        self._is_ours = self._is_ours and not is_taken(self._path.parent)
+        if not self._is_ours:
+            self._leave_folder()
         if self._versions.config.control_listen_addr:
             self._open_tcp(Endpoint.parse(self._versions.config.control_listen_addr))
-        try:
-            self._unix = [HttpServer(self._bind_unix(), self.answer)]
-            self._unix[0].start()
-        except OSError as exc:
-            # A proxy that cannot be controlled is still a proxy.
-            log.warning(
-                "no control socket: %s: %s; proxy-server ctl will not work", self._path, reason_of(exc)
-            )
+        if self._is_ours:
+            self._open_unix()
 
     def stop(self) -> None:
         """Close it."""
@@ -83,12 +82,31 @@ class Admin:
             if self._path.stat().st_ino == self._inode:
                 self._path.unlink()
 
+    def _leave_folder(self) -> None:
+        self._versions.leave_folder()
+        log.warning(
+            "%s is the state_dir of another server, which runs: this one has no control socket, and keeps "
+            "its versions in memory only; set another state_dir in %s, and start it again",
+            self._path.parent,
+            self._config,
+        )
+
     def _open_tcp(self, endpoint: Endpoint) -> None:
         self._hosts.add(endpoint.host or "localhost")
         self._tcp = [HttpServer(sock, self.answer, self._guard) for sock in bind(endpoint)]
         for server in self._tcp:
             server.start()
         log.info("control interface on %s", ", ".join(map(str, self.addresses)))
+
+    def _open_unix(self) -> None:
+        try:
+            self._unix = [HttpServer(self._bind_unix(), self.answer)]
+            self._unix[0].start()
+        except OSError as exc:
+            # A proxy that cannot be controlled is still a proxy.
+            log.warning(
+                "no control socket: %s: %s; proxy-server ctl will not work", self._path, reason_of(exc)
+            )
 
     def _bind_unix(self) -> Socket:
         """Bind beside the place, and move it there: whatever is left of a predecessor gives way."""
@@ -124,6 +142,15 @@ class Admin:
             log.warning("authentication failed: client=%s user=- listener=control", client.host)
             raise HttpError(401, "the token is missing or wrong", headers=(("WWW-Authenticate", "Bearer"),))
 
+    def _check_config(self, given: str | None) -> None:
+        """Refuse who means another server, but finds this one: they share a state_dir."""
+        if given is not None and not _is_same_file(os.fsdecode(unquote_to_bytes(given)), self._config):
+            raise HttpError(
+                421,
+                f"the server that listens here runs with {self._config}: "
+                "give each server a state_dir of its own",
+            )
+
     def _check_host(self, host: str | None) -> None:
         if host is None:
             raise HttpError(400, "the Host header is missing")
@@ -135,6 +162,7 @@ class Admin:
 
     def answer(self, request: Request) -> Answer:
         """Answer a request; raises ``HttpError``."""
+        self._check_config(request.headers.get(CONFIG_HEADER))
         method = "GET" if request.method == "HEAD" else request.method
         routes = [
             (verb, action, found) for verb, path, action in _ROUTES if (found := path.fullmatch(request.path))
@@ -236,23 +264,6 @@ _ROUTES: list[tuple[str, re.Pattern[str], Callable[..., Answer]]] = [
 ]
 
 
-def _refuse_company(path: Path) -> None:
-    """Raise ``ProxyError`` if another server listens there, unless it is about to stop."""
-    try:
-        answer, _ = ask(path, "GET", "/healthz", patience=_PATIENCE)
-    except TimeoutError:
-        pass  # it has no time for us, but it is there
-    except (OSError, HTTPException):
-        return
-    else:
-        if answer == HTTPStatus.SERVICE_UNAVAILABLE:
-            return  # it drains: we are its successor
-    raise ProxyError(
-        f"{path.parent} is the state_dir of another server, which runs: "
-        "stop that one, or set another state_dir"
-    )
-
-
 def _told(outcome: Outcome) -> Answer:
     """Say what came of a reload, a rollback or a change."""
     content = {
@@ -262,6 +273,14 @@ def _told(outcome: Outcome) -> Answer:
         "notes": list(outcome.notes),
     }
     return Answer(content, HTTPStatus.UNPROCESSABLE_ENTITY if outcome.status == "rejected" else 200)
+
+
+def _is_same_file(one: str, other: str) -> bool:
+    """Compare what the paths lead to now, or where they are if that cannot be had."""
+    try:
+        return os.path.samefile(one, other)
+    except (OSError, ValueError):
+        return os.path.abspath(one) == os.path.abspath(other)
 
 
 def _is_ip(host: str) -> bool:

@@ -4,11 +4,17 @@ Ask a server through its control socket.
 
 import http.client
 import json
+import os
+from http import HTTPStatus
 from pathlib import Path
+from urllib.parse import quote
 
 from gevent import socket
 
 SOCKET_NAME = "control.sock"  # in state_dir
+CONFIG_HEADER = "X-Proxy-Config"  # the file with which the server runs that is meant
+
+_PATIENCE = 2.0  # seconds for another server to say that it is there
 
 
 class _Connection(http.client.HTTPConnection):
@@ -24,16 +30,32 @@ class _Connection(http.client.HTTPConnection):
         self.sock.connect(str(self._path))
 
 
-def ask(path: Path, method: str, target: str, content: object = None, *, patience: float) -> tuple[int, str]:
+def ask(
+    path: Path, method: str, target: str, content: object = None, *, patience: float, config: str = ""
+) -> tuple[int, str]:
     """
     Ask the server whose socket has this path, and return the status and the body of its answer.
 
-    Raises ``OSError`` where none answers, and ``http.client.HTTPException`` for what is no HTTP.
+    If a ``config`` is named, a server that runs with another one answers 421. Raises ``OSError`` where
+    none answers, and ``http.client.HTTPException`` for what is no HTTP.
     """
     connection = _Connection(path, patience)
+    # As bytes: a path need not be UTF-8.
+    headers = {CONFIG_HEADER: quote(os.fsencode(os.path.abspath(config)))} if config else {}
     try:
-        connection.request(method, target, None if content is None else json.dumps(content))
+        connection.request(method, target, None if content is None else json.dumps(content), headers)
         answer = connection.getresponse()
         return answer.status, answer.read().decode()
     finally:
         connection.close()
+
+
+def is_taken(state_dir: Path) -> bool:
+    """Tell whether a folder is that of a server which runs, and is not about to stop."""
+    try:
+        status, _ = ask(state_dir / SOCKET_NAME, "GET", "/healthz", patience=_PATIENCE)
+    except TimeoutError:
+        return True  # it has no time for us, but it is there
+    except (OSError, http.client.HTTPException):
+        return False
+    return status != HTTPStatus.SERVICE_UNAVAILABLE  # that one drains: we are its successor

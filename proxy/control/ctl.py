@@ -103,7 +103,7 @@ class _Call:
         """Ask the server, and return status and body; raises ``CtlError`` if there is none."""
         place = state_dir_of(self._config) / SOCKET_NAME
         try:
-            return ask(place, method, path, content, patience=_PATIENCE)
+            return ask(place, method, path, content, patience=_PATIENCE, config=self._config)
         except (FileNotFoundError, ConnectionRefusedError):
             raise CtlError(
                 f"no server is found by {self._config}: nothing listens on {place} "
@@ -180,8 +180,10 @@ def _unset(call: _Call) -> int:
 
 def _metrics(call: _Call) -> int:
     status, text = call.ask("GET", "/metrics")
+    if status != 200:
+        raise CtlError(json.loads(text)["error"])
     print(text, end="")
-    return OK if status == 200 else FAILED
+    return OK
 
 
 _COMMANDS: dict[str, Callable[[_Call], int]] = {

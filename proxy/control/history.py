@@ -75,7 +75,8 @@ def state_dir_of(config_path: str) -> Path:
 class History:
     """The last so many versions, the oldest first; those of earlier runs too."""
 
-    def __init__(self, folder: Path, size: int) -> None:
+    def __init__(self, folder: Path | None, size: int) -> None:
+        """Read what is in a folder; without one, versions are kept in memory only."""
         self._folder = folder
         self.size = size
         self._all = sorted(_read_all(folder), key=lambda version: version.number)
@@ -95,8 +96,10 @@ class History:
     def add(self, version: Version) -> None:
         """Keep a version, and forget the oldest ones; what cannot be written is kept in memory."""
         self._all = [*self.versions, version][-self.size :]
+        if self._folder is None:
+            return
         try:
-            self._write(version)
+            self._write(self._folder, version)
             self._is_writable = True
         except OSError as exc:
             if self._is_writable:
@@ -107,19 +110,19 @@ class History:
                 )
             self._is_writable = False
 
-    def _write(self, version: Version) -> None:
-        for folder in (self._folder.parent, self._folder):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    def _write(self, folder: Path, version: Version) -> None:
+        for each in (folder.parent, folder):
+            each.mkdir(mode=0o700, parents=True, exist_ok=True)
         about = {name: value for name, value in asdict(version).items() if name != "text"}
         data = f"{_MARK}{json.dumps(about)}\n{version.text}".encode()
-        files.replace(str(self._folder / _name(version.number)), data)
-        for old in sorted(filter(_number, _entries(self._folder)), key=_number)[: -self.size]:
+        files.replace(str(folder / _name(version.number)), data)
+        for old in sorted(filter(_number, _entries(folder)), key=_number)[: -self.size]:
             old.unlink(missing_ok=True)
 
 
-def _entries(folder: Path) -> list[Path]:
+def _entries(folder: Path | None) -> list[Path]:
     try:
-        return list(folder.iterdir())
+        return list(folder.iterdir()) if folder else []
     except OSError:
         return []
 
@@ -133,7 +136,7 @@ def _number(path: Path) -> int:
     return int(name[1]) if name else 0
 
 
-def _read_all(folder: Path) -> list[Version]:
+def _read_all(folder: Path | None) -> list[Version]:
     found = (_read(path) for path in _entries(folder) if _number(path))
     return [version for version in found if version]
 

@@ -56,15 +56,15 @@ class Versions:
     current: Version
     config: ProxyConfig
 
-    def __init__(self, path: str, state_dir: str, history_size: int, apply: Apply) -> None:
+    def __init__(self, path: str, state_dir: Path | None, history_size: int, apply: Apply) -> None:
         """
-        Take what makes a configuration the running one.
+        Take what makes a configuration the running one; without a folder, versions are only in memory.
 
         ``apply`` returns what it has to say, or raises ``ProxyError``; then it has changed nothing.
         """
         self.outcomes: Counter[str] = Counter()
         self._file = OnDisk(path)
-        self._history = History(Path(state_dir) / "history", history_size)
+        self._history = History(state_dir and state_dir / "history", history_size)
         self._apply = apply
         self._lock = BoundedSemaphore()
         self._workers = Workers(1)
@@ -123,6 +123,11 @@ class Versions:
             if self._is_new:
                 self._is_new = False
                 self._run(partial(self._history.add, self.current))
+
+    def leave_folder(self) -> None:
+        """Have nothing more to do with the folder: it is another server's. Before ``record``."""
+        self._history = History(None, self.config.history_size)
+        self._take_first(self.current.text)  # without those that may be the other one's
 
     # -- looking back
 

@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.config import Protocol, ProxyConfig, ServerConfig
 from proxy.control.admin import Admin
-from proxy.control.ask import SOCKET_NAME
+from proxy.control.ask import SOCKET_NAME, ask, is_taken
 from proxy.control.http import MAX_BODY
 from proxy.control.versions import Conflict, Outcome, Version
 from proxy.errors import ProxyError
@@ -40,10 +40,14 @@ class FakeVersions:
         self.outcomes = {"applied": 1, "unchanged": 0, "rejected": 0}
         self.asked: list[Any] = []
         self.outcome = Outcome("applied", 3, (), ())
+        self.has_left = False  # the folder
         self._all = [
             Version(number, 1000.0 + number, "file", f"change {number}", SECRET) for number in (1, 2)
         ]
         self.current = self._all[-1]
+
+    def leave_folder(self) -> None:
+        self.has_left = True
 
     def list(self) -> list[Version]:
         return self._all
@@ -78,13 +82,20 @@ class FakeVersions:
 class House:
     """A running program with a control interface, all in this process."""
 
-    def __init__(self, directory: Path, **settings: Any) -> None:
+    def __init__(self, directory: Path, *, is_ours: bool = True, **settings: Any) -> None:
         self.versions = FakeVersions(**settings)
         metrics = Metrics()
         server = Socks5Server(self.versions.config.listeners[0], metrics=metrics)
         self.app = SimpleNamespace(servers=[server], metrics=metrics, draining=False)
         self.path = directory / SOCKET_NAME
-        self.admin = Admin(self.app, self.versions, directory)  # type: ignore[arg-type]
+        self.config = directory / "proxy.ini"
+        self.admin = Admin(
+            self.app,  # type: ignore[arg-type]
+            self.versions,  # type: ignore[arg-type]
+            str(self.config),
+            directory,
+            is_ours=is_ours,
+        )
 
     @property
     def server(self) -> Socks5Server:
@@ -204,28 +215,60 @@ class TestSocket:
             pass
         assert not house.path.exists()
 
-    def test_a_second_server_is_refused_the_folder(self, house: House) -> None:
+    def test_a_second_server_leaves_the_folder_alone(
+        self, house: House, caplog: pytest.LogCaptureFixture
+    ) -> None:
         """CASES H211: whoever means the one must not reach the other."""
-        with pytest.raises(ProxyError, match="the state_dir of another server, which runs: stop that one"):
-            House(house.path.parent)
+        folder = house.path.parent
+        before = house.path.stat().st_ino
+        with House(folder, is_ours=False) as second:
+            assert second.versions.has_left
+            assert house.path.stat().st_ino == before
         assert house.ask("GET", "/healthz")[0] == 200
+        (said,) = caplog.messages
+        assert said == (
+            f"{folder} is the state_dir of another server, which runs: this one has no control socket, and "
+            f"keeps its versions in memory only; set another state_dir in {second.config}, and start it again"
+        )
 
-    def test_a_second_server_is_refused_it_at_the_last_moment_too(self, directory: Path) -> None:
-        second = House(directory)
-        with House(directory) as first:
-            with pytest.raises(ProxyError, match="another server"):
-                second.admin.start()
-            assert first.ask("GET", "/healthz")[0] == 200
+    def test_a_second_server_that_finds_it_taken_at_the_last_moment_does_too(
+        self, house: House, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """CASES H211: both started at once, and both found the folder free."""
+        before = house.path.stat().st_ino
+        with House(house.path.parent) as second:
+            assert second.versions.has_left
+            assert house.path.stat().st_ino == before
+        assert "is the state_dir of another server" in caplog.text
+        assert not house.versions.has_left
 
-    def test_one_that_has_no_time_to_answer_keeps_it(
+    def test_it_does_not_come_back_when_the_other_one_has_gone(self, directory: Path) -> None:
+        """CASES H211: what it knows of its versions is not what stands there."""
+        with House(directory, is_ours=False) as second:
+            assert second.versions.has_left
+            assert not second.path.exists()
+
+    def test_a_folder_is_taken_while_a_server_listens_there(self, directory: Path) -> None:
+        assert not is_taken(directory)
+        with House(directory) as house:
+            assert is_taken(directory)
+            house.app.draining = True
+            assert not is_taken(directory)
+            house.app.draining = False
+        assert not is_taken(directory)
+        with socket.socket(std_socket.AF_UNIX) as left:
+            left.bind(str(directory / SOCKET_NAME))
+        assert not is_taken(directory)
+        assert not is_taken(directory / ("x" * 120))
+
+    def test_also_by_one_that_has_no_time_to_answer(
         self, directory: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("proxy.control.admin._PATIENCE", 0.05)
+        monkeypatch.setattr("proxy.control.ask._PATIENCE", 0.05)
         with socket.socket(std_socket.AF_UNIX) as busy:
             busy.bind(str(directory / SOCKET_NAME))
             busy.listen()
-            with pytest.raises(ProxyError, match="another server"):
-                House(directory)
+            assert is_taken(directory)
 
     def test_a_successor_comes_while_the_first_drains_and_keeps_its_own(self, directory: Path) -> None:
         with contextlib.ExitStack() as stack:
@@ -250,6 +293,68 @@ class TestSocket:
         with House(directory / ("x" * (room + 1))):
             assert "no control socket" in caplog.text
             assert "path too long" in caplog.text
+
+
+class TestWhoIsMeant:
+    """CASES H211: ctl with another file must not change this server. 421: RFC 9110, section 15.5.20."""
+
+    def says(self, house: House, path: str | Path) -> int:
+        status, answer = house.ask("GET", "/status", X_Proxy_Config=str(path))
+        if status == 421:
+            said = f"the server that listens here runs with {house.config}: "
+            assert answer == {"error": said + "give each server a state_dir of its own"}
+        return status
+
+    def test_its_own_file_by_any_name(self, house: House) -> None:
+        house.config.touch()
+        (house.config.parent / "link.ini").symlink_to("proxy.ini")
+        assert self.says(house, house.config) == 200
+        assert self.says(house, house.config.parent / "link.ini") == 200
+        assert self.says(house, house.config.parent / "." / "%70roxy.ini") == 200
+
+    def test_another_file_is_refused(self, house: House) -> None:
+        other = house.config.parent / "other.ini"
+        other.touch()
+        assert self.says(house, other) == 421  # here it has none of its own,
+        house.config.touch()
+        assert self.says(house, other) == 421  # and here it has
+        assert self.says(house, "") == 421
+        assert self.says(house, "/%00") == 421
+
+    def test_what_the_file_is_at_the_time_counts(self, house: House) -> None:
+        """Such as in a ConfigMap, where links are switched."""
+        old, new = house.config.parent / "old.ini", house.config.parent / "new.ini"
+        old.touch()
+        new.touch()
+        house.config.symlink_to(old)
+        assert (self.says(house, old), self.says(house, new)) == (200, 421)
+        house.config.unlink()
+        house.config.symlink_to(new)
+        assert (self.says(house, old), self.says(house, new)) == (421, 200)
+
+    def test_a_file_that_is_missing_is_known_by_its_place(self, house: House) -> None:
+        """A rollback brings it back."""
+        assert self.says(house, house.config) == 200
+        assert self.says(house, house.config.parent / "x" / ".." / "proxy.ini") == 200
+
+    def test_ctl_and_the_server_spell_a_path_in_one_way(self, directory: Path) -> None:
+        folder = directory / "a b%2f\udcffü"
+        with House(folder) as house:
+            answers = [
+                ask(house.path, "GET", "/healthz", patience=10, config=str(folder / name))[0]
+                for name in ("proxy.ini", "other.ini")
+            ]
+        assert answers == [200, 421]
+
+    def test_nothing_is_changed_for_somebody_else(self, house: House) -> None:
+        for method, path in (("POST", "/reload"), ("POST", "/rollback"), ("PATCH", "/config")):
+            assert house.ask(method, path, {}, X_Proxy_Config="/other.ini")[0] == 421
+        assert house.versions.asked == []
+
+    def test_on_tcp_it_is_the_same_for_who_knows_the_token(self, tcp: Callable[[bytes], bytes]) -> None:
+        headers = {"X_Proxy_Config": "/other.ini"}
+        assert parse(tcp(request("GET", "/status", **headers)))[0] == 401
+        assert parse(tcp(request("GET", "/status", Authorization=f"Bearer {TOKEN}", **headers)))[0] == 421
 
 
 class TestLooking:

@@ -62,6 +62,7 @@ class Server:
     def __init__(self, folder: Path, status: int = 200, answer: object = None) -> None:
         self.config = folder / "proxy.ini"
         self.asked: list[tuple[str, str, object]] = []
+        self.meant = ""  # whom the last request was for
         body = answer if isinstance(answer, str) else json.dumps(answer)
         self._answer = f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
         (folder / ".proxy").mkdir()
@@ -77,9 +78,11 @@ class Server:
                 with peer, peer.makefile("rb") as file:
                     peer.settimeout(10)
                     method, path, _ = file.readline().decode().split()
-                    lines = iter(lambda: file.readline().decode().strip().lower(), "")
-                    headers = dict(line.split(": ", 1) for line in lines)
+                    lines = iter(lambda: file.readline().decode().strip(), "")
+                    fields = (line.split(": ", 1) for line in lines)
+                    headers = {name.lower(): value for name, value in fields}
                     body = file.read(int(headers.get("content-length", 0)))
+                    self.meant = headers.get("x-proxy-config", "")
                     self.asked.append((method, path, json.loads(body) if body else None))
                     peer.sendall(self._answer)
 
@@ -155,6 +158,30 @@ def test_what_is_rejected_goes_to_stderr_and_fails(folder: Path, capsys: pytest.
 def test_an_error_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(folder, "kill", "9", status=404, answer={"error": "there is no such connection"})[0] == 1
     assert capsys.readouterr() == ("", "proxy-server: there is no such connection\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "encoded"), [("proxy.ini", b"proxy.ini"), ("my \udcffünf.ini", b"my%20%FF%C3%BCnf.ini")]
+)
+def test_the_server_is_told_which_file_is_meant(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, encoded: bytes
+) -> None:
+    """CASES H211: in bytes, as RFC 3986 encodes them, and from the root on."""
+    monkeypatch.chdir(folder)
+    server = Server(folder, 200, APPLIED)
+    assert cli.run(["ctl", "-c", name, "reload"]) == 0
+    server.close()
+    assert server.meant == f"{folder}/{encoded.decode()}"
+
+
+@pytest.mark.parametrize("command", [["status"], ["reload"], ["metrics"], ["set", "a.b", "c"]], ids=" ".join)
+def test_a_server_that_runs_with_another_file_is_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    """CASES H211."""
+    answer = {"error": "the server that listens here runs with first.ini"}
+    assert run(folder, *command, status=421, answer=answer)[0] == 1
+    assert capsys.readouterr() == ("", "proxy-server: the server that listens here runs with first.ini\n")
 
 
 def test_kill(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

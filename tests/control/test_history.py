@@ -123,6 +123,15 @@ def test_where_nothing_can_be_written_memory_has_to_do(tmp_path, caplog):
     assert len([each for each in caplog.messages if "in memory only" in each]) == 1
 
 
+def test_without_a_folder_they_are_in_memory_only(tmp_path, caplog, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    history = History(None, 2)
+    for _ in range(3):
+        history.add(version(history.next_number()))
+    assert history.versions == [version(2), version(3)]
+    assert (list(tmp_path.iterdir()), caplog.messages) == ([], [])
+
+
 @pytest.mark.parametrize(
     ("configured", "folder"), [("", "etc/.proxy"), ("state", "etc/state"), ("/run/proxy", "/run/proxy")]
 )

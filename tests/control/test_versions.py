@@ -61,7 +61,7 @@ class House:
         self.versions = self.start()
 
     def start(self, **how: bool) -> Versions:
-        versions = Versions(str(self.path), str(self.folder), 20, self.apply)
+        versions = Versions(str(self.path), self.folder, 20, self.apply)
         self.warnings = versions.start(**how)
         self.running.append(versions.config)
         versions.record()
@@ -116,7 +116,7 @@ class TestStarting:
 
     def test_what_never_ran_is_no_version(self, house: House) -> None:
         house.write(OTHER)
-        Versions(str(house.path), str(house.folder), 20, house.apply).start()
+        Versions(str(house.path), house.folder, 20, house.apply).start()
         assert [each.number for each in house.start().list()] == [1, 2]
 
     def test_an_invalid_file_is_an_error(self, house: House) -> None:
@@ -143,7 +143,35 @@ class TestStarting:
         path = tmp_path / "proxy.ini"
         path.write_text(BAD)
         with pytest.raises(InvalidConfigError):
-            Versions(str(path), str(tmp_path / "state"), 20, lambda config: ()).start(last_good=True)
+            Versions(str(path), tmp_path / "state", 20, lambda config: ()).start(last_good=True)
+
+
+class TestWithoutAFolder:
+    """CASES H211: it is another server's."""
+
+    def test_nothing_is_read_or_written_there(self, house: House) -> None:
+        versions = Versions(str(house.path), None, 20, house.apply)
+        house.write(BAD)
+        with pytest.raises(InvalidConfigError):
+            versions.start(last_good=True)
+        house.write(OTHER)
+        versions.start()
+        versions.record()
+        assert (versions.current.number, versions.current.summary) == (1, "the first version")
+        assert versions.change([("proxy.timeout", "9s")]) == Outcome("applied", 2)
+        assert versions.rollback() == Outcome("applied", 3)
+        assert [each.number for each in versions.list()] == [1, 2, 3]
+        assert os.listdir(house.folder / "history") == ["000001.ini"]
+
+    def test_it_can_be_left_at_the_last_moment(self, house: House) -> None:
+        house.write(OTHER)
+        versions = Versions(str(house.path), house.folder, 20, house.apply)
+        versions.start()
+        versions.leave_folder()
+        versions.record()
+        assert [(each.number, each.text) for each in versions.list()] == [(1, OTHER)]
+        assert versions.change([("proxy.timeout", "9s")]) == Outcome("applied", 2)
+        assert os.listdir(house.folder / "history") == ["000001.ini"]
 
 
 class TestReloading:
@@ -716,7 +744,7 @@ class TestLookingBack:
     def test_the_current_version_is_listed_though_it_was_not_recorded(self, tmp_path: Path) -> None:
         path = tmp_path / "proxy.ini"
         path.write_text(TEXT)
-        versions = Versions(str(path), str(tmp_path / "state"), 20, lambda config: ())
+        versions = Versions(str(path), tmp_path / "state", 20, lambda config: ())
         versions.start()
         assert versions.list() == [versions.current]
 

@@ -213,19 +213,76 @@ class TestWithoutAServer:
         assert ctl(node, "status").returncode == 0
 
 
-class TestTwoServers:
-    """CASES H211: each is reached by its own file, or does not start."""
+def history_of(node: Proxy) -> dict[str, bytes]:
+    folder = node.directory / ".proxy" / "history"
+    return {path.name: path.read_bytes() for path in folder.glob("0*.ini")}
 
-    def test_the_second_with_one_state_dir_is_refused(self, node: Proxy) -> None:
-        state_dir = node.directory / ".proxy"
-        config = {"proxy": {"state_dir": str(state_dir)}, "listeners": {"other": socks_door()}}
-        before = sorted(os.listdir(state_dir / "history"))
-        with Proxy(config, starts=False) as second:
-            assert second.wait(20) == 1
-            (line,) = second.log.splitlines()
-            assert f"{state_dir} is the state_dir of another server" in line
-        assert [each["name"] for each in status_of(node)["listeners"]] == ["socks", "web"]
-        assert sorted(os.listdir(state_dir / "history")) == before
+
+def beside(node: Proxy, listeners: dict[str, Any], **sections: Any) -> Proxy:
+    """Make another server, whose file is in the folder of the first one's."""
+    second = Proxy({"listeners": listeners, **sections})
+    second.config_path = node.directory / "second.ini"
+    second.command[-1] = str(second.config_path)
+    second.write(second.config)
+    return second
+
+
+class TestTwoServers:
+    """CASES H211: both serve, and each is reached by its own file, or not at all."""
+
+    def test_the_second_with_one_state_dir_leaves_it_alone(self, node: Proxy) -> None:
+        wait_until(lambda: history_of(node), "the first version")
+        before = history_of(node)
+        with beside(node, {"other": socks_door()}) as second, Target(targets.echo) as target:
+            line = second.wait_for_log("is the state_dir of another server")
+            assert f"{node.directory}/.proxy is the state_dir" in line
+            assert f"set another state_dir in {second.config_path}" in line
+            assert second.log.count("state_dir") == 2  # both in that line
+            for door in (node.door("socks"), second.door("other")):
+                clients.socks5(door, "127.0.0.1", target.port).close()
+            second.write({**second.config, "auth_users": {"alice": "wonderland"}})
+            second.wait_for_log("version 2 of the configuration (file)")
+            second.signal(signal.SIGHUP)
+            second.wait_for_log("unchanged: version 2")
+            login = ("alice", "wonderland")
+            clients.socks5(second.door("other"), "127.0.0.1", target.port, login).close()
+        assert history_of(node) == before
+        assert status_of(node)["pid"] == node.pid
+
+    def test_ctl_with_the_file_of_the_second_is_refused_by_the_first(self, node: Proxy) -> None:
+        with beside(node, {"other": socks_door()}) as second:
+            second.wait_for_log("is the state_dir of another server")
+            before = [path.read_text() for path in (node.config_path, second.config_path)]
+            for command in (["set", "proxy.timeout", "5s"], ["rollback"], ["status"], ["metrics"]):
+                done = ctl(second, *command)
+                assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (1, b"", 1)
+                assert f"the server that listens here runs with {node.config_path}: ".encode() in done.stderr
+            assert [path.read_text() for path in (node.config_path, second.config_path)] == before
+            assert said(ctl(node, "versions")).count("\n") == 2
+
+    def test_the_second_can_be_controlled_by_tcp(self, node: Proxy) -> None:
+        port = free_port()
+        control = {"listen_addr": f"127.0.0.1:{port}", "token": TOKEN}
+        wait_until(lambda: history_of(node), "the first version")
+        before = history_of(node)
+        with beside(node, {"other": socks_door()}, control=control) as second:
+            second.wait_listening(port)
+            url, login = f"http://127.0.0.1:{port}", ("-H", f"Authorization: Bearer {TOKEN}")
+            status, body = curl(second, f"{url}/status", *login)
+            assert (status, json.loads(body)["pid"]) == (200, second.pid)
+            change = ("-X", "PATCH", "-d", '{"set": {"proxy.timeout": "5s"}}')
+            assert curl(second, f"{url}/config", *login, *change)[0] == 200
+            assert "timeout = 5s" in second.config_path.read_text()
+            assert curl(second, f"{url}/rollback", *login, "-X", "POST")[0] == 200
+            assert "timeout = 5s" not in second.config_path.read_text()
+        assert history_of(node) == before
+
+    def test_the_second_has_no_last_good_version(self, node: Proxy) -> None:
+        wait_until(lambda: history_of(node), "the first version")
+        path = node.directory / "second.ini"
+        path.write_text("[proxy]\ntiemout = 5s\n")
+        done = run_proxy("-c", str(path), "-last-good")
+        assert (done.returncode, b"tiemout" in done.stderr) == (2, True)
 
     def test_a_successor_may_start_while_the_first_drains(self) -> None:
         """CASES I217: and it is the one that ctl finds from then on."""
