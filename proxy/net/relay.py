@@ -23,7 +23,7 @@ from gevent.hub import Waiter
 
 from proxy.errors import ProtocolError, reason_of
 from proxy.net import splice
-from proxy.net.stream import Buffer, Ending, Socket, Stream, as_stream, nobody_cares
+from proxy.net.stream import BUFFER_SIZE, Buffer, Ending, Socket, Stream, as_stream, nobody_cares
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +31,14 @@ LINGER = 1.0  # seconds without a byte, once one direction ended and the peer co
 LINGER_AT_MOST = 10.0  # seconds
 BULK = 32 * 1024  # bytes found at once: more will come, and splicing is cheaper than copying
 WORTH_A_SPLICE = 8 * 1024  # bytes
+# What both directions of a stalled relay may hold in pipes; when one has nearly all of it, the other copies
+# a little at a time.
+MOST_IN_PIPES = splice.PIPE_SIZE
+_LITTLE = 16 * 1024  # bytes
 _SWEEP = 0.5  # seconds
 
 _buffer = Buffer()
+_small_buffer = Buffer(_LITTLE)
 
 
 @dataclass(frozen=True)
@@ -192,7 +197,7 @@ class _Direction:
 
     __slots__ = (
         *("_at", "_bulk", "_over", "_reader", "_relay", "_sink", "_sink_name", "_source", "_source_name"),
-        *("_told", "_zero_copy", "ended", "held", "moved", "opposite"),
+        *("_told", "_zero_copy", "ended", "held", "in_pipe", "moved", "opposite"),
     )
 
     opposite: "_Direction"
@@ -214,6 +219,7 @@ class _Direction:
         self.moved = 0
         self._reader = source.reader
         self.held = False  # it waits for its sink, which does not take what there is
+        self.in_pipe = 0  # bytes that it waits with, or fewer, if they are in a pipe
 
     # -- waiting
 
@@ -247,6 +253,7 @@ class _Direction:
     def _release(self) -> None:
         if self.held:
             self.held = False
+            self.in_pipe = 0
             self._sink.writer.stop()
 
     def tick(self, now: float) -> None:
@@ -296,7 +303,8 @@ class _Direction:
             self._receive()
 
     def _copy(self) -> int | None:
-        count = self._source.recv_into(_buffer, bulk=self._bulk)
+        buffer = _small_buffer if self.opposite.in_pipe > MOST_IN_PIPES - BUFFER_SIZE else _buffer
+        count = self._source.recv_into(buffer, bulk=self._bulk)
         if self._bulk:
             # Of a frame only the beginning was taken, to see what it is.
             self._bulk = self._source.spliceable() >= WORTH_A_SPLICE
@@ -304,15 +312,15 @@ class _Direction:
             if count >= BULK:
                 self._bulk = self._zero_copy
             self._at = self._sink_name
-            self._sink.send(_buffer, count)
+            self._sink.send(buffer, count)
         return count
 
     def _splice(self) -> int | None:
-        pipe = splice.PIPES.take()
+        room = min(self._source.spliceable(), MOST_IN_PIPES - self.opposite.in_pipe)
+        pipe = splice.PIPES.take() if room >= WORTH_A_SPLICE else None
         if pipe is None:
             self._bulk = False
             return self._copy()
-        room = self._source.spliceable()
         try:
             count = self._source.splice_in(pipe, room)
         except BaseException:
@@ -324,6 +332,7 @@ class _Direction:
         self._bulk = count >= min(BULK, room)
         self._at = self._sink_name
         self._sink.splice_out(pipe, count)
+        self.in_pipe = count if self.held else 0
         return count
 
     def _resume(self) -> None:

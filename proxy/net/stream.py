@@ -47,8 +47,8 @@ class Buffer:
 
     __slots__ = ("payload", "view")
 
-    def __init__(self) -> None:
-        self.view = memoryview(bytearray(HEADROOM + BUFFER_SIZE))
+    def __init__(self, size: int = BUFFER_SIZE) -> None:
+        self.view = memoryview(bytearray(HEADROOM + size))
         self.payload = self.view[HEADROOM:]
 
 

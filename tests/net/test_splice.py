@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.net import splice
-from proxy.net.relay import DataForwarder
+from proxy.net.relay import MOST_IN_PIPES, DataForwarder
 from proxy.net.splice import AVAILABLE, PIPE_SIZE, PIPES, Pipe, PipePool
 from proxy.net.stream import Ending, Stream, TcpStream
 from proxy.websocket.stream import WebSocketStream
@@ -406,6 +406,32 @@ def stall() -> tuple[socket.socket, socket.socket, "gevent.Greenlet[Any, Any]"]:
     gevent.sleep(0.1)
     pouring.kill()
     return client, target, running
+
+
+def test_while_one_direction_is_stuck_the_other_goes_on_and_both_hold_no_more_than_one_pipe() -> None:
+    """CASES E133: also where both are stuck."""
+    client, a = tcp_pair()
+    target, b = tcp_pair()
+    relay = DataForwarder().relay(TcpStream(a), TcpStream(b))
+    up, down = relay._up, relay._down
+    running = gevent.spawn(DataForwarder().run, relay)
+    pouring = gevent.spawn(client.sendall, bytes(64 * MIB))
+    while not (up.held and up.in_pipe):
+        gevent.sleep(0.01)
+    data = os.urandom(2 * MIB)
+    answering, received = gevent.spawn(target.sendall, data), b""
+    while len(received) < len(data):
+        received += client.recv(65536)
+    answering.get()
+    assert received == data
+    flooding = gevent.spawn(target.sendall, bytes(64 * MIB))
+    while not down.held:
+        gevent.sleep(0.01)
+    assert up.in_pipe + down.in_pipe <= MOST_IN_PIPES
+    gevent.killall([pouring, flooding])
+    reset(client)
+    target.close()
+    running.get()
 
 
 def test_what_a_cut_tunnel_had_in_flight_never_shows_up_in_another() -> None:
