@@ -31,9 +31,9 @@ LINGER = 1.0  # seconds without a byte, once one direction ended and the peer co
 LINGER_AT_MOST = 10.0  # seconds
 BULK = 32 * 1024  # bytes found at once: more will come, and splicing is cheaper than copying
 WORTH_A_SPLICE = 8 * 1024  # bytes
-# What both directions of a stalled relay may hold in pipes; when one has nearly all of it, the other copies
-# a little at a time.
-MOST_IN_PIPES = splice.PIPE_SIZE
+# What both directions of a stalled relay may hold in pipes: one operation moves more only if the sink is sure
+# to take it all. When one direction holds nearly all of it, the other copies a little at a time.
+MOST_IN_PIPES = 256 * 1024  # bytes
 _LITTLE = 16 * 1024  # bytes
 _SWEEP = 0.5  # seconds
 
@@ -196,7 +196,18 @@ class _Direction:
     """
 
     __slots__ = (
-        *("_at", "_bulk", "_over", "_reader", "_relay", "_sink", "_sink_name", "_source", "_source_name"),
+        *(
+            "_at",
+            "_bulk",
+            "_full",
+            "_over",
+            "_reader",
+            "_relay",
+            "_sink",
+            "_sink_name",
+            "_source",
+            "_source_name",
+        ),
         *("_told", "_zero_copy", "ended", "held", "in_pipe", "moved", "opposite"),
     )
 
@@ -213,6 +224,7 @@ class _Direction:
         self._at = source_name  # whose error it would be
         self._zero_copy = zero_copy and sink.takes_pipes
         self._bulk = False
+        self._full = False  # the last splice found as much as it could take
         self._over = False  # the source has come to its end,
         self._told = False  # the sink was told,
         self.ended = False  # and has passed it on
@@ -316,24 +328,32 @@ class _Direction:
         return count
 
     def _splice(self) -> int | None:
-        room = min(self._source.spliceable(), MOST_IN_PIPES - self.opposite.in_pipe)
-        pipe = splice.PIPES.take() if room >= WORTH_A_SPLICE else None
+        pipe, room = self._take_pipe()
         if pipe is None:
             self._bulk = False
             return self._copy()
         try:
             count = self._source.splice_in(pipe, room)
         except BaseException:
-            splice.PIPES.give_back(pipe)
+            pipe.give_back()
             raise
         if not count:
-            splice.PIPES.give_back(pipe)
+            pipe.give_back()
             return count
         self._bulk = count >= min(BULK, room)
+        self._full = count >= MOST_IN_PIPES
         self._at = self._sink_name
         self._sink.splice_out(pipe, count)
         self.in_pipe = count if self.held else 0
         return count
+
+    def _take_pipe(self) -> tuple[splice.Pipe | None, int]:
+        """Take a pipe, if there is one and it is worth it, and tell how much may go into it."""
+        there, room = self._source.spliceable(), MOST_IN_PIPES - self.opposite.in_pipe
+        if self._full and self._sink.room > room and (pipe := splice.BIG_PIPES.take()):
+            return pipe, min(there, self._sink.room)
+        room = min(there, room)
+        return splice.PIPES.take() if room >= WORTH_A_SPLICE else None, room
 
     def _resume(self) -> None:
         """Go on where the sink was blocked."""

@@ -4,10 +4,13 @@ One end of a relay: bytes in, bytes out, and what is kept of those that the sock
 Nothing here waits. A stream does one bounded operation, and the relay waits for its socket.
 """
 
+import fcntl
 import os
 import socket as std_socket
 import ssl
 import struct
+import sys
+import termios
 from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
@@ -17,7 +20,7 @@ from gevent import socket
 
 from proxy.address import Address
 from proxy.net.sock import READ, WRITE, Sock, take_over, watcher
-from proxy.net.splice import PIPES, Pipe
+from proxy.net.splice import Pipe
 
 Socket = socket.socket
 
@@ -103,6 +106,10 @@ class Stream(Protocol):
     @property
     def takes_pipes(self) -> bool:
         """True if payload can be sent from a pipe."""
+
+    @property
+    def room(self) -> int:
+        """How many bytes the socket is sure to take from a pipe at once."""
 
     def splice_out(self, pipe: Pipe, count: int) -> None:
         """Send the payload that is in a pipe, which belongs to the stream from here on."""
@@ -220,6 +227,13 @@ class TcpStream:
         self._kept = bytes(data)
         self.on_blocked()
 
+    @property
+    def room(self) -> int:
+        """What the send buffer has left, but for a quarter: the kernel counts its own expenses, too."""
+        size: int = self._sock.getsockopt(std_socket.SOL_SOCKET, std_socket.SO_SNDBUF)
+        queued = int.from_bytes(fcntl.ioctl(self._sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        return size - size // 4 - queued
+
     def splice_out(self, pipe: Pipe, count: int, header: bytes = b"") -> None:
         """Send what is in the pipe, behind a header."""
         self._pipe, self._in_pipe = pipe, count  # first of all, so that it comes back whatever happens
@@ -235,7 +249,7 @@ class TcpStream:
         if self._in_pipe:
             self.on_blocked()
         else:
-            PIPES.give_back(self._pipe)
+            self._pipe.give_back()
             self._pipe = None
 
     def flush(self) -> None:
@@ -264,7 +278,7 @@ class TcpStream:
                 self._sock.setsockopt(std_socket.SOL_SOCKET, std_socket.SO_LINGER, _NO_LINGER)
         self._sock.close()
         if self._pipe:
-            PIPES.give_back(self._pipe, empty=False)
+            self._pipe.give_back(empty=False)
             self._pipe = None
 
     def close(self) -> None:

@@ -216,6 +216,11 @@ class WebSocketStream:
         buffer.view[start:HEADROOM] = header
         self._tcp.write(buffer.view[start : HEADROOM + count])
 
+    @property
+    def room(self) -> int:
+        """Say 0, so that frames stay short: clients of other makes refuse long messages."""
+        return 0
+
     def splice_out(self, pipe: Pipe, count: int) -> None:
         """Send what is in the pipe as one binary message: only its header passes through here."""
         self._tcp.splice_out(pipe, count, encode_header(Opcode.BINARY, count))

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from proxy.net import splice
 from proxy.net.relay import MOST_IN_PIPES, DataForwarder
-from proxy.net.splice import AVAILABLE, PIPE_SIZE, PIPES, Pipe, PipePool
+from proxy.net.splice import AVAILABLE, BIG_PIPE_SIZE, BIG_PIPES, PIPE_SIZE, PIPES, Pipe, PipePool
 from proxy.net.stream import Ending, Stream, TcpStream
 from proxy.websocket.stream import WebSocketStream
 from tests.net.wires import read_to_end, reset, send_and_end, tcp_pair
@@ -368,6 +368,26 @@ def test_much_is_spliced(monkeypatch: pytest.MonkeyPatch) -> None:
         moved = 0
         transfer(bytes(8 * MIB), web=web)
         assert moved > hops * 4 * MIB
+
+
+def test_a_sink_that_keeps_up_gets_a_megabyte_at_a_time_and_leaves_nothing_in_the_pipe(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drained: list[tuple[int, int]] = []
+
+    def drain(self: Pipe, sink: int, count: int) -> int:
+        done = real(self, sink, count)
+        drained.append((count, done))
+        return done
+
+    real = Pipe.drain
+    monkeypatch.setattr(Pipe, "drain", drain)
+    data = os.urandom(64 * MIB)
+    assert transfer(data) == data
+    big = [(count, done) for count, done in drained if count > PIPE_SIZE]
+    assert big
+    assert all(count == done <= BIG_PIPE_SIZE for count, done in big)
+    assert BIG_PIPES.lent == 0
 
 
 @both
