@@ -5,23 +5,21 @@ Listen on an address, and hand each connection to a greenlet of a bounded pool.
 import logging
 import os
 import socket as std_socket
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, cast
 
 from gevent import socket
 from gevent.server import StreamServer
 
-from proxy.address import Address, Endpoint
+from proxy.address import Endpoint
 from proxy.errors import ProxyError, failure_of, reason_of
-from proxy.net.places import Places
+from proxy.net.places import Handler, Places
 from proxy.net.sock import Sock
 from proxy.net.stream import address_of
 
 log = logging.getLogger(__name__)
 
 BACKLOG = 1024  # connections: a burst of clients waits here while we accept
-
-Handler = Callable[[Sock, Address], None]
 
 
 def bind(endpoint: Endpoint, inherited: Iterable[socket.socket] = ()) -> list[socket.socket]:
@@ -95,10 +93,8 @@ class Acceptor(StreamServer):
     """
 
     def __init__(self, sock: socket.socket, handler: Handler, places: Places) -> None:
-        def handle(client: Any, peer: Any) -> None:
-            handler(client, address_of(peer))
-
-        super().__init__(sock, handle, spawn=places)
+        super().__init__(sock, cast(Any, handler), spawn=places)
+        self._handler = handler
         self._places = places
 
     def do_read(self) -> Any:
@@ -109,6 +105,10 @@ class Acceptor(StreamServer):
         except BlockingIOError:
             return None
         return Sock(listening.family, std_socket.SOCK_STREAM, 0, fileno), peer
+
+    def do_handle(self, client: Any, peer: Any) -> None:
+        """Have a client served."""
+        self._places.serve(self._handler, client, address_of(peer))
 
     def copy_socket(self) -> socket.socket:
         """Copy the socket: those who wait in its queue are not lost when this one closes."""

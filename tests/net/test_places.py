@@ -1,18 +1,22 @@
 """
-A pool of greenlets that serve one connection after another.
+A pool of greenlets that serve one client after another.
 
 That its size can change is tested with an acceptor, in test_listen.py.
 """
 
+import socket as std_socket
 from collections.abc import Iterator
 
 import gevent
 import pytest
 from gevent.event import Event
 
-from proxy.net.places import Places
+from proxy.address import Address
+from proxy.net.places import Handler, Places
+from proxy.net.sock import Sock
 
 PATIENCE = 5.0  # seconds
+CLIENT = Address("192.0.2.1", 1)
 
 
 @pytest.fixture
@@ -24,16 +28,22 @@ def places() -> Iterator[Places]:
         made.kill()
 
 
-def test_the_next_job_is_done_by_the_one_that_has_just_finished(places: Places) -> None:
+def serve(places: Places, handler: Handler) -> "gevent.Greenlet[..., object]":
+    """Have a client served whose socket is connected to nobody."""
+    return places.serve(handler, Sock(std_socket.AF_INET, std_socket.SOCK_STREAM), CLIENT)
+
+
+def test_the_next_client_is_served_by_the_one_that_has_just_finished(places: Places) -> None:
     workers = []
     for _ in range(3):
-        places.spawn(lambda: workers.append(gevent.getcurrent()))
+        serve(places, lambda *_: workers.append(gevent.getcurrent()))
         places.join()
+    assert len(workers) == 3
     assert len(set(workers)) == 1
 
 
 def test_one_that_is_done_has_no_place_and_soon_ends(places: Places) -> None:
-    worker = places.spawn(lambda: None)
+    worker = serve(places, lambda *_: None)
     places.join()
     assert places.free_count() == 2
     assert not worker.dead
@@ -42,19 +52,22 @@ def test_one_that_is_done_has_no_place_and_soon_ends(places: Places) -> None:
     assert places.free_count() == 2
 
 
-def test_it_does_the_next_job_as_it_would_have_done_the_first(places: Places) -> None:
-    done: list[tuple[int, ...]] = []
-    for args in ((1,), (2, 3), ()):
-        places.spawn(lambda *given: done.append(given), *args)
+def test_each_is_given_its_own_client_whose_socket_is_closed_in_the_end(places: Places) -> None:
+    seen: list[tuple[Sock, Address]] = []
+    clients = [Address("192.0.2.1", port) for port in (1, 2, 3)]
+    for client in clients:
+        sock = Sock(std_socket.AF_INET, std_socket.SOCK_STREAM)
+        places.serve(lambda *given: seen.append(given), sock, client)
         places.join()
-    assert done == [(1,), (2, 3), ()]
+        assert sock.fileno() == -1
+    assert [client for _, client in seen] == clients
 
 
-def test_a_job_given_while_it_rests_is_counted_and_waited_for(places: Places) -> None:
-    places.spawn(lambda: None)
+def test_a_client_that_comes_while_it_rests_is_counted_and_waited_for(places: Places) -> None:
+    serve(places, lambda *_: None)
     places.join()
     go = Event()
-    worker = places.spawn(go.wait)
+    worker = serve(places, lambda *_: go.wait())
     assert places.free_count() == 1
     assert not places.join(0.05)
     assert not worker.dead
@@ -63,33 +76,35 @@ def test_a_job_given_while_it_rests_is_counted_and_waited_for(places: Places) ->
     assert places.free_count() == 2
 
 
-def test_a_job_that_takes_long_is_not_disturbed_by_the_end_of_the_rest(places: Places) -> None:
-    places.spawn(lambda: None)
+def test_one_at_work_is_not_disturbed_by_the_end_of_its_rest(places: Places) -> None:
+    serve(places, lambda *_: None)
     places.join()
     woken = []
-    places.spawn(lambda: woken.append(gevent.sleep(0.05)))
+    serve(places, lambda *_: woken.append(gevent.sleep(0.05)))
     gevent.sleep(0.02)
     assert not woken
     places.join()
     assert woken == [None]
 
 
-def test_an_error_costs_no_place(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_costs_neither_a_place_nor_a_socket(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gevent.get_hub(), "handle_error", lambda *_: None)
 
-    def fail() -> None:
+    def fail(sock: Sock, client: Address) -> None:
         raise ValueError("a bug")
 
     for _ in range(5):
-        places.spawn(fail)
+        sock = Sock(std_socket.AF_INET, std_socket.SOCK_STREAM)
+        places.serve(fail, sock, CLIENT)
         places.join()
+        assert sock.fileno() == -1
     assert places.free_count() == 2
 
 
 def test_killing_ends_those_at_work(places: Places) -> None:
-    places.spawn(lambda: None)
+    serve(places, lambda *_: None)
     places.join()
-    worker = places.spawn(Event().wait)
+    worker = serve(places, lambda *_: Event().wait())
     gevent.sleep(0)
     places.kill()
     assert worker.dead
