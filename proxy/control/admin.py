@@ -26,7 +26,8 @@ from proxy.address import Address, Endpoint
 from proxy.control import status
 from proxy.control.ask import CONFIG_HEADER, SOCKET_NAME, is_taken
 from proxy.control.http import Answer, HttpServer, Request
-from proxy.control.versions import Conflict, Outcome, Versions
+from proxy.control.outcome import Conflict, Outcome
+from proxy.control.versions import Versions
 from proxy.errors import reason_of
 from proxy.metrics import render
 from proxy.net.listen import bind

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 from proxy import __version__
 from proxy.address import without_query
-from proxy.control.versions import Version, Versions
+from proxy.control.history import Version
+from proxy.control.versions import Versions
 from proxy.metrics import Family, Labels, ListenerMetrics, Metrics, listener_families
 from proxy.server import ProxyServer
 from proxy.session import Session

@@ -26,12 +26,9 @@ from proxy.config import ProxyConfig
 from proxy.control import changes, configfile
 from proxy.control.configfile import InvalidConfigError, Loaded
 from proxy.control.edit import Edit, redact
-from proxy.control.history import History
-from proxy.control.history import Version as Version
+from proxy.control.history import History, Version
 from proxy.control.ondisk import OnDisk, UnwritableError
-from proxy.control.outcome import Conflict as Conflict
-from proxy.control.outcome import Outcome as Outcome
-from proxy.control.outcome import RefusedError, problems_of, refused_by_name
+from proxy.control.outcome import Conflict, Outcome, RefusedError, problems_of, refused_by_name
 from proxy.control.overlay import Edits, Layers, bare
 from proxy.control.stamps import Stamps, stamps, tls_files
 from proxy.errors import ProxyError

@@ -20,8 +20,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from proxy.config import Protocol, ProxyConfig, ServerConfig
 from proxy.control.admin import Admin
 from proxy.control.ask import SOCKET_NAME, ask, is_taken
+from proxy.control.history import Version
 from proxy.control.http import MAX_BODY
-from proxy.control.versions import Conflict, Outcome, Version
+from proxy.control.outcome import Conflict, Outcome
 from proxy.errors import ProxyError
 from proxy.metrics import Metrics
 from proxy.net.stream import Ending

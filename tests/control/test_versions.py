@@ -13,8 +13,9 @@ import pytest
 
 from proxy.config import ProxyConfig
 from proxy.control.configfile import InvalidConfigError
+from proxy.control.outcome import Conflict, Outcome
 from proxy.control.outline import MAX_BYTES
-from proxy.control.versions import Conflict, Outcome, Versions
+from proxy.control.versions import Versions
 from proxy.errors import ProxyError
 from tests.integration.certificates import Authority, Certificate
 
