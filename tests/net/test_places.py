@@ -109,3 +109,12 @@ def test_killing_ends_those_at_work(places: Places) -> None:
     places.kill()
     assert worker.dead
     assert places.free_count() == 2
+
+
+def test_one_that_was_killed_while_it_rested_is_given_no_client(places: Places) -> None:
+    worker = serve(places, lambda *_: None)
+    places.join()
+    worker.kill()
+    served = Event()
+    assert serve(places, lambda *_: served.set()) is not worker
+    served.wait()
