@@ -196,19 +196,9 @@ class _Direction:
     """
 
     __slots__ = (
-        *(
-            "_at",
-            "_bulk",
-            "_full",
-            "_over",
-            "_reader",
-            "_relay",
-            "_sink",
-            "_sink_name",
-            "_source",
-            "_source_name",
-        ),
-        *("_told", "_zero_copy", "ended", "held", "in_pipe", "moved", "opposite"),
+        *("_at", "_reader", "_relay", "_sink", "_sink_name", "_source", "_source_name"),
+        *("_bulk", "_full", "_over", "_told", "_zero_copy"),
+        *("ended", "held", "in_pipe", "moved", "opposite"),
     )
 
     opposite: "_Direction"
@@ -350,8 +340,10 @@ class _Direction:
     def _take_pipe(self) -> tuple[splice.Pipe | None, int]:
         """Take a pipe, if there is one and it is worth it, and tell how much may go into it."""
         there, room = self._source.spliceable(), MOST_IN_PIPES - self.opposite.in_pipe
-        if self._full and self._sink.room > room and (pipe := splice.BIG_PIPES.take()):
-            return pipe, min(there, self._sink.room)
+        if self._full and there > room:
+            sure = self._sink.room
+            if sure > room and (pipe := splice.BIG_PIPES.take()):
+                return pipe, min(there, sure)
         room = min(there, room)
         return splice.PIPES.take() if room >= WORTH_A_SPLICE else None, room
 

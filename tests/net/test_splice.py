@@ -199,6 +199,22 @@ def test_a_user_who_may_not_have_big_pipes_gets_small_ones(monkeypatch: pytest.M
     pipe.close()
 
 
+def test_where_a_megabyte_is_too_much_a_pipe_is_no_smaller_than_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = fcntl.fcntl
+
+    def refuse(descriptor: int, command: int, *rest: int) -> int:
+        if command == splice._SET_SIZE and rest[0] > PIPE_SIZE:
+            raise PermissionError(1, "Operation not permitted")
+        return int(real(descriptor, command, *rest))
+
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    pipe = Pipe(BIG_PIPE_SIZE)
+    assert pipe.size == PIPE_SIZE
+    pipe.close()
+
+
 def test_a_pipe_is_closed_with_what_is_in_it(source: Pair) -> None:
     before = descriptors()
     pipe = Pipe()
@@ -409,7 +425,7 @@ def test_pipes_may_run_out_and_come_back_at_any_time(monkeypatch: pytest.MonkeyP
 
 @both
 def test_small_pipes_do_as_well(monkeypatch: pytest.MonkeyPatch, web: bool) -> None:
-    monkeypatch.setattr(splice, "PIPE_SIZE", 8 * KIB)
+    monkeypatch.setattr(PIPES, "_size", 8 * KIB)
     monkeypatch.setattr(PIPES, "_free", [])
     data = os.urandom(2 * MIB)
     assert transfer(data, web=web) == data
