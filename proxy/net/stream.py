@@ -340,6 +340,12 @@ class TlsStream(TcpStream):
     def end(self) -> None:
         """Do nothing: a TLS end of one direction would lose what the other has to say."""
 
+    def farewell(self, ending: Ending) -> None:
+        """Close it, and its watchers before: its number may belong to another socket at once."""
+        self.reader.close()
+        self._writer.close()
+        super().farewell(ending)
+
 
 def as_stream(end: Stream | Socket) -> Stream:
     """Take a plain socket for the stream that it is."""
