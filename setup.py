@@ -8,7 +8,8 @@ REQUIREMENTS = [
     "gevent>=26.9,<27",
     "gevent-websocket>=0.10.1,<0.11",
     "PySocks>=1.7.1,<2",
-    "websocket-client>=1.8,<2",
+    # Not the next minor release: a module of it that has no public name is used (websocket/client.py).
+    "websocket-client>=1.8,<1.10",
     "configobj>=5.0.9,<6",
 ]
 
