@@ -18,7 +18,7 @@ from gevent.event import Event
 from proxy import signals
 from proxy.accesslog import AccessLog, nowhere
 from proxy.config import ProxyConfig
-from proxy.errors import ConfigError, ProxyError, reason_of
+from proxy.errors import ProxyError, reason_of
 from proxy.listeners import Listeners, MakeServer, Plan, make_server
 from proxy.logs import LineWriter, set_up
 from proxy.metrics import Metrics
@@ -120,12 +120,6 @@ class App:
         ``ProxyError``, and then nothing has changed.
         """
         self._check_not_stopping()
-        if config.state_dir != self.config.state_dir:
-            raise ConfigError(
-                "proxy.state_dir",
-                "cannot change while the server runs, as ctl would look for it in vain: "
-                "edit the file, and restart the server",
-            )
         plan = self._workers.run(partial(self._listeners.plan, config))
         self._check_not_stopping()
         self._listeners.open(plan)

@@ -31,7 +31,7 @@ from proxy.control.ondisk import OnDisk, UnwritableError
 from proxy.control.outcome import Conflict, Outcome, RefusedError, problems_of, refused_by_name
 from proxy.control.overlay import Edits, Layers, bare
 from proxy.control.stamps import Stamps, stamps, tls_files
-from proxy.errors import ProxyError
+from proxy.errors import ConfigError, ProxyError
 from proxy.net.threads import Workers
 
 log = logging.getLogger(__name__)
@@ -313,6 +313,12 @@ class Versions:
         notes: tuple[str, ...] = (),
     ) -> Outcome:
         """Apply a configuration, and remember it; raises ``ProxyError``, and then nothing has changed."""
+        if config.state_dir != self._started.state_dir:
+            raise ConfigError(
+                "proxy.state_dir",
+                "cannot change while the server runs, as ctl would look for it in vain: "
+                "edit the file, and restart the server",
+            )
         tls = stamps(tls_files(config))  # before they are read
         summary = summary or self._summary(self.current.text, layers.text)
         notes = (*notes, *self._apply(config), *self._too_late(config))

@@ -209,6 +209,16 @@ class TestReloading:
         rejected(house, house.versions.reload(), *words)
         assert house.numbers == [1]
 
+    def test_where_the_state_lives_stays_where_it_was_at_the_start(self, house: House) -> None:
+        """CASES H211: from then on nobody would find the server."""
+        elsewhere = TEXT.replace("[proxy]", "[proxy]\nstate_dir = elsewhere")
+        house.write(elsewhere)
+        rejected(house, house.versions.look(), "proxy.state_dir: cannot change while the server runs")
+        house.write(TEXT)
+        rejected(house, house.versions.change([("proxy.state_dir", "elsewhere")]), "restart the server")
+        assert house.path.read_text() == TEXT
+        assert len(house.running) == 1
+
     def test_a_byte_order_mark_and_windows_line_ends_are_accepted(self, house: House) -> None:
         """CASES H208."""
         house.path.write_bytes(b"\xef\xbb\xbf" + OTHER.replace("\n", "\r\n").encode())
