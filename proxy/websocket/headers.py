@@ -26,7 +26,8 @@ MAX_HEADERS = 100
 MAX_HEAD = 64 * 1024  # bytes
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_NAME = re.compile(_TOKEN)
+# A name is a token, which leaves no room for folded lines and for a blank before the colon.
+_FIELD = re.compile(rf"^({_TOKEN}):(.*)\r$", re.MULTILINE)
 _REQUEST_LINE = re.compile(rf"({_TOKEN}) ([!-~]+) (HTTP/1\.[0-9])")
 _STATUS_LINE = re.compile(r"HTTP/1\.[01] ([1-5][0-9]{2})(?: ([^\r\n]*))?")
 _FIRST_OF_REQUEST = re.compile(_TOKEN.encode())
@@ -79,7 +80,7 @@ class Headers:
     def __init__(self, fields: Iterable[tuple[str, str]]) -> None:
         self._fields: dict[str, list[str]] = {}
         for name, value in fields:
-            self._fields.setdefault(name.lower(), []).append(value)
+            self._fields.setdefault(name.lower(), []).append(value.strip(" \t"))
 
     def get(self, name: str) -> str | None:
         """Give the one value of a field, or None; raises ``HttpError`` if the field is repeated."""
@@ -221,8 +222,11 @@ def _is_clean(head: bytes) -> bool:
 def _parse_head(head: bytes) -> tuple[str, Headers]:
     if not head.endswith(b"\r\n\r\n") or not _is_clean(head):
         raise _malformed("the head has a control character or a bad line end")
-    start, *lines = head[:-4].decode("latin-1").split("\r\n")
-    return start, Headers(map(_parse_field, lines))
+    start, _, rest = head[:-2].decode("latin-1").partition("\r\n")
+    fields = _FIELD.findall(rest)
+    if len(fields) != rest.count("\n"):
+        raise _malformed("a header is malformed")
+    return start, Headers(fields)
 
 
 def _parse_request_line(line: str) -> tuple[str, str, str]:
@@ -237,14 +241,6 @@ def _parse_status_line(line: str) -> tuple[str, str]:
     if not match:
         raise _malformed("the first line is no HTTP/1.1 answer")
     return match[1], match[2] or ""
-
-
-def _parse_field(line: str) -> tuple[str, str]:
-    # A name is a token, which leaves no room for folded lines and for a blank before the colon.
-    name, colon, value = line.partition(":")
-    if not colon or not _NAME.fullmatch(name):
-        raise _malformed("a header is malformed")
-    return name, value.strip(" \t")
 
 
 @dataclass(frozen=True)
