@@ -22,7 +22,7 @@ import pytest
 from tests.doors import KIB, MIB, WAYS, Doors, cut_of, how_it_ends, keepalive_is_on, memory_of
 from tests.integration import clients
 from tests.integration.clients import HttpRefused, SocksRefused, Tunnel, read_exact, read_to_end
-from tests.integration.programs import free_port, wait_until
+from tests.integration.programs import free_port, stands_still, wait_until
 from tests.integration.targets import (
     Target,
     answer_after_end,
@@ -255,18 +255,6 @@ def warm_up(doors: Doors, way: str) -> None:
             sender.join()
             tunnel.close()
     doors.wait_until_empty()
-
-
-def stands_still(measure: Callable[[], int], seconds: float = 0.3) -> None:
-    """Wait until a quantity has not changed for a while."""
-    seen, since = -1, time.monotonic()
-    deadline = since + 20
-    while time.monotonic() - since < seconds:
-        assert time.monotonic() < deadline, "it never stands still"
-        now = measure()
-        if now != seen:
-            seen, since = now, time.monotonic()
-        time.sleep(0.02)
 
 
 @most_ways

@@ -45,6 +45,18 @@ def wait_until(condition: Callable[[], T], what: str, timeout: float = 10.0) -> 
         time.sleep(0.01)
 
 
+def stands_still(measure: Callable[[], object], seconds: float = 0.4) -> None:
+    """Wait until a quantity has not changed for a while."""
+    seen, since = None, time.monotonic()
+    deadline = since + 30
+    while time.monotonic() - since < seconds:
+        assert time.monotonic() < deadline, "it never stands still"
+        now = measure()
+        if now != seen:
+            seen, since = now, time.monotonic()
+        time.sleep(0.02)
+
+
 def free_port() -> int:
     """
     Reserve a port until the tests end; a connection to it is refused until a program listens on it.

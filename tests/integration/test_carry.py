@@ -40,7 +40,15 @@ from tests.integration.clients import (
     socks_request,
     upgrade_request,
 )
-from tests.integration.programs import COMMAND, Proxy, socks_door, upstream, wait_until, web_door
+from tests.integration.programs import (
+    COMMAND,
+    Proxy,
+    socks_door,
+    stands_still,
+    upstream,
+    wait_until,
+    web_door,
+)
 from tests.integration.targets import Target, blackhole, end_then_read, exchange, reset, when
 from tests.websocket import wire
 from tests.websocket.tunnels import chain, sending, tunnel
@@ -315,18 +323,6 @@ def greet(sock: socket.socket, mode: str, port: int) -> None:
     else:
         sock.sendall(upgrade_request("127.0.0.1", port))
         assert read_exact(sock, 12) == b"HTTP/1.1 101"
-
-
-def stands_still(measure: Callable[[], Any], seconds: float = 0.4) -> None:
-    """Wait until a quantity has not changed for a while."""
-    seen, since = None, time.monotonic()
-    deadline = since + 30
-    while time.monotonic() - since < seconds:
-        assert time.monotonic() < deadline, "it never stands still"
-        now = measure()
-        if now != seen:
-            seen, since = now, time.monotonic()
-        time.sleep(0.02)
 
 
 def bytes_in_pipes(pid: int) -> int:

@@ -26,7 +26,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.integration import clients, peers, targets
-from tests.integration.clients import SocksRefused, WebTunnel
+from tests.integration.clients import SocksRefused, Tunnel, WebTunnel
 from tests.integration.programs import (
     REPOSITORY,
     Proxy,
@@ -111,6 +111,17 @@ def metrics(node: Proxy) -> dict[tuple[str, frozenset[str]], float]:
     }
 
 
+@contextlib.contextmanager
+def draining() -> Iterator[tuple[Proxy, Tunnel]]:
+    """Stop a node that has one tunnel, and give both: it drains until the tunnel is closed."""
+    config = {"proxy": {"drain_timeout": "30s"}, "listeners": {"socks": socks_door()}}
+    with Proxy(config) as node, Target(targets.hold) as target:
+        tunnel = clients.socks5(node.door("socks"), "127.0.0.1", target.port)
+        node.signal(signal.SIGTERM)
+        wait_until(lambda: curl(node, "/healthz")[0] == 503, "the drain to begin")
+        yield node, tunnel
+
+
 class TestLooking:
     def test_status_tells_of_the_listeners_and_what_they_moved(self, node: Proxy) -> None:
         with Target(targets.echo) as target:
@@ -185,11 +196,7 @@ class TestLooking:
 
     def test_a_server_that_drains_says_so(self) -> None:
         """CASES 206: and it keeps its configuration."""
-        config = {"proxy": {"drain_timeout": "10s"}, "listeners": {"socks": socks_door()}}
-        with Proxy(config) as node, Target(targets.hold) as target:
-            tunnel = clients.socks5(node.door("socks"), "127.0.0.1", target.port)
-            node.signal(signal.SIGTERM)
-            wait_until(lambda: curl(node, "/healthz")[0] == 503, "the drain to begin")
+        with draining() as (node, tunnel):
             assert curl(node, "/reload", "-X", "POST")[0] == 409
             assert status_of(node)["state"] == "draining"
             tunnel.close()
@@ -286,13 +293,9 @@ class TestTwoServers:
 
     def test_a_successor_may_start_while_the_first_drains(self) -> None:
         """CASES I217: and it is the one that ctl finds from then on."""
-        config = {"proxy": {"drain_timeout": "30s"}, "listeners": {"socks": socks_door()}}
-        with Proxy(config) as first, Target(targets.hold) as target:
-            tunnel = clients.socks5(first.door("socks"), "127.0.0.1", target.port)
-            first.signal(signal.SIGTERM)
-            wait_until(lambda: curl(first, "/healthz")[0] == 503, "the drain to begin")
+        with draining() as (first, tunnel):
             state_dir = str(first.directory / ".proxy")
-            with Proxy({**config, "proxy": {"state_dir": state_dir}}) as second:
+            with Proxy({**first.config, "proxy": {"state_dir": state_dir}}) as second:
                 wait_until(lambda: status_of(first)["pid"] == second.pid, "the successor's socket")
                 tunnel.close()
                 assert first.wait(10) == 0

@@ -15,7 +15,7 @@ from contextlib import suppress
 import pytest
 
 from tests.integration.programs import Config, Proxy, web_door
-from tests.websocket.tunnels import Tunnel, assert_relays, sending, tunnel
+from tests.websocket.tunnels import Tunnel, assert_bears_frames_of_one_byte, assert_relays, sending, tunnel
 from tests.websocket.violations import VIOLATIONS, Violation
 from tests.websocket.wire import (
     BINARY,
@@ -25,6 +25,7 @@ from tests.websocket.wire import (
     KEY,
     PING,
     PONG,
+    SAID_IN_TEN_FRAMES,
     Door,
     Memory,
     Peer,
@@ -37,6 +38,7 @@ from tests.websocket.wire import (
     read_exact,
     read_rest,
     reset,
+    ten_frames,
     upgrade,
     xor,
 )
@@ -191,15 +193,7 @@ def test_a_key_of_zeros_is_a_key(plain: Tunnel) -> None:
 
 def test_a_million_frames_of_one_byte(proxy: Proxy, plain: Tunnel) -> None:
     """CASES D108."""
-    count = 1_000_000
-    data = bytes(range(250)) * (count // 250)
-    one_of_each = b"".join(frame(FIN | BINARY, bytes([byte])) for byte in range(250))
-    memory = Memory(proxy.pid)
-    watch = Stopwatch()
-    with sending(plain.client, one_of_each * (count // 250)):
-        assert read_exact(plain.target, count) == data
-    assert watch.seconds < 30
-    assert memory.growth < 4 * MEBIBYTE
+    assert_bears_frames_of_one_byte(proxy.pid, plain.client, plain.target, 1_000_000)
 
 
 def test_a_frame_that_declares_a_gibibyte_costs_no_memory(proxy: Proxy, plain: Tunnel) -> None:
@@ -225,25 +219,12 @@ def test_a_frame_may_declare_any_length(plain: Tunnel, declared: int) -> None:
     assert read_exact(plain.target, 5) == b"begin"
 
 
-SCRIPT = (
-    frame(BINARY, b"alpha"),  # not the last fragment
-    frame(FIN | PING, b"ping"),
-    frame(CONTINUATION, b""),
-    frame(CONTINUATION, b"beta", bytes.fromhex("00ff00ff")),
-    frame(FIN | PONG, b"pong"),
-    frame(FIN | CONTINUATION, b"gamma"),
-    frame(FIN | BINARY, b""),
-    frame(FIN | BINARY, b"d" * 130),  # a length of 16 bits
-    frame(FIN | PING, b""),
-    frame(FIN | CLOSE, close_payload(1000, b"bye")),
-)
-SAID = b"alphabetagamma" + b"d" * 130
 ANSWERED = b"\x8a\x04ping" + b"\x8a\x00" + b"\x88\x02\x03\xe8"
 
 
 def test_a_script_of_ten_frames_may_be_cut_anywhere(proxy: Proxy) -> None:
     """CASES D122."""
-    door, script = proxy.door("web"), b"".join(SCRIPT)
+    door, script = proxy.door("web"), ten_frames(KEY)
     cuts = range(1, len(script))
     with tunnel(door) as clock:
         for group in (cuts[at : at + 40] for at in range(0, len(cuts), 40)):
@@ -264,7 +245,7 @@ def play_in_two_pieces(door: Door, script: bytes, cuts: range, clock: Tunnel) ->
         for client, cut in zip(clients, cuts, strict=True):
             client.write(script[cut:])
         for target in targets:
-            assert read_rest(target) == (SAID, "FIN")
+            assert read_rest(target) == (SAID_IN_TEN_FRAMES, "FIN")
             target.close()
         for client, cut in zip(clients, cuts, strict=True):
             assert client.read_rest() == (ANSWERED, "FIN"), f"cut at {cut}"
@@ -273,9 +254,9 @@ def play_in_two_pieces(door: Door, script: bytes, cuts: range, clock: Tunnel) ->
 
 def test_a_script_of_ten_frames_may_come_byte_by_byte(plain: Tunnel) -> None:
     """CASES D122."""
-    for byte in b"".join(SCRIPT):
+    for byte in ten_frames(KEY):
         plain.client.write(bytes([byte]))
-    assert read_rest(plain.target) == (SAID, "FIN")
+    assert read_rest(plain.target) == (SAID_IN_TEN_FRAMES, "FIN")
     plain.target.close()
     assert plain.client.read_rest() == (ANSWERED, "FIN")
 

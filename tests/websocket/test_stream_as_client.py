@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.integration.programs import Proxy, socks_door, upstream
-from tests.websocket.tunnels import Chain, chain, recv_masked, sending
+from tests.websocket.tunnels import Chain, assert_bears_frames_of_one_byte, chain, recv_masked, sending
 from tests.websocket.violations import VIOLATIONS, Violation
 from tests.websocket.wire import (
     BINARY,
@@ -22,6 +22,7 @@ from tests.websocket.wire import (
     KEY,
     PING,
     PONG,
+    SAID_IN_TEN_FRAMES,
     Memory,
     Peer,
     Stopwatch,
@@ -32,6 +33,7 @@ from tests.websocket.wire import (
     read_exact,
     read_rest,
     reset,
+    ten_frames,
 )
 
 MEBIBYTE = 1 << 20
@@ -200,15 +202,7 @@ def test_big_frames_mixed_with_small_ones_arrive(plain: Chain) -> None:
 
 def test_very_many_frames_of_one_byte(proxy: Proxy, plain: Chain) -> None:
     """CASES D108."""
-    count = 250_000
-    data = bytes(range(250)) * (count // 250)
-    one_of_each = b"".join(frame(FIN | BINARY, bytes([byte]), None) for byte in range(250))
-    memory = Memory(proxy.pid)
-    watch = Stopwatch()
-    with sending(plain.server, one_of_each * (count // 250)):
-        assert read_exact(plain.client, count) == data
-    assert watch.seconds < 30
-    assert memory.growth < 4 * MEBIBYTE
+    assert_bears_frames_of_one_byte(proxy.pid, plain.server, plain.client, 250_000)
 
 
 def test_a_frame_that_declares_a_gibibyte_costs_no_memory(proxy: Proxy, plain: Chain) -> None:
@@ -225,31 +219,16 @@ def test_a_frame_that_declares_a_gibibyte_costs_no_memory(proxy: Proxy, plain: C
     assert read_rest(plain.client) == (b"", "reset")
 
 
-SCRIPT = (
-    frame(BINARY, b"alpha", None),
-    frame(FIN | PING, b"ping", None),
-    frame(CONTINUATION, b"", None),
-    frame(CONTINUATION, b"beta", None),
-    frame(FIN | PONG, b"pong", None),
-    frame(FIN | CONTINUATION, b"gamma", None),
-    frame(FIN | BINARY, b"", None),
-    frame(FIN | BINARY, b"d" * 130, None),
-    frame(FIN | PING, b"", None),
-    frame(FIN | CLOSE, close_payload(1000, b"bye"), None),
-)
-SAID = b"alphabetagamma" + b"d" * 130
-
-
 @pytest.mark.parametrize("glued", [False, True])
 def test_a_script_of_ten_frames_may_come_byte_by_byte_or_at_once(
     proxy: Proxy, behind: Target, glued: bool
 ) -> None:
     """CASES D122."""
-    script = b"".join(SCRIPT)
+    script = ten_frames(None)
     with chain(proxy.door("socks"), behind, glued=script if glued else b"") as (client, server):
         for byte in b"" if glued else script:
             server.write(bytes([byte]))
-        assert read_rest(client) == (SAID, "FIN")
+        assert read_rest(client) == (SAID_IN_TEN_FRAMES, "FIN")
         client.close()
         assert recv_masked(server, FIN | PONG).payload == b"ping"
         assert recv_masked(server, FIN | PONG).payload == b""

@@ -13,7 +13,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
-from tests.websocket.wire import BINARY, TIMEOUT, Door, Frame, Peer, Target, read_exact, upgrade
+from tests.websocket.wire import (
+    BINARY,
+    FIN,
+    TIMEOUT,
+    Door,
+    Frame,
+    Memory,
+    Peer,
+    Stopwatch,
+    Target,
+    frame,
+    read_exact,
+    upgrade,
+)
 
 GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
 
@@ -59,6 +72,18 @@ def assert_relays(client: Peer, target: socket.socket) -> None:
     assert read_exact(target, 2) == b"up"
     target.sendall(b"down")
     assert client.recv_data(4) == b"down"
+
+
+def assert_bears_frames_of_one_byte(pid: int, sender: Peer, receiver: socket.socket, count: int) -> None:
+    """Check that a program passes them on in good time, and keeps nothing of them."""
+    data = bytes(range(250)) * (count // 250)
+    one_of_each = b"".join(frame(FIN | BINARY, bytes([byte]), sender.key) for byte in range(250))
+    memory = Memory(pid)
+    watch = Stopwatch()
+    with sending(sender, one_of_each * (count // 250)):
+        assert read_exact(receiver, count) == data
+    assert watch.seconds < 30
+    assert memory.growth < 4 << 20  # bytes
 
 
 class Chain(NamedTuple):

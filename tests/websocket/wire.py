@@ -72,6 +72,26 @@ def close_payload(code: int, reason: bytes = b"") -> bytes:
     return struct.pack("!H", code) + reason
 
 
+def ten_frames(key: bytes | None) -> bytes:
+    """Write a bit of everything that a peer may send, with a Close at the end."""
+    frames = (
+        frame(BINARY, b"alpha", key),  # not the last fragment
+        frame(FIN | PING, b"ping", key),
+        frame(CONTINUATION, b"", key),
+        frame(CONTINUATION, b"beta", key and bytes.fromhex("00ff00ff")),
+        frame(FIN | PONG, b"pong", key),
+        frame(FIN | CONTINUATION, b"gamma", key),
+        frame(FIN | BINARY, b"", key),
+        frame(FIN | BINARY, b"d" * 130, key),  # a length of 16 bits
+        frame(FIN | PING, b"", key),
+        frame(FIN | CLOSE, close_payload(1000, b"bye"), key),
+    )
+    return b"".join(frames)
+
+
+SAID_IN_TEN_FRAMES = b"alphabetagamma" + b"d" * 130
+
+
 def upgrade(
     port: int | str,
     *extra: str,
