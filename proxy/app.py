@@ -29,6 +29,7 @@ from proxy.server import ProxyServer
 log = logging.getLogger(__name__)
 
 _OWN_DESCRIPTORS = 64
+_NEW_OBJECTS = 10_000  # before the collector looks at them; some are always new when many clients come
 
 Act = Callable[[], object]
 
@@ -85,7 +86,7 @@ class App:
             # SIGTERM or SIGINT before this ends the program in the ordinary way; the others have waited.
             self._watch_signals()
             self._open()
-            gc.freeze()  # what is there by now stays: no collection need look at it again
+            _spare_the_collector()
             _act(self._hooks.ready)
             self._stopping.wait()
             _act(self._hooks.stopping)
@@ -250,6 +251,12 @@ class App:
             log.info(
                 "%s: %d connections live, %d in all", server.config.name, len(server.sessions), server.total
             )
+
+
+def _spare_the_collector() -> None:
+    """Have garbage looked for less often: a connection leaves none, as nothing of it refers to itself."""
+    gc.freeze()  # what is there by now stays
+    gc.set_threshold(_NEW_OBJECTS, *gc.get_threshold()[1:])
 
 
 def _act(hooks: list[Act]) -> None:

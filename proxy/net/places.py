@@ -2,7 +2,8 @@
 A pool of greenlets whose size can change, and where a greenlet that is done may serve the next client.
 
 To start a greenlet takes some 10 µs, most of it in the kernel, which maps its stack and unmaps it
-again: 4 % of all that a short connection costs. So one that is done stays for a moment.
+again: 4 % of all that a short connection costs. So one that is done stays for a moment: with 32
+clients at a time, one in three is still wanted if it stays for 2 ms, and 97 in 100 if it stays for 100.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from proxy.net.sock import Sock
 Handler = Callable[[Sock, Address], object]
 Job = tuple[Handler, Sock, Address]
 
-_STAY = 0.002  # seconds
+_STAY = 0.1  # seconds
 
 
 class Places(Pool):
@@ -27,15 +28,15 @@ class Places(Pool):
 
     def __init__(self, size: int) -> None:
         super().__init__(size)
-        self._resting: list[_Worker] = []  # they have no place
+        self._resting: dict[_Worker, None] = {}  # in the order in which they came; they have no place
 
     def serve(self, handler: Handler, sock: Sock, client: Address) -> "_Worker":
         """Have a greenlet of the pool serve a client, and close its socket; there has to be a place."""
-        worker = self._resting.pop() if self._resting else None
-        if worker is None:
+        if not self._resting:
             worker = _Worker(self, (handler, sock, client))
             self.start(worker)
             return worker
+        worker, _ = self._resting.popitem()  # the last one, whose memory is in the cache
         self.add(worker)
         worker.wake((handler, sock, client))
         return worker
@@ -43,12 +44,11 @@ class Places(Pool):
     def rest(self, worker: "_Worker") -> None:
         """Give a worker's place back, and let it wait a moment for another job."""
         self.discard(worker)
-        self._resting.append(worker)
+        self._resting[worker] = None
         try:
             worker.wait()
-        finally:
-            if worker in self._resting:  # nobody wants it, or it was killed
-                self._resting.remove(worker)
+        finally:  # also if it is killed
+            self._resting.pop(worker, None)
 
     def resize(self, size: int) -> None:
         """Set the number of places; those who have one keep it."""

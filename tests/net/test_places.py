@@ -76,7 +76,10 @@ def test_a_client_that_comes_while_it_rests_is_counted_and_waited_for(places: Pl
     assert places.free_count() == 2
 
 
-def test_one_at_work_is_not_disturbed_by_the_end_of_its_rest(places: Places) -> None:
+def test_one_at_work_is_not_disturbed_by_the_end_of_its_rest(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.net.places._STAY", 0.01)
     serve(places, lambda *_: None)
     places.join()
     woken = []
