@@ -16,7 +16,7 @@ from gevent.monkey import get_original
 
 from proxy.errors import ClientLeftError
 from proxy.net.deadline import Deadline, wait
-from proxy.net.sock import take_over
+from proxy.net.sock import Sock, take_over
 from proxy.net.stream import BUFFER_SIZE, TcpStream, TlsStream
 
 _READ_SIZE = 4096  # bytes: more than any handshake needs at once
@@ -28,11 +28,12 @@ _poll = get_original("select", "poll")
 class Channel:
     """A connected socket during its handshake."""
 
-    __slots__ = ("_early", "_handed_over", "sock")
+    __slots__ = ("_asked", "_early", "_handed_over", "sock")
 
     def __init__(self, sock: Any) -> None:
         self.sock = take_over(sock)
         self._early = b""
+        self._asked = False
         self._handed_over = False
 
     def recv(self, count: int) -> bytes:
@@ -53,6 +54,9 @@ class Channel:
         return data
 
     def _receive(self) -> bytes:
+        if self._asked:
+            self._asked = False
+            wait(self.sock.reader)
         while True:
             try:
                 data: bytes = self.sock.recv(_READ_SIZE)
@@ -66,6 +70,9 @@ class Channel:
 
     def send(self, data: bytes) -> int:
         """Send all of ``data``."""
+        # The answer is hardly ever there at once: to wait for it costs less than to look first. TLS has
+        # to be looked at, as it may have read ahead.
+        self._asked = isinstance(self.sock, Sock)
         sent = 0
         while sent < len(data):
             try:

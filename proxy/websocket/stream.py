@@ -294,12 +294,13 @@ class WebSocketStream:
 
     def _finish(self) -> None:
         buffer = _discarded
-        with Deadline(CLOSE_TIMEOUT).limit("Close"):
-            while self._tcp.blocked:
-                wait(self.writer)
-                self._tcp.flush()
-            while not self._decoder.closed and not self._failure and self._discard(buffer):
-                pass
+        if self._tcp.blocked or not self._decoder.closed:
+            with Deadline(CLOSE_TIMEOUT).limit("Close"):
+                while self._tcp.blocked:
+                    wait(self.writer)
+                    self._tcp.flush()
+                while not self._decoder.closed and not self._failure and self._discard(buffer):
+                    pass
         if self._server:
             if self._decoder.closed and not self._tcp.receive(buffer.payload):
                 return  # nothing came behind its Close
@@ -316,8 +317,11 @@ class WebSocketStream:
         return count
 
     def _receive(self, buffer: Buffer) -> int:
-        while (count := self._tcp.receive(buffer.payload)) is None:
-            wait(self.reader)
+        count = None
+        while count is None:
+            if not self._tcp.buffered:  # the peer has only just been told
+                wait(self.reader)
+            count = self._tcp.receive(buffer.payload)
         return count
 
 
