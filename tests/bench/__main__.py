@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tests.bench.bars import Results
 from tests.bench.contenders import CONTENDERS, QUICK, USUAL, Missing, Running, running
-from tests.bench.load import LoadFailed
+from tests.bench.load import LoadFailed, listen
 from tests.bench.tables import NOTES, Table, table_of, table_of_bars
 from tests.bench.works import WORKS, Length, Sample, Work
 
@@ -31,6 +31,7 @@ DESCRIPTORS = 16384  # that each program may open
 
 def main() -> None:
     """Run the benchmark."""
+    listen().close()  # where another run has just ended, this waits until there are free ports again
     began = time.monotonic()
     quick = bool(os.environ.get("QUICK"))
     works = chosen("WORK", WORKS, WORKS)

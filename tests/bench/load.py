@@ -9,6 +9,7 @@ It must cost little, for it shares the machine with what is measured: what arriv
 kernel, what is sent was made before.
 """
 
+import errno
 import mmap
 import multiprocessing
 import os
@@ -23,6 +24,7 @@ from tests.integration.programs import Door
 
 BLOCK = 1 << 20
 MESSAGE = bytes(64)
+FREE_PORT_TIMEOUT = 65.0  # seconds
 READY_TIMEOUT = 10.0  # seconds until all connections of a process must be open
 LIFE = 100  # seconds, after which a process ends even if nobody ends it
 KEPT = 1 << 18  # latencies
@@ -107,11 +109,23 @@ def expect(got: bytes, wanted: bytes) -> None:
         raise ConnectionError(f"expected {wanted.hex(' ')}, got {got.hex(' ') or 'the end of the stream'}")
 
 
+def listen() -> socket.socket:
+    """Listen on a free port, once there is one: connections that are closed hold theirs for a minute."""
+    until = time.monotonic() + FREE_PORT_TIMEOUT
+    while True:
+        try:
+            return socket.create_server(("127.0.0.1", 0), backlog=4096)
+        except OSError as exc:
+            if exc.errno != errno.EADDRINUSE or time.monotonic() > until:
+                raise
+            time.sleep(0.5)
+
+
 class Entrance:
     """Where a far process takes its connections."""
 
     def __init__(self) -> None:
-        self.listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
+        self.listener = listen()
         self.address: Door = self.listener.getsockname()
 
     def __call__(self) -> socket.socket:
