@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -117,7 +118,8 @@ class History:
         data = f"{_MARK}{json.dumps(about)}\n{version.text}".encode()
         files.replace(str(folder / _name(version.number)), data)
         for old in sorted(filter(_number, _entries(folder)), key=_number)[: -self.size]:
-            old.unlink(missing_ok=True)
+            with suppress(OSError):  # a folder that is called like a version is nothing of ours
+                old.unlink()
 
 
 def _entries(folder: Path | None) -> list[Path]:

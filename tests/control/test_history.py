@@ -123,6 +123,15 @@ def test_where_nothing_can_be_written_memory_has_to_do(tmp_path, caplog):
     assert len([each for each in caplog.messages if "in memory only" in each]) == 1
 
 
+def test_a_folder_that_is_called_like_a_version_is_left_alone(tmp_path, caplog):
+    (tmp_path / "000001.ini").mkdir()
+    history = History(tmp_path, 2)
+    for number in (2, 3, 4):
+        history.add(version(number))
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["000001.ini", "000003.ini", "000004.ini"]
+    assert "in memory only" not in caplog.text
+
+
 def test_without_a_folder_they_are_in_memory_only(tmp_path, caplog, monkeypatch):
     monkeypatch.chdir(tmp_path)
     history = History(None, 2)
