@@ -45,7 +45,7 @@ def _without_line(problem: Problem) -> str:
     return ".".join(filter(None, (problem.section, problem.key))) + f": {problem.message}"
 
 
-def problems_of(exc: ProxyError) -> tuple[str, ...]:
+def problems_of(exc: Exception) -> tuple[str, ...]:
     """Tell the reasons of a failure, each on a line."""
     if isinstance(exc, RefusedError):
         return exc.problems

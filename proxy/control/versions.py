@@ -31,7 +31,7 @@ from proxy.control.ondisk import OnDisk, UnwritableError
 from proxy.control.outcome import Conflict, Outcome, RefusedError, problems_of, refused_by_name
 from proxy.control.overlay import Edits, Layers, bare
 from proxy.control.stamps import Stamps, stamps, tls_files
-from proxy.errors import ConfigError, ProxyError
+from proxy.errors import ConfigError, ProxyError, reason_of
 from proxy.net.threads import Workers
 
 log = logging.getLogger(__name__)
@@ -276,13 +276,22 @@ class Versions:
         undo = self._run(partial(self._file.write, text))
         try:
             outcome = become()
-        except Exception:
+        except Exception as exc:
             # Not for one who merely does not wait for the end: by then it may be in effect.
-            self._run(undo)
+            self._put_back(undo, exc)
             raise
         # The watcher will find it changed, and nothing that it does not know.
         self._file.expect(text)
         return outcome
+
+    def _put_back(self, undo: Callable[[], None], cause: Exception) -> None:
+        try:
+            self._run(undo)
+        except OSError as exc:
+            left = (
+                f"{self._file.path} could not be put back, and holds what is not in effect: {reason_of(exc)}"
+            )
+            raise RefusedError((*problems_of(cause), left)) from cause
 
     # -- what they all come to
 

@@ -1,5 +1,6 @@
 """One configuration is in effect; whatever cannot be leaves it, and the file, as they were."""
 
+import errno
 import os
 import socket
 import stat
@@ -12,6 +13,7 @@ import gevent
 import pytest
 
 from proxy.config import ProxyConfig
+from proxy.control import files
 from proxy.control.configfile import InvalidConfigError
 from proxy.control.outcome import Conflict, Outcome
 from proxy.control.outline import MAX_BYTES
@@ -525,6 +527,25 @@ class TestRollingBack:
         house.busy = "Address already in use"
         rejected(house, house.versions.rollback(1), "in use")
         assert house.path.stat().st_size == size
+
+    def test_a_file_that_cannot_be_put_back_is_named(
+        self, house: House, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As on a disk that is full by then."""
+        house.write(BAD)
+
+        def busy(config: ProxyConfig) -> tuple[str, ...]:
+            monkeypatch.setattr(files, "replace", full)
+            raise ProxyError("Address already in use")
+
+        def full(path: str, data: bytes) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        house.versions._apply = busy
+        outcome = house.versions.rollback(1)
+        told = f"{house.path} could not be put back, and holds what is not in effect: No space left on device"
+        assert outcome.problems == ("Address already in use", told)
+        assert (outcome.status, house.path.read_text()) == ("rejected", TEXT)
 
     def test_a_missing_file_is_written(self, house: House) -> None:
         house.path.unlink()
