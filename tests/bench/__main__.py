@@ -9,10 +9,9 @@ import os
 import platform
 import resource
 import signal
-import statistics
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from tests.bench.load import LoadFailed, listen
 from tests.bench.tables import NOTES, Table, table_of, table_of_bars
 from tests.bench.works import WORKS, Length, Sample, Work
 
-ROUNDS = 3
+ROUNDS = 5
 BUDGET, QUICK_BUDGET = 225.0, 38.0  # seconds for all measurements together
 LIMIT, QUICK_LIMIT = 280.0, 56.0  # seconds after which no measurement is begun
 OVERHEAD = 0.12  # seconds before and after each
@@ -39,7 +38,7 @@ def main() -> None:
     length = length_of_each(len(works) * len(names) * ROUNDS, quick)
     until = began + (QUICK_LIMIT if quick else LIMIT)
     allow_descriptors()
-    results: dict[str, dict[str, Sample]] = {}
+    results: dict[str, dict[str, list[Sample]]] = {}
     with ExitStack() as stack:
         contenders = list(start(names, stack))
         for name in works:
@@ -92,8 +91,10 @@ def start(names: Sequence[str], stack: ExitStack) -> Iterable[Running]:
             say(f"missing: {name}: {exc}")
 
 
-def rounds(work: Work, contenders: Sequence[Running], length: Length, until: float) -> dict[str, Sample]:
-    """Give a work to the contenders in turn, some times over, and take the medians."""
+def rounds(
+    work: Work, contenders: Sequence[Running], length: Length, until: float
+) -> dict[str, list[Sample]]:
+    """Give a work to the contenders in turn, some times over."""
     samples: dict[str, list[Sample]] = {contender.name: [] for contender in contenders}
     able = list(contenders)
     say(f"{work.title} …")
@@ -101,25 +102,13 @@ def rounds(work: Work, contenders: Sequence[Running], length: Length, until: flo
         for contender in able[:]:
             if time.monotonic() > until:
                 say("out of time: the rest is not measured")
-                return medians_of_each(samples)
+                return samples
             try:
                 samples[contender.name].append(work.measure(contender, length))
             except (LoadFailed, Missing) as exc:
                 say(f"{contender.name} failed: {exc}")
                 able.remove(contender)
-    return medians_of_each(samples)
-
-
-def medians_of_each(samples: Mapping[str, Sequence[Sample]]) -> dict[str, Sample]:
-    """Take the medians for each contender."""
-    return {name: medians(taken) for name, taken in samples.items()}
-
-
-def medians(samples: Sequence[Sample]) -> Sample:
-    """Take the median of each figure."""
-    if not samples:
-        return {}
-    return {figure: statistics.median(sample[figure] for sample in samples) for figure in samples[0]}
+    return samples
 
 
 def footer(seconds: float, length: Length) -> list[str]:

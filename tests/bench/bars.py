@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tests.bench.works import Sample
+from tests.bench.medians import Rounds, median, ratio
 
-Results = Mapping[str, Mapping[str, Sample]]  # medians by work and contender
+Results = Mapping[str, Mapping[str, Rounds]]  # by work and contender
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,15 @@ class Bar:
 
     def values(self, results: Results) -> list[float]:
         """Give what was measured, a value for each work that was."""
-        found = []
-        for work in self.works:
-            samples = results.get(work, {})
-            value = samples.get(self.contender, {}).get(self.figure)
-            against = samples.get(self.peer, {}).get(self.figure) if self.peer else 1 / self.scale
-            if value is not None and against:
-                found.append(value / against)
-        return found
+        needed = {self.contender, self.peer or self.contender}
+        measured = [results.get(work, {}) for work in self.works]
+        return [self._value(each) for each in measured if all(map(each.get, needed))]
+
+    def _value(self, measured: Mapping[str, Rounds]) -> float:
+        ours = measured[self.contender]
+        if self.peer:
+            return ratio(ours, measured[self.peer], self.figure)
+        return median(ours, self.figure) * self.scale
 
     def passes(self, value: float) -> bool:
         """Tell whether a value is good enough; one that is no number is not."""

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tests.bench.bars import BARS, Results
-from tests.bench.works import Sample, Work
+from tests.bench.medians import Rounds, median, ratio
+from tests.bench.works import Work
 
 OURS = ("ours", "chain")
 CHAINS = ("chain", "chain-copying", "v2ray")
@@ -41,32 +42,31 @@ class Table:
         return "\n".join([f"## {self.title}", "", *lines, ""])
 
 
-def table_of(work: Work, samples: Mapping[str, Sample]) -> Table:
+def table_of(work: Work, measured: Mapping[str, Rounds]) -> Table:
     """Show what each contender did in one work, and how ours compares with it."""
     compared = [column for column in work.columns if column.ratio]
     head = ["", *(column.heading for column in work.columns), *(f"ours: {c.ratio}" for c in compared)]
     rows = []
-    for name, sample in samples.items():
-        if not sample:
+    for name, rounds in measured.items():
+        if not any(rounds):
             continue
-        mine = samples.get("chain" if name in CHAINS else "ours", {})
-        shown = [number(sample.get(c.figure, math.nan) * c.scale) for c in work.columns]
-        ratios = [ratio(mine.get(c.figure), sample.get(c.figure)) for c in compared]
-        own = name in OURS
-        rows.append([name + marks(name, sample), *shown, *([""] * len(ratios) if own else ratios)])
+        ours = measured.get("chain" if name in CHAINS else "ours", [])
+        shown = [number(median(rounds, c.figure) * c.scale) for c in work.columns]
+        ratios = ["" if name in OURS else times(ratio(ours, rounds, c.figure)) for c in compared]
+        rows.append([name + marks(name, rounds), *shown, *ratios])
     return Table(work.title, head, rows)
 
 
-def marks(name: str, sample: Sample) -> str:
+def marks(name: str, rounds: Rounds) -> str:
     """Mark a line that means less than it says."""
-    held_back = sample.get("busiest load", 0) >= BUSY and sample["busiest program"] < BUSY - 0.1
-    disturbed = sample.get("others", 0) > 0.2
+    held_back = median(rounds, "busiest load") >= BUSY and median(rounds, "busiest program") < BUSY - 0.1
+    disturbed = median(rounds, "others") > 0.2
     return " " * (held_back or disturbed) + "*" * (held_back and name != "none") + "~" * disturbed
 
 
-def ratio(mine: float | None, other: float | None) -> str:
-    """Show how many times the other's a figure of ours is."""
-    return f"{number(mine / other)}×" if mine and other else "–"
+def times(value: float) -> str:
+    """Show a ratio."""
+    return "–" if math.isnan(value) else f"{number(value)}×"
 
 
 def number(value: float) -> str:

@@ -7,7 +7,8 @@ import pytest
 
 from tests.bench.bars import BARS
 from tests.bench.contenders import CONTENDERS, Running, running
-from tests.bench.tables import table_of
+from tests.bench.medians import median, ratio
+from tests.bench.tables import table_of, table_of_bars
 from tests.bench.works import WORKS, Length
 
 SHORT = Length(seconds=0.05, warm_up=0.02, idle=20)
@@ -27,7 +28,24 @@ def test_a_work_gives_what_its_table_shows(name: str, ours: Running) -> None:
     figures = [column.figure for column in work.columns if "each, " not in column.figure]
     assert all(math.isfinite(sample[figure]) for figure in figures)
     assert sample.get("p50", 0) <= sample.get("p99", 0)
-    assert work.title in table_of(work, {"ours": sample}).text()
+    assert work.title in table_of(work, {"ours": [sample]}).text()
+
+
+def test_a_ratio_is_that_of_rounds_next_to_each_other() -> None:
+    ours = [{"rate": 10.0}, {"rate": 20.0}, {"rate": 90.0}]
+    theirs = [{"rate": 5.0}, {"rate": 10.0}, {"rate": 10.0}]
+    assert (median(ours, "rate"), median(theirs, "rate"), ratio(ours, theirs, "rate")) == (20, 10, 2)
+    slow_second_round = [{"rate": 5.0}, {"rate": 1.0}, {"rate": 45.0}]
+    assert ratio(ours, slow_second_round, "rate") == 2
+
+
+def test_what_was_not_measured_is_neither_passed_nor_failed() -> None:
+    results = {"short": {"ours": [{"cpu": 2e-4}]}}
+    told = {row[1] + row[2]: row[-1] for row in table_of_bars(results).rows if row[0].startswith("short")}
+    assert set(told.values()) == {"not measured"}
+    results["short"]["microsocks"] = [{"cpu": 1e-4}]
+    told = {row[1] + row[2]: row[-1] for row in table_of_bars(results).rows if row[0].startswith("short")}
+    assert told["ours≤ 1.7× microsocks"] == "FAIL"
 
 
 def test_bars_are_about_what_is_measured() -> None:
