@@ -21,8 +21,8 @@ from tests.bench.load import LoadFailed, listen
 from tests.bench.tables import NOTES, Table, table_of, table_of_bars
 from tests.bench.works import WORKS, Length, Sample, Work
 
-ROUNDS = 5
-BUDGET, QUICK_BUDGET = 225.0, 38.0  # seconds for all measurements together
+ROUNDS, QUICK_ROUNDS = 5, 3
+BUDGET, QUICK_BUDGET = 200.0, 28.0  # seconds for all measurements together
 LIMIT, QUICK_LIMIT = 280.0, 56.0  # seconds after which no measurement is begun
 OVERHEAD = 0.12  # seconds before and after each
 DESCRIPTORS = 16384  # that each program may open
@@ -35,16 +35,17 @@ def main() -> None:
     quick = bool(os.environ.get("QUICK"))
     works = chosen("WORK", WORKS, WORKS)
     names = chosen("PEERS", CONTENDERS, QUICK if quick else USUAL)
-    length = length_of_each(len(works) * len(names) * ROUNDS, quick)
+    count = QUICK_ROUNDS if quick else ROUNDS
+    length = length_of_each(len(works) * len(names) * count, quick)
     until = began + (QUICK_LIMIT if quick else LIMIT)
     allow_descriptors()
     results: dict[str, dict[str, list[Sample]]] = {}
     with ExitStack() as stack:
         contenders = list(start(names, stack))
         for name in works:
-            results[name] = rounds(WORKS[name], contenders, length, until)
+            results[name] = rounds(count, WORKS[name], contenders, length, until)
             print(table_of(WORKS[name], results[name]).text(), flush=True)
-        conclude(results, footer(time.monotonic() - began, length))
+        conclude(results, footer(time.monotonic() - began, count, length))
 
 
 def conclude(results: Results, notes: Sequence[str]) -> None:
@@ -92,13 +93,13 @@ def start(names: Sequence[str], stack: ExitStack) -> Iterable[Running]:
 
 
 def rounds(
-    work: Work, contenders: Sequence[Running], length: Length, until: float
+    count: int, work: Work, contenders: Sequence[Running], length: Length, until: float
 ) -> dict[str, list[Sample]]:
     """Give a work to the contenders in turn, some times over."""
     samples: dict[str, list[Sample]] = {contender.name: [] for contender in contenders}
     able = list(contenders)
     say(f"{work.title} …")
-    for _ in range(ROUNDS):
+    for _ in range(count):
         for contender in able[:]:
             if time.monotonic() > until:
                 say("out of time: the rest is not measured")
@@ -111,10 +112,10 @@ def rounds(
     return samples
 
 
-def footer(seconds: float, length: Length) -> list[str]:
+def footer(seconds: float, count: int, length: Length) -> list[str]:
     """Say what the tables were measured on, and explain the marks."""
     return [
-        f"Medians of {ROUNDS} rounds of {length.seconds:.2f} s; {seconds:.0f} s in all. {machine()}",
+        f"Medians of {count} rounds of {length.seconds:.2f} s; {seconds:.0f} s in all. {machine()}",
         *(f"Marked {mark}: {meaning}." for mark, meaning in NOTES.items()),
     ]
 
