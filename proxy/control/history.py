@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import re
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -117,9 +116,9 @@ class History:
         about = {name: value for name, value in asdict(version).items() if name != "text"}
         data = f"{_MARK}{json.dumps(about)}\n{version.text}".encode()
         files.replace(str(folder / _name(version.number)), data)
-        for old in sorted(filter(_number, _entries(folder)), key=_number)[: -self.size]:
-            with suppress(OSError):  # a folder that is called like a version is nothing of ours
-                old.unlink()
+        kept = [each for each in _entries(folder) if _number(each) and each.is_file()]
+        for old in sorted(kept, key=_number)[: -self.size]:
+            old.unlink(missing_ok=True)
 
 
 def _entries(folder: Path | None) -> list[Path]:
