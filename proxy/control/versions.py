@@ -288,9 +288,7 @@ class Versions:
         try:
             self._run(undo)
         except OSError as exc:
-            left = (
-                f"{self._file.path} could not be put back, and holds what is not in effect: {reason_of(exc)}"
-            )
+            left = f"{self._file.path} could not be put back, and holds what was refused: {reason_of(exc)}"
             raise RefusedError((*problems_of(cause), left)) from cause
 
     # -- what they all come to

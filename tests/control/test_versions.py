@@ -543,7 +543,7 @@ class TestRollingBack:
 
         house.versions._apply = busy
         outcome = house.versions.rollback(1)
-        told = f"{house.path} could not be put back, and holds what is not in effect: No space left on device"
+        told = f"{house.path} could not be put back, and holds what was refused: No space left on device"
         assert outcome.problems == ("Address already in use", told)
         assert (outcome.status, house.path.read_text()) == ("rejected", TEXT)
 
