@@ -15,6 +15,7 @@ from proxy.address import Address
 from proxy.errors import ClientLeftError
 from proxy.net.channel import Channel
 from proxy.net.relay import DataForwarder
+from proxy.net.sock import Sock
 from proxy.net.stdio import StdioStream
 from proxy.net.stream import BUFFER_SIZE, Buffer, Ending, TcpStream, address_of
 from tests.net.wires import read_to_end, reset, tcp_pair
@@ -66,6 +67,29 @@ def test_what_is_pushed_back_is_read_again(pair: Pair) -> None:
     assert channel.read_exact(1) == b"f"
     theirs.close()
     assert channel.recv(1) == b""
+
+
+def test_after_a_question_nothing_is_read_before_there_is_an_answer(pair: Pair) -> None:
+    """A look that finds nothing is a system call and an exception for nothing."""
+
+    class Watched(Sock):
+        reads = 0
+
+        def recv(self, *args: int) -> bytes:
+            Watched.reads += 1
+            return super().recv(*args)
+
+    ours, theirs = pair
+    sock = Watched(ours.family, std_socket.SOCK_STREAM, fileno=ours.detach())
+    channel = Channel(sock)
+    channel.send(b"question")
+    asking = gevent.spawn(channel.recv, 10)
+    assert theirs.recv(10) == b"question"
+    gevent.sleep(0.01)
+    assert Watched.reads == 0
+    theirs.sendall(b"answer")
+    assert (asking.get(), Watched.reads) == (b"answer", 1)
+    sock.close()
 
 
 def test_what_came_early_goes_first_into_the_relay(pair: Pair) -> None:
