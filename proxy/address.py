@@ -25,6 +25,9 @@ _NUMERIC_END = re.compile(r"(?:.*\.)?(?:[0-9]+|0[xX][0-9a-fA-F]*)\.?", re.ASCII)
 _URL = re.compile(r"(?:(?P<scheme>[^:/?#]+)://)?(?P<authority>[^/?#]*)(?P<path>.*)")
 _AUTHORITY = re.compile(r"(?:\[(?P<ipv6>[^\[\]]*:[^\[\]]*)\]|(?P<host>[^\[\]:]*))(?::(?P<port>[^:]*))?")
 
+_ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
+_UNRESERVED = re.compile(r"[A-Za-z0-9._~-]")  # RFC 3986, section 2.3
+
 DEFAULT_PORTS = {"tcp": 1080, "socks5": 1080, "ws": 80, "wss": 443}
 
 
@@ -96,6 +99,27 @@ def _from_c_notation(name: str) -> str:
         return str(IPv4Address(socket.inet_aton(name.removesuffix("."))))
     except OSError as exc:
         raise ProtocolError("the host is neither a name nor an IP address") from exc
+
+
+def asks_for(target: str, path: str) -> bool:
+    """
+    Tell whether a request target is this path, however the two are spelt (RFC 3986, section 6.2.2).
+
+    A query counts only where the path has one.
+    """
+    place, _, query = _spell(target).partition("?")
+    wanted, _, wanted_query = _spell(path).partition("?")
+    return place == wanted and wanted_query in ("", query)
+
+
+def _spell(target: str) -> str:
+    """Write %xx in capitals, and what needs no %xx without it."""
+    return _ESCAPE.sub(lambda escape: _letter(escape[0]), target)
+
+
+def _letter(escape: str) -> str:
+    letter = chr(int(escape[1:], 16))
+    return letter if _UNRESERVED.fullmatch(letter) else escape.upper()
 
 
 def without_query(text: str) -> str:

@@ -43,8 +43,9 @@ class Authenticator:
 
     def validate_credentials(self, credentials: Mapping[str, str]) -> None:
         """Check ``username`` and ``password``; raises ``AuthError`` if they are missing or wrong."""
-        if not self.authenticate(credentials.get("username", ""), credentials.get("password", "")):
-            raise AuthError("credentials refused")
+        username = credentials.get("username", "")
+        if not self.authenticate(username, credentials.get("password", "")):
+            raise AuthError(username)
 
     def check(self, username: bytes, password: bytes) -> bool:
         """Tell whether the password is this user's, in bytes as they come from the wire."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from itertools import combinations
 from typing import ParamSpec
+from urllib.parse import quote
 
 from proxy.address import Endpoint
 from proxy.errors import ConfigError
@@ -23,6 +24,8 @@ _NO_HEADER = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 # What ``proxy-server -hash-password`` prints: scrypt$log2(n)$r$p$salt$hash, the last two in URL-safe Base64.
 _BASE64 = r"(?=[\w-]{2})(?:[\w-]{4})*(?:[\w-]{2}(?:==)?|[\w-]{3}=?)?"
 _SCRYPT = re.compile(rf"scrypt\$(?:1\d|20)\$[1-9]\d?\$[1-9]\d?\${_BASE64}\${_BASE64}", re.ASCII)
+
+_AS_IT_IS = "/?%#[]@!$&'()*+,;=:"  # what stays in a path whose other characters are escaped
 
 _Params = ParamSpec("_Params")
 
@@ -223,8 +226,8 @@ class ServerConfig:
         if bool(self.tls_cert) != bool(self.tls_key):
             missing, present = ("tls_key", "tls_cert") if self.tls_cert else ("tls_cert", "tls_key")
             yield ConfigError(missing, f"{present} is set, so this must be set too")
-        if self.path and not re.fullmatch(r"/[\x21-\x7e]*", self.path):
-            yield ConfigError("path", "must begin with / and have no blanks, and only ASCII characters")
+        if self.path:
+            yield from _caught(_check_path, self.path)
         for username, password in self.auth_users.items():
             yield from _caught(check_user, username, password)
         if self.auth is AuthPolicy.REQUIRED and not self.auth_users:
@@ -362,6 +365,20 @@ def _caught(
     except ConfigError as exc:
         return (exc,)
     return ()
+
+
+def _check_path(path: str) -> None:
+    """Raise ``ConfigError`` for a path that no client would ever ask for."""
+    if not path.startswith("/"):
+        raise ConfigError("path", "must begin with /")
+    if not re.fullmatch(r"[\x21-\x7e]*", path):
+        raise ConfigError("path", f"has only ASCII characters, and no blanks: write {quote(path, _AS_IT_IS)}")
+    if "#" in path:
+        raise ConfigError(
+            "path", "has a #, behind which nothing is ever asked for: take it out, or write %23"
+        )
+    if {".", ".."} & set(path.partition("?")[0].split("/")):
+        raise ConfigError("path", "has . or .. as a part, which clients resolve before they ask")
 
 
 def _check_control_address(text: str) -> None:

@@ -52,10 +52,11 @@ class ProtocolError(ProxyError, ValueError):
 
 
 class AuthError(ProxyError):
-    """The peer's credentials are missing or wrong."""
+    """The peer's credentials are missing or wrong; ``user`` is the name it gave, if it gave one."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, Failure.CREDENTIALS)
+    def __init__(self, user: str = "") -> None:
+        super().__init__(Failure.CREDENTIALS.value, Failure.CREDENTIALS)
+        self.user = user
 
 
 class LimitError(ProxyError):

@@ -51,10 +51,15 @@ class Runtime:
 
     def log_in(self, username: bytes, password: bytes) -> str:
         """Return the user's name, fit for a log; raises ``AuthError`` if the password is not theirs."""
-        name = username.decode("utf-8", "backslashreplace")
+        name = name_of(username)
         if not self.authenticator.check(username, password):
             raise AuthError(name)
         return name
+
+
+def name_of(user: bytes) -> str:
+    """Give a user's name as it came from the wire, fit for a log."""
+    return user.decode("utf-8", "backslashreplace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +138,7 @@ class Session:
             log.warning(
                 "authentication failed: client=%s user=%s listener=%s",
                 self.client.host,
-                quoted(str(exc)),
+                quoted(exc.user),
                 self.runtime.config.name,
             )
             self._refuse(inbound, exc)

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 
 import pytest
 
@@ -63,6 +64,28 @@ def test_a_listener_refuses_a_contradiction(field, settings):
     with pytest.raises(SettingsError) as caught:
         ServerConfig(**settings)
     assert fields_of(caught) == {field}
+
+
+@pytest.mark.parametrize(
+    ("path", "cure"),
+    [
+        ("/tunnel#top", "%23"),
+        ("/tünnel x", "write /t%C3%BCnnel%20x"),
+        ("/a/../b", ". or .."),
+        ("/a/.", ". or .."),
+        ("tunnel", "begin with /"),
+    ],
+)
+def test_a_path_that_nobody_could_ask_for_is_refused_with_the_cure(path, cure):
+    """CASES 305."""
+    with pytest.raises(ConfigError, match=re.escape(cure)):
+        ServerConfig(":80", Protocol.WEBSOCKET, path=path)
+
+
+@pytest.mark.parametrize("path", ["/", "/tunnel?ed=2048", "/a..b/.c", "/50%", "/t%c3%bc?a=../b"])
+def test_a_path_that_can_be_asked_for_is_taken(path):
+    """CASES 305."""
+    assert ServerConfig(":80", Protocol.WEBSOCKET, path=path).path == path
 
 
 def test_an_auth_requirement_without_users_is_an_error():

@@ -391,8 +391,9 @@ def test_a_log_that_fails_is_no_reason_to_leave_a_connection_open(
 def test_a_user_is_known_by_name_and_password() -> None:
     runtime = Stage().session.runtime
     assert runtime.log_in(b"alice", b"wonderland") == "alice"
-    with pytest.raises(AuthError, match=r"^alice$"):
+    with pytest.raises(AuthError) as refused:
         runtime.log_in(b"alice", b"other")
+    assert refused.value.user == "alice"
 
 
 def test_a_name_of_any_bytes_is_fit_for_a_log() -> None:
@@ -400,4 +401,4 @@ def test_a_name_of_any_bytes_is_fit_for_a_log() -> None:
     runtime = Stage().session.runtime
     with pytest.raises(AuthError) as raised:
         runtime.log_in(b"\xff\xfe", b"x")
-    assert str(raised.value) == r"\xff\xfe"
+    assert raised.value.user == r"\xff\xfe"

@@ -14,6 +14,12 @@ from proxy.socks5.codec import Greeting, Login, Method, Reply, ReplyCode, Reques
 LOGIN_OK = bytes([codec.LOGIN_VERSION, 0])
 LOGIN_REFUSED = bytes([codec.LOGIN_VERSION, 1])
 
+_WHY_NOT = {
+    Method.USERNAME_PASSWORD: "but has to log in (2)",
+    Method.NO_AUTHENTICATION: "but nobody logs in here (0)",
+}
+_TELL = 8  # methods of a client, which may offer 255
+
 
 class Socks5Server(ProxyServer):
     """Serves SOCKS5 clients."""
@@ -47,7 +53,8 @@ class Socks5Inbound:
         wanted = Method.USERNAME_PASSWORD if self._runtime.needs_auth else Method.NO_AUTHENTICATION
         if wanted not in greeting.methods:
             self._send(bytes([codec.VERSION, Method.NONE_ACCEPTABLE]))
-            raise ProtocolError(f"the client offers no method but {list(greeting.methods)}")
+            offered = f"{list(greeting.methods[:_TELL])}{' ...' if greeting.methods[_TELL:] else ''}"
+            raise ProtocolError(f"the client offers only methods {offered}, {_WHY_NOT[wanted]}")
         self._send(bytes([codec.VERSION, wanted]))
         if wanted is Method.NO_AUTHENTICATION:
             return ""

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
-from proxy.address import Address
+from proxy.address import Address, asks_for
 from proxy.errors import Failure, ProtocolError
 
 TARGET_HOST = "X-Proxy-Target-Host"
@@ -46,8 +46,8 @@ class HttpError(ProtocolError):
     """
     A handshake that is not to succeed, and how the peer is told.
 
-    The text is the body of the answer: it is one line, and never repeats what the peer sent.
-    ``detail`` is what our own log may say beyond it. ``bodiless`` leaves the body out.
+    ``body`` is one line, and never repeats what the peer sent. The text is for our own log, and has the
+    ``detail`` too. ``bodiless`` leaves the body out of the answer.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class HttpError(ProtocolError):
         detail: str = "",
         bodiless: bool = False,
     ) -> None:
-        super().__init__(body, failure)
+        super().__init__(f"{body}: {detail}" if detail else body, failure)
+        self.body = body
         self.bodiless = bodiless
         self.status = status
         self.headers = headers
-        self.detail = detail
 
     @property
     def reason(self) -> str:
@@ -261,7 +261,7 @@ def vet_request(head: RequestHead, *, path: str = "") -> TunnelRequest:
     An empty ``path`` means that any will do. Credentials are taken out, but not judged.
     """
     _vet_http(head)
-    if path and head.target.partition("?")[0] != path:
+    if path and head.target != path and not asks_for(head.target, path):
         raise HttpError(404, "there is nothing here")
     key = _vet_upgrade(head.headers)
     return TunnelRequest(
@@ -283,7 +283,9 @@ def _vet_http(head: RequestHead) -> None:
         raise _malformed("the request target is not a path")
     if head.headers.get("Host") is None:
         raise _malformed("the Host header is missing")
-    if head.headers.get_all("Content-Length") or head.headers.get_all("Transfer-Encoding"):
+    # Content-Length: 0 is no body, too (RFC 9112, section 6.3), and some clients and proxies say it.
+    lengths = head.headers.get_all("Content-Length")
+    if lengths not in ([], ["0"]) or head.headers.get_all("Transfer-Encoding"):
         raise _malformed("a request for a WebSocket has no body")
     if head.headers.get_all("Expect"):
         raise HttpError(417, "nothing can be expected here")

@@ -46,19 +46,19 @@ _EXTRA_HEADERS: dict[Failure, Fields] = {
 }
 
 
-def refusal(failure: Failure, message: str = "") -> HttpError:
-    """Say why there is no tunnel; the message is for our own log and does not reach the client."""
+def refusal(failure: Failure) -> HttpError:
+    """Say why there is no tunnel."""
     answer = _ANSWERS[failure]
     headers = _EXTRA_HEADERS.get(failure, ())
     if answer.error:
         details = f'; details="{answer.details}"' if answer.details else ""
         headers += (("Proxy-Status", f"{PROXY_NAME}; error={answer.error}{details}"),)
-    return HttpError(answer.status, failure.value, failure=failure, headers=headers, detail=message)
+    return HttpError(answer.status, failure.value, failure=failure, headers=headers)
 
 
 def encode_response(error: HttpError) -> bytes:
     """Encode the complete answer, after which the connection is closed."""
-    body = f"{error}\n".encode()
+    body = f"{error.body}\n".encode()
     lines = [
         f"HTTP/1.1 {error.status} {error.reason}",
         *(f"{name}: {value}" for name, value in error.headers),

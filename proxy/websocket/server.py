@@ -17,7 +17,7 @@ from proxy.errors import AuthError, ProxyError
 from proxy.net.channel import Channel
 from proxy.net.stream import Stream
 from proxy.server import ProxyServer
-from proxy.session import Runtime, Wanted
+from proxy.session import Runtime, Wanted, name_of
 from proxy.websocket.headers import (
     BOUND,
     HALF_CLOSE,
@@ -56,7 +56,7 @@ class WebSocketInbound:
         user = ""
         if self._runtime.needs_auth:
             if not request.username or not request.password:
-                raise AuthError("no credentials")
+                raise AuthError(name_of(request.username or b""))
             user = self._runtime.log_in(request.username, request.password)
         self._request = request
         return Wanted(request.target, user)

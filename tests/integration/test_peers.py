@@ -444,6 +444,15 @@ class TestReverseProxies:
             assert clients.read_exact(tunnel, 5) == b"early"
             tunnel.close()
 
+    def test_a_request_with_a_body_of_length_0_goes_through(self, between: Between) -> None:
+        """CASES 304."""
+        with Target(targets.echo) as target:
+            sock = clients.connect(between.middle)
+            request = clients.upgrade_request("localhost", target.port, ALICE)
+            sock.sendall(request.replace(b"Upgrade:", b"Content-Length: 0\r\nUpgrade:", 1))
+            assert clients.read_response(sock)[0] == 101
+            sock.close()
+
     def test_a_foreign_client_goes_through(self, between: Between) -> None:
         with Target(targets.echo) as target:
             host, port = between.middle

@@ -209,6 +209,23 @@ def test_refuses_a_client_that_offers_no_method_we_accept(node, door, greeting):
 
 
 @pytest.mark.parametrize(
+    ("door", "greeting", "words"),
+    [
+        ("locked", b"\x05\x01\x00", "the client offers only methods [0], but has to log in (2)"),
+        ("open", b"\x05\x01\x02", "the client offers only methods [2], but nobody logs in here (0)"),
+        ("open", b"\x05\xff" + b"\x99" * 255, f"the client offers only methods {[0x99] * 8} ..., but "),
+    ],
+)
+def test_the_log_says_which_login_is_missing(node, door, greeting, words):
+    """CASES 333."""
+    source = next(SOURCES)
+    with Peer(node.door(door), source) as peer:
+        peer.send(greeting)
+        assert peer.rest() == b"\x05\xff"
+    assert words in node.wait_for_log(f"{source}:")
+
+
+@pytest.mark.parametrize(
     ("door", "greeting", "chosen"),
     [
         pytest.param("locked", b"\x05\xff" + b"\x80" * 254 + b"\x02", b"\x05\x02", id="A6-last-of-255"),

@@ -58,14 +58,12 @@ def test_the_table_has_every_failure():
 @pytest.mark.parametrize(("failure", "status", "proxy_status"), TABLE)
 def test_a_refusal_says_the_cause(failure, status, proxy_status):
     """CASES C92."""
-    error = refusal(failure, "192.0.2.1 was not there")
+    error = refusal(failure)
     response, body = read_by_http_client(encode_response(error))
     assert (response.status, response.getheader("Proxy-Status")) == (status, proxy_status)
     assert response.getheader("Connection") == "close"
     assert response.getheader("Content-Type").startswith("text/plain")
     assert body.decode().splitlines() == [failure.value]
-    assert b"192.0.2.1" not in encode_response(error)
-    assert error.detail == "192.0.2.1 was not there"
     assert error.failure is failure
 
 

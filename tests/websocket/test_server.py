@@ -13,7 +13,7 @@ import pytest
 from proxy import __version__
 from proxy.net.channel import Channel
 from proxy.websocket.server import switch_protocols
-from tests.integration.programs import Proxy, web_door
+from tests.integration.programs import Proxy, wait_until, web_door
 from tests.integration.targets import blackhole
 from tests.websocket.wire import (
     ACCEPT,
@@ -109,6 +109,11 @@ def test_answers_the_example_of_the_rfc(door: Door, target: Target) -> None:
     assert headers["sec-websocket-accept"] == ACCEPT  # RFC 6455, section 1.3
     assert headers["upgrade"].lower() == "websocket"
     assert headers["connection"].lower() == "upgrade"
+
+
+def test_a_request_with_a_body_of_length_0_is_an_upgrade(door: Door, target: Target) -> None:
+    """CASES 304."""
+    assert switched(door, upgrade(target.port, Content_Length="0"))["sec-websocket-accept"] == ACCEPT
 
 
 def test_tells_the_address_that_the_target_sees(door: Door, target: Target) -> None:
@@ -546,7 +551,7 @@ def test_megabytes_of_headers_cost_no_memory(proxy: Proxy) -> None:
         pytest.param(b"Upgrade: ", b" Upgrade: ", id="a folded line"),
         pytest.param(b"Upgrade: ", b"\tUpgrade: ", id="a line folded by a tab"),
         pytest.param(b"HTTP/1.1\r\n", b"HTTP/1.1\r\n Folded: x\r\n", id="a folded first line"),
-        pytest.param(b"Host: ", b"Content-Length: 0\r\nHost: ", id="a body of length 0"),
+        pytest.param(b"Host: ", b"Content-Length: 0, 0\r\nHost: ", id="a list of lengths"),
         pytest.param(b"Host: ", b"Content-Length: 5\r\nHost: ", id="a body"),
         pytest.param(b"Host: ", b"Transfer-Encoding: chunked\r\nHost: ", id="a body in chunks"),
     ],
@@ -669,6 +674,18 @@ def test_a_refused_login_repeats_nothing_of_the_request(proxy: Proxy) -> None:
     answer = ask(proxy.door("login"), request)
     assert answer.status == 401
     assert MARK not in f"{answer.headers} {answer.body.decode()}"
+
+
+@pytest.mark.parametrize(
+    ("given", "named"), [({}, '""'), ({"X_Proxy_Username": "bob"}, "bob"), ({"X_Proxy_Password": "b"}, '""')]
+)
+def test_the_line_of_a_missing_login_names_nobody_else(
+    proxy: Proxy, given: dict[str, str], named: str
+) -> None:
+    before = len(proxy.log)
+    assert ask(proxy.door("login"), upgrade(1, **given)).status == 401
+    wait_until(lambda: "listener=login" in proxy.log[before:], "the line for fail2ban")
+    assert f"authentication failed: client=127.0.0.1 user={named} listener=login\n" in proxy.log[before:]
 
 
 def test_a_stranger_learns_nothing(proxy: Proxy) -> None:
