@@ -11,6 +11,8 @@ REQUIREMENTS = [
     # Not the next minor release: a module of it that has no public name is used (websocket/client.py).
     "websocket-client>=1.8,<1.10",
     "configobj>=5.0.9,<6",
+    # Host names that are not ASCII: the standard library has only IDNA 2003.
+    "idna>=3.10,<4",
 ]
 
 EXTRAS = {

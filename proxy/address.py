@@ -1,24 +1,35 @@
 """
 Host and port, checked once: an ``Address`` that exists is fit for a socket, a header and a log line.
 
-The host is either an IP address in its canonical text, or an ASCII name. Whatever spelling of an IP
-address a client uses, it becomes the canonical one here, so that rules judge the address and no
-lookup is made for it.
+The host is either an IP address in its canonical text, or an ASCII name in lower case. Whatever
+spelling a client, a file or a command line uses, it becomes the canonical one here, so that rules
+judge the address, no lookup is made for one, and the log has the name that was dialled.
+
+Names that are not ASCII are read as browsers read them: mapped by UTS 46, without its transitional
+part, and then spelt by IDNA 2008 (RFC 5891). A dot at the end stays, because it means something where
+the name is looked up: that no search list applies.
 """
 
+import codecs
 import re
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from encodings import ascii as ascii_codec
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from proxy.errors import ProtocolError
+from proxy.errors import ProtocolError, reason_of
+
+IPAddress = IPv4Address | IPv6Address
 
 MAX_NAME = 255  # bytes: the length byte of RFC 1928, section 5
+MAX_LABEL = 63  # bytes: RFC 1035, section 2.3.4
 REDACTED = "********"  # in place of a secret
 
 # RFC 1123, section 2.1, and the underscore, which names in the wild have.
-_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?", re.ASCII)
+_NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.?", re.ASCII)
+# The dots of RFC 3490, section 3.1, which UTS 46 maps to the first one.
+_DOT = re.compile("[.\u3002\uff0e\uff61]")
 # What the C library takes for a number in the last part of an IPv4 address: 127.1, 0x7f.1, 2130706433.
 _NUMERIC_END = re.compile(r"(?:.*\.)?(?:[0-9]+|0[xX][0-9a-fA-F]*)\.?", re.ASCII)
 
@@ -31,41 +42,63 @@ _UNRESERVED = re.compile(r"[A-Za-z0-9._~-]")  # RFC 3986, section 2.3
 DEFAULT_PORTS = {"tcp": 1080, "socks5": 1080, "ws": 80, "wss": 443}
 
 
+# A small Python may come without the codec that it passes every host name through. Names are ASCII
+# here before that, so ASCII will do in its place; where there is the codec, it is found first.
+codecs.register(lambda encoding: ascii_codec.getregentry() if encoding == "idna" else None)
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A host and a TCP port. Raises ``ProtocolError`` for what cannot be one."""
+    """
+    A host and a TCP port. Raises ``ProtocolError`` for what cannot be one.
+
+    ``zone`` is the interface that a link-local address belongs to (RFC 4007, section 11). It means
+    nothing on another machine, so it never comes from a host's text.
+    """
 
     host: str
     port: int
+    zone: str = ""
+    ip: IPAddress | None = field(init=False, repr=False, compare=False)  # None for a name
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "host", canonical_host(self.host))
+        host, ip = _read_host(self.host)
+        object.__setattr__(self, "host", host)
+        object.__setattr__(self, "ip", IPv6Address(f"{host}%{self.zone}") if self.zone else ip)
         if not 0 <= self.port <= 65535:
             raise ProtocolError(f"port {self.port} is not between 0 and 65535")
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    @property
-    def ip(self) -> IPv4Address | IPv6Address | None:
-        """The IP address, or None for a name."""
-        return _parse_ip(self.host)
+        if ":" not in self.host:
+            return f"{self.host}:{self.port}"
+        return f"[{self.host}%{self.zone}]:{self.port}" if self.zone else f"[{self.host}]:{self.port}"
 
 
-@lru_cache(4096)
 def canonical_host(host: str) -> str:
     """
     Check a host and give it its one spelling.
 
-    IP addresses come out canonical, names as ASCII by IDNA. Raises ``ProtocolError`` for an empty
-    or overlong host, for brackets and zones, and for characters that no host name has.
+    IP addresses come out canonical, names as ASCII in lower case. Raises ``ProtocolError`` for an
+    empty or overlong host, for brackets and zones, and for characters that no host name has.
     """
+    return _read_host(host)[0]
+
+
+# Remembered, because every connection asks this of the same few hosts. What raises is not, and what
+# does not is short, so strangers can fill this with 1 MB at most.
+@lru_cache(1024)
+def _read_host(host: str) -> tuple[str, IPAddress | None]:
+    # Before anything else is done for it: some of that takes more than linear time.
+    if len(host) > MAX_NAME or len(host.encode("utf-8", "surrogatepass")) > MAX_NAME:
+        raise ProtocolError(f"the host name is longer than {MAX_NAME} bytes")
     ip = _parse_ip(host)
-    if ip is not None:
-        if isinstance(ip, IPv6Address) and ip.scope_id is not None:
+    if isinstance(ip, IPv6Address):
+        if ip.scope_id is not None:
             raise ProtocolError("an IPv6 zone has no meaning on another machine")
-        return str(getattr(ip, "ipv4_mapped", None) or ip)
-    name = host if host.isascii() else _to_ascii(host)
+        ip = ip.ipv4_mapped or ip
+    if ip is not None:
+        return str(ip), ip
+    name = host.lower() if host.isascii() else _to_ascii(host)
     if not name:
         raise ProtocolError("the host name is empty")
     if len(name) > MAX_NAME:
@@ -73,13 +106,12 @@ def canonical_host(host: str) -> str:
     if not _NAME.fullmatch(name):
         raise ProtocolError("the host name has characters or labels that no host name may have")
     if _NUMERIC_END.fullmatch(name):
-        return _from_c_notation(name)
-    return name
+        ip = _from_c_notation(name)
+        return str(ip), ip
+    return name, None
 
 
-# Remembered, because every connection asks this of the same few addresses a dozen times.
-@lru_cache(4096)
-def _parse_ip(host: str) -> IPv4Address | IPv6Address | None:
+def _parse_ip(host: str) -> IPAddress | None:
     try:
         return ip_address(host)
     except ValueError:
@@ -87,16 +119,33 @@ def _parse_ip(host: str) -> IPv4Address | IPv6Address | None:
 
 
 def _to_ascii(host: str) -> str:
+    _check_labels(host)
     try:
-        return host.encode("idna").decode("ascii")
+        # Only here: it takes 3 MB, and most never need it.
+        import idna
+
+        mapped: str = idna.uts46_remap(host, std3_rules=False)
+        _check_labels(mapped)
+        # An ASCII label is left to the rules for ASCII names, which allow the underscore.
+        labels = [part if part.isascii() else idna.alabel(part).decode("ascii") for part in mapped.split(".")]
+    except (ImportError, LookupError) as exc:
+        raise ProtocolError(
+            f"this Python cannot read a host name that is not ASCII: {reason_of(exc)}"
+        ) from exc
     except UnicodeError as exc:
-        raise ProtocolError("the host name cannot be written in ASCII (IDNA)") from exc
+        raise ProtocolError(f"the host name is not valid in IDNA 2008: {exc!s:.100}") from exc
+    return ".".join(labels)
 
 
-def _from_c_notation(name: str) -> str:
+def _check_labels(name: str) -> None:
+    if any(len(label) > MAX_LABEL for label in _DOT.split(name)):
+        raise ProtocolError(f"a part of the host name is longer than {MAX_LABEL} bytes")
+
+
+def _from_c_notation(name: str) -> IPv4Address:
     # The C library would read these as addresses without asking any DNS server: so do we, and early.
     try:
-        return str(IPv4Address(socket.inet_aton(name.removesuffix("."))))
+        return IPv4Address(socket.inet_aton(name.removesuffix(".")))
     except OSError as exc:
         raise ProtocolError("the host is neither a name nor an IP address") from exc
 
@@ -136,8 +185,8 @@ class Endpoint:
     """
     Where a proxy listens or is reached, as a user writes it.
 
-    An empty host means every address of this machine. ``path`` is the request target of a
-    WebSocket URL, and ``/`` otherwise.
+    An empty host means every address of this machine; a link-local one has its zone behind a ``%``.
+    ``path`` is the request target of a WebSocket URL, and ``/`` otherwise.
     """
 
     scheme: str
@@ -154,8 +203,8 @@ class Endpoint:
         what would be right.
         """
         url = _URL.fullmatch(text)
-        if not url or not re.fullmatch(r"[\x21-\x7e]*", text):
-            raise ValueError("an address has no blanks and only ASCII characters")
+        if not url or re.search(r"[\x00-\x20\x7f]", text):
+            raise ValueError("an address has no blanks and no control characters")
         scheme = (url["scheme"] or scheme).lower()
         if scheme not in DEFAULT_PORTS:
             raise ValueError(f"the scheme is none of {', '.join(DEFAULT_PORTS)}")
@@ -164,6 +213,8 @@ class Endpoint:
         path = url["path"] if url["path"].startswith("/") else "/" + url["path"]
         if scheme in ("tcp", "socks5") and path != "/":
             raise ValueError("only ws:// and wss:// addresses have a path")
+        if not path.isascii():
+            raise ValueError("a path has only ASCII characters: write the others as %XX")
         if "#" in path:
             raise ValueError("an address has no fragment: nothing begins with #")
         authority = _AUTHORITY.fullmatch(url["authority"])
@@ -171,13 +222,26 @@ class Endpoint:
             raise ValueError("this is no host:port, no :port, and no IPv6 address in brackets, [::1]:port")
         default_port = str(DEFAULT_PORTS[scheme]) if url["scheme"] else ""
         port = _parse_port(default_port if authority["port"] is None else authority["port"])
-        host = authority["ipv6"] or authority["host"].lower()
-        return cls(scheme, canonical_host(host) if host else "", port, path)
+        if authority["ipv6"]:
+            host = _canonical_ipv6(authority["ipv6"])
+        else:
+            host = canonical_host(authority["host"]) if authority["host"] else ""
+        return cls(scheme, host, port, path)
 
     @property
     def address(self) -> Address:
         """Host and port, to dial."""
-        return Address(self.host, self.port)
+        host, _, zone = self.host.partition("%")
+        return Address(host, self.port, zone)
+
+    @property
+    def server_name(self) -> str:
+        """
+        What TLS and HTTP call the host.
+
+        It has no zone (RFC 6874, section 3), and not the dot of an absolute name (RFC 6066, section 3).
+        """
+        return self.host.partition("%")[0].removesuffix(".")
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -197,6 +261,18 @@ class Endpoint:
         # An IPv6 socket is kept to IPv6, so each wildcard covers its own family only.
         wildcard = "::" if ":" in other.host else "0.0.0.0"
         return bool(other.host) and self.host == wildcard
+
+
+def _canonical_ipv6(text: str) -> str:
+    host, mark, zone = text.partition("%")
+    zone = re.sub("^25(?=[A-Za-z])", "", zone)  # the % as a URL writes it (RFC 6874, section 2)
+    host = canonical_host(host)
+    is_link_local = ":" in host and IPv6Address(host).is_link_local
+    if is_link_local and not zone:
+        raise ValueError(f"the interface of a link-local address is missing: write [{host}%eth0]")
+    if mark and not (is_link_local and re.fullmatch(r"[^%/]+", zone)):
+        raise ValueError("only a link-local IPv6 address has an interface, behind one %")
+    return host + mark + zone
 
 
 def _parse_port(text: str) -> int:

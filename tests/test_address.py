@@ -1,9 +1,15 @@
 """Addresses: what is one, in which spelling, and which two exclude each other."""
 
+import subprocess
+import sys
+from ipaddress import IPv6Address
+
+import idna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy import address as module
 from proxy.address import Address, Endpoint, canonical_host, without_query
 from proxy.errors import ProtocolError
 
@@ -17,6 +23,7 @@ from proxy.errors import ProtocolError
         ("192.0.2.1", "192.0.2.1"),
         ("2001:DB8:0::1", "2001:db8::1"),  # RFC 5952
         ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("WWW.Example.COM", "www.example.com"),
         ("bücher.example", "xn--bcher-kva.example"),  # RFC 3492's usual example
         # What inet_aton of the C library reads as 127.0.0.1.
         ("127.1", "127.0.0.1"),
@@ -54,6 +61,96 @@ def test_refuses_what_is_no_host(host):
         canonical_host(host)
 
 
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        # UTS 46, section 4, table 1: names that IDNA 2003 read as others.
+        ("faß.de", "xn--fa-hia.de"),
+        ("βόλος.com", "xn--nxasmm1c.com"),
+        ("ශ්\u200dරී.com", "xn--10cl1a0b660p.com"),
+        ("نامه\u200cای.com", "xn--mgba3gch31f060k.com"),
+        # What a keyboard may give: capitals, full-width letters, and the dots of RFC 3490, section 3.1.
+        ("BÜCHER.Example", "xn--bcher-kva.example"),
+        ("ｅｘａｍｐｌｅ。ＣＯＭ", "example.com"),
+        ("bücher.example.", "xn--bcher-kva.example."),
+        ("_dmarc.bücher.example", "_dmarc.xn--bcher-kva.example"),
+        ("１２７．０．０．１", "127.0.0.1"),  # no way round a rule about addresses
+        ("１２７。１", "127.0.0.1"),
+    ],
+)
+def test_a_name_that_is_not_ascii_is_spelt_by_idna_2008(text, canonical):
+    """Case 308."""
+    assert canonical_host(text) == canonical
+    assert Endpoint.parse(f"wss://{text}/").host == canonical
+    assert Address(text, 80) == Address(canonical, 80)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "a\u200db.test",  # RFC 5892, appendix A: a joiner where nothing is joined
+        "a\u200cb.test",
+        "☃.test",  # a symbol is no letter
+        "\u0300a.test",  # begins with a combining mark
+        "אa.test",  # runs in two directions
+        "ü" * 64 + ".test",
+        "ü..test",
+        "ü／b.test",  # mapped to a slash
+        "\udcff.test",
+    ],
+)
+def test_refuses_what_idna_2008_does_not_allow(host):
+    """Case 308."""
+    with pytest.raises(ProtocolError):
+        canonical_host(host)
+
+
+@pytest.mark.parametrize("missing", ["idna", "encodings.punycode"])
+def test_without_the_means_for_other_names_only_these_are_refused(missing):
+    """Case 348: small appliances have a Python without some of its modules."""
+    program = f"""
+import sys
+sys.modules[{missing!r}] = None
+from proxy.address import Address
+from proxy.errors import ProtocolError
+assert Address("example.com", 80).host == "example.com"
+try:
+    Address("bücher.example", 80)
+except ProtocolError as exc:
+    print(exc)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20)
+    assert done.stdout.startswith("this Python cannot read a host name that is not ASCII: "), done.stderr
+
+
+def test_no_work_is_done_for_a_host_that_is_too_long(monkeypatch):
+    """Case 370."""
+    monkeypatch.setattr(module, "_to_ascii", lambda host: pytest.fail("it was worked on"))
+    for host in ("\u4e00" * 86, "".join(map(chr, range(0x4E00, 0x51E8)))):
+        with pytest.raises(ProtocolError, match="longer than 255"):
+            canonical_host(host)
+
+
+def test_a_label_that_is_too_long_is_not_spelt_out(monkeypatch):
+    """Case 370: Punycode takes more than linear time. U+FDFA is mapped to eighteen characters."""
+    monkeypatch.setattr(idna, "alabel", lambda label: pytest.fail("it was spelt out"))
+    for host in ("\u4e00" * 64, "\ufdfa" * 40):
+        with pytest.raises(ProtocolError, match="longer than 63"):
+            canonical_host(host)
+
+
+def test_only_what_was_taken_is_remembered():
+    """Case 373."""
+    module._read_host.cache_clear()
+    for host in ("x" * 8192, "a b", "☃.test", "a" * 64, "\udcff"):
+        with pytest.raises(ProtocolError):
+            canonical_host(host)
+    assert module._read_host.cache_info().currsize == 0
+    assert canonical_host("example.com") == "example.com"
+    assert module._read_host.cache_info().currsize == 1
+    assert module._read_host.cache_parameters()["maxsize"] * module.MAX_NAME < 1 << 20
+
+
 @pytest.mark.parametrize("port", [-1, 65536])
 def test_refuses_a_port_that_does_not_exist(port):
     with pytest.raises(ProtocolError, match="port"):
@@ -88,6 +185,29 @@ def test_reads_each_form_of_an_endpoint(text, scheme, expected):
 
 
 @pytest.mark.parametrize(
+    "text", ["[fe80::1%eth0]:1080", "tcp://[FE80:0::1%eth0]:1080/", "[fe80::1%25eth0]:1080"]
+)
+def test_an_endpoint_may_be_link_local_on_an_interface(text):
+    """Case 342; the last one as RFC 6874 writes it in a URL."""
+    endpoint = Endpoint.parse(text)
+    assert str(endpoint) == str(endpoint.address) == "[fe80::1%eth0]:1080"
+    assert endpoint.address.ip == IPv6Address("fe80::1%eth0")
+    assert endpoint.server_name == "fe80::1"
+
+
+def test_a_host_cannot_name_the_interface():
+    """Cases 26 and 342."""
+    with pytest.raises(ProtocolError, match="zone"):
+        Address("fe80::1%eth0", 80)
+
+
+def test_tls_and_http_know_a_server_without_the_dot_at_its_end():
+    """RFC 6066, section 3."""
+    assert Endpoint.parse("wss://example.com./").server_name == "example.com"
+    assert Endpoint.parse("wss://example.com./").host == "example.com."
+
+
+@pytest.mark.parametrize(
     ("text", "hint"),
     [
         ("", "port is missing"),
@@ -104,13 +224,18 @@ def test_reads_each_form_of_an_endpoint(text, scheme, expected):
         ("h:1_080", "port is not a number"),
         ("h:+80", "port is not a number"),
         ("h:nan", "port is not a number"),
-        ("h:１０８０", "only ASCII"),
+        ("h:１０８０", "port is not a number"),
         ("a b:1080", "no blanks"),
         ("h:1080\n", "no blanks"),
         ("http://h", "scheme"),
         ("user:secret@h:1", "credentials"),
         ("tcp://h:1/path", "path"),
         ("ws://h/#part", "fragment"),
+        ("ws://h/ü", "only ASCII"),
+        ("[fe80::1]:1080", r"interface .* missing: write \[fe80::1%eth0\]"),  # case 342
+        ("[fe80::1%]:1080", "interface .* missing"),
+        ("[2001:db8::1%eth0]:1080", "only a link-local"),
+        ("[fe80::1%eth0%eth1]:1080", "only a link-local"),
         ("*:1080", "host name"),
     ],
 )

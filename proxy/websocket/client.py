@@ -70,7 +70,7 @@ class WebSocketClient(UpstreamClient):
         try:
             with deadline.limit("WebSocket handshake"):
                 if self._tls:
-                    channel.sock = connect_tls(channel.sock, self._tls, self._endpoint.host)
+                    channel.sock = connect_tls(channel.sock, self._tls, self._endpoint.server_name)
                 return self._upgrade(channel, target)
         except _NotSwitchedError as exc:
             raise self._refusal(exc.answer, target) from exc
@@ -88,7 +88,7 @@ class WebSocketClient(UpstreamClient):
         handshake(
             cast(socket, mouthpiece),
             str(self._endpoint),
-            self._endpoint.host,
+            self._endpoint.server_name,
             self._endpoint.port,
             self._endpoint.path,
             header=self._headers(target),
