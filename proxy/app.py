@@ -20,7 +20,7 @@ from proxy.accesslog import AccessLog, nowhere
 from proxy.config import ProxyConfig
 from proxy.errors import ProxyError, reason_of
 from proxy.listeners import Listeners, MakeServer, Plan, make_server
-from proxy.logs import LineWriter, set_up
+from proxy.logs import LineWriter, finish, set_up
 from proxy.metrics import Metrics
 from proxy.net.stream import Socket
 from proxy.net.threads import Workers
@@ -95,8 +95,9 @@ class App:
             for server in self.servers:
                 server.stop_accepting()
             _act(self._hooks.stopped)
-            for writer in filter(None, (self._stderr, self._file)):
-                writer.flush()
+            finish()
+            if self._file:
+                self._file.flush()
 
     def _open(self) -> None:
         for note in self._open_logs():
@@ -165,6 +166,7 @@ class App:
             where = self._file.path if self._file else "stderr"
             notes = (f"access_log {path}: {reason_of(exc)}; it is written to {where}",)
         writer = self._file or self._stderr
+        writer.formatter = self._stderr.formatter
         self._access_log.change(nowhere if path == "off" else writer.write, as_json=as_json)
         if old and old is not self._file:
             old.close()
@@ -176,7 +178,14 @@ class App:
         if self._file and self._file.path == path:
             self._file.reopen()
             return self._file
-        return LineWriter(path)
+        return LineWriter(path, partial(self._tell_of_access_log, path))
+
+    def _tell_of_access_log(self, path: str, trouble: str) -> None:
+        about = {"collapse": (path, trouble)}
+        if trouble:
+            log.error("access_log %s: %s; its lines wait until it can be written", path, trouble, extra=about)
+        else:
+            log.info("access_log %s is written again", path, extra=about)
 
     def _announce(self, server: ProxyServer) -> None:
         config = server.config
@@ -268,5 +277,6 @@ def _log_error(context: object, kind: type[BaseException], value: BaseException,
     """Take what leaves a greenlet uncaught: one line, where gevent would print a traceback."""
     if issubclass(kind, gevent.GreenletExit):
         return
-    log.error("internal error: %s: %s", kind.__name__, value, extra={"collapse": kind.__name__})
+    about = {"collapse": ("internal error", f"{kind.__name__}: {value}")}
+    log.error("internal error: %s: %s", kind.__name__, value, extra=about)
     log.debug("internal error in %s", context, exc_info=(kind, value, None))

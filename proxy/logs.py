@@ -2,8 +2,8 @@
 Logs that cannot stop the proxy.
 
 A line is put into a bounded queue, and a native thread writes it: a terminal that is paused, a pipe
-that nobody reads or a disk that is full blocks that thread and nothing else. What does not fit is
-dropped and counted.
+that nobody reads or a disk that is full blocks that thread and nothing else. It goes on when it can,
+with the lines that have waited. What does not fit into the queue is counted, and told then.
 """
 
 import json
@@ -13,41 +13,58 @@ import sys
 import time
 from _queue import SimpleQueue  # queue.SimpleQueue as it is in C: the patched one is for greenlets
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 
+import gevent
 from gevent.monkey import get_original
 
+from proxy.errors import reason_of
 from proxy.net.threads import start_thread
 
 QUEUE_SIZE = 10_000  # lines
 COLLAPSE = 30.0  # seconds for which a repeated error is only counted
-_COLLAPSE_AT_MOST = 1000  # different errors, such as one a client
+_PEERS = 500  # of which errors are counted at a time
+_DIFFERENT = 10  # errors of one peer in that time; all others are one more
+_TEXT = 200  # characters by which two errors are told apart
 _FLUSH_TIMEOUT = 1.0  # seconds
 _BATCH = 0.02  # seconds between two writes
+_TRY_AGAIN = 0.5  # seconds between two attempts to write where it fails
 _native_sleep = get_original("time", "sleep")
+_native_lock = get_original("_thread", "allocate_lock")
 
 
 class LineWriter:
-    """Writes lines to a file descriptor or a file, from a thread of its own."""
+    """
+    Writes lines to a file descriptor or a file, from a thread of its own.
 
-    def __init__(self, path: str = "") -> None:
+    A line may come from any thread. ``on_trouble`` is called in the event loop when writing begins to
+    fail, with the cause, and with an empty text when it succeeds again.
+    """
+
+    def __init__(self, path: str = "", on_trouble: Callable[[str], None] | None = None) -> None:
         """Open the file, or take standard error; raises ``OSError``."""
         self.path = path
+        self.formatter: logging.Formatter = TextFormatter()  # of the writer's own lines
         self._fd = _open(path) if path else 2
-        self._queue: SimpleQueue[str | None] = SimpleQueue()
-        self._taken_in = 0  # counted here
-        self._written = 0  # counted in the thread: no counter has two writers
-        self._dropped = 0
-        self._told = 0
+        self._queue: SimpleQueue[str | _Mark | None] = SimpleQueue()
+        self._lock = _native_lock()  # of the next one
+        self._lost = 0
+        self._why = ""
+        self._trouble = ""  # why the last attempt to write failed, if it did
+        self._on_trouble = on_trouble
+        self._loop = gevent.get_hub().loop if on_trouble else None
         start_thread(self._run)
 
     def write(self, line: str) -> None:
-        """Write a line some time soon, or drop it if the log does not keep up."""
-        if self._taken_in - self._written >= QUEUE_SIZE:
-            self._dropped += 1
-            return
-        self._taken_in += 1
-        self._queue.put(line)
+        """Write a line some time soon, or count it as lost if the log does not keep up."""
+        if self._queue.qsize() < QUEUE_SIZE:
+            self._queue.put(line)
+        else:
+            with self._lock:
+                self._lost += 1
+                self._why = self._trouble or "the log did not keep up"
 
     def reopen(self) -> None:
         """Go on in the file that has the name now: the old one may have been moved. Raises ``OSError``."""
@@ -62,35 +79,65 @@ class LineWriter:
         self._queue.put(None)
 
     def flush(self) -> None:
-        """Wait a moment for what is still to be written."""
+        """Wait a moment for what is still to be written, unless nothing can be written just now."""
+        mark = _Mark()
+        self._queue.put(mark)
         deadline = time.monotonic() + _FLUSH_TIMEOUT
-        while self._written < self._taken_in and time.monotonic() < deadline:
+        while not mark.is_reached and not self._trouble and time.monotonic() < deadline:
             time.sleep(0.002)
 
     def _run(self) -> None:
         while True:
             taken = [self._queue.get()]
-            while not self._queue.empty():
+            while len(taken) < QUEUE_SIZE and not self._queue.empty():
                 taken.append(self._queue.get())
-            lines = [line for line in taken if line is not None]
-            count = len(lines)
-            if self._dropped > self._told:
-                dropped, self._told = self._dropped - self._told, self._dropped
-                lines.insert(0, f"({dropped} log lines were dropped: the log did not keep up)")
-            # Nobody is left to be told of an error here.
-            with suppress(OSError):
-                self._write_all("".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
-            self._written += count
-            if None in taken:
+            lines = [line for line in taken if isinstance(line, str)]
+            closing = None in taken
+            self._write_all("".join(f"{line}\n" for line in lines), closing=closing)
+            for mark in taken:
+                if isinstance(mark, _Mark):
+                    mark.is_reached = True
+            if closing:
                 os.close(self._fd)
                 return
             # Under load this makes batches: waking the thread for each line took a fifth of the
             # processor time of short connections.
             _native_sleep(_BATCH)
 
-    def _write_all(self, data: bytes) -> None:
+    def _write_all(self, text: str, *, closing: bool) -> None:
+        data = self._account_of_lost() + text.encode("utf-8", "backslashreplace")
         while data:
-            data = data[os.write(self._fd, data) :]
+            try:
+                data = data[os.write(self._fd, data) :]
+                self._went("")
+            except OSError as exc:
+                # A disk is full for a while: the lines wait in the queue, as they do for a slow reader.
+                self._went(reason_of(exc))
+                if closing:
+                    return
+                _native_sleep(_TRY_AGAIN)
+
+    def _account_of_lost(self) -> bytes:
+        with self._lock:
+            lost, self._lost, why = self._lost, 0, self._why
+        if not lost:
+            return b""
+        text = f"({lost} log lines were lost: {why})"
+        record = logging.LogRecord(__name__, logging.WARNING, "", 0, text, None, None)
+        return f"{self.formatter.format(record)}\n".encode()
+
+    def _went(self, trouble: str) -> None:
+        if trouble == self._trouble:
+            return
+        self._trouble = trouble
+        if self._on_trouble and self._loop:
+            self._loop.run_callback_threadsafe(self._on_trouble, trouble)
+
+
+class _Mark:
+    """A place in a queue; the thread says when it has come there."""
+
+    is_reached = False
 
 
 def _open(path: str) -> int:
@@ -103,13 +150,15 @@ def _open(path: str) -> int:
 class _Handler(logging.Handler):
     def __init__(self, writer: LineWriter) -> None:
         super().__init__()
-        self._writer = writer
+        self.writer = writer
+        self.collapse = Collapse(self.handle)
+        self.addFilter(self.collapse)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._writer.write(self.format(record))
+            self.writer.write(self.format(record))
         except Exception as exc:  # a log line must never be what fails
-            self._writer.write(f"cannot format a log line: {exc!r}")
+            self.writer.write(f"cannot format a log line: {exc!r}")
 
 
 class TextFormatter(logging.Formatter):
@@ -138,45 +187,119 @@ class JsonFormatter(TextFormatter):
         return json.dumps(entry)
 
 
+@dataclass
+class _Error:
+    message: str
+    level: int
+    more: int = 0
+
+
+@dataclass
+class _Window:
+    """What one peer has done wrong in a while."""
+
+    ends: float
+    errors: dict[str, _Error] = field(default_factory=dict)
+    others: _Error | None = None
+
+
 class Collapse(logging.Filter):
     """
-    Lets an error through once, and then counts its repetitions for a while.
+    Lets an error through once, and tells after a while how often it came again.
 
-    It looks at records that name what they are about, as ``extra={"collapse": name}``.
+    It looks at records that say whose error it is: ``extra={"collapse": who}``, or ``(who, what)`` where
+    the message is never the same, such as one with a client's port. Nobody fills the log with errors that
+    are always new: of one peer, a few different ones pass, and the rest are counted together.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        tell: Callable[[logging.LogRecord], object],
+        later: Callable[[float, Callable[[], None]], object] = gevent.spawn_later,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         super().__init__()
-        self._seen: OrderedDict[tuple[str, str], tuple[float, int]] = OrderedDict()
+        self._tell = tell
+        self._later = later
+        self._clock = clock
+        self._windows: OrderedDict[str, _Window] = OrderedDict()  # in the order in which they end
+        self._comes_back = False
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Decide on a record, and tell of those that were held back."""
-        subject = getattr(record, "collapse", None)
-        if subject is None:
+        """Decide on a record."""
+        about = getattr(record, "collapse", None)
+        if about is None:
             return True
-        key = (str(record.msg), str(subject))
-        since, repeated = self._seen.get(key, (-COLLAPSE, 0))
-        if record.created - since < COLLAPSE:
-            self._seen[key] = (since, repeated + 1)
-            return False
-        if repeated:
-            record.msg = f"{record.getMessage()} ({repeated} more like this since the last line)"
-            record.args = ()
-        self._seen[key] = (record.created, 0)
-        if len(self._seen) > _COLLAPSE_AT_MOST:
-            self._seen.popitem(last=False)
-        return True
+        pair = about if isinstance(about, tuple) else (about, record.getMessage())
+        who, what = (str(each)[:_TEXT] for each in pair)
+        self._end_windows()
+        if who not in self._windows:
+            if len(self._windows) == _PEERS:
+                self._end_first()
+            self._windows[who] = _Window(self._clock() + COLLAPSE)
+        window = self._windows[who]
+        error = window.errors.get(what)
+        if error is None and len(window.errors) < _DIFFERENT:
+            window.errors[what] = _Error(record.getMessage()[:_TEXT], record.levelno)
+            return True
+        if error is None:
+            error = window.others = window.others or _Error(f"{who}: other errors", record.levelno)
+        error.more += 1
+        self._come_back_later()
+        return False
+
+    def finish(self) -> None:
+        """Tell what was held back until now."""
+        while self._windows:
+            self._end_first()
+
+    def _come_back_later(self) -> None:
+        if self._windows and not self._comes_back:
+            self._comes_back = True
+            self._later(self._first().ends - self._clock(), self._come_back)
+
+    def _come_back(self) -> None:
+        self._comes_back = False
+        self._end_windows()
+        self._come_back_later()
+
+    def _first(self) -> _Window:
+        return next(iter(self._windows.values()))
+
+    def _end_windows(self) -> None:
+        now = self._clock()
+        while self._windows and self._first().ends <= now:
+            self._end_first()
+
+    def _end_first(self) -> None:
+        _, window = self._windows.popitem(last=False)
+        for error in (*window.errors.values(), window.others):
+            if error and error.more:
+                text = f"{error.message} ({error.more} more like this)"
+                self._tell(logging.LogRecord(__name__, error.level, "", 0, text, None, None))
 
 
 def set_up(writer: LineWriter, level: str, *, as_json: bool = False) -> None:
-    """Send the log of this package to a writer."""
-    handler = _Handler(writer)
-    handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
-    handler.addFilter(Collapse())
+    """Send the log of this package to a writer, in another form from now on if it goes there already."""
+    writer.formatter = JsonFormatter() if as_json else TextFormatter()
     logger = logging.getLogger("proxy")
-    logger.handlers[:] = [handler]
+    if not any(handler.writer is writer for handler in _handlers()):
+        logger.handlers[:] = [_Handler(writer)]
+    for handler in _handlers():
+        handler.setFormatter(writer.formatter)
     logger.setLevel(level.upper())
     logger.propagate = False
+
+
+def finish() -> None:
+    """Write all that is to be written yet."""
+    for handler in _handlers():
+        handler.collapse.finish()
+        handler.writer.flush()
+
+
+def _handlers() -> list[_Handler]:
+    return [each for each in logging.getLogger("proxy").handlers if isinstance(each, _Handler)]
 
 
 def _one_line(text: str) -> str:

@@ -17,7 +17,7 @@ from time import monotonic
 from proxy.address import Address
 from proxy.client import Connected, DirectClient, ProxyClient, UpstreamClient
 from proxy.config import ServerConfig, Strategy, UpstreamConfig, UpstreamType
-from proxy.errors import DialError, Failure, UpstreamError
+from proxy.errors import DialError, Failure, ProxyError, UpstreamError
 from proxy.net import background
 from proxy.net.deadline import Deadline
 
@@ -132,7 +132,7 @@ class Upstream:
         self._failed_at = monotonic()
         rest = min(FIRST_REST * 2 ** (self.failures - 1), LONGEST_REST)
         self.rests_until = self._failed_at + rest
-        log.warning("%s; it rests for %g s", exc, rest, extra={"collapse": exc})
+        log.warning("%s; it rests for %g s", exc, rest, extra={"collapse": (self.name, exc)})
         if exc.unreachable and not self._looked_after:
             self._looked_after = True
             background.start(self._look_after)
@@ -173,6 +173,9 @@ class Selector(ProxyClient):
                 return upstream.dial(target, share, retry_timeouts=left == 1)
             except UpstreamError as exc:
                 errors.append(exc)
+            except ProxyError as exc:
+                exc.via = upstream.name
+                raise
         raise UpstreamError("; ".join(map(str, errors)), errors[0].failure) from errors[0]
 
     def _order(self) -> list[Upstream]:
