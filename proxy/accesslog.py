@@ -57,10 +57,11 @@ def quoted(text: str) -> str:
 def _as_text(record: Record, when: str) -> str:
     # Spelt out: a loop over the fields would take as long as the rest of a short connection's log.
     user = f" user={quoted(record.user)}" if record.user else ""
+    target = f" target={record.target}" if record.target else ""
     upstream = f" upstream={quoted(record.upstream)}" if record.upstream else ""
     return (
         f"{when} access id={record.id}{user} client={record.client} listener={record.listener}"
-        f" target={record.target}{upstream} sent={record.sent} received={record.received}"
+        f"{target}{upstream} sent={record.sent} received={record.received}"
         f" ms={record.ms} end={quoted(record.end)}"
     )
 

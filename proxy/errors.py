@@ -34,6 +34,7 @@ class ProxyError(Exception):
     def __init__(self, message: str, failure: Failure = Failure.GENERAL) -> None:
         super().__init__(message)
         self.failure = failure
+        self.via = ""  # the upstream that it came by, if it is known
 
 
 class ConfigError(ProxyError, ValueError):

@@ -92,7 +92,7 @@ Door = Callable[[Channel, Runtime], Inbound]
 class Session:
     """One client's connection, from accept to close."""
 
-    __slots__ = ("_channel", "_users", "client", "id", "relay", "runtime", "started", "via", "wanted")
+    __slots__ = ("_channel", "_end", "_users", "client", "id", "relay", "runtime", "started", "via", "wanted")
 
     def __init__(self, number: int, sock: Sock | Socket, client: Address, runtime: Runtime) -> None:
         self.id = number
@@ -103,16 +103,21 @@ class Session:
         self.relay: Relay | None = None
         self.started = monotonic()
         self._channel = Channel(sock)
+        self._end = "stopped"  # how it ended, for the access log; empty if there is nothing to tell
         self._users: Mapping[str, str] | None = None  # of a later configuration, where it matters
 
     def run(self, door: Door, *, full: bool = False) -> None:
         """Serve the client; with ``full``, only to tell it that there is no place for it."""
         try:
-            inbound = self._greet(door)
-            if inbound:
-                self._serve(inbound, full=full)
+            try:
+                inbound = self._greet(door)
+                if inbound:
+                    self._serve(inbound, full=full)
+            finally:
+                self._account()
         except Exception as exc:
-            log.error("%s: internal error: %s: %s", self, type(exc).__name__, exc)
+            text = f"internal error: {type(exc).__name__}: {exc}"
+            log.error("%s: %s", self, text, extra=self._about(text))
             log.debug("internal error", exc_info=True)
         finally:
             self._channel.abort()
@@ -120,13 +125,17 @@ class Session:
     def __str__(self) -> str:
         return f"{self.runtime.config.name} {self.client}"
 
+    def _about(self, error: object) -> dict[str, object]:
+        """Mark a log line as one of those that an error of this client at this listener repeats."""
+        return {"collapse": (self.client.host, f"{self.runtime.config.name}: {error}")}
+
     def _greet(self, door: Door) -> Inbound | None:
         """Hear the client out; None if it is not to be served any further."""
         inbound = None
-        told = {"collapse": self.client.host}
         try:
             with Deadline(self.runtime.config.handshake_timeout).limit("handshake"):
                 if self.runtime.tls:
+                    self._channel.hear()
                     self._channel.sock = accept_tls(self._channel.sock, self.runtime.tls)
                 inbound = door(self._channel, self.runtime)
                 self.wanted = inbound.greet()
@@ -141,40 +150,48 @@ class Session:
                 quoted(exc.user),
                 self.runtime.config.name,
             )
+            self._end = "login refused"
             self._refuse(inbound, exc)
         except ProxyError as exc:
-            log.info("%s: %s", self, exc, extra=told)
+            log.info("%s: %s", self, exc, extra=self._about(exc))
+            self._end = f"{'malformed' if exc.failure is Failure.MALFORMED else 'refused'}: {exc}"
             self._refuse(inbound, exc)
         except TimeoutError as exc:
-            log.info("%s: %s", self, exc, extra=told)
+            log.info("%s: %s", self, exc, extra=self._about(exc))
+            self._end = str(exc) if self._channel.heard else ""
             self._count(Failure.TIMED_OUT.value)
         except (EOFError, OSError) as exc:
             log.debug("%s: %s", self, reason_of(exc))
-            self._count(CLIENT_LEFT)
+            self._end = ""
+            # Who leaves before the first byte has only looked whether the port is open.
+            if self._channel.heard:
+                self._end = CLIENT_LEFT
+                self._count(CLIENT_LEFT)
+        except Exception:
+            self._end = "internal error"
+            raise
         return None
 
     def _serve(self, inbound: Inbound, *, full: bool) -> None:
-        end = "stopped"
         try:
             if full:
                 raise LimitError("no place left")
             transfer = self._join(inbound)
-            end = f"{transfer.ending.value}: {transfer.detail}" if transfer.detail else transfer.ending.value
+            ending = transfer.ending.value
+            self._end = f"{ending}: {transfer.detail}" if transfer.detail else ending
         except ClientLeftError:
-            end = CLIENT_LEFT
+            self._end = CLIENT_LEFT
             self._count(CLIENT_LEFT)
         except ProxyError as exc:
-            end = f"refused: {exc}"
+            self._end = f"refused: {exc}"
             self._refuse(inbound, exc)
         except OSError as exc:
-            end = f"client: {reason_of(exc)}"
+            self._end = f"client: {reason_of(exc)}"
             self._count(CLIENT_LEFT)
         except Exception as exc:
-            end = "internal error"
+            self._end = "internal error"
             self._refuse(inbound, ProxyError(str(exc)))
             raise
-        finally:
-            self._account(end)
 
     def _join(self, inbound: Inbound) -> Transfer:
         began = monotonic()
@@ -201,7 +218,11 @@ class Session:
             with self._channel.watched(inbound.half_close_grace), outer.limit("reaching the target"):
                 return self.runtime.way_out.dial(self.wanted.target, Deadline(timeout))
         except TimeoutError as exc:
+            self.via = self.runtime.way_out.name
             raise DialError(f"{self.wanted.target}: {exc}", Failure.TIMED_OUT) from exc
+        except ProxyError as exc:
+            self.via = exc.via or self.runtime.way_out.name
+            raise
 
     def _count(self, cause: str) -> None:
         self.runtime.metrics.failures[TARGET if self.wanted else HANDSHAKE, cause] += 1
@@ -237,12 +258,12 @@ class Session:
             return True
         return self._users.get(user) == self.runtime.config.auth_users.get(user)
 
-    def _account(self, end: str) -> None:
+    def _account(self) -> None:
         # No greenlet runs between this and the session's end: its bytes are never counted twice.
         sent, received = (self.relay.sent, self.relay.received) if self.relay else (0, 0)
         self.runtime.metrics.sent += sent
         self.runtime.metrics.received += received
-        if not self.runtime.access_log.is_on:
+        if not self._end or not self.runtime.access_log.is_on:
             return
         self.runtime.access_log.add(
             Record(
@@ -255,6 +276,6 @@ class Session:
                 sent=sent,
                 received=received,
                 ms=round(1000 * (monotonic() - self.started)),
-                end=end,
+                end=self._end,
             )
         )

@@ -137,7 +137,12 @@ class Stage:
         gevent.sleep(0.02)
         return running
 
+    def hears(self, count: int) -> Act:
+        """Make an act that reads so many bytes from the client."""
+        return lambda: self.channel.read_exact(count)
+
     def _open(self, channel: Channel, runtime: Runtime) -> Door:
+        self.channel = channel
         return Door(self.story, channel, **self.door)
 
     @property
@@ -237,7 +242,26 @@ def test_a_malformed_request_is_refused_and_told_in_one_line(caplog: pytest.LogC
         assert stage.refused() == b"no"
     assert stage.story == ["greet", "refuse MALFORMED"]
     assert [each.getMessage() for each in caplog.records] == ["socks 192.0.2.1:50000: a bad version"]
-    assert not stage.log.records
+    assert (stage.record.end, stage.record.target, stage.record.user) == ("malformed: a bad version", "", "")
+
+
+def test_a_request_that_is_understood_and_not_served_is_called_refused() -> None:
+    """Case 358."""
+    stage = Stage(door={"greeting": fails(ProtocolError("BIND", Failure.UNSUPPORTED_COMMAND))})
+    stage.refused()
+    assert stage.record.end == "refused: BIND"
+
+
+def test_different_errors_of_one_client_are_different_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """And the same ones are the same, whatever port they come from."""
+    with caplog.at_level(logging.INFO, "proxy"):
+        for error, listener in [("bad version", "socks"), ("bad name", "socks"), ("bad name", "web")] * 2:
+            stage = Stage(door={"greeting": fails(ProtocolError(error))}, config={"name": listener})
+            stage.refused()
+    about = [each.__dict__["collapse"] for each in caplog.records]
+    assert len(set(about)) == 3
+    assert about[:3] == about[3:]
+    assert {who for who, _ in about} == {"192.0.2.1"}
 
 
 def test_a_failed_login_has_a_fixed_form(caplog: pytest.LogCaptureFixture) -> None:
@@ -245,6 +269,7 @@ def test_a_failed_login_has_a_fixed_form(caplog: pytest.LogCaptureFixture) -> No
     stage = Stage(door={"greeting": fails(AuthError("alice"))})
     assert stage.refused() == b"no"
     assert stage.story == ["greet", "refuse CREDENTIALS"]
+    assert (stage.record.end, stage.record.user) == ("login refused", "")  # nobody is logged in
     (line,) = caplog.records
     assert line.levelname == "WARNING"
     assert line.getMessage() == "authentication failed: client=192.0.2.1 user=alice listener=socks"
@@ -277,16 +302,46 @@ def test_a_client_that_is_too_slow_is_closed_without_a_word() -> None:
     assert not stage.log.records
 
 
-@pytest.mark.parametrize("error", [EOFError("gone"), ConnectionResetError(104, "reset")])
-def test_a_client_that_leaves_before_its_request_is_no_news(
-    caplog: pytest.LogCaptureFixture, error: Exception
+def test_a_client_that_stops_in_the_middle_of_its_request_is_accounted_for() -> None:
+    """Case 358."""
+    stage = Stage(config={"handshake_timeout": 0.05})
+    stage.door["greeting"] = stage.hears(2)
+    stage.client.sendall(b"\x05")
+    running = stage.start()
+    assert stage.client_hears() == b""
+    running.get()
+    assert stage.record.end == "handshake timed out"
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_request_is_accounted_for(
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    stage = Stage(door={"greeting": fails(error)})
+    """Case 358."""
+    stage = Stage()
+    stage.door["greeting"] = stage.hears(2)
+    stage.client.sendall(b"\x05")
+    stage.client.close()
+    with caplog.at_level(logging.INFO, "proxy"):
+        stage.start().get()
+    assert stage.record.end == "client left"
+    assert stage.session.runtime.metrics.failures == {("handshake", "client left"): 1}
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("leave", [lambda client: client.close(), reset], ids=["end", "reset"])
+def test_a_client_that_leaves_without_a_byte_is_somebodys_health_check(
+    caplog: pytest.LogCaptureFixture, leave: Callable[[Any], None]
+) -> None:
+    """Case 361: such as a load balancer's, every other second."""
+    stage = Stage()
+    stage.door["greeting"] = stage.hears(2)
+    leave(stage.client)
     with caplog.at_level(logging.INFO, "proxy"):
         stage.start().get()
     assert stage.story == ["greet"]
     assert not caplog.records
-    assert stage.is_over()
+    assert not stage.log.records
+    assert not stage.session.runtime.metrics.failures
 
 
 # -- on the way to the target
@@ -302,6 +357,16 @@ def test_a_failure_is_passed_on_and_accounted_for(error: DialError) -> None:
     assert stage.story == ["greet", f"dial {TARGET}", f"refuse {error.failure.name}"]
     assert stage.record.end == f"refused: {error}"
     assert (stage.record.sent, stage.record.received) == (0, 0)
+    assert stage.record.upstream == "way"
+
+
+def test_a_refusal_names_the_upstream_that_gave_it() -> None:
+    """Case 358."""
+    error = DialError("target.example:443: connection refused", Failure.REFUSED)
+    error.via = "second"
+    stage = Stage(dialling=fails(error))
+    stage.refused()
+    assert stage.record.upstream == "second"
 
 
 def test_the_whole_way_has_one_timeout() -> None:
@@ -358,6 +423,7 @@ def test_there_is_no_place() -> None:
     stage = Stage()
     assert stage.refused(full=True) == b"no"
     assert stage.story == ["greet", "refuse LIMIT"]
+    assert stage.record.upstream == ""
     assert stage.record.end.startswith("refused: ")
 
 
@@ -375,6 +441,7 @@ def test_a_bug_ends_one_session_in_one_line(where: str, caplog: pytest.LogCaptur
     assert line.levelname == "ERROR"
     assert line.getMessage() == "socks 192.0.2.1:50000: internal error: ValueError: a bug"
     assert not line.exc_info
+    assert stage.record.end == "internal error"
 
 
 def test_a_log_that_fails_is_no_reason_to_leave_a_connection_open(

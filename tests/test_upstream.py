@@ -287,6 +287,7 @@ def test_the_targets_fault_is_passed_on_and_no_other_way_is_tried(clients: dict[
         with pytest.raises(DialError) as raised:
             way_taken(selector)
         assert raised.value is refused
+        assert refused.via == "a"  # case 358: for the access log
         assert clients["a"].attempts == attempt
     assert clients["b"].attempts == 0
 

@@ -28,13 +28,23 @@ _poll = get_original("select", "poll")
 class Channel:
     """A connected socket during its handshake."""
 
-    __slots__ = ("_asked", "_early", "_handed_over", "sock")
+    __slots__ = ("_asked", "_early", "_handed_over", "heard", "sock")
 
     def __init__(self, sock: Any) -> None:
         self.sock = take_over(sock)
+        self.heard = False  # the peer has sent something
         self._early = b""
         self._asked = False
         self._handed_over = False
+
+    def hear(self) -> None:
+        """Wait for the first byte, and leave it there; raises ``EOFError`` if the peer leaves instead."""
+        while not self.heard:
+            wait(self.sock.reader)
+            with suppress(BlockingIOError):
+                if not self.sock.recv(1, std_socket.MSG_PEEK):
+                    raise EOFError("the peer closed the connection")
+                self.heard = True
 
     def recv(self, count: int) -> bytes:
         """Receive up to ``count`` bytes; b"" at the end."""
@@ -60,6 +70,7 @@ class Channel:
         while True:
             try:
                 data: bytes = self.sock.recv(_READ_SIZE)
+                self.heard = self.heard or bool(data)
                 return data
             except BlockingIOError:
                 wait(self.sock.reader)

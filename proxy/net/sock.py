@@ -43,11 +43,19 @@ class Sock(_socket.socket):
 
     def close(self) -> None:
         """Close it, and its watchers before: its number may belong to another one at once."""
+        self._close_watchers()
+        super().close()
+
+    def detach(self) -> int:
+        """Give its descriptor away, which others will watch."""
+        self._close_watchers()
+        return super().detach()
+
+    def _close_watchers(self) -> None:
         for each in (self._reader, self._writer):
             if each is not None:
                 each.close()
         self._reader = self._writer = None
-        super().close()
 
 
 def watcher(fileno: int, events: int) -> Any:

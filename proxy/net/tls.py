@@ -48,7 +48,8 @@ def describe(exc: ssl.SSLError) -> str:
         return f"certificate refused: {exc.verify_message}"
     if exc.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"):
         return "the peer does not speak TLS"
-    if isinstance(exc, ssl.SSLEOFError):
+    # Without notice and with; Debian's Python 3.11 takes the one for the other.
+    if isinstance(exc, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
         return "the peer closed the connection during the handshake"
     return (exc.reason or "handshake failed").lower().replace("_", " ")
 

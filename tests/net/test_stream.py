@@ -5,6 +5,7 @@ Sockets during a handshake (``Channel``), and as one end of a relay.
 import os
 import socket as std_socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 import gevent
@@ -153,6 +154,32 @@ def test_a_peer_that_never_stops_sending_is_left(pair: Pair) -> None:
     Channel(ours).close()
     assert time.monotonic() - started < 1.0 + LATE
     blasting.get()
+
+
+def test_a_channel_knows_whether_the_peer_has_said_anything(pair: Pair) -> None:
+    """And what it said stays where TLS will look for it."""
+    ours, theirs = pair
+    channel = Channel(ours)
+    gevent.spawn_later(0.01, theirs.sendall, b"\x16\x03")
+    assert not channel.heard
+    channel.hear()
+    assert channel.heard
+    assert channel.sock.recv(10) == b"\x16\x03"
+
+
+@pytest.mark.parametrize(("leave", "error"), [
+    (lambda peer: peer.close(), EOFError),
+    (reset, ConnectionResetError),
+])  # fmt: skip
+def test_a_peer_that_leaves_without_a_byte_has_said_nothing(
+    pair: Pair, leave: Callable[[socket.socket], None], error: type[Exception]
+) -> None:
+    ours, theirs = pair
+    channel = Channel(ours)
+    leave(theirs)
+    with pytest.raises(error):
+        channel.hear()
+    assert not channel.heard
 
 
 # -- watching for a client that leaves
