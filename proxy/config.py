@@ -99,6 +99,7 @@ class ClientConfig:
     ping_interval: float = 30.0
 
     def __post_init__(self) -> None:
+        _refuse(_not_words(self, protocol=Protocol))
         _refuse(self._problems())
 
     def _problems(self) -> Iterator[ConfigError]:
@@ -142,6 +143,7 @@ class UpstreamConfig:
     ping_interval: float = 30.0
 
     def __post_init__(self) -> None:
+        _refuse(_not_words(self, type=UpstreamType))
         _refuse(self._problems())
 
     def _problems(self) -> Iterator[ConfigError]:
@@ -210,6 +212,7 @@ class ServerConfig:
     splice: str = "auto"
 
     def __post_init__(self) -> None:
+        _refuse(_not_words(self, protocol=Protocol, strategy=Strategy, overload=Overload, auth=AuthPolicy))
         _refuse(self._problems())
 
     def _problems(self) -> Iterator[ConfigError]:
@@ -228,6 +231,8 @@ class ServerConfig:
             yield ConfigError(missing, f"{present} is set, so this must be set too")
         if self.path:
             yield from _caught(_check_path, self.path)
+        if self.splice not in CHOICES["splice"]:
+            yield ConfigError("splice", f"is none of {', '.join(CHOICES['splice'])}")
         for username, password in self.auth_users.items():
             yield from _caught(check_user, username, password)
         if self.auth is AuthPolicy.REQUIRED and not self.auth_users:
@@ -355,6 +360,15 @@ def _refuse(problems: Iterable[ConfigError]) -> None:
     found = tuple(problems)
     if found:
         raise SettingsError(found)
+
+
+def _not_words(config: object, **kinds: type[Enum]) -> Iterator[ConfigError]:
+    """Take each word for the member that it is the value of, and complain of those that are none."""
+    for name, kind in kinds.items():
+        try:
+            object.__setattr__(config, name, kind(getattr(config, name)))
+        except ValueError:
+            yield ConfigError(name, f"is none of {', '.join(each.value for each in kind)}")
 
 
 def _caught(

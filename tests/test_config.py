@@ -9,10 +9,12 @@ import pytest
 from proxy.config import (
     AuthPolicy,
     ClientConfig,
+    Overload,
     Protocol,
     ProxyConfig,
     ServerConfig,
     SettingsError,
+    Strategy,
     UpstreamConfig,
     UpstreamType,
     check_user,
@@ -56,6 +58,9 @@ def test_a_listener_names_everything_that_is_wrong_with_it():
             {"listen_addr": "ws://:80", "protocol": Protocol.WEBSOCKET, "tls_cert": "c", "tls_key": "k"},
         ),
         ("path", {"listen_addr": ":80", "protocol": Protocol.WEBSOCKET, "path": "/a b"}),
+        ("splice", {"listen_addr": ":80", "protocol": Protocol.SOCKS5, "splice": "of"}),
+        ("protocol", {"listen_addr": ":80", "protocol": "socks"}),
+        ("overload", {"listen_addr": ":80", "protocol": "socks5", "overload": "refused"}),
         ("timeout", {"listen_addr": ":80", "protocol": Protocol.WEBSOCKET, "timeout": float("nan")}),
         ("timeout", {"listen_addr": ":80", "protocol": Protocol.WEBSOCKET, "timeout": float("inf")}),
     ],
@@ -86,6 +91,15 @@ def test_a_path_that_nobody_could_ask_for_is_refused_with_the_cure(path, cure):
 def test_a_path_that_can_be_asked_for_is_taken(path):
     """CASES 305."""
     assert ServerConfig(":80", Protocol.WEBSOCKET, path=path).path == path
+
+
+def test_a_word_is_as_good_as_the_member_that_it_names():
+    """Or "websocket" would be a listener of another protocol, and "refuse" one that lets clients wait."""
+    listener = ServerConfig(":80", "websocket", overload="refuse", auth="none", strategy="random")
+    assert (listener.protocol, listener.overload) == (Protocol.WEBSOCKET, Overload.REFUSE)
+    assert (listener.auth, listener.strategy) == (AuthPolicy.NONE, Strategy.RANDOM)
+    assert UpstreamConfig("far", "socks5", "h:1").type is UpstreamType.SOCKS5
+    assert ClientConfig("ws://h:1", "websocket").protocol is Protocol.WEBSOCKET
 
 
 def test_an_auth_requirement_without_users_is_an_error():
