@@ -69,7 +69,12 @@ def _check_readable(field: str, path: str) -> None:
 def _explain(exc: ssl.SSLError) -> str:
     if exc.reason == "KEY_VALUES_MISMATCH":
         return "the key does not belong to the certificate"
-    return "not a PEM certificate chain with its key"
+    if exc.library == "PEM" or exc.reason in (None, "PEM_LIB"):
+        return "not a PEM certificate chain with its key"
+    words = exc.reason.lower().replace("_", " ")
+    is_weak = words.endswith(("too small", "too weak"))
+    cure = ": issue it anew, with RSA of 2048 bits or an elliptic curve, and SHA-256" if is_weak else ""
+    return f"refused by OpenSSL: {words}{cure}"
 
 
 def accept_tls(sock: Sock, context: SSLContext) -> SSLSocket:

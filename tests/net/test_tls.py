@@ -145,8 +145,9 @@ def test_a_missing_file_is_named(good: Certificate) -> None:
 
 
 def test_a_file_that_is_no_certificate_is_named(good: Certificate, rubbish: str) -> None:
-    with pytest.raises(ConfigError, match=rubbish):
-        server_context(rubbish, str(good.key))
+    for files in ((rubbish, str(good.key)), (str(good.cert), rubbish)):
+        with pytest.raises(ConfigError, match=f"{rubbish}.*: not a PEM certificate chain with its key"):
+            server_context(*files)
     with pytest.raises(ConfigError, match=rubbish):
         client_context(rubbish)
 
@@ -177,3 +178,42 @@ def test_an_encrypted_key_is_refused_without_asking_for_its_passphrase(
     with pytest.raises(ConfigError, match="encrypted") as raised:
         server_context(str(good.cert), str(encrypted))
     assert raised.value.field == "tls_key"
+
+
+def openssl(folder: Path, command: str) -> None:
+    done = subprocess.run(
+        ["openssl", *command.split()], cwd=folder, capture_output=True, text=True, timeout=20
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("made_by", "words"),
+    [
+        (["req -x509 -newkey rsa:1024 -nodes -subj /CN=localhost -keyout key -out cert"], "ee key too small"),
+        (
+            [
+                "req -x509 -newkey rsa:2048 -nodes -subj /CN=root -keyout ca.key -out ca",
+                "req -newkey rsa:2048 -nodes -subj /CN=localhost -keyout key -out csr",
+                "x509 -req -sha1 -in csr -CA ca -CAkey ca.key -CAcreateserial -out cert",
+            ],
+            "ca md too weak",
+        ),
+    ],
+    ids=["key", "digest"],
+)
+def test_a_key_or_a_digest_that_is_too_weak_is_called_so(
+    tmp_path: Path, made_by: list[str], words: str
+) -> None:
+    """Case 311: as OpenSSL says it; and not that it is no certificate, which it is."""
+    for command in made_by:
+        openssl(tmp_path, command)
+    probe = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        probe.load_cert_chain(tmp_path / "cert", tmp_path / "key")
+    except ssl.SSLError:
+        pass
+    else:
+        pytest.skip("OpenSSL takes it, as it is set up here")
+    with pytest.raises(ConfigError, match=f"refused by OpenSSL: {words}: issue it anew"):
+        server_context(str(tmp_path / "cert"), str(tmp_path / "key"))
