@@ -41,6 +41,7 @@ def make_server(
 class Plan:
     """What a change is going to do."""
 
+    metrics: Metrics  # those of before, and of the listeners that are new
     servers: list[ProxyServer] = field(default_factory=list)  # all of them afterwards
     renewed: dict[ProxyServer, Runtime] = field(default_factory=dict)  # those that serve on otherwise
     leaving: list[ProxyServer] = field(default_factory=list)
@@ -66,11 +67,12 @@ class Listeners:
     def plan(self, config: ProxyConfig) -> Plan:
         """Build what another configuration needs, in any thread; raises ``ConfigError``."""
         present = {server.config.name: server for server in self.accepting}
-        plan = Plan()
+        # This may be another thread, and may come to nothing: the metrics in use are not to change here.
+        plan = Plan(self._metrics.copy())
         for listener in config.listeners:
             server = present.get(listener.name)
             if not server or not _can_stay(server.config, listener):
-                plan.servers.append(self._make(listener, self._access_log, self._metrics))
+                plan.servers.append(self._make(listener, self._access_log, plan.metrics))
                 continue
             plan.servers.append(server)
             if server.config != listener or _names_files(listener):
@@ -123,6 +125,7 @@ class Listeners:
             server.stop_accepting()
         for server, sockets in plan.sockets.items():
             server.accept_on(sockets)
+        self._metrics.listeners = plan.metrics.listeners
         self._leaving += plan.leaving
         self.accepting = plan.servers
 

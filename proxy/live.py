@@ -42,5 +42,5 @@ def serve(path: str, *, last_good: bool = False) -> None:
     hooks.reloaded += [notifier.ready]
     hooks.applied += [watcher.start]  # its greenlet goes on when the new interval is in effect
     hooks.stopping += [watcher.stop, notifier.stopping]
-    hooks.stopped += [admin.stop]
+    hooks.stopped += [versions.catch_up, admin.stop]
     app.run()

@@ -17,6 +17,7 @@ BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0
 STAGES = HANDSHAKE, TARGET = ("handshake", "target")
 CLIENT_LEFT = "client left"
 CAUSES = (*(failure.value for failure in Failure), CLIENT_LEFT)
+ENDINGS = ("finished", "cut", "idle", "stopped", "evicted")  # the values of net.stream.Ending
 
 Labels = Mapping[str, str]
 
@@ -52,8 +53,12 @@ class ListenerMetrics:
 class Metrics:
     """The metrics of all listeners, which outlive them: a counter never falls."""
 
-    def __init__(self) -> None:
-        self.listeners: dict[str, ListenerMetrics] = {}
+    def __init__(self, listeners: Mapping[str, ListenerMetrics] | None = None) -> None:
+        self.listeners = dict(listeners or {})
+
+    def copy(self) -> "Metrics":
+        """Give others that count into the same numbers, for listeners that may yet come to nothing."""
+        return Metrics(self.listeners)
 
     def listener(self, name: str) -> ListenerMetrics:
         """Give the metrics of a listener."""
@@ -100,9 +105,9 @@ def listener_families(listeners: Mapping[str, ListenerMetrics]) -> Iterator[Fami
         "counter",
         "Connections that were relayed and have ended, by how they ended.",
         [
-            ({"listener": key, "ending": ending}, count)
+            ({"listener": key, "ending": ending}, one.endings[ending])
             for key, one in listeners.items()
-            for ending, count in one.endings.items()
+            for ending in ENDINGS
         ],
     )
 

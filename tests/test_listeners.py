@@ -113,6 +113,17 @@ def test_counters_go_on_in_a_server_that_takes_the_place_of_another(listeners: L
     assert listeners.accepting[0].metrics.accepted == 7
 
 
+def test_a_plan_that_comes_to_nothing_leaves_no_metrics(listeners: Listeners) -> None:
+    """It is made in another thread, too, while they are read in this one."""
+    change(listeners, config(one=free_address()))
+    before = listeners._metrics.listeners
+    plan = listeners.plan(config(two=free_address()))
+    assert (listeners._metrics.listeners is before, [*before]) == (True, ["one"])
+    listeners.open(plan)
+    listeners.change(plan)
+    assert [*listeners._metrics.listeners] == ["one", "two"]
+
+
 def test_a_server_that_has_left_is_known_while_it_has_connections(listeners: Listeners) -> None:
     change(listeners, config(one=free_address()))
     (server,) = listeners.accepting

@@ -6,7 +6,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.errors import Failure
-from proxy.metrics import BOUNDS, Family, Histogram, Metrics, listener_families, render
+from proxy.metrics import BOUNDS, ENDINGS, Family, Histogram, Metrics, listener_families, render
+from proxy.net.stream import Ending
 
 
 def parse(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -54,10 +55,13 @@ class TestMetrics:
         assert samples["proxy_dial_seconds_count", (("listener", "socks"),)] == 1
 
     def test_a_cause_that_has_not_occurred_is_there_as_zero(self) -> None:
-        """Or an alert on its increase would miss the first one."""
+        """Case 310: or an alert on its increase would miss the first one."""
         metrics = Metrics()
         metrics.listener("socks")
         samples = parse(render(listener_families(metrics.listeners)))
+        assert {*ENDINGS} == {ending.value for ending in Ending}
+        for ending in Ending:
+            assert samples["proxy_tunnels_total", (("ending", ending.value), ("listener", "socks"))] == 0
         for failure in Failure:
             cause = failure.value.replace(" ", "_")
             assert (

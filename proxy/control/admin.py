@@ -1,23 +1,25 @@
 """
 The control interface: JSON over HTTP, on a Unix socket, and on TCP for who knows the token.
 
-Who may open the socket's file may do everything. On TCP a request must bring the token, and call the
-host by an address: a name may be anybody's, and lead a browser here (DNS rebinding). No header allows
-another origin's page anything, and GET changes nothing.
+Who may open the socket's file may do everything. On TCP a request must bring the token. One without it
+that calls the host by a foreign name is a browser's, perhaps, which that name has led here (DNS
+rebinding). No header allows another origin's page anything, and GET changes nothing.
 """
 
 import hmac
 import json
 import logging
+import math
 import os
 import re
 import socket as std_socket
 from collections.abc import Callable
 from contextlib import suppress
+from decimal import Decimal
 from http import HTTPStatus
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import unquote_to_bytes
 
 from gevent import socket
@@ -133,15 +135,23 @@ class Admin:
     # -- who may ask
 
     def _guard(self, head: RequestHead, client: Address) -> None:
-        self._check_host(head.headers.get("Host"))
+        host = head.headers.get("Host")
+        if host is None:
+            raise HttpError(400, "the Host header is missing")
+        # A page whose name was made to lead here does not know the token: with it any name will do.
+        if self._is_token(head.headers.get("Authorization") or ""):
+            return
+        self._check_host(host)
+        # The same form as at the other listeners, for fail2ban.
+        log.warning("authentication failed: client=%s user=- listener=control", client.host)
+        raise HttpError(401, "the token is missing or wrong", headers=(("WWW-Authenticate", "Bearer"),))
+
+    def _is_token(self, authorization: str) -> bool:
         # The present one: it may have been changed by a reload.
         token = self._versions.config.control_token
-        kind, _, given = (head.headers.get("Authorization") or "").partition(" ")
-        wanted = token.encode()
-        if kind.lower() != "bearer" or not token or not hmac.compare_digest(given.encode("latin-1"), wanted):
-            # The same form as at the other doors, for fail2ban.
-            log.warning("authentication failed: client=%s user=- listener=control", client.host)
-            raise HttpError(401, "the token is missing or wrong", headers=(("WWW-Authenticate", "Bearer"),))
+        kind, _, given = authorization.partition(" ")
+        is_right = hmac.compare_digest(given.encode("latin-1"), token.encode())
+        return kind.lower() == "bearer" and bool(token) and is_right
 
     def _check_config(self, given: str | None) -> None:
         """Refuse who means another server, but finds this one: they share a state_dir."""
@@ -152,12 +162,14 @@ class Admin:
                 "give each server a state_dir of its own",
             )
 
-    def _check_host(self, host: str | None) -> None:
-        if host is None:
-            raise HttpError(400, "the Host header is missing")
+    def _check_host(self, host: str) -> None:
         name = re.sub(r":[0-9]*$", "", host).strip("[]").lower()
         if name not in self._hosts and not _is_ip(name):
-            raise HttpError(421, "the Host header is not an address of this server")
+            raise HttpError(
+                421,
+                "the token is missing or wrong, and the Host header is no address of this server: "
+                "send the token, as Authorization: Bearer TOKEN",
+            )
 
     # -- what can be asked
 
@@ -301,7 +313,7 @@ def _number(text: str) -> int:
 def _object(body: bytes, known: set[str]) -> dict[str, Any]:
     """Read a body: a JSON object with nothing in it but what is known, or nothing at all."""
     try:
-        value = json.loads(body.decode() or "{}")
+        value = json.loads(body.decode() or "{}", parse_constant=_no_json)
     except (ValueError, RecursionError):
         raise HttpError(400, "the body is not JSON") from None
     if not isinstance(value, dict):
@@ -330,12 +342,19 @@ def _read_change(body: bytes) -> tuple[list[Edit], bool]:
     return edits + [(key, None) for key in unwanted], volatile
 
 
+def _no_json(constant: str) -> NoReturn:
+    """Refuse what Python takes for a number beyond RFC 8259: NaN and Infinity."""
+    raise ValueError(constant)
+
+
 def _value(value: object) -> str:
     """Write a JSON value as it stands in the file."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int | str):
         return str(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return f"{Decimal(repr(value)):f}"  # the file knows no exponents
     raise HttpError(400, "a value is a string, a number or a boolean")
 
 

@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import tempfile
+from contextlib import suppress
 
 
 def replace(path: str, data: bytes) -> None:
@@ -53,10 +54,10 @@ def _any_group_will_do(mode: int) -> bool:
 
 def _sync(folder: str) -> None:
     """Make sure that the new name outlives a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass  # some file systems cannot; the file itself is safe
-    finally:
-        os.close(descriptor)
+    # Some file systems cannot, and some folders cannot be read; the file itself is safe, and in its place.
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -13,7 +13,7 @@ import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from proxy.control import files
+from proxy.control import configfile, files
 from proxy.control.edit import settings
 from proxy.errors import reason_of
 
@@ -65,11 +65,10 @@ def state_dir(config_path: str, configured: str) -> Path:
 def state_dir_of(config_path: str) -> Path:
     """Tell the same of a file that may be missing or invalid, as well as can be."""
     try:
-        text = Path(config_path).read_text("utf-8", "replace")
-        configured = settings(text).get((("proxy",), "state_dir"), "")
-    except (OSError, ValueError):
-        configured = ""
-    return state_dir(config_path, configured)
+        text = configfile.read(config_path).data.decode("utf-8", "replace")
+    except configfile.InvalidConfigError:
+        text = ""
+    return state_dir(config_path, settings(text).get((("proxy",), "state_dir"), ""))
 
 
 class History:
@@ -80,7 +79,7 @@ class History:
         self._folder = folder
         self.size = size
         self._all = sorted(_read_all(folder), key=lambda version: version.number)
-        self._is_writable = True
+        self._unwritten: list[Version] = []  # since the folder cannot be written
 
     @property
     def versions(self) -> list[Version]:
@@ -93,22 +92,29 @@ class History:
         known = [int(name[1]) for name in names if name]
         return 1 + max([*known, *(each.number for each in self._all)], default=0)
 
-    def add(self, version: Version) -> None:
-        """Keep a version, and forget the oldest ones; what cannot be written is kept in memory."""
+    def add(self, version: Version) -> str:
+        """
+        Keep a version, and forget the oldest ones. Returns what is to be said of it, once.
+
+        What cannot be written is kept in memory, and written with a later one, or by ``catch_up``.
+        """
         self._all = [*self.versions, version][-self.size :]
-        if self._folder is None:
-            return
+        was_behind = bool(self._unwritten)
+        self._unwritten = [*self._unwritten, version][-self.size :]
+        reason = self.catch_up()
+        if not reason or was_behind:
+            return ""
+        return f"{reason}; versions are kept in memory only, until it can be written"
+
+    def catch_up(self) -> str:
+        """Write what is not written yet, and return why that cannot be done, if it cannot."""
         try:
-            self._write(self._folder, version)
-            self._is_writable = True
+            while self._folder and self._unwritten:
+                self._write(self._folder, self._unwritten[0])
+                del self._unwritten[0]
         except OSError as exc:
-            if self._is_writable:
-                log.warning(
-                    "%s: %s; versions are kept in memory only, until the next start",
-                    self._folder,
-                    reason_of(exc),
-                )
-            self._is_writable = False
+            return f"{self._folder}: {reason_of(exc)}"
+        return ""
 
     def _write(self, folder: Path, version: Version) -> None:
         for each in (folder.parent, folder):

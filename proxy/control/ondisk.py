@@ -25,6 +25,7 @@ class OnDisk:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.is_rejected = False  # what it held when it was judged
         self._judged = ""  # the digest of what all was said of; empty if it cannot be read
         self._waits_for: Stamps = {}  # the TLS files that were in the way of it, perhaps, as they were
 
@@ -39,7 +40,7 @@ class OnDisk:
 
         Until ``accept`` it counts as rejected.
         """
-        self._judged, self._waits_for = "", {}
+        self._judged, self._waits_for, self.is_rejected = "", {}, True
         content = configfile.read(self.path)
         text = _text(content.data)
         self._judged = _digest(content.data)
@@ -49,11 +50,11 @@ class OnDisk:
 
     def accept(self) -> None:
         """Wait for nothing but another content of the file."""
-        self._waits_for = {}
+        self._waits_for, self.is_rejected = {}, False
 
     def expect(self, text: str) -> None:
         """Take this for judged, and accepted, when it is found in the file."""
-        self._judged, self._waits_for = _digest(text.encode()), {}
+        self._judged, self._waits_for, self.is_rejected = _digest(text.encode()), {}, False
 
     def may_be_judged_otherwise(self) -> bool:
         """Tell whether it is another file than was judged, or may read another TLS file."""

@@ -20,6 +20,14 @@ class Outcome:
     notes: tuple[str, ...] = ()  # such as what takes effect at the next start only
 
 
+@dataclass(frozen=True)
+class Trouble:
+    """Why the file is not what is in effect."""
+
+    problem: str  # the first one
+    since: float  # Unix time, in seconds
+
+
 class Conflict(ProxyError):
     """The version that a change was meant for is not the current one any more."""
 

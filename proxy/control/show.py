@@ -66,10 +66,17 @@ def _summary(answer: Object) -> str:
     lines = [
         f"{answer['program']}, process {answer['pid']}, {answer['state']} for {span(answer['uptime'])}",
         f"configuration: version {version['number']} from {version['source']}, {when}",
+        *_trouble(answer.get("file", {"in_effect": True})),  # an older server says nothing of it
         f"connections: {answer['live']} live, {answer['total']} in all",
         f"bytes: {size(answer['sent'])} sent, {size(answer['received'])} received",
     ]
     return "\n".join(lines)
+
+
+def _trouble(file: Object) -> list[str]:
+    if file["in_effect"]:
+        return []
+    return [f"the file is not in effect, since {moment(file['since'])}: {_plain(file['problem'])}"]
 
 
 def _listeners(listeners: Sequence[Object]) -> str:

@@ -7,21 +7,24 @@ Everything here only looks, and makes plain values for JSON or ``metrics.render`
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from time import monotonic
 from typing import Any, Protocol
 
 from proxy import __version__
 from proxy.address import without_query
 from proxy.control.history import Version
+from proxy.control.outcome import Trouble
 from proxy.control.versions import Versions
-from proxy.metrics import Family, Labels, ListenerMetrics, Metrics, listener_families
+from proxy.metrics import Family, ListenerMetrics, Metrics, listener_families
 from proxy.server import ProxyServer
 from proxy.session import Session
 from proxy.upstream import Selector, Upstream
 
+_TRIMMED = 1.0  # seconds by which a clock may go wrong in all
 OUTCOMES = ("applied", "unchanged", "rejected")
-_STARTED = time.time()
+_BEGAN = monotonic()
 
 
 class Running(Protocol):
@@ -38,20 +41,44 @@ class Running(Protocol):
         """True once it has been told to stop."""
 
 
+def uptime() -> float:
+    """How long the program has been running, in seconds, however its clock was set meanwhile."""
+    return monotonic() - _BEGAN
+
+
+class _Start:
+    """When the program was started, by the clock as it is set now."""
+
+    def __init__(self) -> None:
+        self._time = time.time() - uptime()
+
+    def __call__(self) -> float:
+        now = time.time() - uptime()
+        # The same number as long as the clock is only trimmed: who watches for restarts compares it.
+        if abs(now - self._time) > _TRIMMED:
+            self._time = now
+        return self._time
+
+
+started = _Start()
+
+
 def status(app: Running, versions: Versions) -> dict[str, Any]:
     """Describe the whole."""
     listeners = list(_listeners(app))
+    moved = _bytes(app).values()
     return {
         "program": f"proxy-server {__version__}",
         "state": "draining" if app.draining else "running",
         "pid": os.getpid(),
-        "started": _STARTED,
-        "uptime": time.time() - _STARTED,
+        "started": started(),
+        "uptime": uptime(),
         "version": describe(versions.current),
+        "file": trouble(versions.trouble),
         "live": sum(each["live"] for each in listeners),
         "total": sum(one.accepted for one in app.metrics.listeners.values()),
-        "sent": sum(each["sent"] for each in listeners),
-        "received": sum(each["received"] for each in listeners),
+        "sent": sum(sent for sent, _ in moved),
+        "received": sum(received for _, received in moved),
         "listeners": listeners,
         "upstreams": [_upstream(server, each) for server in app.servers for each in _upstreams(server)],
     }
@@ -66,6 +93,13 @@ def describe(version: Version) -> dict[str, Any]:
         "summary": version.summary,
         "volatile": version.volatile,
     }
+
+
+def trouble(found: Trouble | None) -> dict[str, Any]:
+    """Describe whether the file is what is in effect."""
+    if not found:
+        return {"in_effect": True}
+    return {"in_effect": False, "problem": found.problem, "since": found.since}
 
 
 def connections(app: Running) -> list[dict[str, Any]]:
@@ -166,21 +200,30 @@ def families(app: Running, versions: Versions) -> Iterator[Family]:
     yield _gauge("proxy_info", "The version of the program.", 1, version=__version__)
     yield _gauge("proxy_draining", "1 while it stops.", int(app.draining))
     yield from listener_families(app.metrics.listeners)
-    yield Family("proxy_bytes_total", "counter", "Payload moved.", _bytes(app))
-    yield _of_listeners(
-        "proxy_connections", "Live connections.", servers, lambda server: len(server.sessions)
+    yield Family(
+        "proxy_bytes_total",
+        "counter",
+        "Payload moved.",
+        [
+            ({"listener": name, "direction": direction}, count)
+            for name, moved in _bytes(app).items()
+            for direction, count in zip(("sent", "received"), moved, strict=True)
+        ],
     )
-    yield _of_listeners(
-        "proxy_connections_max",
-        "The most there may be.",
-        servers,
-        lambda server: server.config.max_connections,
-    )
+    # By name: one that was replaced may still have connections, but lets in no more.
+    live, most = Counter[str](), dict[str, float]()
+    for server in servers:
+        live[server.config.name] += len(server.sessions)
+        most.setdefault(server.config.name, server.config.max_connections)
+    yield _of_listeners("proxy_connections", "Live connections.", live)
+    yield _of_listeners("proxy_connections_max", "The most there may be.", most)
     yield _of_upstreams("proxy_upstream_up", "0 if its last attempt failed.", servers, _is_up)
     yield _of_upstreams(
         "proxy_upstream_failures", "Attempts that failed in a row.", servers, lambda one: one.failures
     )
     yield _gauge("proxy_config_version", "The configuration in effect.", versions.current.number)
+    is_rejected = int(versions.trouble is not None)
+    yield _gauge("proxy_config_file_rejected", "1 while the file is not what is in effect.", is_rejected)
     yield _gauge("proxy_config_time_seconds", "When it was applied.", versions.current.time)
     yield Family(
         "proxy_reloads_total",
@@ -191,16 +234,14 @@ def families(app: Running, versions: Versions) -> Iterator[Family]:
     yield from _process()
 
 
-def _bytes(app: Running) -> list[tuple[Labels, Any]]:
-    totals = {name: [one.sent, one.received] for name, one in app.metrics.listeners.items()}
+def _bytes(app: Running) -> dict[str, tuple[int, int]]:
+    """Sum up what all connections of each listener have moved: those that ended, and those that live."""
+    totals = {name: (one.sent, one.received) for name, one in app.metrics.listeners.items()}
     for session in _sessions(app):
-        total = totals[session.runtime.config.name]
-        total[:] = (one + more for one, more in zip(total, _moved(session), strict=True))
-    return [
-        ({"listener": name, "direction": direction}, count)
-        for name, total in totals.items()
-        for direction, count in zip(("sent", "received"), total, strict=True)
-    ]
+        name = session.runtime.config.name
+        (sent, received), (more_sent, more_received) = totals[name], _moved(session)
+        totals[name] = sent + more_sent, received + more_received
+    return totals
 
 
 def _is_up(upstream: Upstream) -> int:
@@ -211,14 +252,8 @@ def _gauge(name: str, text: str, value: float, **labels: str) -> Family:
     return Family(name, "gauge", text, [(labels, value)])
 
 
-def _of_listeners(
-    name: str, text: str, servers: Sequence[ProxyServer], get: Callable[[ProxyServer], int]
-) -> Family:
-    # By name: one that was replaced may still have connections.
-    counts: dict[str, int] = {}
-    for server in servers:
-        counts[server.config.name] = counts.get(server.config.name, 0) + get(server)
-    return Family(name, "gauge", text, [({"listener": key}, count) for key, count in counts.items()])
+def _of_listeners(name: str, text: str, values: Mapping[str, float]) -> Family:
+    return Family(name, "gauge", text, [({"listener": key}, value) for key, value in values.items()])
 
 
 def _of_upstreams(
@@ -235,7 +270,7 @@ def _process() -> Iterator[Family]:
     cpu = usage.ru_utime + usage.ru_stime
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     yield Family("process_cpu_seconds_total", "counter", "Processor time.", [({}, cpu)])
-    yield _gauge("process_start_time_seconds", "When it was started.", _STARTED)
+    yield _gauge("process_start_time_seconds", "When it was started.", started())
     yield _gauge("process_max_fds", "The most descriptors it may have.", soft)
     try:
         yield _gauge("process_open_fds", "The descriptors it has.", len(os.listdir("/proc/self/fd")))

@@ -28,7 +28,7 @@ from proxy.control.configfile import InvalidConfigError, Loaded
 from proxy.control.edit import Edit, redact
 from proxy.control.history import History, Version
 from proxy.control.ondisk import OnDisk, UnwritableError
-from proxy.control.outcome import Conflict, Outcome, RefusedError, problems_of, refused_by_name
+from proxy.control.outcome import Conflict, Outcome, RefusedError, Trouble, problems_of, refused_by_name
 from proxy.control.overlay import Edits, Layers, bare
 from proxy.control.stamps import Stamps, stamps, tls_files
 from proxy.errors import ConfigError, ProxyError, reason_of
@@ -69,6 +69,7 @@ class Versions:
         self._tls: Stamps = {}  # the TLS files as they were when they were last applied,
         self._tried_tls: Stamps = {}  # and as they were when that was last tried
         self._is_new = False
+        self.trouble: Trouble | None = None  # with the file, while it is not what is in effect
 
     # -- the first one
 
@@ -85,6 +86,7 @@ class Versions:
             warnings = tuple(map(str, exc.problems))
             if not last_good or not self._take_last_good():
                 raise
+            self._note_trouble(exc)
             warnings += (f"starting with version {self.current.number} instead, the last good one",)
         else:
             self._file.accept()
@@ -118,8 +120,19 @@ class Versions:
         """Remember the first version, now that it is known to work."""
         with self._lock:
             if self._is_new:
-                self._is_new = False
-                self._run(partial(self._history.add, self.current))
+                self._remember()
+
+    def catch_up(self) -> None:
+        """Write the versions that could not be written: now that it ends there may be room again."""
+        with self._lock:
+            self._run(self._history.catch_up)
+
+    def _remember(self) -> None:
+        self._is_new = False
+        # Whoever works in a thread says nothing: the log is the event loop's.
+        note = self._run(partial(self._history.add, self.current))
+        if note:
+            log.warning("%s", note)
 
     def leave_folder(self) -> None:
         """Have nothing more to do with the folder: it is another server's. Before ``record``."""
@@ -154,14 +167,14 @@ class Versions:
     def reload(self, source: str = "file") -> Outcome:
         """Read the file now, whatever was said of it before, and anew the files that it names."""
         with self._lock:
-            return self._settle(partial(self._reload, source, is_asked_for=True))
+            return self._settle(partial(self._reload, source, is_asked_for=True), cure=True)
 
     def look(self) -> Outcome | None:
         """Reload what is not as it was when it was last judged: the file, its TLS files; None if all is."""
         with self._lock:
             outcome = None
             if self._run(self._file.may_be_judged_otherwise):
-                outcome = self._settle(partial(self._reload, "file", is_asked_for=False))
+                outcome = self._settle(partial(self._reload, "file", is_asked_for=False), cure=True)
             # Whatever became of the file: certificates are renewed beside a broken one too.
             tls = stamps(tls_files(self.config))
             if tls not in (self._tls, self._tried_tls):
@@ -175,10 +188,19 @@ class Versions:
 
     def _reload(self, source: str, *, is_asked_for: bool) -> Outcome:
         # Also a text that is as it was: the files that it names may have changed.
-        text, loaded = self._run(self._file.judge)
-        outcome = self._follow(text, loaded, source, is_asked_for=is_asked_for)
+        try:
+            text, loaded = self._run(self._file.judge)
+            outcome = self._follow(text, loaded, source, is_asked_for=is_asked_for)
+        except ProxyError as exc:
+            self._note_trouble(exc)
+            raise
         self._file.accept()
+        self.trouble = None
         return outcome
+
+    def _note_trouble(self, exc: ProxyError) -> None:
+        since = self.trouble.since if self.trouble else time.time()
+        self.trouble = Trouble(problems_of(exc)[0], since)
 
     def _follow(self, text: str, loaded: Loaded, source: str, *, is_asked_for: bool) -> Outcome:
         if text != self._layers.base or (self._layers.volatile and is_asked_for):
@@ -206,18 +228,45 @@ class Versions:
 
     def rollback(self, number: int | None = None) -> Outcome:
         """
-        Apply an old version as a new one, the one before if none is named, and write it to the file.
+        Apply an old version as a new one, and write it to the file.
 
-        Where the file cannot be written it is applied nevertheless, with a note. Raises ``KeyError``
-        for a version that is not known.
+        If none is named, it is the one before; a file that is rejected gets back what is in effect.
+        Where the file cannot be written a version is applied nevertheless, with a note. Raises
+        ``KeyError`` for one that is not known.
         """
         with self._lock:
-            version = self.get(number) if number is not None else self._before()
-            return self._settle(partial(self._roll_back, version))
+            if number is not None:
+                return self._settle(partial(self._roll_back, self.get(number)))
+            if self._run(self._is_file_rejected):
+                return self._settle(self._restore_file)
+            return self._settle(partial(self._roll_back, self._before()))
+
+    def _is_file_rejected(self) -> bool:
+        """Tell whether the file is, or would be; it may have changed since it was judged."""
+        if self._file.may_be_judged_otherwise():
+            return bool(self._file.problems())
+        return self._file.is_rejected
+
+    def _restore_file(self) -> Outcome:
+        """Have the file hold what is in effect, apart from what is volatile."""
+        number = self.current.number
+        try:
+            self._run(partial(self._file.write, self._layers.base))
+        except UnwritableError as exc:
+            raise ProxyError(f"{exc}; version {number} is in effect all the same") from exc
+        self._file.expect(self._layers.base)
+        self.trouble = None
+        return Outcome("unchanged", number, notes=(f"{self._file.path} is as version {number} again",))
 
     def _before(self) -> Version | None:
-        older = (each for each in reversed(self.list()) if each.number < self.current.number)
-        return next((each for each in older if each.text != self.current.text), None)
+        """Find the one before; after a rollback, that is before the one which it went back to."""
+        newest_first = self.list()[::-1]
+        here: Version | None = self.current
+        while here and here.source == "rollback":
+            number = here.number
+            here = next((one for one in newest_first if one.number < number and one.text == here.text), None)
+        older = (one for one in newest_first if here and one.number < here.number)
+        return next((one for one in older if one.text != self.current.text), None)
 
     def _roll_back(self, version: Version | None) -> Outcome:
         if version is None:
@@ -233,6 +282,7 @@ class Versions:
         except UnwritableError as exc:
             outcome = become(notes=(f"{exc}; it is as it was",))
             self._file.accept()  # not what it says, but that this is over until it says something else
+            self._note_trouble(exc)
             return outcome
 
     def change(
@@ -247,7 +297,7 @@ class Versions:
         with self._lock:
             if if_match is not None and if_match != self.current.number:
                 raise Conflict(self.current)
-            return self._settle(partial(self._change, dict(edits), volatile=volatile))
+            return self._settle(partial(self._change, dict(edits), volatile=volatile), cure=True)
 
     def _change(self, edits: Edits, *, volatile: bool) -> Outcome:
         old = self._layers
@@ -282,6 +332,7 @@ class Versions:
             raise
         # The watcher will find it changed, and nothing that it does not know.
         self._file.expect(text)
+        self.trouble = None
         return outcome
 
     def _put_back(self, undo: Callable[[], None], cause: Exception) -> None:
@@ -289,12 +340,13 @@ class Versions:
             self._run(undo)
         except OSError as exc:
             left = f"{self._file.path} could not be put back, and holds what was refused: {reason_of(exc)}"
+            self.trouble = Trouble(left, time.time())
             raise RefusedError((*problems_of(cause), left)) from cause
 
     # -- what they all come to
 
-    def _settle(self, attempt: Callable[[], Outcome]) -> Outcome:
-        """Attempt a change, and say what became of it."""
+    def _settle(self, attempt: Callable[[], Outcome], *, cure: bool = False) -> Outcome:
+        """Attempt a change, and say what became of it; and the cure for a file that is rejected."""
         try:
             with _politely():
                 outcome = attempt()
@@ -303,6 +355,9 @@ class Versions:
             for problem in outcome.problems:
                 log.error("%s", problem)
             log.error("the configuration is not changed: version %d stays in effect", outcome.version)
+            if cure and self._file.is_rejected:
+                note = f"proxy-server ctl rollback puts version {outcome.version} back into the file"
+                outcome = replace(outcome, notes=(note,))
         if outcome.status == "unchanged":
             log.info("the configuration is unchanged: version %d", outcome.version)
         for note in outcome.notes:
@@ -336,8 +391,7 @@ class Versions:
         self.config, self._layers, self._tls = config, layers, tls
         self._history.size = config.history_size
         log.info("version %d of the configuration (%s): %s", self.current.number, source, summary)
-        self._is_new = False
-        self._run(partial(self._history.add, self.current))
+        self._remember()
         return Outcome("applied", self.current.number, notes=notes)
 
     def _too_late(self, config: ProxyConfig) -> Iterator[str]:

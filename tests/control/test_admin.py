@@ -22,7 +22,7 @@ from proxy.control.admin import Admin
 from proxy.control.ask import SOCKET_NAME, ask, is_taken
 from proxy.control.history import Version
 from proxy.control.http import MAX_BODY
-from proxy.control.outcome import Conflict, Outcome
+from proxy.control.outcome import Conflict, Outcome, Trouble
 from proxy.errors import ProxyError
 from proxy.metrics import Metrics
 from proxy.net.stream import Ending
@@ -42,6 +42,7 @@ class FakeVersions:
         self.asked: list[Any] = []
         self.outcome = Outcome("applied", 3, (), ())
         self.has_left = False  # the folder
+        self.trouble: Trouble | None = None
         self._all = [
             Version(number, 1000.0 + number, "file", f"change {number}", SECRET) for number in (1, 2)
         ]
@@ -488,7 +489,9 @@ class TestChanging:
             b'{"set": {}}',
             b'{"set": []}',
             b'{"set": {"a.b": null}}',
-            b'{"set": {"a.b": 1.5}}',
+            b'{"set": {"a.b": NaN}}',
+            b'{"set": {"a.b": -Infinity}}',
+            b'{"set": {"a.b": 1e999}}',
             b'{"set": {"a.b": ["x"]}}',
             b'{"unset": "a.b"}',
             b'{"unset": [1]}',
@@ -502,6 +505,15 @@ class TestChanging:
         status, answer = house.ask("PATCH", "/config", body)
         assert (status, list(answer)) == (400, ["error"])
         assert house.versions.asked == []
+
+    @pytest.mark.parametrize(
+        ("number", "written"),
+        [("2.5", "2.5"), ("0.5e1", "5.0"), ("1e-7", "0.0000001")],
+    )
+    def test_a_number_may_have_a_fraction(self, house: House, number: str, written: str) -> None:
+        """RFC 8259, section 6; the file knows no exponents."""
+        assert house.ask("PATCH", "/config", b'{"set": {"proxy.timeout": %s}}' % number.encode())[0] == 200
+        assert house.versions.asked == [("change", [("proxy.timeout", written)], False)]
 
     @pytest.mark.parametrize("value", ["x", '"1', "1.5", 'W/"1"', '"1", "2"'])
     def test_an_if_match_that_is_no_version_is_refused(self, house: House, value: str) -> None:
@@ -611,10 +623,26 @@ class TestTcp:
     @pytest.mark.parametrize(
         "host", ["attacker.example", "attacker.example:9180", "127.0.0.1.attacker.example", ""]
     )
-    def test_a_name_that_is_not_ours_is_refused(self, tcp: Callable[[bytes], bytes], host: str) -> None:
-        """DNS rebinding: a page of attacker.example, whose name was made to lead here."""
-        data = request("GET", "/status", Host=host, Authorization=f"Bearer {TOKEN}")
-        assert parse(tcp(data))[0] == 421  # RFC 9110, section 15.5.20
+    @pytest.mark.parametrize("given", ["", "Bearer guess"])
+    def test_a_name_that_is_not_ours_is_refused(
+        self, tcp: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture, host: str, given: str
+    ) -> None:
+        """
+        Case 309. DNS rebinding: a page of attacker.example, whose name was made to lead here.
+
+        Its victim's address is not to be banned for it.
+        """
+        headers = {"Authorization": given} if given else {}
+        status, _, body = parse(tcp(request("GET", "/status", Host=host, **headers)))
+        assert status == 421  # RFC 9110, section 15.5.20
+        assert "send the token" in json.loads(body)["error"]
+        assert "authentication failed" not in caplog.text
+
+    def test_for_who_knows_the_token_any_name_will_do(self, tcp: Callable[[bytes], bytes]) -> None:
+        """Case 309: such as that of a container."""
+        data = request("GET", "/status", Host="proxy:9180", Authorization=f"Bearer {TOKEN}")
+        assert parse(tcp(data))[0] == 200
+        assert parse(tcp(data.replace(b"Host: proxy:9180\r\n", b"")))[0] == 400  # RFC 9112, section 3.2
 
     @pytest.mark.parametrize(
         "host", ["localhost", "LOCALHOST:9180", "127.0.0.1:9180", "[::1]:9180", "192.0.2.1"]

@@ -22,6 +22,7 @@ STATUS: dict[str, Any] = {
     "started": 0.0,
     "uptime": 90061.0,
     "version": {"number": 12, "time": 0.0, "source": "file", "summary": "", "volatile": False},
+    "file": {"in_effect": True},
     "live": 3,
     "total": 4000,
     "sent": 1536,
@@ -203,6 +204,15 @@ def test_diff(folder: Path, capsys: pytest.CaptureFixture[str], numbers: list[st
 def test_metrics_are_printed_as_they_are(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(folder, "metrics", answer="up 1\n")[0] == 0
     assert capsys.readouterr().out == "up 1\n"
+
+
+def test_a_file_that_is_not_in_effect_is_seen(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Case 353."""
+    file = {"in_effect": False, "problem": "proxy.ini:4: [proxy] tiemout: unknown\x1b key", "since": 0.0}
+    run(folder, "status", answer=STATUS | {"file": file})
+    since = show.moment(0.0)
+    expected = f"the file is not in effect, since {since}: proxy.ini:4: [proxy] tiemout: unknown\\x1b key"
+    assert capsys.readouterr().out.splitlines()[2] == expected
 
 
 def test_json_is_for_scripts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

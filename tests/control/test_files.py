@@ -1,5 +1,6 @@
 """Files are replaced whole, and nobody may read one who could not before."""
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -9,6 +10,22 @@ import pytest
 from proxy.control import files
 
 OLD, NEW = b"old", b"new"
+
+
+def test_a_folder_that_cannot_be_read_does_not_make_a_failure_of_what_was_written(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the file would be called as it was, while it is not."""
+    opened = os.open
+
+    def refuse(name: str, *how: int) -> int:
+        if os.path.isdir(name):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened(name, *how)
+
+    monkeypatch.setattr(files.os, "open", refuse)
+    files.replace(str(path), NEW)
+    assert path.read_bytes() == NEW
 
 
 @pytest.fixture

@@ -1,7 +1,11 @@
 """Versions outlive the program, their numbers only grow, and nobody else can read them."""
 
+import errno
 import json
+import os
 import stat
+import subprocess
+import sys
 
 import pytest
 
@@ -116,11 +120,33 @@ def test_of_two_files_with_one_number_only_that_with_the_right_name_is_a_version
 def test_where_nothing_can_be_written_memory_has_to_do(tmp_path, caplog):
     (tmp_path / "file").write_text("")
     history = History(tmp_path / "file" / "history", 5)
-    for number in (1, 2):
-        history.add(version(number))
+    said = [history.add(version(number)) for number in (1, 2)]
     assert history.versions == [version(1), version(2)]
     assert history.next_number() == 3
-    assert len([each for each in caplog.messages if "in memory only" in each]) == 1
+    assert said[0].startswith(f"{tmp_path}/file/history: ")
+    assert said[0].endswith("; versions are kept in memory only, until it can be written")
+    assert said[1:] == [""]
+    assert caplog.messages == []  # it works in a native thread, and the log is for the event loop
+
+
+@pytest.mark.parametrize("at", ["next change", "end"])
+def test_a_disk_that_was_full_and_has_room_again_gets_what_it_missed(tmp_path, monkeypatch, at):
+    def refuse(path, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    history = History(tmp_path, 3)
+    with monkeypatch.context() as full:
+        full.setattr("proxy.control.history.files.replace", refuse)
+        said = [history.add(version(number)) for number in (1, 2, 3, 4)]
+    assert "No space left" in said[0]
+    if at == "end":
+        assert history.catch_up() == ""
+    else:
+        assert history.add(version(5)) == ""
+    assert History(tmp_path, 3).versions == history.versions
+    with monkeypatch.context() as full:
+        full.setattr("proxy.control.history.files.replace", refuse)
+        assert "No space left" in history.add(version(6))  # another shortage is said again
 
 
 def test_a_folder_that_is_called_like_a_version_is_left_alone(tmp_path, caplog):
@@ -149,6 +175,13 @@ def test_the_state_lives_next_to_the_file_unless_it_says_otherwise(tmp_path, con
     path = tmp_path / "etc" / "proxy.ini"
     path.write_text(f"[proxy]\nstate_dir = {configured}  # here\n[listeners\n")
     assert state_dir(str(path), configured) == state_dir_of(str(path)) == tmp_path / folder
+
+
+@pytest.mark.parametrize("endless", ["/dev/zero", "/dev/urandom"])
+def test_the_state_of_an_endless_file_is_found_without_reading_all_of_it(endless):
+    code = f"import resource; from proxy.control.history import state_dir_of; state_dir_of({endless!r})"
+    limit = "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))"
+    subprocess.run([sys.executable, "-c", f"import resource; {limit}; {code}"], check=True, timeout=60)
 
 
 def test_the_state_of_a_missing_file_is_next_to_where_it_would_be(tmp_path):

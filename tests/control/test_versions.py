@@ -436,6 +436,47 @@ def renew(old: Certificate, new: Certificate) -> None:
     new.key.replace(old.key)
 
 
+class TestTrouble:
+    """Case 353: a file that is not in effect is seen."""
+
+    def test_its_first_problem_and_since_when_are_known_until_it_is_mended(self, house: House) -> None:
+        assert house.versions.trouble is None
+        house.write(BAD)
+        before = time.time()
+        house.versions.look()
+        assert house.versions.trouble is not None
+        first = house.versions.trouble
+        assert "tiemout" in first.problem
+        assert before <= first.since <= time.time()
+        house.write("")
+        house.versions.look()
+        assert house.versions.trouble == replace(first, problem=f"{house.path}: is empty")
+        house.write(TEXT)
+        house.versions.look()
+        assert house.versions.trouble is None
+
+    def test_a_change_that_is_refused_is_no_trouble_of_the_file(self, house: House) -> None:
+        rejected(house, house.versions.change([("proxy.timeout", "x")]), "duration")
+        assert house.versions.trouble is None
+
+    def test_a_version_that_the_file_does_not_have_is_one(self, house: House) -> None:
+        house.write(OTHER)
+        house.versions.reload()
+        house.path.unlink()
+        house.path.mkdir()
+        house.versions.rollback(1)
+        assert house.versions.trouble is not None
+        assert "could not be written" in house.versions.trouble.problem
+
+    def test_so_is_a_start_with_the_last_good_version(self, house: House) -> None:
+        house.write(BAD)
+        house.versions = house.start(last_good=True)
+        assert house.versions.trouble is not None
+        assert "tiemout" in house.versions.trouble.problem
+        house.versions.rollback()
+        assert (house.versions.trouble, house.path.read_text()) == (None, TEXT)
+
+
 class TestRollingBack:
     """CASES H202."""
 
@@ -469,12 +510,88 @@ class TestRollingBack:
         assert house.path.read_text() == TEXT
         assert house.versions.look() is None
 
-    def test_two_of_them_lead_to_where_it_began(self, house: House) -> None:
+    def test_each_goes_one_further_back_and_not_forth_again(self, house: House) -> None:
+        """Case 351."""
+        for seconds in (20, 15, 10):
+            house.write(TEXT.replace("30s", f"{seconds}s"))
+            house.versions.reload()
+        went = [(house.versions.rollback(), house.timeout) for _ in range(3)]
+        assert went == [(Outcome("applied", 5), 15), (Outcome("applied", 6), 20), (Outcome("applied", 7), 30)]
+        rejected(house, house.versions.rollback(), "no version before", version=7)
+
+    def test_so_it_does_after_a_restart_and_after_another_change(self, house: House) -> None:
+        """Case 351."""
+        for seconds in (20, 15):
+            house.write(TEXT.replace("30s", f"{seconds}s"))
+            house.versions.reload()
+        house.versions.rollback()
+        house.versions = house.start()
+        house.versions.change([("proxy.timeout", "9s")])
+        went = [(house.versions.rollback().status, house.timeout) for _ in range(2)]
+        assert went == [("applied", 20), ("applied", 30)]
+
+    def test_where_one_was_named_the_next_goes_on_from_that(self, house: House) -> None:
+        """Case 351."""
+        for seconds in (20, 15, 10):
+            house.write(TEXT.replace("30s", f"{seconds}s"))
+            house.versions.reload()
+        house.versions.rollback(2)
+        assert (house.versions.rollback(), house.timeout) == (Outcome("applied", 6), 30)
+
+    def test_what_it_went_back_to_may_be_forgotten_meanwhile(self, house: House) -> None:
+        """Case 351: then nothing older is left, and what is newer is not older."""
+        house.write(TEXT.replace("[proxy]", "[proxy]\nhistory_size = 2"))
+        house.versions.reload()
+        house.write(house.path.read_text().replace("30s", "20s"))
+        house.versions.reload()
+        assert house.versions.rollback() == Outcome("applied", 4)
+        rejected(house, house.versions.rollback(), "no version before", version=4)
+
+    @pytest.mark.parametrize("text", [BAD, "", None], ids=["bad", "empty", "missing"])
+    @pytest.mark.parametrize("is_judged", [True, False])
+    def test_a_file_that_is_rejected_gets_back_what_is_in_effect(
+        self, house: House, text: str | None, is_judged: bool
+    ) -> None:
+        """Case 351: and not the version before that."""
+        house.write(OTHER)
+        house.versions.reload()
+        if text is None:
+            house.path.unlink()
+        else:
+            house.write(text)
+        if is_judged:
+            outcome = house.versions.reload()
+            assert outcome.notes == ("proxy-server ctl rollback puts version 2 back into the file",)
+        note = f"{house.path} is as version 2 again"
+        assert house.versions.rollback() == Outcome("unchanged", 2, notes=(note,))
+        assert house.path.read_text() == OTHER
+        assert (house.versions.look(), house.timeout, house.numbers) == (None, 20, [1, 2])
+        assert house.versions.rollback() == Outcome("applied", 3)
+
+    def test_so_does_one_that_could_not_be_applied(self, house: House) -> None:
+        """Case 351."""
+        house.busy = "Address already in use"
         house.write(OTHER)
         house.versions.reload()
         house.versions.rollback()
+        assert house.path.read_text() == TEXT
+
+    def test_what_is_volatile_stays_so(self, house: House) -> None:
+        """Case 351: the file gets back what it held, and not what lay over it."""
+        house.versions.change([("proxy.timeout", "9s")], volatile=True)
+        house.write(BAD)
+        house.versions.look()
         house.versions.rollback()
-        assert (house.timeout, house.numbers) == (20, [1, 2, 3, 4])
+        assert (house.path.read_text(), house.timeout) == (TEXT, 9)
+
+    def test_a_file_that_was_mended_meanwhile_is_not_taken_for_rejected(self, house: House) -> None:
+        """Case 351: nobody has looked at it yet."""
+        house.write(OTHER)
+        house.versions.reload()
+        house.write(BAD)
+        house.versions.reload()
+        house.write(OTHER)
+        assert (house.versions.rollback(), house.timeout) == (Outcome("applied", 3), 30)
 
     def test_an_earlier_run_s_version_can_be_gone_back_to(self, house: House) -> None:
         house.write(OTHER)

@@ -445,7 +445,7 @@ class TestTcp:
             login = ("-H", f"Authorization: Bearer {TOKEN}")
             assert curl(node, url)[0] == 401
             assert curl(node, url, *login)[0] == 200
-            assert curl(node, url, *login, "-H", "Host: attacker.example")[0] == 421
+            assert curl(node, url, "-H", "Host: attacker.example")[0] == 421
             # A new token is in effect without a restart, and the old one is not.
             said(ctl(node, "set", "control.token", stdin=b"another\n"))
             assert curl(node, url, *login)[0] == 401

@@ -1,0 +1,86 @@
+"""What is told of the running program: sums that agree, and durations that no clock can change."""
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from proxy.config import Protocol, ServerConfig
+from proxy.control import status
+from proxy.metrics import ListenerMetrics, Metrics, render
+from proxy.socks5.server import Socks5Server
+
+
+class Live:
+    """A session that has moved some bytes."""
+
+    def __init__(self, server: Socks5Server, sent: int, received: int) -> None:
+        self.id = 1
+        self.runtime = server._runtime
+        self.relay = SimpleNamespace(sent=sent, received=received)
+
+
+def program(*servers: Socks5Server, metrics: Metrics) -> Any:
+    return SimpleNamespace(servers=servers, metrics=metrics, draining=False)
+
+
+@pytest.fixture
+def versions() -> Any:
+    current = SimpleNamespace(number=1, time=1.0, source="start", summary="", volatile=False)
+    return SimpleNamespace(current=current, trouble=None, outcomes=dict.fromkeys(status.OUTCOMES, 0))
+
+
+def server(metrics: Metrics, name: str = "socks", most: int = 10) -> Socks5Server:
+    config = ServerConfig("127.0.0.1:0", Protocol.SOCKS5, name, max_connections=most)
+    return Socks5Server(config, metrics=metrics)
+
+
+def samples(app: Any, versions: Any) -> dict[str, str]:
+    lines = render(status.families(app, versions)).splitlines()
+    return dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+
+
+def test_the_whole_counts_what_listeners_did_that_are_gone(versions: Any) -> None:
+    metrics = Metrics()
+    here = server(metrics)
+    here.sessions.add(Live(here, 3, 30))  # type: ignore[arg-type]
+    here.metrics.accepted, here.metrics.sent, here.metrics.received = 2, 5, 50
+    gone = ListenerMetrics()
+    gone.accepted, gone.sent, gone.received = 1, 7, 70
+    metrics.listeners["gone"] = gone
+    told = status.status(program(here, metrics=metrics), versions)
+    assert (told["total"], told["sent"], told["received"]) == (3, 3 + 5 + 7, 30 + 50 + 70)
+
+
+def test_a_listener_that_is_replaced_has_no_more_places_while_the_old_one_drains(versions: Any) -> None:
+    metrics = Metrics()
+    new, old = server(metrics, most=20), server(metrics, most=10)
+    old.sessions.add(Live(old, 0, 0))  # type: ignore[arg-type]
+    told = samples(program(new, old, metrics=metrics), versions)
+    assert told['proxy_connections{listener="socks"}'] == "1"
+    assert told['proxy_connections_max{listener="socks"}'] == "20"
+
+
+def test_a_file_that_is_not_in_effect_is_one_in_the_metrics(versions: Any) -> None:
+    """Case 353."""
+    app = program(metrics=Metrics())
+    assert samples(app, versions)["proxy_config_file_rejected"] == "0"
+    assert status.status(app, versions)["file"] == {"in_effect": True}
+    versions.trouble = SimpleNamespace(problem="proxy.ini: is empty", since=7.0)
+    assert samples(app, versions)["proxy_config_file_rejected"] == "1"
+    file = {"in_effect": False, "problem": "proxy.ini: is empty", "since": 7.0}
+    assert status.status(app, versions)["file"] == file
+
+
+def test_the_uptime_goes_on_when_the_clock_is_set(versions: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Case 313: and the start is when it was by the clock as it is set now."""
+    app = program(metrics=Metrics())
+    before, now = status.status(app, versions), time.time
+    for step in (-7200, 50 * 365 * 86400):
+        monkeypatch.setattr("time.time", lambda step=step: now() + step)
+        after = status.status(app, versions)
+        assert before["uptime"] <= after["uptime"] < before["uptime"] + 60
+        assert after["started"] == pytest.approx(before["started"] + step, abs=5)
+        started = float(samples(app, versions)["process_start_time_seconds"])
+        assert started == after["started"]  # the same number each time
