@@ -4,7 +4,6 @@ The running program: its listeners, its logs, signals, and an end in good order.
 
 import gc
 import logging
-import resource
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,13 +21,16 @@ from proxy.errors import ProxyError, reason_of
 from proxy.listeners import Listeners, MakeServer, Plan, make_server
 from proxy.logs import LineWriter, finish, set_up
 from proxy.metrics import Metrics
+from proxy.net.dial import LOOKUP_THREADS
+from proxy.net.limits import RESERVE, RESERVED, raise_limit
+from proxy.net.splice import AVAILABLE, MOST_PIPES
 from proxy.net.stream import Socket
 from proxy.net.threads import Workers
-from proxy.server import ProxyServer
+from proxy.server import ProxyServer, places
 
 log = logging.getLogger(__name__)
 
-_OWN_DESCRIPTORS = 64
+_OWN_DESCRIPTORS = 64  # logs, the control interface and its clients, the file and its versions
 _NEW_OBJECTS = 10_000  # before the collector looks at them; some are always new when many clients come
 
 Act = Callable[[], object]
@@ -205,18 +207,16 @@ class App:
     # -- the process
 
     def _make_room(self) -> None:
-        """Allow as many descriptors as the connections may need, if the system lets us."""
-        needed = _OWN_DESCRIPTORS + sum(2 * each.max_connections for each in self.config.listeners)
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft < needed:
-            soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        if soft < needed:
+        """Allow as many descriptors as the system lets us have, and tell if that may not be enough."""
+        RESERVE.keep(RESERVED)
+        needed = _descriptors_needed(self.config)
+        limit = raise_limit(needed)
+        if limit < needed:
             log.warning(
-                "max_connections needs %d file descriptors, but the limit is %d: raise it (ulimit -Hn), "
-                "or lower max_connections",
+                "max_connections may need %d file descriptors, but the limit is %d: raise it (ulimit -Hn, "
+                "LimitNOFILE), or lower max_connections",
                 needed,
-                soft,
+                limit,
             )
 
     def _watch_signals(self) -> None:
@@ -260,6 +260,17 @@ class App:
             log.info(
                 "%s: %d connections live, %d in all", server.config.name, len(server.sessions), server.total
             )
+
+
+def _descriptors_needed(config: ProxyConfig) -> int:
+    """Count what all connections may need at their peak, with what is needed beside them."""
+    connections = sum(places(each) for each in config.listeners)
+    # A client's socket, and two for its target: while it is dialled, two addresses of it are raced.
+    needed = 3 * connections
+    needed += 2 * min(2 * connections, MOST_PIPES) if AVAILABLE and config.splice == "auto" else 0
+    needed += 2 * min(connections, LOOKUP_THREADS)  # a name server, and the file that says where it is
+    needed += 2 * 2 * len(config.listeners)  # two families, and their copies while they change hands
+    return needed + RESERVED + _OWN_DESCRIPTORS
 
 
 def _spare_the_collector() -> None:

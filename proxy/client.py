@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from proxy import rules
 from proxy.address import Address
 from proxy.config import ClientConfig, to_bytes
-from proxy.errors import DialError, Failure, ProxyError, UpstreamError
+from proxy.errors import DialError, Failure, LimitError, ProxyError, UpstreamError, is_shortage
 from proxy.net.deadline import Deadline
 from proxy.net.dial import dial
+from proxy.net.limits import shortage
 from proxy.net.relay import DataForwarder, Transfer
 from proxy.net.sock import Sock
 from proxy.net.stream import Ending, Socket, Stream, TcpStream, address_of
@@ -52,8 +53,8 @@ class ProxyClient(ABC):
         """
         Connect to a target before the deadline.
 
-        Raises ``DialError`` if the target cannot be reached, and ``UpstreamError`` if the proxy on
-        the way to it failed.
+        Raises ``DialError`` if the target cannot be reached, ``UpstreamError`` if the proxy on the way
+        to it failed, and ``LimitError`` if we ourselves have no descriptor or port left for it.
         """
 
     def connect(self, target_host: str, target_port: int) -> Connected:
@@ -98,7 +99,7 @@ class UpstreamClient(ProxyClient):
         super().authenticate(username, password)
 
     def dial_proxy(self, proxy: Address, deadline: Deadline) -> Sock:
-        """Connect to the proxy itself; raises ``UpstreamError``."""
+        """Connect to the proxy itself; raises ``UpstreamError``, and ``LimitError``, which blames nobody."""
         try:
             return dial(proxy, deadline)
         except DialError as exc:
@@ -110,7 +111,7 @@ class UpstreamClient(ProxyClient):
         """Tell whether a connection to the proxy can be made now."""
         try:
             dial(self._config.endpoint.address, deadline).close()
-        except DialError:
+        except (DialError, LimitError):
             return False
         return True
 
@@ -119,8 +120,10 @@ class UpstreamClient(ProxyClient):
         Make the error that says that the proxy failed.
 
         Its failure is never the cause's own, which a client would take for the target's; only that
-        time ran out is true of both.
+        time ran out is true of both. Raises ``LimitError`` where the cause is a shortage of our own.
         """
+        if isinstance(cause, OSError) and is_shortage(cause):
+            raise shortage(f"upstream {self.name}", cause) from cause
         timed_out = isinstance(cause, TimeoutError) or getattr(cause, "failure", None) is Failure.TIMED_OUT
         failure = Failure.TIMED_OUT if timed_out else Failure.UPSTREAM
         return UpstreamError(f"upstream {self.name}: {reason}", failure, transient=transient)

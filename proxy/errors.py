@@ -61,7 +61,7 @@ class AuthError(ProxyError):
 
 
 class LimitError(ProxyError):
-    """There is no place left."""
+    """There is no room left here: no place, no descriptor, no port, no memory. Nobody else is to blame."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, Failure.LIMIT)
@@ -107,6 +107,11 @@ _BY_ERRNO = {
     errno.ENOBUFS: Failure.LIMIT,
     errno.ENOMEM: Failure.LIMIT,
 }
+
+
+def is_shortage(exc: OSError) -> bool:
+    """Tell whether the operating system has no more of something to give, which is nobody else's fault."""
+    return _BY_ERRNO.get(exc.errno or 0) is Failure.LIMIT
 
 
 def failure_of(exc: OSError) -> Failure:

@@ -66,7 +66,7 @@ class ProxyServer(ABC):
         self._access_log = access_log
         self.metrics = (metrics or Metrics()).listener(config.name)
         self._runtime = build_runtime(config, access_log, self.metrics)
-        self._pool = Places(_places(config))
+        self._pool = Places(places(config))
         self._acceptors: list[Acceptor] = []
         self.sessions: set[Session] = set()
 
@@ -140,7 +140,7 @@ class ProxyServer(ABC):
     def use(self, runtime: Runtime) -> None:
         """Serve new connections with a runtime that was built for this server."""
         self._runtime = runtime
-        self._pool.resize(_places(runtime.config))
+        self._pool.resize(places(runtime.config))
 
     def end_sessions_of_changed(self, users: Mapping[str, str]) -> None:
         """End the connections of those who are no users any more, or have another password."""
@@ -167,5 +167,6 @@ class ProxyServer(ABC):
         self._pool.kill()
 
 
-def _places(config: ServerConfig) -> int:
+def places(config: ServerConfig) -> int:
+    """Tell how many clients are served or refused at a time."""
     return config.max_connections + (REFUSALS if config.overload is Overload.REFUSE else 0)

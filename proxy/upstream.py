@@ -17,7 +17,7 @@ from time import monotonic
 from proxy.address import Address
 from proxy.client import Connected, DirectClient, ProxyClient, UpstreamClient
 from proxy.config import ServerConfig, Strategy, UpstreamConfig, UpstreamType
-from proxy.errors import DialError, Failure, ProxyError, UpstreamError
+from proxy.errors import DialError, Failure, LimitError, ProxyError, UpstreamError
 from proxy.net import background
 from proxy.net.deadline import Deadline
 
@@ -97,11 +97,15 @@ class Upstream:
         raise AssertionError("unreachable")
 
     def _attempt(self, target: Address, deadline: Deadline) -> Connected:
+        rested_until = self.rests_until
         if self.failures:
             # This connection tries it; until it knows more, others go elsewhere.
             self.rests_until = max(self.rests_until, monotonic() + self.config.timeout)
         try:
             connected = self.client.dial(target, self._limit(deadline))
+        except LimitError:
+            self.rests_until = rested_until  # our own shortage: it was not even tried
+            raise
         except DialError as exc:
             if not isinstance(exc, UpstreamError):
                 self._answered()  # it did its work: the target is to blame

@@ -13,7 +13,7 @@ from proxy import upstream as module
 from proxy.address import Address
 from proxy.client import Connected, DirectClient, ProxyClient
 from proxy.config import Protocol, ServerConfig, Strategy, UpstreamConfig, UpstreamType
-from proxy.errors import DialError, Failure, UpstreamError
+from proxy.errors import DialError, Failure, LimitError, UpstreamError
 from proxy.net import deadline as deadline_module
 from proxy.net.deadline import Deadline
 from proxy.upstream import Selector, Upstream, way_out
@@ -422,3 +422,39 @@ def test_upstreams_are_in_the_order_of_the_configuration() -> None:
     assert isinstance(selector, Selector)
     assert [upstream.name for upstream in selector.upstreams] == ["home", "direct"]
     assert isinstance(selector.upstreams[1].client, DirectClient)
+
+
+# A shortage of our own
+
+
+def short(client: Client, deadline: Deadline) -> None:
+    """Have no descriptor left to reach it with."""
+    raise LimitError("10.0.0.1:1080: Too many open files")
+
+
+def test_a_shortage_of_our_own_is_no_upstreams_fault(clock: Clock, clients: dict[str, Client]) -> None:
+    """Case 340: it does not rest, is not tried again, and nobody is sent another way."""
+    clients["home"] = Client("home", short)
+    selector = select(clients, "home", "backup", retry_count=5)
+    for _ in range(3):
+        with pytest.raises(LimitError):
+            selector.dial(TARGET, Deadline(BUDGET))
+    assert clients["home"].attempts == 3
+    assert clients["backup"].attempts == 0
+    assert not clock.pauses
+    clients["home"].then(None)
+    assert way_taken(selector) == "home"
+
+
+def test_one_that_failed_before_is_neither_back_nor_put_off_by_a_shortage(
+    clock: Clock, clients: dict[str, Client]
+) -> None:
+    clients["home"] = Client("home", broken("home"), short, None)
+    selector = select(clients, "home")
+    with pytest.raises(UpstreamError):
+        selector.dial(TARGET, Deadline(BUDGET))
+    (home,) = selector.upstreams
+    failures, rests_until = home.failures, home.rests_until
+    with pytest.raises(LimitError):
+        selector.dial(TARGET, Deadline(BUDGET))
+    assert (home.failures, home.rests_until) == (failures, rests_until)

@@ -40,7 +40,8 @@ from proxy.control.configspec import (
 )
 from proxy.control.inisyntax import QUOTE_IT
 from proxy.control.outline import MAX_BYTES, Outline, Problem
-from proxy.errors import ConfigError, reason_of
+from proxy.errors import ConfigError, is_shortage, reason_of
+from proxy.net.limits import from_reserve, shortage
 from proxy.net.tls import client_context, server_context
 from proxy.units import write_duration
 
@@ -79,11 +80,17 @@ def load(path: str) -> Loaded:
 
 
 def read(path: str) -> Content:
-    """Read a file without a look at what is in it. Raises ``InvalidConfigError`` if it cannot be read."""
+    """
+    Read a file without a look at what is in it.
+
+    Raises ``InvalidConfigError`` if it cannot be read, and ``LimitError`` if only we cannot do that now.
+    """
     try:
-        with open(path, "rb") as file:
+        with from_reserve(lambda: open(path, "rb")) as file:
             return Content(mode=os.fstat(file.fileno()).st_mode, data=file.read(MAX_BYTES + 1))
     except OSError as exc:
+        if is_shortage(exc):
+            raise shortage(f"{path} cannot be read now", exc) from exc
         reason = "is a folder" if exc.errno == errno.EISDIR else f"cannot be read: {reason_of(exc)}"
         raise InvalidConfigError((Problem(path, 0, "", "", reason),)) from exc
     except ValueError as exc:

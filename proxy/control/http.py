@@ -15,12 +15,12 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from gevent.pool import Pool
-from gevent.server import StreamServer
 
 from proxy.address import Address
 from proxy.errors import reason_of
 from proxy.net.channel import Channel
 from proxy.net.deadline import Deadline
+from proxy.net.listen import SocketServer
 from proxy.net.stream import Socket, address_of
 from proxy.websocket.headers import Fields, HeadBuffer, Headers, HttpError, RequestHead, parse_request
 
@@ -78,7 +78,7 @@ class HttpServer:
     def __init__(self, sock: Socket, handler: Handler, guard: Guard = lambda head, client: None) -> None:
         self._handler = handler
         self._guard = guard
-        self._server = StreamServer(sock, self._serve, spawn=Pool(PLACES))
+        self._server = SocketServer(sock, self._serve, spawn=Pool(PLACES))
 
     @property
     def address(self) -> Address:

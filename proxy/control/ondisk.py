@@ -56,6 +56,10 @@ class OnDisk:
         """Take this for judged, and accepted, when it is found in the file."""
         self._judged, self._waits_for, self.is_rejected = _digest(text.encode()), {}, False
 
+    def forget(self) -> None:
+        """Judge it again at the next look: it could not be done now."""
+        self._judged = ""
+
     def may_be_judged_otherwise(self) -> bool:
         """Tell whether it is another file than was judged, or may read another TLS file."""
         data = self._read()

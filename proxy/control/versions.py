@@ -31,7 +31,7 @@ from proxy.control.ondisk import OnDisk, UnwritableError
 from proxy.control.outcome import Conflict, Outcome, RefusedError, Trouble, problems_of, refused_by_name
 from proxy.control.overlay import Edits, Layers, bare
 from proxy.control.stamps import Stamps, stamps, tls_files
-from proxy.errors import ConfigError, ProxyError, reason_of
+from proxy.errors import ConfigError, Failure, ProxyError, reason_of
 from proxy.net.threads import Workers
 
 log = logging.getLogger(__name__)
@@ -170,17 +170,31 @@ class Versions:
             return self._settle(partial(self._reload, source, is_asked_for=True), cure=True)
 
     def look(self) -> Outcome | None:
-        """Reload what is not as it was when it was last judged: the file, its TLS files; None if all is."""
+        """
+        Reload what is not as it was when it was last judged: the file, its TLS files; None if all is.
+
+        Raises ``ProxyError`` where that is not to be told now, for want of descriptors or the like.
+        """
         with self._lock:
-            outcome = None
-            if self._run(self._file.may_be_judged_otherwise):
-                outcome = self._settle(partial(self._reload, "file", is_asked_for=False), cure=True)
-            # Whatever became of the file: certificates are renewed beside a broken one too.
-            tls = stamps(tls_files(self.config))
-            if tls not in (self._tls, self._tried_tls):
-                self._tried_tls = tls
-                outcome = self._settle(self._renew)
-            return outcome
+            try:
+                return self._look()
+            except ProxyError:
+                self._file.forget()
+                self._tried_tls = {}
+                raise
+
+    def _look(self) -> Outcome | None:
+        outcome = None
+        if self._run(self._file.may_be_judged_otherwise):
+            outcome = self._settle(
+                partial(self._reload, "file", is_asked_for=False), cure=True, is_asked_for=False
+            )
+        # Whatever became of the file: certificates are renewed beside a broken one too.
+        tls = stamps(tls_files(self.config))
+        if tls not in (self._tls, self._tried_tls):
+            self._tried_tls = tls
+            outcome = self._settle(self._renew, is_asked_for=False)
+        return outcome
 
     def files(self) -> Sequence[str]:
         """List what to look at: the file, the TLS files in effect, and those that it waits for."""
@@ -345,12 +359,20 @@ class Versions:
 
     # -- what they all come to
 
-    def _settle(self, attempt: Callable[[], Outcome], *, cure: bool = False) -> Outcome:
-        """Attempt a change, and say what became of it; and the cure for a file that is rejected."""
+    def _settle(
+        self, attempt: Callable[[], Outcome], *, cure: bool = False, is_asked_for: bool = True
+    ) -> Outcome:
+        """
+        Attempt a change, and say what became of it; and the cure for a file that is rejected.
+
+        A shortage of our own is raised if nobody waits for an answer.
+        """
         try:
             with _politely():
                 outcome = attempt()
         except ProxyError as exc:
+            if exc.failure is Failure.LIMIT and not is_asked_for:
+                raise
             outcome = Outcome("rejected", self.current.number, problems=problems_of(exc))
             for problem in outcome.problems:
                 log.error("%s", problem)

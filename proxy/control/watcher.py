@@ -14,6 +14,7 @@ import gevent
 from gevent.event import Event
 
 from proxy.control.stamps import Stamps, stamps
+from proxy.errors import ProxyError
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,11 @@ class Watcher:
         interval: Callable[[], float],
         look: Callable[[], object],
     ) -> None:
-        """Watch for ``look``, which is called when there may be something new."""
+        """
+        Watch for ``look``, which is called when there may be something new.
+
+        It raises ``ProxyError`` when it cannot look now, and is called again at the next poll.
+        """
         self._files = files
         self._interval = interval
         self._look = look
@@ -57,7 +62,11 @@ class Watcher:
         self._last = now
         if is_settled and now != self._acted_on:
             self._acted_on = now
-            self._look()
+            try:
+                self._look()
+            except ProxyError as exc:
+                self._acted_on = None
+                log.warning("%s; it is tried again", exc, extra={"collapse": exc})
 
     def _run(self) -> None:
         polled = monotonic()

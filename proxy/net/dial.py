@@ -24,8 +24,9 @@ from gevent.monkey import get_original
 from gevent.queue import Empty, Queue
 
 from proxy.address import Address
-from proxy.errors import DialError, Failure, failure_of, reason_of
+from proxy.errors import DialError, Failure, LimitError, ProxyError, failure_of, is_shortage, reason_of
 from proxy.net.deadline import Deadline, wait
+from proxy.net.limits import shortage
 from proxy.net.sock import Sock
 from proxy.net.threads import Workers
 
@@ -45,7 +46,8 @@ def dial(address: Address, deadline: Deadline, check: Check = lambda ip: None) -
     Connect to an address.
 
     ``check`` judges each IP address before it is used, and raises ``DialError`` to refuse it.
-    Raises ``DialError``: for several addresses, with the first one's failure.
+    Raises ``DialError``: for several addresses, with the first one's failure. Raises ``LimitError`` if
+    one of them could not be tried, for want of something of ours.
     """
     ip = address.ip
     candidates = [ip] if ip else interleave(resolve(address.host, deadline))
@@ -72,7 +74,7 @@ def resolve(host: str, deadline: Deadline) -> list[IPAddress]:
     """
     Look a name up in a thread of its own; simultaneous lookups of one name share it.
 
-    Raises ``DialError`` with ``NAME_NOT_FOUND`` or ``NAME_TIMED_OUT``.
+    Raises ``DialError`` with ``NAME_NOT_FOUND`` or ``NAME_TIMED_OUT``, and ``LimitError``.
     """
     lookup = _lookups.get(host)
     if lookup is None:
@@ -102,8 +104,12 @@ def _ask_system(host: str) -> list[IPAddress]:
         # EAI_AGAIN: no server gave an answer. Anything else: the answer is that there is none.
         again = exc.errno == std_socket.EAI_AGAIN
         failure = Failure.NAME_TIMED_OUT if again else Failure.NAME_NOT_FOUND
+        if exc.errno == std_socket.EAI_MEMORY:
+            raise LimitError(f"{host} cannot be looked up: {reason_of(exc)}") from exc
         raise DialError(f"{host} does not resolve: {reason_of(exc)}", failure) from exc
     except (OSError, UnicodeError) as exc:
+        if isinstance(exc, OSError) and is_shortage(exc):
+            raise shortage(f"{host} cannot be looked up", exc) from exc
         raise DialError(f"{host} cannot be looked up: {reason_of(exc)}", Failure.NAME_TIMED_OUT) from exc
     return list(dict.fromkeys(ip_address(info[4][0].partition("%")[0]) for info in found))
 
@@ -129,11 +135,31 @@ def _connect(ip: IPAddress, address: Address, deadline: Deadline) -> Sock:
         if sock:
             sock.close()
         where = str(address) if str(ip) == address.host else f"{address} ({ip})"
+        if is_shortage(exc) or _ports_are_used_up(exc, family, (str(ip), address.port)):
+            raise shortage(where, exc) from exc
         raise DialError(f"{where}: {reason_of(exc)}", failure_of(exc)) from exc
     except BaseException:
         if sock:
             sock.close()
         raise
+
+
+def _ports_are_used_up(exc: OSError, family: int, sockaddr: tuple[str, int]) -> bool:
+    """
+    Tell whether all local ports to an address are in use.
+
+    Where we have no address of its family the error is the same. Datagrams have ports of their own.
+    """
+    if exc.errno not in (errno.EADDRNOTAVAIL, errno.EADDRINUSE):
+        return False
+    try:
+        probe = Sock(family, std_socket.SOCK_DGRAM)
+    except OSError:
+        return False
+    try:
+        return probe.connect_ex(sockaddr) == 0
+    finally:
+        probe.close()
 
 
 def _await_connection(sock: Sock, sockaddr: tuple[str, int], deadline: Deadline) -> None:
@@ -152,7 +178,7 @@ def _await_connection(sock: Sock, sockaddr: tuple[str, int], deadline: Deadline)
 @dataclass(frozen=True)
 class _Outcome:
     sock: Sock | None = None
-    error: DialError | None = None
+    error: ProxyError | None = None
 
 
 class _Race:
@@ -167,7 +193,7 @@ class _Race:
 
     def run(self) -> Sock:
         """Return the winner's socket; raises the first ``DialError`` when all have lost."""
-        errors: list[DialError] = []
+        errors: list[ProxyError] = []
         try:
             while len(errors) < len(self._runners) or self._waiting:
                 if self._waiting:
@@ -180,14 +206,14 @@ class _Race:
                     return outcome.sock
                 if outcome.error:
                     errors.append(outcome.error)
-            raise errors[0]
+            raise next((each for each in errors if isinstance(each, LimitError)), errors[0])
         finally:
             self._call_off()
 
     def _attempt(self, ip: IPAddress) -> None:
         try:
             self._outcomes.put(_Outcome(sock=_connect(ip, self._address, self._deadline)))
-        except DialError as exc:
+        except (DialError, LimitError) as exc:
             self._outcomes.put(_Outcome(error=exc))
 
     def _call_off(self) -> None:

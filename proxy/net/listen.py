@@ -2,6 +2,7 @@
 Listen on an address, and hand each connection to a greenlet of a bounded pool.
 """
 
+import errno
 import logging
 import os
 import socket as std_socket
@@ -12,7 +13,8 @@ from gevent import socket
 from gevent.server import StreamServer
 
 from proxy.address import Endpoint
-from proxy.errors import ProxyError, failure_of, reason_of
+from proxy.errors import ProxyError, failure_of, is_shortage, reason_of
+from proxy.net.limits import FOR_FILES, RESERVE, from_reserve, shortage
 from proxy.net.places import Handler, Places
 from proxy.net.sock import Sock
 from proxy.net.stream import address_of
@@ -20,6 +22,14 @@ from proxy.net.stream import address_of
 log = logging.getLogger(__name__)
 
 BACKLOG = 1024  # connections: a burst of clients waits here while we accept
+_PAUSE = 0.1  # seconds without accepting, when there is no room for another client
+
+# Errors of a client that left while it waited; on Linux, its network's errors come by accept too (accept(2)).
+_ALREADY_GONE = {
+    *(errno.ECONNABORTED, errno.ECONNRESET, errno.EPROTO, errno.ENOPROTOOPT, errno.EPERM),
+    *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EOPNOTSUPP),
+    *(errno.ETIMEDOUT, getattr(errno, "ENONET", errno.EPROTO)),
+}
 
 
 def bind(endpoint: Endpoint, inherited: Iterable[socket.socket] = ()) -> list[socket.socket]:
@@ -85,9 +95,53 @@ def _prepare(sock: socket.socket) -> socket.socket:
     return sock
 
 
-class Acceptor(StreamServer):
+class SocketServer(StreamServer):
+    """Accepts on one listening socket while its pool has places."""
+
+    def do_read(self) -> Any:
+        """Accept a client, if one is there."""
+        listening: Any = self.socket
+        if RESERVE.is_short:
+            RESERVE.fill()
+        try:
+            fileno, peer = listening._accept()
+        except BlockingIOError:
+            return None
+        except OSError as exc:
+            accepted = self._accept_after(exc)
+            if not accepted:
+                return None
+            fileno, peer = accepted
+        return Sock(listening.family, std_socket.SOCK_STREAM, 0, fileno), peer
+
+    def _accept_after(self, exc: OSError) -> Any:
+        """Accept what could not be accepted, if that is to be; raises what is a bug."""
+        if exc.errno in _ALREADY_GONE:
+            return None
+        if not is_shortage(exc):
+            raise exc
+        where = address_of(self.address) if isinstance(self.address, tuple) else self.address
+        shortage(f"cannot accept on {where}", exc)
+        listening: Any = self.socket
+        try:
+            return from_reserve(listening._accept, leave=FOR_FILES)
+        except BlockingIOError:
+            return None
+        except OSError:
+            # Nothing says when there is room again: until then the socket would be readable all the time.
+            self.stop_accepting()
+            self._timer: Any = self.loop.timer(_PAUSE)
+            self._timer.start(self._go_on)
+            return None
+
+    def _go_on(self) -> None:
+        if self.started:
+            self.start_accepting()
+
+
+class Acceptor(SocketServer):
     """
-    Accepts on one listening socket while its pool has places.
+    Accepts clients for a handler.
 
     When the pool is full nothing is accepted, and clients wait in the kernel's queue.
     """
@@ -96,15 +150,6 @@ class Acceptor(StreamServer):
         super().__init__(sock, cast(Any, handler), spawn=places)
         self._handler = handler
         self._places = places
-
-    def do_read(self) -> Any:
-        """Accept a client, if one is there."""
-        listening: Any = self.socket
-        try:
-            fileno, peer = listening._accept()
-        except BlockingIOError:
-            return None
-        return Sock(listening.family, std_socket.SOCK_STREAM, 0, fileno), peer
 
     def do_handle(self, client: Any, peer: Any) -> None:
         """Have a client served."""

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 from gevent.monkey import get_original
 from gevent.threadpool import ThreadPool
 
+from proxy.errors import LimitError
+
 T = TypeVar("T")
 
 _IDLE_THREAD = 10  # seconds until a thread without work ends
@@ -26,10 +28,15 @@ class Workers:
         """
         Call a function in a thread, and wait for it.
 
-        A deadline of the caller ends the waiting, not the thread.
+        A deadline of the caller ends the waiting, not the thread. Raises ``LimitError`` if no thread
+        can be had.
         """
         # gevent prints a traceback for an exception that leaves a thread, so none does.
-        outcome: Any = self._pool.spawn(_outcome, function).get()
+        try:
+            result = self._pool.spawn(_outcome, function)
+        except RuntimeError as exc:  # the system, or this user, may have no more of them
+            raise LimitError(f"no thread: {exc}") from exc
+        outcome: Any = result.get()
         if isinstance(outcome, _Raised):
             raise outcome.error
         return outcome  # type: ignore[no-any-return]

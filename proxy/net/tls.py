@@ -7,7 +7,8 @@ import ssl
 from gevent import socket
 from gevent.ssl import SSLContext, SSLSocket
 
-from proxy.errors import ConfigError, ProtocolError
+from proxy.errors import ConfigError, ProtocolError, is_shortage
+from proxy.net.limits import check_descriptors, from_reserve, shortage
 from proxy.net.sock import Sock
 
 
@@ -18,7 +19,7 @@ def server_context(cert: str, key: str) -> SSLContext:
     for field, path in (("tls_cert", cert), ("tls_key", key)):
         _check_readable(field, path)
     try:
-        context.load_cert_chain(cert, key, password=_no_password)
+        from_reserve(lambda: context.load_cert_chain(cert, key, password=_no_password))
     except ssl.SSLError as exc:
         raise ConfigError("tls_cert", f"{cert} and {key}: {_explain(exc)}") from exc
     return context
@@ -34,7 +35,7 @@ def client_context(ca: str = "", *, verify: bool = True) -> SSLContext:
     elif ca:
         _check_readable("tls_ca", ca)
         try:
-            context.load_verify_locations(ca)
+            from_reserve(lambda: context.load_verify_locations(ca))
         except ssl.SSLError as exc:
             raise ConfigError("tls_ca", f"{ca}: no PEM certificate in it") from exc
     else:
@@ -60,9 +61,11 @@ def _no_password() -> str:
 
 def _check_readable(field: str, path: str) -> None:
     try:
-        with open(path, "rb"):
+        with from_reserve(lambda: open(path, "rb")):
             pass
     except OSError as exc:
+        if is_shortage(exc):
+            raise shortage(f"{path} cannot be read now", exc) from exc
         raise ConfigError(field, f"{path}: {exc.strerror}") from exc
 
 
@@ -101,7 +104,11 @@ def _shake_hands(sock: SSLSocket) -> SSLSocket:
         sock.do_handshake()
         return sock
     except ssl.SSLError as exc:
-        sock.close()
+        try:
+            if isinstance(exc, ssl.SSLCertVerificationError):
+                check_descriptors("TLS handshake")  # authorities are read from files when they are wanted
+        finally:
+            sock.close()
         raise ProtocolError(f"TLS handshake: {describe(exc)}") from exc
     except BaseException:
         sock.close()

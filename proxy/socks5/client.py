@@ -5,6 +5,7 @@ PySocks cannot use a connection that is already there, and writes a length from 
 So it speaks through a ``_Mouthpiece``, which lends it our channel and replaces its login by ours.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import socks
@@ -15,6 +16,7 @@ from proxy.config import ClientConfig
 from proxy.errors import DialError, Failure, ProtocolError, reason_of
 from proxy.net.channel import Channel
 from proxy.net.deadline import Deadline
+from proxy.net.limits import from_reserve
 from proxy.socks5 import codec
 from proxy.socks5.codec import Command, Login
 
@@ -39,10 +41,9 @@ class Socks5Client(UpstreamClient):
     def _request(self, channel: Channel, target: Address, deadline: Deadline) -> Address:
         login = Login(*self.credentials) if self.credentials else None
         mouthpiece = _Mouthpiece(channel, login)
-        conversation = _Conversation(login is not None)
         try:
             with deadline.limit("SOCKS5 handshake"):
-                return conversation.request(mouthpiece, target)
+                return _conversation(login is not None).request(mouthpiece, target)
         except socks.SOCKS5AuthError as exc:
             raise self.blame("refused our credentials", transient=False) from exc
         except socks.SOCKS5Error as exc:
@@ -51,8 +52,6 @@ class Socks5Client(UpstreamClient):
             raise self.blame(f"SOCKS5 handshake: {exc}") from exc
         except OSError as exc:
             raise self.blame(reason_of(exc), exc) from exc
-        finally:
-            conversation.close()
 
     def _refusal(self, code: int, target: Address) -> DialError:
         failure = codec.failure_of(code)
@@ -86,6 +85,12 @@ class _Conversation(socks.socksocket):  # type: ignore[misc]
             if exc.failure is Failure.UNSUPPORTED_ADDRESS:
                 raise
             return UNKNOWN  # an odd name, read to its end: it says nothing that we need
+
+
+@lru_cache
+def _conversation(has_login: bool) -> _Conversation:
+    # It keeps nothing of a conversation, so all can share it; one for each would cost a descriptor each.
+    return from_reserve(lambda: _Conversation(has_login))
 
 
 class _Mouthpiece:

@@ -13,12 +13,12 @@ import gevent
 import pytest
 
 from proxy.config import ProxyConfig
-from proxy.control import files
+from proxy.control import configfile, files
 from proxy.control.configfile import InvalidConfigError
 from proxy.control.outcome import Conflict, Outcome
 from proxy.control.outline import MAX_BYTES
 from proxy.control.versions import Versions
-from proxy.errors import ProxyError
+from proxy.errors import LimitError, ProxyError
 from tests.integration.certificates import Authority, Certificate
 
 TEXT = """\
@@ -61,6 +61,7 @@ class House:
         self.folder = folder / "state"
         self.running: list[ProxyConfig] = []
         self.busy = ""  # a reason for which nothing can be applied
+        self.short: LimitError | None = None  # and one that passes
         self.versions = self.start()
 
     def start(self, **how: bool) -> Versions:
@@ -73,6 +74,8 @@ class House:
     def apply(self, config: ProxyConfig) -> tuple[str, ...]:
         if self.busy:
             raise ProxyError(self.busy)
+        if self.short:
+            raise self.short
         self.running.append(config)
         return ()
 
@@ -907,3 +910,54 @@ class TestLookingBack:
         assert house.numbers == [1, 5, 7]
         assert "-timeout = 1s" in house.versions.diff(5, 7)
         rejected(house, house.versions.rollback(5), "version 5:", version=7)
+
+
+class TestShortage:
+    """Case 340: what we have no descriptor for now says nothing of the file."""
+
+    @pytest.fixture
+    def full(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+        """Let no file be opened while that is wanted."""
+        is_full = False
+
+        def act(what: Callable[[], object]) -> object:
+            if is_full:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return what()
+
+        def be(state: bool) -> None:
+            nonlocal is_full
+            is_full = state
+
+        monkeypatch.setattr(configfile, "from_reserve", act)
+        return be
+
+    def test_a_look_that_is_not_possible_now_rejects_nothing(
+        self, house: House, full: Callable[[bool], None], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        house.write(OTHER)
+        full(True)
+        with pytest.raises(LimitError, match=r"cannot be read now: Too many open files$"):
+            house.versions.look()
+        assert not house.versions.outcomes
+        assert not [each for each in caplog.records if each.levelname == "ERROR"]
+        full(False)
+        outcome = house.versions.look()
+        assert outcome is not None
+        assert (outcome.status, house.timeout) == ("applied", 20)
+
+    def test_a_change_that_cannot_be_applied_now_is_applied_at_a_later_look(self, house: House) -> None:
+        """Such as a new listener's socket, when there is no descriptor left."""
+        house.write(OTHER)
+        house.short = LimitError("cannot listen on :1080: Too many open files")
+        with pytest.raises(LimitError):
+            house.versions.look()
+        assert not house.versions.outcomes
+        house.short = None
+        outcome = house.versions.look()
+        assert outcome is not None
+        assert (outcome.status, house.timeout) == ("applied", 20)
+
+    def test_who_asks_is_told(self, house: House, full: Callable[[bool], None]) -> None:
+        full(True)
+        rejected(house, house.versions.reload(), "cannot be read now: Too many open files")

@@ -8,6 +8,7 @@ import gevent
 import pytest
 
 from proxy.control.watcher import Watcher
+from proxy.errors import LimitError
 
 
 @pytest.fixture(autouse=True)
@@ -191,3 +192,20 @@ def test_once_stopped_it_looks_no_more(house: House) -> None:
     write(house.path)
     gevent.sleep(0.02)
     assert house.looks == 0
+
+
+def test_what_could_not_be_looked_at_is_looked_at_again_at_the_next_poll(tmp_path: Path) -> None:
+    """Case 340: without descriptors the file cannot be read now, which says nothing of the file."""
+    looks = []
+
+    def look() -> None:
+        looks.append(1)
+        if len(looks) < 3:
+            raise LimitError("Too many open files")
+
+    path = tmp_path / "proxy.ini"
+    path.write_text("one")
+    watcher = Watcher(lambda: [str(path)], lambda: 1.0, look)
+    for _ in range(6):
+        watcher.poll()
+    assert len(looks) == 3

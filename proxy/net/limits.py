@@ -1,0 +1,118 @@
+"""
+What the system lets this process have, and what is said and done when that has come to an end.
+
+A shortage of descriptors, memory or ports is our own. It raises ``LimitError``, which is neither the
+target's fault nor an upstream's, so nobody is blamed, made to rest or passed over for it.
+
+Some descriptors are kept in reserve, so that there is always one to accept a client with: it is then
+told, in its own protocol, that there is no room, and gives the descriptor back.
+"""
+
+import errno
+import logging
+import os
+import resource
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
+
+from gevent.monkey import get_original
+
+from proxy.errors import LimitError, is_shortage, reason_of
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+RESERVED = 20  # descriptors: some clients at a time can be told that there is no room,
+FOR_FILES = 4  # and these are left for the configuration file and what it names
+_ENOUGH = 1 << 20  # descriptors: more than any machine can make use of
+
+# gevent's close waits for the next turn of its loop, but these are wanted at once.
+_close = get_original("os", "close")
+
+
+def raise_limit(needed: int) -> int:
+    """Allow as many descriptors as the system lets us have, within reason; returns how many these are."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = max(needed, _ENOUGH)
+    # The first may be refused where no hard limit is set but the kernel has its own.
+    for wanted in (most if hard == resource.RLIM_INFINITY else min(most, hard), needed):
+        if soft in (-1, resource.RLIM_INFINITY) or wanted <= soft:
+            break
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            break
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return most if soft == resource.RLIM_INFINITY else soft
+
+
+def shortage(what: str, exc: OSError) -> LimitError:
+    """Make the error that says that we are short of something, and tell the operator how to help that."""
+    message = f"{what}: {reason_of(exc)}"
+    log.warning("%s: %s", message, _cure(exc.errno), extra={"collapse": exc.errno})
+    return LimitError(message)
+
+
+def _cure(number: int | None) -> str:
+    if number == errno.EMFILE:
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return f"raise the limit of {soft} descriptors (ulimit -n, LimitNOFILE), or lower max_connections"
+    if number == errno.ENFILE:
+        return "raise the limit of the whole machine (fs.file-max)"
+    if number in (errno.EADDRNOTAVAIL, errno.EADDRINUSE):
+        return "all local ports to this address are in use: widen net.ipv4.ip_local_port_range"
+    return "this machine is short of memory"
+
+
+class _Reserve:
+    """Descriptors that are there to be closed when no other one is to be had."""
+
+    def __init__(self) -> None:
+        self._held: list[int] = []
+        self._wanted = 0
+
+    @property
+    def is_short(self) -> bool:
+        """True if some of it has been spent."""
+        return len(self._held) < self._wanted
+
+    def keep(self, count: int) -> None:
+        """Keep so many from now on, as far as there are any."""
+        self._wanted = count
+        self.fill()
+
+    def fill(self) -> None:
+        """Take back what was spent, as far as there is any."""
+        with suppress(OSError):
+            while self.is_short:
+                self._held.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+
+    def spend(self, *, leave: int = 0) -> bool:
+        """Free one descriptor, but leave some; False if there is none to free."""
+        if len(self._held) <= leave:
+            return False
+        _close(self._held.pop())
+        return True
+
+
+RESERVE = _Reserve()
+
+
+def from_reserve(act: Callable[[], T], *, leave: int = 0) -> T:
+    """Do what needs a descriptor, with one of the reserve if there is no other; raises ``OSError``."""
+    while True:
+        try:
+            return act()
+        except OSError as exc:
+            if exc.errno not in (errno.EMFILE, errno.ENFILE) or not RESERVE.spend(leave=leave):
+                raise
+
+
+def check_descriptors(what: str) -> None:
+    """Raise ``LimitError`` if no descriptor is to be had, for what fails then with another error."""
+    try:
+        _close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as exc:
+        if is_shortage(exc):
+            raise shortage(what, exc) from exc

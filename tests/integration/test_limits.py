@@ -1,0 +1,146 @@
+"""
+What the program does at its own limits: descriptors, ports.
+
+Nobody else is blamed for them, and everybody is told.
+"""
+
+import os
+import resource
+import socket
+import threading
+from collections import Counter
+from contextlib import ExitStack, suppress
+
+import pytest
+
+from tests import scripted_upstreams as script
+from tests.integration import clients, targets
+from tests.integration.netns import Namespace
+from tests.integration.programs import Proxy, run_proxy, socks_door, upstream, wait_until, web_door
+from tests.integration.targets import Target
+
+CLIENTS = 96
+
+
+def ask(node: Proxy, stack: ExitStack, port: int, *, door: str = "socks") -> socket.socket:
+    """Be a client that has sent all it has to say, for a target on this machine."""
+    sock = stack.enter_context(clients.connect(node.door(door)))
+    if door == "socks":
+        sock.sendall(clients.socks_greeting() + clients.socks_request("127.0.0.1", port))
+    else:
+        sock.sendall(clients.upgrade_request("127.0.0.1", port))
+    return sock
+
+
+def reply(sock: socket.socket) -> int:
+    """Read what a SOCKS5 client is told."""
+    assert clients.read_exact(sock, 2) == b"\x05\x00"
+    return clients.read_socks_reply(sock)
+
+
+def answered(waiting: list[socket.socket]) -> list[socket.socket]:
+    """List those who have been told what became of their request."""
+    done = []
+    for sock in waiting:
+        sock.setblocking(False)
+        with suppress(BlockingIOError):
+            if len(sock.recv(64, socket.MSG_PEEK)) > 2:  # more than the chosen method
+                done.append(sock)
+        sock.settimeout(20)
+    return done
+
+
+def when_let_go(go: threading.Event) -> targets.Behaviour:
+    """Make a SOCKS5 proxy that answers a request when it is told to."""
+
+    def behave(connection: socket.socket) -> None:
+        script.hear_greeting(connection)
+        connection.sendall(b"\x05\x00")
+        script.hear_request(connection)
+        go.wait(20)
+        connection.sendall(script.GRANTED)
+        connection.recv(1)
+
+    return behave
+
+
+def test_what_the_hard_limit_allows_is_used_and_is_enough() -> None:
+    """Case 341: a soft limit that is less than a connection needs at its peak."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    prefix = ["prlimit", f"--nofile=128:{min(hard, 20000)}"]
+    go = threading.Event()
+    with Target(when_let_go(go)) as slow, ExitStack() as stack:
+        config = {
+            "proxy": {"max_connections": CLIENTS},
+            "listeners": {"socks": socks_door(upstream="home")},
+            "upstreams": {"home": upstream("socks5", ("127.0.0.1", slow.port))},
+        }
+        node = stack.enter_context(Proxy(config, prefix=prefix))
+        waiting = [ask(node, stack, 9) for _ in range(CLIENTS)]
+        wait_until(lambda: slow.accepted == CLIENTS, "all to have reached the upstream")
+        go.set()
+        assert Counter(map(reply, waiting)) == {0: CLIENTS}
+        assert "file descriptors" not in node.log
+
+
+@pytest.mark.parametrize("door", ["socks", "web"])
+def test_at_the_end_of_its_descriptors_everybody_is_told_and_nobody_blamed(door: str) -> None:
+    """Cases 340 and 392."""
+    go = threading.Event()
+    with Target(when_let_go(go)) as slow, Target(targets.echo) as target, ExitStack() as stack:
+        config = {
+            "proxy": {"log_level": "debug", "reload_interval": "100ms", "timeout": "20s"},
+            "listeners": {
+                "socks": socks_door(upstream=["home", "direct"]),
+                "web": web_door(upstream=["home", "direct"]),
+            },
+            "upstreams": {"home": upstream("socks5", ("127.0.0.1", slow.port))},
+        }
+        node = stack.enter_context(Proxy(config, prefix=["prlimit", "--nofile=100"]))
+        waiting = [ask(node, stack, target.port, door=door) for _ in range(CLIENTS)]
+        told = wait_until(
+            lambda: len(done := answered(waiting)) + slow.accepted == CLIENTS and done, "answers"
+        )
+        for sock in told:
+            if door == "socks":
+                assert reply(sock) == 1
+            else:
+                status, headers, _ = clients.read_response(sock)
+                assert status == 503
+                assert "error=connection_limit_reached" in headers["proxy-status"]
+                assert headers["retry-after"]
+        # The file is looked at in the meantime.
+        node.write({**config, "proxy": {**config["proxy"], "timeout": "21s"}})
+        node.wait_for_log("version 2 of the configuration")
+        status = run_proxy("ctl", "-c", str(node.config_path), "status").stdout.decode()
+        assert "down" not in status
+        assert target.accepted == 0  # nothing went out directly because we were full
+        go.set()
+        for sock in waiting:
+            sock.close()
+        wait_until(lambda: len(os.listdir(f"/proc/{node.pid}/fd")) < 50, "room")
+        sock = ask(node, stack, target.port)
+        assert reply(sock) == 0
+        assert "Too many open files: raise the limit of 100 descriptors" in node.log
+        for word in ("internal error", "cannot be read", "rests"):
+            assert word not in node.log
+
+
+def test_local_ports_that_are_used_up_are_not_the_targets_fault() -> None:
+    """With one port to go out from, a second connection to the same target cannot be made."""
+    with Namespace() as here, ExitStack() as stack:
+        target = here.run(lambda: stack.enter_context(Target(targets.echo)))
+        node = stack.enter_context(Proxy({"listeners": {"socks": socks_door()}}, prefix=here.prefix))
+        both = [here.run(lambda: stack.enter_context(clients.connect(node.door("socks")))) for _ in "12"]
+
+        def leave_one_port() -> None:
+            with open("/proc/sys/net/ipv4/ip_local_port_range", "w") as file:
+                file.write("50000 50000")
+
+        here.run(lambda: [leave_one_port()])
+        replies = []
+        for sock in both:
+            sock.sendall(clients.socks_greeting() + clients.socks_request("127.0.0.1", target.port))
+            replies.append(reply(sock))
+        assert replies == [0, 1]
+        node.wait_for_log("ip_local_port_range")
