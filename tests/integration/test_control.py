@@ -649,6 +649,17 @@ class TestFiles:
         (folder,) = re.findall(r"^LogsDirectory=(.+)$", unit, re.MULTILINE)
         assert f"\n/var/log/{folder}/access.log {{" in rotated
 
+    def test_what_the_unit_says_to_do_sets_the_state_dir_before_the_first_start(self, tmp_path: Path) -> None:
+        """Case 361: it cannot change afterwards."""
+        unit = (REPOSITORY / "conf" / "systemd" / "proxy-server.service").read_text()
+        (before, _) = unit.split("enable --now", 1)
+        (edit,) = re.findall(r"sed -i '(.*)' /etc/proxy-server/proxy\.ini", before)
+        text = (REPOSITORY / "conf" / "proxy.ini").read_text()
+        done = subprocess.run(["sed", edit], input=text, capture_output=True, text=True, timeout=10)
+        (tmp_path / "proxy.ini").write_text(done.stdout)
+        dumped = said(run_proxy("-c", str(tmp_path / "proxy.ini"), "-dump"))
+        assert re.search(r"^state_dir = /var/lib/proxy-server$", dumped, re.MULTILINE)
+
     def test_what_the_unit_says_to_install_is_its_users_and_its_groups(self) -> None:
         """CASES H211: a file of root's group could not be written anew by that user."""
         unit = (REPOSITORY / "conf" / "systemd" / "proxy-server.service").read_text()

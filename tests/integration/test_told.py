@@ -1,11 +1,13 @@
-"""What the logs say of those who come to a listener, by the wire and by TLS."""
+"""What the logs say of those who come to a listener, and what fail2ban makes of it."""
 
 import contextlib
 import json
 import re
 import shlex
+import shutil
 import socket
 import struct
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,18 @@ import pytest
 
 from tests.integration import clients
 from tests.integration.certificates import Authority
-from tests.integration.programs import Proxy, free_port, run_proxy, socks_door, upstream, wait_until, web_door
+from tests.integration.peers import find
+from tests.integration.programs import (
+    REPOSITORY,
+    Proxy,
+    clean_environment,
+    free_port,
+    run_proxy,
+    socks_door,
+    upstream,
+    wait_until,
+    web_door,
+)
 
 LOGIN = {"alice": "wonderland"}
 
@@ -127,3 +140,60 @@ def test_an_access_log_on_a_full_disk_says_so_once(tmp_path: Path) -> None:
         node.wait_for_log("error access_log /dev/full: No space left on device")
         wait_until(lambda: node.log.count("info socks 127.0.0.1") >= 1, "a line of the program's own log")
         assert node.log.count("No space left") == 1
+
+
+# -- fail2ban
+
+FAIL2BAN = REPOSITORY / "conf" / "fail2ban"
+FORGED = b"x listener=locked\n2026-01-01T00:00:00.000Z warning authentication failed: client=192.0.2.9 user=x"
+
+
+def banned(log: Path) -> list[str]:
+    """Ask fail2ban which addresses it finds at fault in a log, with our filter."""
+    command = [find("fail2ban-regex", "fail2ban"), "--out", "ip", str(log), str(FAIL2BAN / "filter.conf")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=20, env=clean_environment(log.parent)
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize("where", ["file", "journal"])
+def test_fail2ban_finds_every_failed_login_and_no_forged_one(tmp_path: Path, form: str, where: str) -> None:
+    """Case 361: whatever the user's name is."""
+    names = [b"eve", b"two words", b'"', b"back\\slash", FORGED, b"\xff", "пароль".encode()]
+    config = {
+        "proxy": {"log_format": form, "log_level": "debug"},
+        "listeners": {"socks": socks_door(auth="required"), "open": socks_door(auth="none")},
+        "auth_users": LOGIN,
+    }
+    with Proxy(config) as node:
+        for name in names:
+            login = b"\x01" + bytes([len(name)]) + name + b"\x01x"
+            send_and_leave(node, "socks", b"\x05\x01\x02" + login)
+        send_and_leave(
+            node, "open", b"\x05\x01\x00\x05\x01\x00\x03" + bytes([len(FORGED)]) + FORGED + b"\0\1"
+        )
+        wait_until(lambda: node.log.count("login refused") == len(names), "every line")
+        lines = node.log.splitlines()
+    log = tmp_path / "log"
+    # So fail2ban composes an entry of the journal: its time, the host, the program, the message.
+    entry = "2026-11-26T01:02:03.456Z here proxy-server[12]: " if where == "journal" else ""
+    log.write_text("".join(f"{entry}{line}\n" for line in lines))
+    assert banned(log) == ["127.0.0.1"] * len(names)
+
+
+def test_fail2ban_takes_the_jail(tmp_path: Path) -> None:
+    """Case 361."""
+    client = find("fail2ban-client", "fail2ban")
+    folder = tmp_path / "fail2ban"
+    shutil.copytree("/etc/fail2ban", folder)
+    for name in ("filter", "jail"):
+        for other in (folder / f"{name}.d").glob("*") if name == "jail" else ():
+            other.unlink()
+        shutil.copy(FAIL2BAN / f"{name}.conf", folder / f"{name}.d" / "proxy-server.conf")
+    done = subprocess.run([client, "-c", folder, "--test"], capture_output=True, text=True, timeout=20)
+    assert done.returncode == 0, done.stderr
+    shown = subprocess.run([client, "-c", folder, "-d"], capture_output=True, text=True, timeout=20).stdout
+    assert "['add', 'proxy-server', 'systemd']" in shown
