@@ -73,6 +73,13 @@ class Address:
             return f"{self.host}:{self.port}"
         return f"[{self.host}%{self.zone}]:{self.port}" if self.zone else f"[{self.host}]:{self.port}"
 
+    @property
+    def network(self) -> str:
+        """Who it is, as far as an address tells: whoever has an IPv6 address has its whole /64."""
+        if not isinstance(self.ip, IPv6Address):
+            return self.host
+        return f"{IPv6Address(int(self.ip) >> 64 << 64)}/64"
+
 
 def canonical_host(host: str) -> str:
     """

@@ -21,7 +21,7 @@ from proxy.errors import ProxyError, reason_of
 from proxy.listeners import Listeners, MakeServer, Plan, make_server
 from proxy.logs import LineWriter, finish, set_up
 from proxy.metrics import Metrics
-from proxy.net.dial import LOOKUP_THREADS
+from proxy.net import lookup
 from proxy.net.limits import RESERVE, RESERVED, raise_limit
 from proxy.net.splice import AVAILABLE, MOST_PIPES
 from proxy.net.stream import Socket
@@ -268,7 +268,7 @@ def _descriptors_needed(config: ProxyConfig) -> int:
     # A client's socket, and two for its target: while it is dialled, two addresses of it are raced.
     needed = 3 * connections
     needed += 2 * min(2 * connections, MOST_PIPES) if AVAILABLE and config.splice == "auto" else 0
-    needed += 2 * min(connections, LOOKUP_THREADS)  # a name server, and the file that says where it is
+    needed += 2 * min(2 * connections, lookup.THREADS)  # a name server, and the file that says where it is
     needed += 2 * 2 * len(config.listeners)  # two families, and their copies while they change hands
     return needed + RESERVED + _OWN_DESCRIPTORS
 

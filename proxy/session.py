@@ -216,7 +216,8 @@ class Session:
         outer = Deadline(timeout + _PATIENCE)
         try:
             with self._channel.watched(inbound.half_close_grace), outer.limit("reaching the target"):
-                return self.runtime.way_out.dial(self.wanted.target, Deadline(timeout))
+                asker = self.wanted.user or self.client.network
+                return self.runtime.way_out.dial(self.wanted.target, Deadline(timeout, asker))
         except TimeoutError as exc:
             self.via = self.runtime.way_out.name
             raise DialError(f"{self.wanted.target}: {exc}", Failure.TIMED_OUT) from exc

@@ -460,13 +460,12 @@ STUB = """
 from gevent import monkey
 monkey.patch_all()
 import json, os, socket, sys
-from proxy.net import dial
+from proxy.net import lookup
 names = json.loads(os.environ["NAMES"])
-real = dial._getaddrinfo
-def stub(host, port, family=0, type=0, *rest):
-    return [info for ip in names[host] for info in real(ip, port, family, type)] if host in names else real(
-        host, port, family, type)
-dial._getaddrinfo = stub
+real = lookup._getaddrinfo
+def stub(host, family):
+    return [info for ip in names.get(host, [host]) for info in real(ip, family)]
+lookup._getaddrinfo = stub
 from proxy.cli import run
 sys.exit(run(sys.argv[1:]))
 """

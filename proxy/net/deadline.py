@@ -12,12 +12,17 @@ import gevent
 
 
 class Deadline:
-    """A point in time, ``seconds`` from now."""
+    """
+    A point in time, ``seconds`` from now.
 
-    __slots__ = ("_ends",)
+    ``asker`` is on whose behalf time is spent until then: native threads are shared out by it.
+    """
 
-    def __init__(self, seconds: float) -> None:
+    __slots__ = ("_ends", "asker")
+
+    def __init__(self, seconds: float, asker: str = "") -> None:
         self._ends = monotonic() + seconds
+        self.asker = asker
 
     def remaining(self) -> float:
         """Tell how many seconds are left, 0.0 if none."""
@@ -25,7 +30,7 @@ class Deadline:
 
     def within(self, seconds: float) -> "Deadline":
         """Make a deadline for one step: no later than this one."""
-        return Deadline(min(seconds, self.remaining()))
+        return Deadline(min(seconds, self.remaining()), self.asker)
 
     def pause(self, seconds: float) -> None:
         """Sleep, but not beyond the deadline."""

@@ -2,43 +2,31 @@
 Connect to a host by name or address: Happy Eyeballs (RFC 8305), inside one deadline.
 
 All addresses of a name are raced: IPv6 and IPv4 in turn, each next one starts when the one before
-failed or did not answer within 250 ms, and the first to connect wins. A name that is an address
-takes none of this machinery: one socket, one connect, no thread.
-
-We ask the C library for both families at once instead of racing two DNS queries (RFC 8305,
-section 3): it alone knows the hosts file, mDNS and the search list of this machine.
-No cache: knowing when the network has changed is harder than one more lookup.
+failed or did not answer within 250 ms, and the first to connect wins. Addresses that are found while
+the race is on join it. A name that is an address takes none of this machinery: one socket, one
+connect, no thread.
 """
 
 import errno
 import os
 import socket as std_socket
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import zip_longest
+from typing import Any
 
 import gevent
-from gevent.event import AsyncResult
-from gevent.monkey import get_original
 from gevent.queue import Empty, Queue
 
-from proxy.address import Address
+from proxy.address import Address, IPAddress
 from proxy.errors import DialError, Failure, LimitError, ProxyError, failure_of, is_shortage, reason_of
 from proxy.net.deadline import Deadline, wait
 from proxy.net.limits import shortage
+from proxy.net.lookup import Found, look_up, look_up_all
 from proxy.net.sock import Sock
-from proxy.net.threads import Workers
 
-IPAddress = IPv4Address | IPv6Address
 Check = Callable[[IPAddress], None]
 
 ATTEMPT_DELAY = 0.25  # seconds: RFC 8305, section 5
-LOOKUP_THREADS = 128  # a slow name holds one for as long as the resolver tries: 10 s and more
-
-_getaddrinfo = get_original("socket", "getaddrinfo")
-_workers = Workers(LOOKUP_THREADS)
-_lookups: "dict[str, AsyncResult[list[IPAddress]]]" = {}
 
 
 def dial(address: Address, deadline: Deadline, check: Check = lambda ip: None) -> Sock:
@@ -49,69 +37,10 @@ def dial(address: Address, deadline: Deadline, check: Check = lambda ip: None) -
     Raises ``DialError``: for several addresses, with the first one's failure. Raises ``LimitError`` if
     one of them could not be tried, for want of something of ours.
     """
-    ip = address.ip
-    candidates = [ip] if ip else interleave(resolve(address.host, deadline))
-    allowed = _allowed(candidates, check)
-    if len(allowed) == 1:
-        return _connect(allowed[0], address, deadline)
-    return _Race(allowed, address, deadline).run()
-
-
-def _allowed(candidates: list[IPAddress], check: Check) -> list[IPAddress]:
-    allowed, refusal = [], None
-    for ip in candidates:
-        try:
-            check(ip)
-            allowed.append(ip)
-        except DialError as exc:
-            refusal = exc
-    if not allowed and refusal:
-        raise refusal
-    return allowed
-
-
-def resolve(host: str, deadline: Deadline) -> list[IPAddress]:
-    """
-    Look a name up in a thread of its own; simultaneous lookups of one name share it.
-
-    Raises ``DialError`` with ``NAME_NOT_FOUND`` or ``NAME_TIMED_OUT``, and ``LimitError``.
-    """
-    lookup = _lookups.get(host)
-    if lookup is None:
-        lookup = _lookups[host] = AsyncResult()
-        # A greenlet of its own: whoever asked first may be gone before the others are served.
-        gevent.spawn(_look_up, host, lookup)
-    try:
-        with deadline.limit("name lookup"):
-            return lookup.get()  # type: ignore[return-value]
-    except TimeoutError as exc:
-        raise DialError(f"the lookup of {host} timed out", Failure.NAME_TIMED_OUT) from exc
-
-
-def _look_up(host: str, lookup: "AsyncResult[list[IPAddress]]") -> None:
-    try:
-        lookup.set(_workers.run(lambda: _ask_system(host)))
-    except Exception as exc:
-        lookup.set_exception(exc)
-    finally:
-        del _lookups[host]
-
-
-def _ask_system(host: str) -> list[IPAddress]:
-    try:
-        found = _getaddrinfo(host, None, 0, std_socket.SOCK_STREAM)
-    except std_socket.gaierror as exc:
-        # EAI_AGAIN: no server gave an answer. Anything else: the answer is that there is none.
-        again = exc.errno == std_socket.EAI_AGAIN
-        failure = Failure.NAME_TIMED_OUT if again else Failure.NAME_NOT_FOUND
-        if exc.errno == std_socket.EAI_MEMORY:
-            raise LimitError(f"{host} cannot be looked up: {reason_of(exc)}") from exc
-        raise DialError(f"{host} does not resolve: {reason_of(exc)}", failure) from exc
-    except (OSError, UnicodeError) as exc:
-        if isinstance(exc, OSError) and is_shortage(exc):
-            raise shortage(f"{host} cannot be looked up", exc) from exc
-        raise DialError(f"{host} cannot be looked up: {reason_of(exc)}", Failure.NAME_TIMED_OUT) from exc
-    return list(dict.fromkeys(ip_address(info[4][0].partition("%")[0]) for info in found))
+    if address.ip:
+        check(address.ip)
+        return _connect(address.ip, address, deadline)
+    return _Race(address, deadline, check).run()
 
 
 def interleave(ips: Iterable[IPAddress]) -> list[IPAddress]:
@@ -124,33 +53,49 @@ def interleave(ips: Iterable[IPAddress]) -> list[IPAddress]:
 
 def _connect(ip: IPAddress, address: Address, deadline: Deadline) -> Sock:
     family = std_socket.AF_INET if ip.version == 4 else std_socket.AF_INET6
-    sock = None
+    sock = sockaddr = None
     try:
+        sockaddr = _sockaddr(ip, address.port)
         sock = Sock(family, std_socket.SOCK_STREAM)
         sock.setsockopt(std_socket.IPPROTO_TCP, std_socket.TCP_NODELAY, 1)
         sock.setsockopt(std_socket.SOL_SOCKET, std_socket.SO_KEEPALIVE, 1)
-        _await_connection(sock, (str(ip), address.port), deadline)
+        _await_connection(sock, sockaddr, deadline)
         return sock
     except OSError as exc:
         if sock:
             sock.close()
-        where = str(address) if str(ip) == address.host else f"{address} ({ip})"
-        if is_shortage(exc) or _ports_are_used_up(exc, family, (str(ip), address.port)):
+        where = str(address) if ip == address.ip else f"{address} ({ip})"
+        if is_shortage(exc) or _ports_are_used_up(exc, family, sockaddr):
             raise shortage(where, exc) from exc
-        raise DialError(f"{where}: {reason_of(exc)}", failure_of(exc)) from exc
+        failure, reason = failure_of(exc), reason_of(exc)
+        if ip.version == 6 and ip.is_link_local and exc.errno in (errno.EINVAL, errno.ENODEV):
+            failure = Failure.NETWORK_UNREACHABLE
+            reason = reason if exc.errno == errno.ENODEV else "a link-local address needs its interface"
+        raise DialError(f"{where}: {reason}", failure) from exc
     except BaseException:
         if sock:
             sock.close()
         raise
 
 
-def _ports_are_used_up(exc: OSError, family: int, sockaddr: tuple[str, int]) -> bool:
+def _sockaddr(ip: IPAddress, port: int) -> tuple[Any, ...]:
+    zone = getattr(ip, "scope_id", None)
+    if not zone:
+        return str(ip), port
+    try:
+        index = int(zone) if zone.isdecimal() else std_socket.if_nametoindex(zone)
+    except OSError as exc:  # without an errno
+        raise OSError(errno.ENODEV, f"there is no interface {zone}") from exc
+    return str(ip).partition("%")[0], port, 0, index
+
+
+def _ports_are_used_up(exc: OSError, family: int, sockaddr: tuple[Any, ...] | None) -> bool:
     """
     Tell whether all local ports to an address are in use.
 
     Where we have no address of its family the error is the same. Datagrams have ports of their own.
     """
-    if exc.errno not in (errno.EADDRNOTAVAIL, errno.EADDRINUSE):
+    if sockaddr is None or exc.errno not in (errno.EADDRNOTAVAIL, errno.EADDRINUSE):
         return False
     try:
         probe = Sock(family, std_socket.SOCK_DGRAM)
@@ -162,7 +107,7 @@ def _ports_are_used_up(exc: OSError, family: int, sockaddr: tuple[str, int]) -> 
         probe.close()
 
 
-def _await_connection(sock: Sock, sockaddr: tuple[str, int], deadline: Deadline) -> None:
+def _await_connection(sock: Sock, sockaddr: tuple[Any, ...], deadline: Deadline) -> None:
     error = sock.connect_ex(sockaddr)
     if error == errno.EINPROGRESS:
         # A host on this machine has answered by now, and the second call says what.
@@ -175,50 +120,103 @@ def _await_connection(sock: Sock, sockaddr: tuple[str, int], deadline: Deadline)
         raise OSError(error, os.strerror(error))
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    sock: Sock | None = None
-    error: ProxyError | None = None
-
-
 class _Race:
-    """Attempts at several addresses, of which the first to connect wins."""
+    """
+    Attempts at the addresses of a name, of which the first to connect wins.
 
-    def __init__(self, ips: list[IPAddress], address: Address, deadline: Deadline) -> None:
-        self._waiting = ips
+    Each runs in a greenlet. What comes of it, or of the lookup that goes on beside them, is an event.
+    """
+
+    def __init__(self, address: Address, deadline: Deadline, check: Check) -> None:
         self._address = address
         self._deadline = deadline
+        self._check = check
+        self._known: set[IPAddress] = set()
+        self._waiting: list[IPAddress] = []
+        self._errors: list[ProxyError] = []
+        self._refusals: list[DialError] = []
         self._runners: list[gevent.Greenlet[..., None]] = []
-        self._outcomes: Queue[_Outcome] = Queue()
+        self._attempts = 0  # that are under way
+        self._events: Queue[Sock | ProxyError | Found] = Queue()
+        self._is_over = False
 
     def run(self) -> Sock:
         """Return the winner's socket; raises the first ``DialError`` when all have lost."""
-        errors: list[ProxyError] = []
+        found = look_up(self._address.host, self._deadline)
+        self._add(found.ips)
+        if found.is_all and len(self._waiting) == 1:
+            return _connect(self._waiting[0], self._address, self._deadline)
         try:
-            while len(errors) < len(self._runners) or self._waiting:
-                if self._waiting:
-                    self._runners.append(gevent.spawn(self._attempt, self._waiting.pop(0)))
-                try:
-                    outcome = self._outcomes.get(timeout=ATTEMPT_DELAY if self._waiting else None)
-                except Empty:
-                    continue
-                if outcome.sock:
-                    return outcome.sock
-                if outcome.error:
-                    errors.append(outcome.error)
-            raise next((each for each in errors if isinstance(each, LimitError)), errors[0])
+            if not found.is_all:
+                self._runners.append(gevent.spawn(self._find_the_others))
+            return self._run(found.is_all)
         finally:
             self._call_off()
 
+    def _add(self, ips: list[IPAddress]) -> None:
+        for ip in interleave(ip for ip in ips if ip not in self._known):
+            self._known.add(ip)
+            try:
+                self._check(ip)
+                self._waiting.append(ip)
+            except DialError as exc:
+                self._refusals.append(exc)
+
+    def _run(self, is_all: bool) -> Sock:
+        is_next_due = True
+        while True:
+            if self._waiting and is_next_due:
+                self._attempts += 1
+                self._runners.append(gevent.spawn(self._attempt, self._waiting.pop(0)))
+            if is_all and not self._attempts:
+                raise self._error()
+            try:
+                # With nothing under way, more addresses are waited for no longer than an attempt is.
+                event = self._events.get(
+                    timeout=ATTEMPT_DELAY if self._waiting or not self._attempts else None
+                )
+            except Empty:
+                if not self._waiting:
+                    raise self._error() from None
+                is_next_due = True
+                continue
+            if isinstance(event, Found):
+                self._add(event.ips)
+                is_all = True
+                is_next_due = not self._attempts
+                continue
+            if not isinstance(event, ProxyError):
+                return event
+            self._errors.append(event)
+            self._attempts -= 1
+            is_next_due = True
+
+    def _error(self) -> ProxyError:
+        shortages = [error for error in self._errors if isinstance(error, LimitError)]
+        return (shortages or self._errors or self._refusals[-1:])[0]
+
     def _attempt(self, ip: IPAddress) -> None:
         try:
-            self._outcomes.put(_Outcome(sock=_connect(ip, self._address, self._deadline)))
+            sock = _connect(ip, self._address, self._deadline)
         except (DialError, LimitError) as exc:
-            self._outcomes.put(_Outcome(error=exc))
+            self._events.put(exc)
+            return
+        if self._is_over:
+            sock.close()
+        else:
+            self._events.put(sock)
+
+    def _find_the_others(self) -> None:
+        try:
+            self._events.put(look_up_all(self._address.host, self._deadline))
+        except (DialError, LimitError):
+            self._events.put(Found([], is_all=True))
 
     def _call_off(self) -> None:
-        gevent.killall(self._runners)
-        while not self._outcomes.empty():
-            late = self._outcomes.get()
-            if late.sock:
-                late.sock.close()
+        # Nothing here blocks: whoever is killed in the meantime would leave sockets behind.
+        self._is_over = True
+        gevent.killall(self._runners, block=False)
+        while not self._events.empty():
+            late = self._events.get()
+            if not isinstance(late, (ProxyError, Found)):
+                late.close()

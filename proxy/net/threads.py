@@ -5,9 +5,13 @@ These are name lookups, password hashes and writes to a log that stalls. Everyth
 greenlets.
 """
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
 
+import gevent
+from gevent.event import AsyncResult
 from gevent.monkey import get_original
 from gevent.threadpool import ThreadPool
 
@@ -19,24 +23,118 @@ _IDLE_THREAD = 10  # seconds until a thread without work ends
 
 
 class Workers:
-    """At most ``size`` native threads, started as they are needed."""
+    """
+    At most ``size`` native threads, started as they are needed, and shared among those who ask.
+
+    A call cannot be interrupted once it runs, so whoever asks for many slow ones holds threads for a
+    long time. Hence nobody gets another thread who already holds as many as are free: of 16, the first
+    to ask for many gets 8, the next one 4, and whoever comes then still finds one. The rest of their
+    calls wait, and those that nobody waits for any more are never made: so there are never more of
+    them than connections.
+
+    ``asker`` is who asks; without a name one may have every thread.
+    """
 
     def __init__(self, size: int) -> None:
         self._pool = ThreadPool(size, idle_task_timeout=_IDLE_THREAD)
+        self._free = size
+        self._held: Counter[str] = Counter()
+        self._shared: dict[Hashable, Job[Any]] = {}
+        # The calls that are not made yet, one entry for each who waits; whose turn comes next is first.
+        self._queues: dict[str, list[Job[Any]]] = {}
 
-    def run(self, function: Callable[[], T]) -> T:
+    def run(self, function: Callable[[], T], asker: str = "", key: Hashable = None) -> T:
         """
-        Call a function in a thread, and wait for it.
+        Call a function in a thread, and wait for it; those who give the same key share one call.
 
         A deadline of the caller ends the waiting, not the thread. Raises ``LimitError`` if no thread
         can be had.
         """
-        # gevent prints a traceback for an exception that leaves a thread, so none does.
+        with self.job(function, asker, key) as job:
+            return job.get()
+
+    @contextmanager
+    def job(self, function: Callable[[], T], asker: str = "", key: Hashable = None) -> "Iterator[Job[T]]":
+        """Do the same, but only begin it: the caller waits for the ``Job``, as long as the block lasts."""
+        job: Job[T] = self._shared.get(key) or Job(function, key)
+        if key is not None:
+            self._shared[key] = job
+        job.askers.append(asker)
         try:
-            result = self._pool.spawn(_outcome, function)
+            if not job.is_begun:
+                self._queues.setdefault(asker, []).append(job)
+                if self._may_begin(asker):
+                    self._begin(job, asker)
+            yield job
+        finally:
+            job.askers.remove(asker)
+            if not job.is_begun:
+                self._unqueue(job, asker)
+                if not job.askers:
+                    self._shared.pop(key, None)
+
+    def _may_begin(self, asker: str) -> bool:
+        return self._free > (self._held[asker] if asker else 0)
+
+    def _begin(self, job: "Job[Any]", asker: str) -> None:
+        for each in job.askers:
+            self._unqueue(job, each)
+        job.is_begun = True
+        self._free -= 1
+        self._held[asker] += 1
+        try:
+            # gevent prints a traceback for an exception that leaves a thread, so none does.
+            result = self._pool.spawn(_outcome, job.function)
         except RuntimeError as exc:  # the system, or this user, may have no more of them
-            raise LimitError(f"no thread: {exc}") from exc
-        outcome: Any = result.get()
+            failure = _Raised(LimitError(f"no thread: {exc}"))
+            gevent.get_hub().loop.run_callback(self._end, job, asker, failure)
+        else:
+            result.rawlink(lambda result: self._end(job, asker, result.value))
+
+    def _end(self, job: "Job[Any]", asker: str, outcome: Any) -> None:
+        self._free += 1
+        self._held[asker] -= 1
+        if not self._held[asker]:
+            del self._held[asker]
+        self._shared.pop(job.key, None)
+        job.outcome.set(outcome)
+        # One thread became free, so there is at most one who may begin now.
+        following = next(filter(self._may_begin, self._queues), None)
+        if following is not None:
+            queue = self._queues[following] = self._queues.pop(following)  # the others come first, then
+            self._begin(queue[0], following)
+
+    def _unqueue(self, job: "Job[Any]", asker: str) -> None:
+        self._queues[asker].remove(job)
+        if not self._queues[asker]:
+            del self._queues[asker]
+
+
+class Job(Generic[T]):
+    """A call that is made in a thread, or waits for its turn, and those who wait for it."""
+
+    __slots__ = ("askers", "function", "is_begun", "key", "outcome")
+
+    def __init__(self, function: Callable[[], T], key: Hashable) -> None:
+        self.function = function
+        self.key = key
+        self.askers: list[str] = []
+        self.is_begun = False
+        self.outcome: AsyncResult[Any] = AsyncResult()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for its end, and tell whether it has come."""
+        self.outcome.wait(seconds)
+        return self.outcome.ready()
+
+    @property
+    def succeeded(self) -> bool:
+        """True if it has ended, and not with an exception."""
+        return self.outcome.ready() and not isinstance(self.outcome.value, _Raised)
+
+    def get(self) -> T:
+        """Wait for its end, and return or raise what the function did."""
+        outcome: Any = self.outcome.get()
         if isinstance(outcome, _Raised):
             raise outcome.error
         return outcome  # type: ignore[no-any-return]

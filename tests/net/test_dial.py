@@ -17,11 +17,12 @@ import pytest
 from gevent import socket
 
 from proxy import rules
-from proxy.address import Address
+from proxy.address import Address, Endpoint
 from proxy.errors import DialError, Failure
 from proxy.net import dial as module
+from proxy.net import lookup
 from proxy.net.deadline import Deadline
-from proxy.net.dial import IPAddress, dial, interleave, resolve
+from proxy.net.dial import IPAddress, dial, interleave
 from tests.integration.programs import free_port
 from tests.integration.targets import blackhole
 
@@ -29,24 +30,21 @@ LATE = 0.24  # seconds: how late a busy machine may be
 NAME = Address("name.example", 80)
 
 
-# -- names
-
-
 class Resolver:
-    """Stands in for the C library's; some names take as long as a test wants."""
+    """Stands in for the C library's."""
 
     def __init__(self) -> None:
-        self.names: dict[str, list[str] | int] = {}
-        self.slow = threading.Event()
+        self.names: dict[str, list[str]] = {}
+        self.late: dict[str, list[str]] = {}  # IPv6 addresses whose answer takes as long as a test wants
+        self.answer = threading.Event()
         self.asked: list[str] = []
 
-    def __call__(self, host: str, *rest: Any) -> list[tuple[Any, ...]]:
+    def __call__(self, host: str, family: int) -> list[tuple[Any, ...]]:
         self.asked.append(host)
-        if host.startswith("slow"):
-            self.slow.wait(5)
-        found = self.names.get(host, std_socket.EAI_NONAME)
-        if isinstance(found, int):
-            raise std_socket.gaierror(found, "said the stub")
+        found = self.names[host.rstrip(".")]
+        if host in self.late and family == std_socket.AF_UNSPEC:
+            self.answer.wait(5)
+            found = found + self.late[host]
         return [(0, std_socket.SOCK_STREAM, 6, "", (ip, 0)) for ip in found]
 
 
@@ -54,104 +52,16 @@ class Resolver:
 def resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Resolver]:
     """Put a stub in the resolver's place."""
     stub = Resolver()
-    monkeypatch.setattr(module, "_getaddrinfo", stub)
+    monkeypatch.setattr(lookup, "_getaddrinfo", stub)
     yield stub
-    stub.slow.set()
-    while module._lookups:  # the threads are done before the next test begins
-        gevent.sleep(0.01)
-
-
-@pytest.mark.parametrize(("answer", "failure"), [
-    (std_socket.EAI_NONAME, Failure.NAME_NOT_FOUND),
-    (std_socket.EAI_AGAIN, Failure.NAME_TIMED_OUT),
-])  # fmt: skip
-def test_a_name_that_does_not_resolve_is_told_from_a_resolver_that_fails(
-    resolver: Resolver, answer: int, failure: Failure
-) -> None:
-    resolver.names["name.example"] = answer
-    with pytest.raises(DialError, match=r"name\.example") as raised:
-        dial(NAME, Deadline(5))
-    assert raised.value.failure is failure
-
-
-def test_a_lookup_that_takes_too_long_ends_at_the_deadline(resolver: Resolver) -> None:
-    started = time.monotonic()
-    with pytest.raises(DialError) as raised:
-        dial(Address("slow.example", 80), Deadline(0.1))
-    assert raised.value.failure is Failure.NAME_TIMED_OUT
-    assert time.monotonic() - started < 0.1 + LATE
-
-
-def test_simultaneous_lookups_of_one_name_are_one(resolver: Resolver) -> None:
-    resolver.names["slow.example"] = ["127.0.0.1"]
-    lookups = [gevent.spawn(resolve, "slow.example", Deadline(5)) for _ in range(20)]
-    gevent.sleep(0.05)
-    resolver.slow.set()
-    assert [lookup.get() for lookup in lookups] == [[ip_address("127.0.0.1")]] * 20
-    assert resolver.asked == ["slow.example"]
-
-
-def test_who_asked_first_may_leave_without_harm_to_the_others(resolver: Resolver) -> None:
-    resolver.names["slow.example"] = ["127.0.0.1"]
-    first, second = (gevent.spawn(resolve, "slow.example", Deadline(5)) for _ in range(2))
-    gevent.sleep(0.05)
-    first.kill()
-    resolver.slow.set()
-    assert second.get() == [ip_address("127.0.0.1")]
-
-
-def test_a_joined_lookup_keeps_each_ones_own_deadline(resolver: Resolver) -> None:
-    resolver.names["slow.example"] = ["127.0.0.1"]
-    patient = gevent.spawn(resolve, "slow.example", Deadline(5))
-    with pytest.raises(DialError):
-        resolve("slow.example", Deadline(0.05))
-    resolver.slow.set()
-    assert patient.get() == [ip_address("127.0.0.1")]
-
-
-def test_every_one_of_a_joined_lookup_hears_of_its_failure(resolver: Resolver) -> None:
-    lookups = [gevent.spawn(resolve, "slow.example", Deadline(5)) for _ in range(3)]
-    gevent.sleep(0.05)
-    resolver.slow.set()
-    gevent.joinall(lookups)
-    failures = {getattr(lookup.exception, "failure", None) for lookup in lookups}
-    assert failures == {Failure.NAME_NOT_FOUND}
-
-
-def test_an_answer_is_not_kept(resolver: Resolver) -> None:
-    resolver.names["name.example"] = ["127.0.0.1"]
-    resolve("name.example", Deadline(5))
-    resolver.names["name.example"] = ["127.0.0.2"]
-    assert resolve("name.example", Deadline(5)) == [ip_address("127.0.0.2")]
-
-
-def test_slow_names_do_not_hold_up_a_fast_one(resolver: Resolver) -> None:
-    """Ten threads would be taken by eleven slow names."""
-    resolver.names["fast.example"] = ["127.0.0.1"]
-    slow = [gevent.spawn(resolve, f"slow-{number}.example", Deadline(5)) for number in range(50)]
-    gevent.sleep(0.05)
-    started = time.monotonic()
-    resolve("fast.example", Deadline(5))
-    assert time.monotonic() - started < 0.5
-    resolver.slow.set()
-    gevent.joinall(slow)
-
-
-def test_the_loop_runs_on_while_a_name_is_looked_up(resolver: Resolver) -> None:
-    lookup = gevent.spawn(resolve, "slow.example", Deadline(5))
-    started = time.monotonic()
-    for _ in range(10):
-        gevent.sleep(0.001)
-    assert time.monotonic() - started < 0.5
-    resolver.slow.set()
-    lookup.join()
+    stub.answer.set()
 
 
 @pytest.mark.parametrize("literal", ["127.0.0.1", "::1"])
 def test_an_ip_address_needs_no_lookup_and_no_thread(
     resolver: Resolver, monkeypatch: pytest.MonkeyPatch, literal: str
 ) -> None:
-    monkeypatch.setattr(module._workers, "run", lambda work: pytest.fail("a thread was used"))
+    monkeypatch.setattr(lookup._workers, "job", lambda *arguments: pytest.fail("a thread was used"))
     with pytest.raises(DialError) as raised:
         dial(Address(literal, free_port()), Deadline(1))
     assert raised.value.failure is Failure.REFUSED
@@ -272,6 +182,7 @@ def test_a_failure_starts_the_next_address_at_once(network: Callable[..., Networ
 def test_a_slow_address_can_still_win(network: Callable[..., Network]) -> None:
     net = network(a=(0.4, None), b=(SILENT, None))
     assert winner() == A
+    gevent.sleep(0)
     assert net.called_off == [B]
 
 
@@ -328,6 +239,62 @@ def test_an_address_that_is_told_twice_is_tried_once(
     assert tried(net) == [A]
 
 
+def test_an_address_that_is_found_later_joins_the_race(
+    network: Callable[..., Network], resolver: Resolver
+) -> None:
+    """RFC 8305, section 3: the answer for IPv6 is not lost when IPv4 went on without it."""
+    net = network(a=(SILENT, None), b=(0, None))
+    resolver.names["name.example"], resolver.late["name.example"] = [A], [B]
+    racing = gevent.spawn(winner)
+    while not net.tried:
+        gevent.sleep(0.01)
+    resolver.answer.set()
+    assert racing.get(timeout=5) == B
+    assert tried(net) == [A, B]
+
+
+def test_an_address_that_is_found_later_is_tried_when_the_others_have_failed(
+    network: Callable[..., Network], resolver: Resolver
+) -> None:
+    net = network(a=(0, Failure.REFUSED), b=(0, None))
+    resolver.names["name.example"], resolver.late["name.example"] = [A], [B]
+    racing = gevent.spawn(winner)
+    while not net.tried:
+        gevent.sleep(0.01)
+    resolver.answer.set()
+    assert racing.get(timeout=5) == B
+
+
+def test_an_answer_that_never_comes_holds_up_no_refusal(
+    network: Callable[..., Network], resolver: Resolver
+) -> None:
+    network(a=(0, Failure.REFUSED))
+    resolver.late["name.example"] = [B]
+    with pytest.raises(DialError) as raised:
+        dial(NAME, Deadline(60))
+    assert raised.value.failure is Failure.REFUSED
+    assert not resolver.answer.is_set()
+
+
+def test_a_socket_has_an_owner_whenever_the_race_is_ended(
+    monkeypatch: pytest.MonkeyPatch, network: Callable[..., Network]
+) -> None:
+    """Also if it is ended in the very turn of the loop in which somebody has won."""
+    monkeypatch.setattr(module, "ATTEMPT_DELAY", 0.0)
+    for turns in range(12):
+        net = network(a=(0, None), b=(0, None))
+        racing = gevent.spawn(dial, NAME, Deadline(60))
+        while not net.tried:
+            gevent.sleep(0)
+        for _ in range(turns):
+            gevent.sleep(0)
+        racing.kill(block=False)
+        racing.join()
+        gevent.sleep(0.01)
+        still_open = [sock for sock in net.sockets if not sock.closed]
+        assert still_open == ([racing.value] if isinstance(racing.value, FakeSocket) else [])
+
+
 # -- the judge
 
 
@@ -374,6 +341,65 @@ def test_an_address_that_is_no_hosts_is_refused(
             dial(target, Deadline(5), rules.check)
         assert raised.value.failure is Failure.NOT_ALLOWED
     assert not net.tried
+
+
+# -- zones
+
+
+@pytest.fixture
+def dialled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Note the addresses that the kernel is given, none of which connects."""
+    given: list[Any] = []
+
+    def connect(sock: Any, sockaddr: Any, deadline: Deadline) -> None:
+        given.append(sockaddr)
+        raise OSError(errno.ECONNREFUSED, "refused")
+
+    monkeypatch.setattr(module, "_await_connection", connect)
+    return given
+
+
+LOOPBACK = std_socket.if_nametoindex("lo")
+
+
+@pytest.mark.parametrize("zone", ["lo", str(LOOPBACK)])
+def test_a_link_local_address_of_a_name_is_dialled_in_its_zone(
+    resolver: Resolver, dialled: list[Any], zone: str
+) -> None:
+    """Case 342; RFC 4007, section 11."""
+    resolver.names["name.example"] = [f"fe80::2%{zone}"]
+    with pytest.raises(DialError, match=rf"name\.example:80 \(fe80::2%{zone}\): "):
+        dial(NAME, Deadline(5))
+    assert dialled == [("fe80::2", 80, 0, LOOPBACK)]
+
+
+def test_a_link_local_address_in_two_zones_is_two_addresses(resolver: Resolver, dialled: list[Any]) -> None:
+    """Case 342."""
+    resolver.names["name.example"] = ["fe80::2%lo", "fe80::2%4095"]
+    with pytest.raises(DialError):
+        dial(NAME, Deadline(5))
+    assert dialled == [("fe80::2", 80, 0, LOOPBACK), ("fe80::2", 80, 0, 4095)]
+
+
+def test_a_proxy_may_be_link_local(dialled: list[Any]) -> None:
+    """Case 342."""
+    with pytest.raises(DialError, match=r"^\[fe80::2%lo\]:1080: "):
+        dial(Endpoint.parse("[fe80::2%lo]:1080").address, Deadline(5))
+    assert dialled == [("fe80::2", 1080, 0, LOOPBACK)]
+
+
+def test_an_interface_that_is_not_there_is_named() -> None:
+    """Case 342."""
+    with pytest.raises(DialError, match=r"there is no interface nowhere0$") as raised:
+        dial(Endpoint.parse("[fe80::2%nowhere0]:1080").address, Deadline(5))
+    assert raised.value.failure is Failure.NETWORK_UNREACHABLE
+
+
+def test_a_link_local_address_without_its_interface_is_out_of_reach() -> None:
+    """Case 342: the kernel says EINVAL, which is no fault of the program."""
+    with pytest.raises(DialError, match="needs its interface") as raised:
+        dial(Address("fe80::2", 80), Deadline(5))
+    assert raised.value.failure is Failure.NETWORK_UNREACHABLE
 
 
 # -- real connections
@@ -436,6 +462,7 @@ def test_the_second_address_is_used_when_the_first_refuses_or_is_silent(resolver
 
 def test_no_descriptor_is_left_open(resolver: Resolver, listener: socket.socket) -> None:
     resolver.names["name.example"] = ["127.0.0.1", "127.0.0.2", "::1"]
+    gevent.sleep(0)  # losers of earlier races close in the loop's next turn
     before = len(os.listdir("/proc/self/fd"))
     with blackhole() as silent:
         for port in (free_port(), silent, listener.getsockname()[1]):

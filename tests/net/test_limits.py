@@ -15,10 +15,12 @@ from proxy.address import Address, Endpoint
 from proxy.errors import DialError, Failure, LimitError
 from proxy.net import dial as dial_module
 from proxy.net import limits
+from proxy.net import lookup as lookup_module
 from proxy.net.deadline import Deadline
-from proxy.net.dial import dial, resolve
+from proxy.net.dial import dial
 from proxy.net.limits import FOR_FILES, RESERVE, raise_limit
 from proxy.net.listen import Acceptor, bind
+from proxy.net.lookup import look_up
 from proxy.net.places import Places
 from proxy.net.sock import Sock
 from proxy.net.threads import Workers
@@ -225,7 +227,7 @@ def test_a_race_that_lacks_a_descriptor_does_not_speak_for_the_target(
         DialError("refused", Failure.REFUSED),
         LimitError("Too many open files"),
     ]
-    monkeypatch.setattr(dial_module, "_getaddrinfo", lambda *_: [_info("192.0.2.1"), _info("192.0.2.2")])
+    monkeypatch.setattr(lookup_module, "_getaddrinfo", lambda *_: [_info("192.0.2.1"), _info("192.0.2.2")])
 
     def connect(*_: object) -> Sock:
         raise outcomes.pop(0)
@@ -284,9 +286,9 @@ def _fail_with(error: Exception) -> Callable[..., Any]:
 def test_a_lookup_that_lacks_something_of_ours_says_nothing_of_the_name(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr(dial_module, "_getaddrinfo", _fail_with(error))
+    monkeypatch.setattr(lookup_module, "_getaddrinfo", _fail_with(error))
     with pytest.raises(LimitError, match=r"name\.example cannot be looked up"):
-        resolve("name.example", Deadline(5))
+        look_up("name.example", Deadline(5))
 
 
 def test_a_thread_that_cannot_be_had_is_a_shortage_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
