@@ -13,11 +13,18 @@ monkey.patch_all()
 
 import sys
 
+from gevent.hub import Hub
+
+from proxy import console
 from proxy.cli import run
+
+# One that comes while the event loop waits goes up to ``run``; gevent would print it on the way.
+Hub.NOT_ERROR = (*Hub.NOT_ERROR, KeyboardInterrupt)
 
 
 def main() -> None:
     """Run the command line, and exit with its code."""
+    console.take_over()
     sys.exit(run(sys.argv[1:]))
 
 

@@ -1,18 +1,17 @@
 """
 The command line.
 
-Exit codes: 0 ended as asked, 1 failed at run time, 2 bad usage or configuration. Every error is one
-line on standard error, and none is a traceback.
+Exit codes: 0 ended as asked, 1 failed at run time, 2 bad usage or configuration, 128 and the number of
+the signal that ended it. Every error is one line on standard error, and none is a traceback.
 """
 
-import argparse
-import getpass
 import os
-import sys
-from collections.abc import Sequence
-from typing import NoReturn
+import signal
+from collections.abc import Mapping, Sequence
 
-from proxy import __version__, signals
+import gevent
+
+from proxy import __version__, console, signals
 from proxy.address import Address, without_query
 from proxy.config import (
     Protocol,
@@ -22,137 +21,190 @@ from proxy.config import (
     UpstreamType,
     to_bytes,
 )
+from proxy.console import InputError, OutputError
 from proxy.errors import ConfigError, ProtocolError, ProxyError
 from proxy.logs import say
+from proxy.options import Option, UsageError, describe, read
 
-OK, FAILED, BAD_USAGE = 0, 1, 2
+OK, FAILED, BAD_USAGE, KILLED = 0, 1, 2, 128
 CLIENT_TIMEOUT = 30.0  # seconds for -mode client to reach its target
+_LAST_WORD = 2.0  # seconds in which a client that is told to end says so to the far end
+
+# What a command line is about; each option belongs to some of these.
+_FILE, _SERVER, _CLIENT, _HASH = "-c FILE", "-mode server", "-mode client", "-hash-password"
 
 _USAGE = """\
-proxy-server -c proxy.ini [-check | -dump | -last-good]
+usage: proxy-server -c proxy.ini [-check | -dump | -last-good]
        proxy-server -mode server -protocol socks5|websocket -addr ADDRESS [options]
        proxy-server -mode client -protocol socks5|websocket -addr ADDRESS -host HOST -port PORT [options]
        proxy-server ctl -c proxy.ini [--json] [--volatile] COMMAND [ARGUMENT ...]   (ctl -h lists them)
        proxy-server -hash-password
-       proxy-server -version | -h"""
+       proxy-server -version | -h
+
+options (one dash or two):"""
+
+_PROTOCOLS = tuple(each.value for each in Protocol)
+_TYPES = tuple(each.value for each in UpstreamType)
+_OPTIONS = (
+    Option("config", "FILE", "run from a configuration file", (_FILE,), also=("c",)),
+    Option("check", "", "with -c: validate, and print every problem", (_FILE,)),
+    Option("dump", "", "with -c: print the effective configuration, without secrets", (_FILE,)),
+    Option("last-good", "", "with -c: start with the last valid version if need be", (_FILE,)),
+    Option("mode", "MODE", "run without a configuration file", (_SERVER, _CLIENT), ("server", "client")),
+    Option(
+        "protocol", "NAME", "what to serve, or what the proxy speaks", (_SERVER, _CLIENT), choices=_PROTOCOLS
+    ),
+    Option("addr", "ADDRESS", "where to listen, or where the proxy is", (_SERVER, _CLIENT)),
+    Option("username", "NAME", "the user who may use the server, or to log in as", (_SERVER, _CLIENT)),
+    Option("password", "PASSWORD", "better in the environment, as PROXY_PASSWORD", (_SERVER, _CLIENT)),
+    Option("upstream-type", "TYPE", "server: what the upstream is", (_SERVER,), choices=_TYPES),
+    Option("upstream-address", "ADDRESS", "server: where the upstream proxy is", (_SERVER,)),
+    Option("upstream-username", "NAME", "server: to log in there as", (_SERVER,)),
+    Option("upstream-password", "PASSWORD", "server: or PROXY_UPSTREAM_PASSWORD", (_SERVER,)),
+    Option("upstream-tls-ca", "FILE", "server: trust this CA, not the system's, for wss://", (_SERVER,)),
+    Option("tls-ca", "FILE", "client: trust this CA, not the system's, for wss://", (_CLIENT,)),
+    Option("host", "HOST", "client: the target", (_CLIENT,)),
+    Option("port", "PORT", "client: its port", (_CLIENT,)),
+    Option("listen", "ADDRESS", "client: carry every local connection there to the target", (_CLIENT,)),
+    Option("hash-password", "", "read a password, print its hash for [auth_users]", (_HASH,)),
+    Option("version", "", "print the version"),
+    Option("help", "", "print this help", also=("h",)),
+)
+
+# What a configuration value is called on the command line.
+_NAMES = {
+    _SERVER: {
+        "listen_addr": "-addr",
+        "proxy_address": "-upstream-address",
+        "proxy_username": "-upstream-username",
+        "proxy_password": "-upstream-password",
+        "tls_ca": "-upstream-tls-ca",
+        "type": "-upstream-type",
+    },
+    _CLIENT: {
+        "listen_addr": "-listen",
+        "proxy_address": "-addr",
+        "proxy_username": "-username",
+        "proxy_password": "-password",
+        "tls_ca": "-tls-ca",
+    },
+}
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run the program with these arguments, and return its exit code."""
-    options = _parse(() if arguments[:1] == ["ctl"] else arguments)
-    if not options.config and options.mode != "server":
-        signals.heed()  # a client ends with its terminal
     try:
-        return _control(arguments[1:]) if arguments[:1] == ["ctl"] else _run(options)
-    except ConfigError as exc:
-        name = _OPTIONS.get(options.mode, {}).get(exc.field, exc.field)
-        say(f"proxy-server: {name}: {exc}")
+        signals.heed_interrupt()
+        code = _control(arguments[1:]) if arguments[:1] == ["ctl"] else _run(arguments)
+        console.flush()
+        return code
+    except UsageError as exc:
+        say(f"proxy-server: {exc} (-h for help)")
         return BAD_USAGE
+    except InputError as exc:
+        say(f"proxy-server: {exc}")
+        return BAD_USAGE
+    except OutputError as exc:
+        console.give_up_output()
+        if not exc.unwanted:
+            say(f"proxy-server: {exc}")
+        return FAILED
     except ProxyError as exc:
         say(f"proxy-server: {exc}")
         return FAILED
     except KeyboardInterrupt:
-        return FAILED
+        return KILLED + signal.SIGINT
     except Exception as exc:
         say(f"proxy-server: internal error: {type(exc).__name__}: {exc}")
         return FAILED
 
 
-def _run(options: argparse.Namespace) -> int:
-    if options.version:
+def _run(arguments: Sequence[str]) -> int:
+    given, others = read(arguments, _OPTIONS)
+    if "help" in given:
+        print(f"{_USAGE}\n{describe(_OPTIONS)}")
+        return OK
+    if "version" in given:
         print(f"proxy-server {__version__}")
         return OK
-    if options.hash_password:
-        return _hash_password()
-    if options.config:
-        return _run_file(options)
-    if options.mode == "server":
-        return _serve(ProxyConfig(listeners=(_server_config(options),)))
-    if options.mode == "client":
-        return _run_client(options)
-    raise ConfigError("-c", "nothing to do: give -c FILE, or -mode server, or -mode client (-h for help)")
+    mode = _mode(given)
+    _refuse_strangers(given, others, mode)
+    serves = mode == _SERVER or (mode == _FILE and not given.keys() & {"check", "dump"})
+    if not serves:
+        signals.heed()  # a client ends with its terminal
+    try:
+        return _MODES[mode](given)
+    except ConfigError as exc:
+        say(f"proxy-server: {_NAMES.get(mode, {}).get(exc.field, exc.field)}: {exc}")
+        return BAD_USAGE
 
 
-# -- options
+def _mode(given: Mapping[str, str]) -> str:
+    if "config" in given:
+        return _FILE
+    if "mode" in given:
+        return f"-mode {given['mode']}"
+    return _HASH if "hash-password" in given else ""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        say(f"proxy-server: {message} (-h for help)")
-        sys.exit(BAD_USAGE)
+def _refuse_strangers(given: Mapping[str, str], others: Sequence[str], mode: str) -> None:
+    """Refuse what would have no effect: whoever wrote it believes that it has one."""
+    if others:
+        raise UsageError(_stray(others[0]))
+    used = [option for option in _OPTIONS if option.name in given]
+    if not mode and used:
+        raise UsageError(f"-{used[0].name} belongs to {' or '.join(used[0].modes)}, which is missing")
+    if not mode:
+        raise UsageError("nothing to do: give -c FILE, or -mode server, or -mode client")
+    strange = [f"-{option.name}" for option in used if mode not in option.modes]
+    if strange:
+        raise UsageError(f"{', '.join(strange)} cannot be used with {mode}")
+    if "last-good" in given and given.keys() & {"check", "dump"}:
+        raise UsageError("-last-good is for a start: it cannot be used with -check and -dump")
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(prog="proxy-server", usage=_USAGE, add_help=False, allow_abbrev=False)
-    add = parser.add_argument_group("options (one dash or two)").add_argument
-
-    def option(name: str, *aliases: str, **settings: object) -> None:
-        names = [dashes + one for one in (name, *aliases) for dashes in ("-", "--")]
-        add(*names, dest=name.replace("-", "_"), **settings)  # type: ignore[arg-type]
-
-    option("config", "c", metavar="FILE", help="run from a configuration file")
-    option("check", action="store_true", help="with -c: validate, and print every problem")
-    option("dump", action="store_true", help="with -c: print the effective configuration, without secrets")
-    option("last-good", action="store_true", help="with -c: start with the last valid version if need be")
-    option("mode", choices=["server", "client"], help="run without a configuration file")
-    option("protocol", choices=["socks5", "websocket"], help="what to serve, or what the proxy speaks")
-    option("addr", metavar="ADDRESS", help="where to listen, or where the proxy is")
-    option("username", default="", help="the user who may use the server, or to log in as")
-    option("password", default="", help="the password; better in the environment, as PROXY_PASSWORD")
-    option("upstream-type", choices=[kind.value for kind in UpstreamType], help="server: the way out")
-    option("upstream-address", default="", metavar="ADDRESS", help="server: the upstream proxy")
-    option("upstream-username", default="", metavar="USERNAME", help="server: to log in there as")
-    option("upstream-password", default="", metavar="PASSWORD", help="or PROXY_UPSTREAM_PASSWORD")
-    option("host", metavar="HOST", help="client: the target")
-    option("port", metavar="PORT", help="client: its port")
-    option("listen", metavar="ADDRESS", help="client: carry every local connection there to the target")
-    option("hash-password", action="store_true", help="read a password, print its hash for [auth_users]")
-    option("version", action="store_true", help="print the version")
-    add("-h", "-help", "--help", action="help", help="print this help")
-    return parser.parse_args(arguments)
+def _stray(word: str) -> str:
+    if word == "ctl":
+        return "ctl comes first: proxy-server ctl -c FILE COMMAND"
+    if word.endswith((".ini", ".conf")) or os.path.isfile(word):
+        return f"to run from a file, write -c {word}"
+    return "an argument belongs to no option: a value with blanks goes into quotes"
 
 
-# What a configuration value is called on the command line, in each mode.
-_OPTIONS = {
-    "server": {
-        "listen_addr": "-addr",
-        "proxy_address": "-upstream-address",
-        "proxy_username": "-upstream-username",
-        "proxy_password": "-upstream-password",
-        "type": "-upstream-type",
-    },
-    "client": {
-        "listen_addr": "-listen",
-        "proxy_address": "-addr",
-        "proxy_username": "-username",
-        "proxy_password": "-password",
-    },
-}
-
-
-def _require(options: argparse.Namespace, *names: str) -> None:
+def _require(given: Mapping[str, str], *names: str) -> None:
     for name in names:
-        if not getattr(options, name):
-            raise ConfigError(f"-{name}", f"-mode {options.mode} needs it")
+        if not given.get(name):
+            raise ConfigError(f"-{name}", f"-mode {given['mode']} needs it")
 
 
-def _secret(given: str, variable: str) -> str:
-    return given or os.environ.get(variable, "")
+def _login(given: Mapping[str, str], prefix: str = "") -> tuple[str, str]:
+    """Give a user name and password, of which the second can come from the environment; or neither."""
+    variable = f"PROXY_{prefix.upper().replace('-', '_')}PASSWORD"
+    username, password = given.get(f"{prefix}username", ""), given.get(f"{prefix}password", "")
+    if username and not password:
+        password = os.environ.get(variable, "")
+        if not password:
+            raise ConfigError(f"-{prefix}password", f"the user needs one: give it here, or in {variable}")
+    elif password and not username:
+        raise ConfigError(f"-{prefix}username", f"-{prefix}password is given, so this is needed too")
+    elif not username and os.environ.get(variable):
+        raise ConfigError(f"-{prefix}username", f"{variable} is set, so this is needed too; or unset it")
+    return username, password
 
 
 # -- serving
 
 
-def _run_file(options: argparse.Namespace) -> int:
+def _run_file(given: Mapping[str, str]) -> int:
     # The control plane is imported only here: without it there is still a proxy.
     from proxy.control.configfile import InvalidConfigError
 
     try:
-        if options.check or options.dump:
-            return _inspect(options)
+        if given.keys() & {"check", "dump"}:
+            return _inspect(given)
         from proxy import live
 
-        live.serve(options.config, last_good=options.last_good)
+        live.serve(given["config"], last_good="last-good" in given)
         return OK
     except InvalidConfigError as exc:
         for problem in exc.problems:
@@ -160,14 +212,14 @@ def _run_file(options: argparse.Namespace) -> int:
         return BAD_USAGE
 
 
-def _inspect(options: argparse.Namespace) -> int:
+def _inspect(given: Mapping[str, str]) -> int:
     from proxy.app import App
     from proxy.control import configfile
 
-    loaded = configfile.load(options.config)
+    loaded = configfile.load(given["config"])
     for warning in loaded.warnings:
         say(f"warning: {warning}")
-    if options.dump:
+    if "dump" in given:
         print(configfile.dump(loaded.config), end="")
     else:
         App(loaded.config)
@@ -177,82 +229,109 @@ def _inspect(options: argparse.Namespace) -> int:
 def _control(arguments: Sequence[str]) -> int:
     from proxy.control import ctl
 
+    signals.heed()
     return ctl.run(arguments)
 
 
-def _server_config(options: argparse.Namespace) -> ServerConfig:
-    _require(options, "protocol", "addr")
-    password = _secret(options.password, "PROXY_PASSWORD")
-    if bool(options.username) != bool(password):
-        raise ConfigError("-username" if password else "-password", "the two come together")
-    return ServerConfig(
-        name=options.protocol,
-        listen_addr=options.addr,
-        protocol=Protocol(options.protocol),
-        auth_users={options.username: password} if options.username else {},
-        upstream_config=_upstreams(options),
-    )
-
-
-def _upstreams(options: argparse.Namespace) -> tuple[UpstreamConfig, ...]:
-    if not options.upstream_type:
-        if options.upstream_address:
-            raise ConfigError("-upstream-type", "-upstream-address needs it")
-        return ()
-    return (
-        UpstreamConfig(
-            name=options.upstream_type,
-            type=UpstreamType(options.upstream_type),
-            proxy_address=options.upstream_address,
-            proxy_username=options.upstream_username,
-            proxy_password=_secret(options.upstream_password, "PROXY_UPSTREAM_PASSWORD"),
-        ),
-    )
-
-
-def _serve(config: ProxyConfig) -> int:
+def _run_server(given: Mapping[str, str]) -> int:
     from proxy.app import App
 
-    App(config).run()
+    _require(given, "protocol", "addr")
+    username, password = _login(given)
+    listener = ServerConfig(
+        name=given["protocol"],
+        listen_addr=given["addr"],
+        protocol=Protocol(given["protocol"]),
+        auth_users={username: password} if username else {},
+        upstream_config=_upstreams(given),
+    )
+    App(ProxyConfig(listeners=(listener,))).run()
     return OK
+
+
+def _upstreams(given: Mapping[str, str]) -> tuple[UpstreamConfig, ...]:
+    if not given.get("upstream-type"):
+        lonely = [name for name in given if name.startswith("upstream-")]
+        if lonely:
+            raise ConfigError("-upstream-type", f"-{lonely[0]} needs it")
+        return ()
+    username, password = _login(given, "upstream-")
+    return (
+        UpstreamConfig(
+            name=given["upstream-type"],
+            type=UpstreamType(given["upstream-type"]),
+            proxy_address=given.get("upstream-address", ""),
+            proxy_username=username,
+            proxy_password=password,
+            tls_ca=given.get("upstream-tls-ca", ""),
+        ),
+    )
 
 
 # -- being a client
 
 
-def _run_client(options: argparse.Namespace) -> int:
-    _require(options, "protocol", "addr", "host", "port")
-    target = _target(options)
+def _run_client(given: Mapping[str, str]) -> int:
+    _require(given, "protocol", "addr", "host", "port")
+    target = _target(given)
+    username, password = _login(given)
     # The proxy that a client asks is an upstream that is asked once.
     proxy = UpstreamConfig(
-        name=without_query(options.addr),
-        type=UpstreamType(options.protocol),
-        proxy_address=options.addr,
-        proxy_username=options.username,
-        proxy_password=_secret(options.password, "PROXY_PASSWORD"),
+        name=without_query(given["addr"]),
+        type=UpstreamType(given["protocol"]),
+        proxy_address=given["addr"],
+        proxy_username=username,
+        proxy_password=password,
+        tls_ca=given.get("tls-ca", ""),
         timeout=CLIENT_TIMEOUT,
         retry_count=0,
     )
-    return _listen(options.listen, target, proxy) if options.listen else _join_stdio(target, proxy)
+    return _listen(given["listen"], target, proxy) if "listen" in given else _join_stdio(target, proxy)
 
 
-def _target(options: argparse.Namespace) -> Address:
-    if not options.port.isdecimal() or not 0 < int(options.port) < 65536:
+def _target(given: Mapping[str, str]) -> Address:
+    if not given["port"].isdecimal() or not 0 < int(given["port"]) < 65536:
         raise ConfigError("-port", "not a number from 1 to 65535")
     try:
-        return Address(options.host, int(options.port))
+        return Address(given["host"], int(given["port"]))
     except ProtocolError as exc:
         raise ConfigError("-host", str(exc)) from None
 
 
 def _join_stdio(target: Address, proxy: UpstreamConfig) -> int:
+    from proxy.net.deadline import Deadline
+    from proxy.net.relay import DataForwarder, Relay
     from proxy.net.stdio import StdioStream
     from proxy.net.stream import Ending
     from proxy.upstream import make_client
 
-    client = make_client(proxy)
-    client.connect(target.host, target.port)
-    transfer = client.forward_data(StdioStream())
+    relay: Relay | None = None
+    signals_seen = 0
+    ended_by = 0
+
+    def end(number: int) -> None:
+        """End as ssh ends its ProxyCommand: nothing has gone wrong, and the far end is told so."""
+        nonlocal signals_seen, ended_by
+        signals_seen += 1
+        if relay is None or signals_seen > 1:
+            os._exit(KILLED + number)
+        if not relay.is_over:
+            ended_by = number
+            relay.stop(Ending.FINISHED)
+        # Nobody may take what is still to be written.
+        gevent.spawn_later(_LAST_WORD, os._exit, KILLED + number)
+
+    for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            gevent.signal_handler(number, end, number)
+    connected = make_client(proxy).dial(target, Deadline(CLIENT_TIMEOUT))
+    if not connected.confirmed:
+        say(f"proxy-server: warning: {proxy.name} did not confirm that {target} is connected: is it a proxy?")
+    forwarder = DataForwarder()
+    relay = forwarder.relay(StdioStream(), connected.stream)
+    transfer = forwarder.run(relay)
+    if ended_by:
+        return KILLED + ended_by
     if transfer.ending is Ending.FINISHED:
         return OK
     say(f"proxy-server: {target}: {transfer.detail or transfer.ending.value}")
@@ -273,18 +352,14 @@ def _listen(address: str, target: Address, proxy: UpstreamConfig) -> int:
 # -- passwords
 
 
-def _hash_password() -> int:
+def _hash_password(given: Mapping[str, str]) -> int:
     from proxy.auth import hash_password
 
-    if sys.stdin.isatty():
-        password = getpass.getpass("Password: ")
-        if getpass.getpass("Again: ") != password:
-            say("proxy-server: the two passwords differ")
-            return BAD_USAGE
-    else:
-        password = sys.stdin.readline().rstrip("\r\n")
+    password = console.read_secret("Password: ", again="Again: ")
     if not 1 <= len(to_bytes(password)) <= 255 or "\0" in password:
-        say("proxy-server: a password has 1 to 255 bytes, and no NUL")
-        return BAD_USAGE
+        raise InputError("a password has 1 to 255 bytes, and no NUL")
     print(hash_password(password))
     return OK
+
+
+_MODES = {_FILE: _run_file, _SERVER: _run_server, _CLIENT: _run_client, _HASH: _hash_password}

@@ -22,11 +22,16 @@ from proxy.net.stream import Ending, Socket, Stream, TcpStream, address_of
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """A connection to a target: its bytes, the address it is bound to, and the way it took."""
+    """
+    A connection to a target: its bytes, the address it is bound to, and the way it took.
+
+    It is ``confirmed`` unless the proxy speaks of no target: then all we know is that it would pass bytes on.
+    """
 
     stream: Stream
     bound: Address
     via: str
+    confirmed: bool = True
 
     def close(self, ending: Ending = Ending.FINISHED) -> None:
         """Close it without a relay, telling the far end how it ended."""

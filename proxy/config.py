@@ -150,8 +150,8 @@ class UpstreamConfig:
         yield from _caught(_require_count, "retry_count", self.retry_count, 0)
         if self.type is UpstreamType.DIRECT:
             yield from _caught(_require_positive, "timeout", self.timeout)
-            if self.proxy_address or self.proxy_username or self.proxy_password:
-                yield ConfigError("type", "a direct upstream has no proxy_address and no credentials")
+            if self.proxy_address or self.proxy_username or self.proxy_password or self.tls_ca:
+                yield ConfigError("type", "a direct upstream has no proxy_address, credentials or tls_ca")
         elif not self.proxy_address:
             yield from _caught(_require_positive, "timeout", self.timeout)
             yield ConfigError("proxy_address", f"a {self.type.value} upstream needs one")

@@ -1,8 +1,8 @@
 """
-Signals that only a server understands, and that would end it before it can.
+Signals that wait until somebody knows what to do with them.
 
-So they wait from the first moment on, until somebody knows what to do with them: the server, or the
-system for all that is none.
+A start takes a while. SIGHUP and SIGUSR1 mean something to a server only, and would end it before it
+is one; SIGINT would show a traceback of whatever is being imported. So they wait from the first moment on.
 """
 
 import signal
@@ -12,9 +12,14 @@ _FOR_SERVERS = (signal.SIGHUP, signal.SIGUSR1)
 
 def hold() -> None:
     """Let them wait; to be called before any thread begins."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_SERVERS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, (*_FOR_SERVERS, signal.SIGINT))
+
+
+def heed_interrupt() -> None:
+    """Take a SIGINT that came meanwhile, and from now on every one at once, as ``KeyboardInterrupt``."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
 
 
 def heed() -> None:
-    """Take those that came meanwhile, and from now on every one at once."""
+    """Take the others too: by a server's handlers, or by the default action, which ends the program."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _FOR_SERVERS)

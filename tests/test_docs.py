@@ -229,6 +229,25 @@ def test_the_first_commands_of_the_readme_make_the_tunnel() -> None:
         assert (done.stdout, done.stderr) == (b"hello", b"")
 
 
+def test_the_quick_start_uses_what_is_there_at_that_point() -> None:
+    """CASES 359: in a clone, with nothing installed but what ``make run`` puts there."""
+    _, _, rest = README.read_text("utf-8").partition("# Quick start\n")
+    text = re.findall(r"^```sh\n(.*?)^```$", rest.partition("\n## ")[0], re.DOTALL | re.MULTILINE)
+    lines = [part.strip() for fence in text for line in fence.splitlines() for part in line.split(" |")]
+    programs = [line.split()[0] for line in lines if line]
+    assert programs == ["make", "make", "curl", ".venv/bin/python", "printf", "scripts/proxy-server"]
+    assert (ROOT / "scripts" / "proxy-server").exists()
+    port = free_port()
+    server = Program([*COMMAND, "-mode", "server", "-protocol", "websocket", "-addr", f"127.0.0.1:{port}"])
+    with targets.Scripted(PAGE) as page, server:
+        server.wait_listening(port)
+        words = shlex.split(lines[-1])
+        names = {"ws://127.0.0.1:8080/": f"ws://127.0.0.1:{port}/", "80": str(page.port)}
+        names["www.example.com"] = "localhost"
+        done = run_proxy(*(names.get(word, word) for word in words[1:]), stdin=b"GET / HTTP/1.0\r\n\r\n")
+        assert (done.returncode, done.stdout) == (0, PAGE)
+
+
 def started(command: str, names: dict[str, str]) -> Program:
     """Make the program that a command line of a document starts, with other names for its addresses."""
     words = [names.get(word, word) for word in shlex.split(command)]

@@ -5,19 +5,19 @@ The socket is found by the configuration file, even if that is broken at the mom
 is what one wants.
 """
 
-import argparse
-import getpass
 import http.client
 import json
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+from proxy.console import InputError, read_secret
 from proxy.control import show
 from proxy.control.ask import SOCKET_NAME, ask
 from proxy.control.history import state_dir_of
 from proxy.errors import reason_of
 from proxy.logs import say
+from proxy.options import Option, UsageError, describe, read
 
 OK, FAILED, BAD_USAGE = 0, 1, 2
 _PATIENCE = 60.0  # seconds
@@ -33,6 +33,7 @@ commands for a running server: proxy-server ctl -c FILE [--json] COMMAND
   rollback [N]            go back to version N, or to the one before, and write it to the file
   set KEY [VALUE]         change a setting, such as listeners.socks.max_connections 2000
                           without VALUE it is asked for, or read from standard input: good for passwords
+                          before a VALUE that begins with a dash, write --: set KEY -- VALUE
                           several KEY VALUE pairs are changed together, or none of them
   unset KEY ...           take settings, users, listeners or upstreams out
                           with --volatile, set and unset leave the file as it is
@@ -45,59 +46,63 @@ class CtlError(Exception):
 
 def run(arguments: Sequence[str]) -> int:
     """Run ``proxy-server ctl`` with these arguments, and return its exit code."""
-    options = _parse(arguments)
     try:
-        return _COMMANDS[options.command](_Call(options))
+        call = _parse(arguments)
+        return call.run() if call else OK
+    except UsageError as exc:
+        say(f"proxy-server: ctl: {exc} (proxy-server ctl -h for help)")
+        return BAD_USAGE
     except CtlError as exc:
         say(f"proxy-server: {exc}")
         return FAILED
-    except (BrokenPipeError, KeyboardInterrupt):
-        return FAILED
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        say(f"proxy-server: ctl: {message} (proxy-server ctl -h for help)")
-        sys.exit(BAD_USAGE)
+_OPTIONS = (
+    Option("config", "FILE", "the configuration file with which the server runs", also=("c",)),
+    Option("json", "", "print the server's answer as it is"),
+    Option("volatile", "", "set, unset: not into the file"),
+    Option("help", "", "print this help", also=("h",)),
+)
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
-        prog="proxy-server ctl",
-        usage="proxy-server ctl -c FILE [--json] COMMAND",
-        description=USAGE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_help=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("-c", "-config", "--config", dest="config", metavar="FILE", required=True)
-    parser.add_argument("-json", "--json", action="store_true", help="print the server's answer as it is")
-    parser.add_argument("-volatile", "--volatile", action="store_true", help="set, unset: not into the file")
-    parser.add_argument("-h", "-help", "--help", action="help", help="print this help")
-    parser.add_argument("command", choices=_COMMANDS, metavar="COMMAND", help="one of these above")
-    parser.add_argument("arguments", nargs="*", metavar="ARGUMENT", help="and what belongs to it")
-    options = parser.parse_intermixed_args(arguments)
-    least, most = _ARGUMENTS.get(options.command, (0, 0))
-    if not least <= len(options.arguments) <= most:
+def _parse(arguments: Sequence[str]) -> "_Call | None":
+    """Read a command line; None if it only asked for help. No message repeats what may be a secret."""
+    given, words = read(arguments, _OPTIONS, first=2, hint=": before a value with a dash, write --")
+    if "help" in given:
+        print(f"{USAGE}\n\noptions (one dash or two):\n{describe(_OPTIONS)}")
+        return None
+    if "config" not in given:
+        raise UsageError("-c FILE is missing")
+    if not words or words[0] not in _COMMANDS:
+        trouble = "there is no such command" if words else "the command is missing"
+        raise UsageError(f"{trouble}: it is one of {', '.join(_COMMANDS)}")
+    command, *words = words
+    least, most = _ARGUMENTS.get(command, (0, 0))
+    if not least <= len(words) <= most:
         wanted = str(least) if least == most else f"{least} to {most}"
-        parser.error(f"{options.command} takes {wanted} arguments, not {len(options.arguments)}")
-    if options.command == "set" and len(options.arguments) % 2 and len(options.arguments) > 1:
-        parser.error("set takes pairs of KEY and VALUE, or one KEY")
-    if options.volatile and options.command not in ("set", "unset"):
-        parser.error("--volatile belongs to set and unset")
-    if options.command in _NUMBERED and not all(each.isdecimal() for each in options.arguments):
-        parser.error(f"{options.command} takes numbers")
-    return options
+        raise UsageError(f"{command} takes {wanted} arguments, not {len(words)}")
+    if command == "set" and len(words) % 2 and len(words) > 1:
+        raise UsageError("set takes pairs of KEY and VALUE, or one KEY")
+    if "volatile" in given and command not in ("set", "unset"):
+        raise UsageError("--volatile belongs to set and unset")
+    if command in _NUMBERED and not all(each.isdecimal() for each in words):
+        raise UsageError(f"{command} takes numbers")
+    return _Call(command, words, given)
 
 
 class _Call:
     """A command, and the server that it goes to."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.arguments: list[str] = options.arguments
-        self.volatile: bool = options.volatile
-        self._config: str = options.config
-        self._as_json: bool = options.json
+    def __init__(self, command: str, arguments: list[str], given: Mapping[str, str]) -> None:
+        self.arguments = arguments
+        self.volatile = "volatile" in given
+        self._command = command
+        self._config = given["config"]
+        self._as_json = "json" in given
+
+    def run(self) -> int:
+        """Do it, and return the exit code."""
+        return _COMMANDS[self._command](self)
 
     def ask(self, method: str, path: str, content: object = None) -> tuple[int, str]:
         """Ask the server, and return status and body; raises ``CtlError`` if there is none."""
@@ -165,12 +170,10 @@ def _set(call: _Call) -> int:
 
 def _read_value(key: str) -> str:
     """Read a value that is not to stand on a command line, where other users could see it."""
-    if sys.stdin.isatty():
-        return getpass.getpass(f"{key}: ")
     try:
-        return sys.stdin.readline().rstrip("\r\n")
-    except UnicodeDecodeError:
-        raise CtlError(f"{key}: what stands on standard input is not UTF-8") from None
+        return read_secret(f"{key}: ")
+    except InputError as exc:
+        raise CtlError(f"{key}: {exc}") from None
 
 
 def _unset(call: _Call) -> int:

@@ -13,6 +13,7 @@ from contextlib import suppress
 import gevent
 from gevent import socket
 
+from proxy.net import descriptors
 from proxy.net.stream import BUFFER_SIZE, Ending, TcpStream
 from proxy.net.threads import Workers
 
@@ -34,7 +35,7 @@ class StdioStream(TcpStream):
     def _read(self) -> None:
         # The relay may end first: then nobody wants the rest.
         with suppress(OSError):
-            while data := os.read(self._stdin, BUFFER_SIZE):
+            while data := descriptors.read(self._stdin, BUFFER_SIZE):
                 self._far.sendall(data)
         with suppress(OSError):
             self._far.shutdown(std_socket.SHUT_WR)
@@ -42,16 +43,12 @@ class StdioStream(TcpStream):
     def _write(self) -> None:
         with suppress(OSError):
             while data := self._far.recv(BUFFER_SIZE):
-                self._write_all(data)
+                descriptors.write_all(self._stdout, data)
         with suppress(OSError):
             self._far.shutdown(std_socket.SHUT_RD)
         # The reader of our output sees the end of it now, not when this process is gone.
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stdout)
-
-    def _write_all(self, data: bytes) -> None:
-        while data:
-            data = data[os.write(self._stdout, data) :]
 
     def farewell(self, ending: Ending) -> None:
         """Say nothing but that it ended: the exit code tells how."""

@@ -64,7 +64,9 @@ class WebSocketClient(UpstreamClient):
             half_close=answer.headers.get_all(HALF_CLOSE) == ["1"],
             ping_interval=self._ping_interval,
         )
-        return Connected(stream, _bound(answer), self.name)
+        # Of a target that is known by name only, our own kind does not tell the bound address.
+        confirmed = any(answer.headers.get_all(name) for name in (BOUND, HALF_CLOSE))
+        return Connected(stream, _bound(answer), self.name, confirmed)
 
     def _open(self, channel: Channel, target: Address, deadline: Deadline) -> ResponseHead:
         try:

@@ -1,7 +1,7 @@
 """The client of the control interface: what it asks, what it prints, and what it says when that fails."""
 
-import io
 import json
+import os
 import socket
 import tempfile
 import threading
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from proxy import cli
+from proxy import cli, console
 from proxy.control import ctl, show
 
 STATUS: dict[str, Any] = {
@@ -144,8 +144,10 @@ def test_a_change_is_asked_for_and_its_outcome_told(
 
 
 def test_a_password_need_not_stand_on_the_command_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("p#ss word\n"))
+    monkeypatch.setattr(console, "_STDIN", os.open(folder / "secret", os.O_RDWR | os.O_CREAT))
+    (folder / "secret").write_text("p#ss word\n")
     _, (_, _, body) = run(folder, "set", "auth_users.carol")
+    os.close(console._STDIN)
     assert body["set"] == {"auth_users.carol": "p#ss word"}
 
 
@@ -259,22 +261,27 @@ def test_what_is_no_server_of_ours_is_one_line(folder: Path, capsys: pytest.Capt
         ["-c", "proxy.ini", "rollback", "-1"],
         ["-c", "proxy.ini", "reload", "--volatile"],
         ["-c", "proxy.ini", "--jso", "status"],
+        ["-c", "proxy.ini", "set", "auth_users.bob", "-s3cret"],
+        ["-c", "proxy.ini", "auth_users.bob", "s3cret"],
     ],
     ids=" ".join,
 )
 def test_bad_usage_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        cli.run(["ctl", *arguments])
-    assert ended.value.code == 2
+    assert cli.run(["ctl", *arguments]) == 2
     said = capsys.readouterr().err
     assert said.startswith("proxy-server: ctl: ")
     assert said.count("\n") == 1
+    assert "s3cret" not in said
+
+
+def test_a_value_with_a_dash_is_told_how_to_be_written(capsys: pytest.CaptureFixture[str]) -> None:
+    """CASES 315."""
+    assert cli.run(["ctl", "-c", "proxy.ini", "set", "auth_users.bob", "-s3cret"]) == 2
+    assert "before a value with a dash, write --" in capsys.readouterr().err
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        cli.run(["ctl", "-h"])
-    assert ended.value.code == 0
+    assert cli.run(["ctl", "-h"]) == 0
     said = capsys.readouterr().out
     assert all(f"\n  {command}" in said for command in ctl._COMMANDS)
 

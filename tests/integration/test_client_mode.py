@@ -3,12 +3,17 @@
 """
 
 import os
+import re
+import signal
 import subprocess
+import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+from websockets.sync.server import serve
 
 from tests.integration import clients, peers, targets
 from tests.integration.clients import read_exact
@@ -21,6 +26,7 @@ from tests.integration.programs import (
     free_port,
     run_proxy,
     socks_door,
+    wait_until,
     web_door,
 )
 from tests.integration.targets import Target
@@ -128,6 +134,141 @@ class TestPipe:
             assert b"Traceback" not in process.stderr.read()
 
 
+class Running:
+    """A client whose input stays open, and that has a tunnel."""
+
+    def __init__(self, arguments: list[str], home: Path, **settings: Any) -> None:
+        self.process = subprocess.Popen(
+            [*COMMAND, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=clean_environment(home),
+            **settings,
+        )
+
+    def __enter__(self) -> "subprocess.Popen[bytes]":
+        return self.process
+
+    def __exit__(self, *error: object) -> None:
+        self.process.kill()
+        self.process.communicate(timeout=10)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+class TestSignals:
+    """CASES 332: ssh ends its ProxyCommand by one."""
+
+    @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT], ids=str)
+    def test_the_far_end_sees_an_ordinary_end(
+        self, node: Proxy, protocol: str, number: int, tmp_path: Path
+    ) -> None:
+        with (
+            Target(targets.echo) as target,
+            Running([*client_arguments(node, protocol), *to_target(target.port)], tmp_path) as client,
+        ):
+            assert client.stdin is not None
+            assert client.stdout is not None
+            client.stdin.write(b"hello")
+            client.stdin.flush()
+            assert client.stdout.read(5) == b"hello"
+            client.send_signal(number)
+            _, said = client.communicate(timeout=10)
+            assert (client.returncode, said) == (128 + number, b"")
+            assert node.wait_for_log(f"target=localhost:{target.port} ").endswith("end=finished")
+
+    def test_nobody_has_to_take_what_is_left(self, node: Proxy, protocol: str, tmp_path: Path) -> None:
+        with (
+            Target(targets.source(PAYLOAD)) as target,
+            Running([*client_arguments(node, protocol), *to_target(target.port)], tmp_path) as client,
+        ):
+            assert client.stdout is not None
+            assert client.stdout.read(1) == PAYLOAD[:1]  # and no more
+            client.send_signal(signal.SIGTERM)
+            assert client.wait(10) == 128 + signal.SIGTERM
+
+    def test_a_signal_that_was_ignored_stays_so(self, node: Proxy, protocol: str, tmp_path: Path) -> None:
+        """As ``nohup`` wants it."""
+        ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
+        arguments = [*client_arguments(node, protocol)]
+        with (
+            Target(targets.echo) as target,
+            Running([*arguments, *to_target(target.port)], tmp_path, preexec_fn=ignore) as client,
+        ):
+            assert client.stdin is not None
+            assert client.stdout is not None
+            client.stdin.write(b"hello")
+            client.stdin.flush()
+            assert client.stdout.read(5) == b"hello"
+            client.send_signal(signal.SIGHUP)
+            assert client.communicate(b"world", timeout=10) == (b"world", b"")
+            assert client.returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT], ids=str)
+def test_a_client_that_still_dials_ends_at_once_and_without_a_word(number: int, tmp_path: Path) -> None:
+    """CASES 332."""
+    with targets.blackhole() as port:
+        address = ["-mode", "client", "-protocol", "socks5", "-addr", f"127.0.0.1:{port}"]
+        with Running([*address, *to_target(80)], tmp_path) as client:
+            wait_until(lambda: handles(client.pid, number), "the handler")
+            client.send_signal(number)
+            _, said = client.communicate(timeout=10)
+            assert (client.returncode, said) == (128 + number, b"")
+
+
+def handles(pid: int, number: int) -> bool:
+    """Tell whether a process has an event loop that handles this signal."""
+    kinds = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            kinds.add(os.readlink(entry))
+    loop = "anon_inode:[eventpoll]" in kinds
+    caught = re.search(r"SigCgt:\s+(\w+)", Path(f"/proc/{pid}/status").read_text())
+    return loop and bool(caught and int(caught[1], 16) >> (number - 1) & 1)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_descriptors_that_are_not_ready_are_waited_for(node: Proxy, protocol: str, tmp_path: Path) -> None:
+    """What ssh, a shell or a terminal gives may be non-blocking: "not now" is no end."""
+    (far_in, stdin), (stdout, far_out) = os.pipe(), os.pipe()
+    for fd in (far_in, far_out):
+        os.set_blocking(fd, False)
+    with Target(targets.echo) as target:
+        command = [*COMMAND, *client_arguments(node, protocol), *to_target(target.port)]
+        client = subprocess.Popen(command, stdin=far_in, stdout=far_out, env=clean_environment(tmp_path))
+        os.close(far_in)
+        os.close(far_out)
+        try:
+            wait_until(lambda: target.accepted, "the tunnel", 20)
+            writer = threading.Thread(target=write_and_close, args=(stdin, PAYLOAD), daemon=True)
+            writer.start()
+            with open(stdout, "rb") as file:
+                assert file.read() == PAYLOAD
+            assert client.wait(10) == 0
+        finally:
+            client.kill()
+            client.wait(10)
+
+
+def write_and_close(fd: int, data: bytes) -> None:
+    with open(fd, "wb") as file:
+        file.write(data)
+
+
+def test_a_far_end_that_is_no_tunnel_is_named(tmp_path: Path) -> None:
+    """CASES 335: a server that echoes, for instance; the bytes go through all the same."""
+    with serve(lambda peer: [peer.send(message) for message in peer], "127.0.0.1", 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"ws://127.0.0.1:{server.socket.getsockname()[1]}/"
+        done = run_proxy(
+            "-mode", "client", "-protocol", "websocket", "-addr", address, *to_target(80), stdin=b"hello"
+        )
+        server.shutdown()
+    assert done.stdout == b"hello"
+    assert f"{address} did not confirm that localhost:80 is connected" in reason(done)
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 class TestSsh:
     """``ssh -o ProxyCommand='proxy-server -mode client …'`` against a real server."""
@@ -179,6 +320,25 @@ class TestExitCodes:
         assert done.returncode == 1
         assert f"127.0.0.1:{port}" in reason(done)
         assert "refused" in reason(done)
+
+    @pytest.mark.parametrize(
+        ("login", "environment", "said"),
+        [
+            (["-username", "alice"], {}, "-password: the user needs one: give it here, or in PROXY_PASSWORD"),
+            (["-password", "s3cret"], {}, "-username: -password is given, so this is needed too"),
+            ([], {"PROXY_PASSWORD": "s3cret"}, "-username: PROXY_PASSWORD is set, so this is needed too"),
+        ],
+        ids=["no password", "no user", "no user for the environment"],
+    )
+    def test_half_a_login_is_called_what_it_is(
+        self, protocol: str, login: list[str], environment: dict[str, str], said: str
+    ) -> None:
+        """CASES 333."""
+        address = ["-mode", "client", "-protocol", protocol, "-addr", "127.0.0.1:1"]
+        done = run_proxy(*address, *to_target(80), *login, environment=environment)
+        assert done.returncode == 2
+        assert said in reason(done)
+        assert "s3cret" not in reason(done)
 
     @pytest.mark.parametrize("login", [[], ["-username", "alice", "-password", "not-this-one"]])
     def test_refused_credentials_are_1(self, guarded: Proxy, protocol: str, login: list[str]) -> None:

@@ -21,7 +21,17 @@ import pytest
 from tests.integration import clients, peers, targets
 from tests.integration.certificates import Authority, Certificate
 from tests.integration.clients import SocksRefused
-from tests.integration.programs import Proxy, free_port, socks_door, upstream, wait_until, web_door
+from tests.integration.programs import (
+    COMMAND,
+    Program,
+    Proxy,
+    free_port,
+    run_proxy,
+    socks_door,
+    upstream,
+    wait_until,
+    web_door,
+)
 from tests.integration.targets import Target
 
 PAYLOAD = os.urandom(4 << 20)
@@ -109,6 +119,31 @@ class TestTrust:
     def test_an_authority_that_is_not_known_is_refused(self, node: Proxy) -> None:
         with front(node.url("web", "wss")) as chain:
             expect_refused(chain, "certificate")
+
+    def test_a_client_is_told_whom_to_trust(self, node: Proxy, authority: Authority) -> None:
+        """CASES 355: by an option, or by OpenSSL's own variable."""
+        arguments = ["-mode", "client", "-protocol", "websocket", "-addr", node.url("web", "wss")]
+        ca = str(authority.root.cert)
+        with Target(targets.banner(b"hello")) as target:
+            arguments += ["-host", "localhost", "-port", str(target.port)]
+            for more, environment in [(["-tls-ca", ca], {}), ([], {"SSL_CERT_FILE": ca})]:
+                done = run_proxy(*arguments, *more, environment=environment)
+                assert (done.returncode, done.stdout) == (0, b"hello"), done.stderr
+            assert run_proxy(*arguments).returncode == 1
+
+    def test_a_server_of_the_command_line_is_told_whom_to_trust(
+        self, node: Proxy, authority: Authority
+    ) -> None:
+        """CASES 355."""
+        port = free_port()
+        server = ["-mode", "server", "-protocol", "socks5", "-addr", f"127.0.0.1:{port}"]
+        way = ["-upstream-type", "websocket", "-upstream-address", node.url("web", "wss")]
+        command = [*COMMAND, *server, *way, "-upstream-tls-ca", str(authority.root.cert)]
+        with Program(command) as program, Target(targets.banner(b"hello")) as target:
+            program.wait_listening(port)
+            tunnel = clients.socks5(("127.0.0.1", port), "localhost", target.port)
+            assert clients.read_exact(tunnel, 5) == b"hello"
+            tunnel.close()
 
     def test_tls_verify_no_accepts_anybody(self, node: Proxy) -> None:
         with front(node.url("web", "wss"), tls_verify="no") as chain:

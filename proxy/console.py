@@ -1,0 +1,112 @@
+"""
+Standard input, output and error, as the command line uses them.
+
+They are whatever we were given: closed, non-blocking, or on a disk that is full.
+"""
+
+import getpass
+import io
+import os
+import sys
+from typing import Any
+
+from proxy.errors import ProxyError, reason_of
+from proxy.net import descriptors
+
+_STDIN, _STDOUT, _STDERR = 0, 1, 2
+_READ_SIZE = 4096  # bytes
+_MOST = 1 << 20  # bytes of a line
+
+
+class OutputError(ProxyError):
+    """Standard output cannot be written; ``unwanted`` if whoever read it has had enough."""
+
+    def __init__(self, exc: OSError) -> None:
+        super().__init__(f"standard output: {reason_of(exc)}")
+        self.unwanted = isinstance(exc, BrokenPipeError)
+
+
+class InputError(ProxyError):
+    """What stands on standard input cannot be used."""
+
+
+class _Raw(io.RawIOBase):
+    """A descriptor that takes all that is written, and stays open."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self._fd = fd
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def isatty(self) -> bool:
+        return os.isatty(self._fd)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        descriptors.write_all(self._fd, data)
+        return len(data)
+
+
+class _Output(_Raw):
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as exc:
+            raise OutputError(exc) from exc
+
+
+def take_over() -> None:
+    """Make ``print`` wait where a descriptor is not ready, and fail where it cannot be written."""
+    for fd in (_STDIN, _STDOUT, _STDERR):
+        _open_if_closed(fd)
+    sys.stdout = _text(_Output(_STDOUT), sys.stdout)
+    sys.stderr = _text(_Raw(_STDERR), sys.stderr)
+
+
+def _open_if_closed(fd: int) -> None:
+    """Have no socket get the number of a standard descriptor."""
+    try:
+        os.fstat(fd)
+    except OSError:
+        # It is the lowest number that is free. What is printed then fails, and is not lost in silence.
+        os.open(os.devnull, os.O_WRONLY if fd == _STDERR else os.O_RDONLY)
+
+
+def _text(raw: _Raw, given: Any) -> io.TextIOWrapper:
+    encoding = getattr(given, "encoding", None) or "utf-8"
+    lines = raw.isatty() or raw.fileno() == _STDERR
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=lines)
+
+
+def flush() -> None:
+    """Write what was printed; raises ``OutputError``."""
+    sys.stdout.flush()
+
+
+def give_up_output() -> None:
+    """Let all that is still to be printed go nowhere: it could not be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)
+
+
+def read_secret(prompt: str, again: str = "") -> str:
+    """
+    Ask for a line without showing it, or read it from standard input; raises ``InputError``.
+
+    Who types it may be asked ``again``.
+    """
+    if os.isatty(_STDIN):
+        line = getpass.getpass(prompt)
+        if again and getpass.getpass(again) != line:
+            raise InputError("the two are not the same")
+        return line
+    data = b""
+    while b"\n" not in data and len(data) < _MOST and (more := descriptors.read(_STDIN, _READ_SIZE)):
+        data += more
+    try:
+        return data.partition(b"\n")[0].removesuffix(b"\r").decode()
+    except UnicodeDecodeError:
+        raise InputError("what stands on standard input is not UTF-8") from None

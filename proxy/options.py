@@ -1,0 +1,105 @@
+"""
+The options of a command line, read in a way that no message repeats what may be a secret.
+
+A password can begin with a dash, and it can come to stand anywhere: behind an option that is misspelt,
+or glued to one. So a message names options of ours, and the place of a word, but never the word.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from proxy.errors import ProxyError
+
+_COLUMN = 30  # of the help, where the explanations begin
+
+
+class UsageError(ProxyError):
+    """A command line that cannot be meant."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """
+    An option, written with one dash or two.
+
+    ``value`` is what its value is called in the help; without one it is a switch. ``modes`` is what it
+    belongs to, for those who care.
+    """
+
+    name: str
+    value: str
+    help: str
+    modes: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that it is called."""
+        return (self.name, *self.also)
+
+
+def read(
+    words: Sequence[str], options: Iterable[Option], *, first: int = 1, hint: str = ""
+) -> tuple[dict[str, str], list[str]]:
+    """
+    Read a command line, whose words are counted from ``first`` on.
+
+    Returns the values by the names of their options, "" for a switch, and the words that belong to no
+    option; raises ``UsageError``. The word after an option is its value, whatever it looks like, unless
+    it is an option itself. After ``--`` there are no options. ``hint`` says what else may be meant by a
+    word that is none.
+    """
+    known = {dashes + name: option for option in options for name in option.names for dashes in ("-", "--")}
+    given: dict[str, str] = {}
+    others: list[str] = []
+    rest = iter(enumerate(words, first))
+    for place, word in rest:
+        if word == "--":
+            others += (word for _, word in rest)
+            break
+        written, equals, glued = word.partition("=")
+        option = known.get(written)
+        if option is None:
+            if word.startswith("-") and word != "-":
+                raise UsageError(_unknown(place, written, known) + hint)
+            others.append(word)
+            continue
+        if option.name in given:
+            raise UsageError(f"-{option.name} is given twice")
+        _, value = next(rest, (0, None)) if option.value and not equals else (0, glued)
+        given[option.name] = _checked(option, equals, value, known)
+    return given, others
+
+
+def _checked(option: Option, equals: str, value: str | None, known: Mapping[str, Option]) -> str:
+    name = f"-{option.name}"
+    if not option.value and equals:
+        raise UsageError(f"{name} takes no value")
+    if value is None:
+        raise UsageError(f"{name} needs a value")
+    if not equals and value.partition("=")[0] in known:
+        raise UsageError(
+            f"{name} needs a value: one that reads like an option is written {name}={option.value}"
+        )
+    if option.choices and value not in option.choices:
+        raise UsageError(f"{name} is one of {', '.join(option.choices)}")
+    return value
+
+
+def _unknown(place: int, written: str, known: Iterable[str]) -> str:
+    near = get_close_matches(written, known, 1, 0.75)
+    return f"argument {place} begins like an option, but is none" + (
+        f" (is {near[0]} meant?)" if near else ""
+    )
+
+
+def describe(options: Iterable[Option]) -> str:
+    """Explain options, one a line, for the help."""
+    lines = []
+    for option in options:
+        names = ", ".join(f"-{name}" for name in option.names)
+        choices = f" ({' or '.join(option.choices)})" if option.choices else ""
+        lines.append(f"  {names + ' ' + option.value:{_COLUMN - 3}} {option.help}{choices}")
+    return "\n".join(lines)

@@ -1,0 +1,131 @@
+"""What the options of the command line mean together."""
+
+import io
+from pathlib import Path
+
+import pytest
+
+from proxy import cli
+from proxy.app import App
+
+SERVER = ["-mode", "server", "-protocol", "socks5", "-addr", "127.0.0.1:0"]
+CLIENT = ["-mode", "client", "-protocol", "socks5", "-addr", "127.0.0.1:1", "-host", "h", "-port", "80"]
+SECRET = "hunter2"
+
+
+@pytest.fixture(autouse=True)
+def nobody_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(app: App) -> None:
+        raise AssertionError("it serves")
+
+    monkeypatch.setattr(App, "run", run)
+    for name in ("PROXY_PASSWORD", "PROXY_UPSTREAM_PASSWORD"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command line that is refused, and give the line that says why."""
+    assert cli.run(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1, printed.err
+    assert SECRET not in printed.err
+    return printed.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([*SERVER, "-check"], "-check cannot be used with -mode server"),
+        ([*SERVER, "-dump"], "-dump"),
+        ([*SERVER, "-last-good"], "-last-good"),
+        ([*SERVER, "-listen", "127.0.0.1:0"], "-listen"),
+        ([*SERVER, "-host", "h", "-port", "80"], "-host, -port"),
+        ([*SERVER, "-tls-ca", "ca.pem"], "-tls-ca"),
+        ([*SERVER, "-hash-password"], "-hash-password"),
+        (["-c", "proxy.ini", "-mode", "server"], "-mode cannot be used with -c FILE"),
+        (["-c", "proxy.ini", "-username", "bob", "-password", SECRET], "-username, -password"),
+        (["-c", "proxy.ini", "-addr", ":1080", "-protocol", "socks5"], "-protocol, -addr"),
+        (["-c", "proxy.ini", "-upstream-type", "direct"], "-upstream-type"),
+        (["-c", "proxy.ini", "-listen", ":1"], "-listen"),
+        (["-c", "proxy.ini", "-hash-password"], "-hash-password"),
+        (["-c", "proxy.ini", "-check", "-last-good"], "-last-good"),
+        ([*CLIENT, "-upstream-type", "direct"], "-upstream-type"),
+        ([*CLIENT, "-check"], "-check"),
+        (["-check"], "-check belongs to -c FILE, which is missing"),
+        (["-password", SECRET], "-password belongs to -mode server or -mode client"),
+        (["-hash-password", "-username", "bob"], "-username"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_an_option_that_would_have_no_effect_is_refused(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], named: str
+) -> None:
+    """CASES 352."""
+    assert named in refused(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([*SERVER, "-upstream-address", "h:1"], "-upstream-type: -upstream-address needs it"),
+        ([*SERVER, "-upstream-username", "bob"], "-upstream-type: -upstream-username needs it"),
+        ([*SERVER, "-upstream-type", "direct", "-upstream-tls-ca", "ca.pem"], "-upstream-type: a direct"),
+        ([*CLIENT, "-tls-ca", "ca.pem"], "-tls-ca: only a wss://"),
+        ([*SERVER, "-username", "bob"], "-password: the user needs one"),
+        ([*SERVER, "-password", SECRET], "-username: -password is given"),
+        (["proxy.ini"], "write -c proxy.ini"),
+        (["proxy.ini", "-check"], "write -c proxy.ini"),
+        (["-c", "proxy.ini", "ctl", "status"], "ctl comes first"),
+        ([*CLIENT, "-username", "bob", "-password", "my", SECRET], "an argument belongs to no option"),
+        ([*CLIENT, "-passwrod", SECRET], "is -password meant?"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_command_line_that_cannot_be_meant_is_told_what_would_be(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    """CASES 315, 333, 352, 360."""
+    assert said in refused(capsys, *arguments)
+
+
+def test_a_password_of_the_environment_needs_a_user(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CASES 333."""
+    monkeypatch.setenv("PROXY_PASSWORD", SECRET)
+    assert "-username: PROXY_PASSWORD is set" in refused(capsys, *SERVER)
+    monkeypatch.delenv("PROXY_PASSWORD")
+    monkeypatch.setenv("PROXY_UPSTREAM_PASSWORD", SECRET)
+    way = ["-upstream-type", "socks5", "-upstream-address", "h:1"]
+    assert "-upstream-username: PROXY_UPSTREAM_PASSWORD is set" in refused(capsys, *SERVER, *way)
+
+
+def test_a_password_may_begin_with_a_dash(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CASES 315."""
+    users: list[object] = []
+    monkeypatch.setattr(App, "run", lambda app: users.append(app.config.listeners[0].auth_users))
+    assert cli.run([*SERVER, "-username", "bob", "-password", "-s3cret"]) == 0
+    assert cli.run([*SERVER, "-username", "bob", "-password=-check"]) == 0
+    assert users == [{"bob": "-s3cret"}, {"bob": "-check"}]
+
+
+def test_output_that_fails_late_is_exit_1(capsys: pytest.CaptureFixture[str]) -> None:
+    class Full(io.StringIO):
+        def flush(self) -> None:
+            raise cli.OutputError(OSError(28, "No space left on device"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdout", Full())
+        patch.setattr("proxy.console.give_up_output", lambda: None)
+        assert cli.run(["-version"]) == 1
+    assert capsys.readouterr().err == "proxy-server: standard output: No space left on device\n"
+
+
+def test_a_file_that_exists_is_suggested_whatever_its_name(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """CASES 360."""
+    path = tmp_path / "settings"
+    path.touch()
+    assert f"write -c {path}" in refused(capsys, str(path))

@@ -1,0 +1,128 @@
+"""Standard descriptors as they are given to us: not ready, closed, full."""
+
+import contextlib
+import fcntl
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from proxy import console
+from proxy.net import descriptors
+from tests.integration.programs import COMMAND, REPOSITORY, clean_environment
+
+PIPE = 1 << 12  # bytes
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """Make a small pipe that never blocks."""
+    ends = os.pipe()
+    fcntl.fcntl(ends[0], fcntl.F_SETPIPE_SZ, PIPE)
+    for fd in ends:
+        os.set_blocking(fd, False)
+    yield ends
+    for fd in ends:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+
+
+def test_nothing_to_read_now_is_no_end(pipe: tuple[int, int]) -> None:
+    source, sink = pipe
+    writer = threading.Timer(0.05, os.write, (sink, b"late"))
+    writer.start()
+    assert descriptors.read(source, 100) == b"late"
+    writer.join(10)
+    os.close(sink)
+    assert descriptors.read(source, 100) == b""
+
+
+def test_no_room_now_is_no_error(pipe: tuple[int, int]) -> None:
+    source, sink = pipe
+    data = os.urandom(10 * PIPE)
+    got = bytearray()
+
+    def collect() -> None:
+        while len(got) < len(data):
+            got.extend(descriptors.read(source, PIPE))
+
+    reader = threading.Thread(target=collect, daemon=True)
+    reader.start()
+    descriptors.write_all(sink, data)
+    reader.join(10)
+    assert bytes(got) == data
+
+
+def test_a_secret_is_a_line_of_a_pipe_that_is_not_ready(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "_STDIN", pipe[0])
+    threading.Timer(0.05, os.write, (pipe[1], "pässword \r\nmore".encode())).start()
+    assert console.read_secret("Password: ") == "pässword "
+
+
+def test_a_secret_that_is_no_text_is_refused(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "_STDIN", pipe[0])
+    os.write(pipe[1], b"p\xe4ssword\n")
+    with pytest.raises(console.InputError, match="UTF-8"):
+        console.read_secret("Password: ")
+
+
+def test_what_is_printed_waits_for_a_reader_that_is_slow(pipe: tuple[int, int]) -> None:
+    source, sink = pipe
+    text = "ü" * 10 * PIPE
+    got = bytearray()
+
+    def collect() -> None:
+        while data := descriptors.read(source, PIPE):
+            got.extend(data)
+
+    reader = threading.Thread(target=collect, daemon=True)
+    reader.start()
+    stream = console._text(console._Output(sink), None)
+    print(text, file=stream, flush=True)
+    os.close(sink)
+    reader.join(10)
+    assert got.decode() == text + "\n"
+
+
+# -- the program
+
+
+def run(tmp_path: Path, *arguments: str, **settings: object) -> "subprocess.CompletedProcess[str]":
+    done = subprocess.run(
+        [*COMMAND, *arguments],
+        cwd=tmp_path,
+        env=clean_environment(tmp_path),
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=30,
+        **settings,  # type: ignore[call-overload]
+    )
+    assert "Traceback" not in done.stderr
+    assert "ignored" not in done.stderr
+    return done
+
+
+def test_output_that_does_not_fit_is_one_line_and_exit_1(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = run(tmp_path, "-c", str(REPOSITORY / "conf" / "proxy.ini"), "-dump", stdout=full)
+    assert (done.returncode, done.stderr) == (1, "proxy-server: standard output: No space left on device\n")
+
+
+def test_output_that_nobody_reads_any_more_ends_it_without_a_word(tmp_path: Path) -> None:
+    source, sink = os.pipe()
+    os.close(source)
+    try:
+        done = run(tmp_path, "-h", stdout=sink)
+    finally:
+        os.close(sink)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_output_that_is_closed_is_an_error(tmp_path: Path) -> None:
+    done = run(tmp_path, "-version", preexec_fn=lambda: os.close(1))
+    assert (done.returncode, done.stderr) == (1, "proxy-server: standard output: Bad file descriptor\n")

@@ -1,0 +1,80 @@
+"""A command line is read as it is meant, and no message repeats what may be a secret."""
+
+import pytest
+
+from proxy.options import Option, UsageError, describe, read
+
+OPTIONS = (
+    Option("config", "FILE", "a file", also=("c",)),
+    Option("username", "NAME", "who"),
+    Option("password", "PASSWORD", "a secret"),
+    Option("mode", "MODE", "which", choices=("server", "client")),
+    Option("check", "", "only look"),
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "given"),
+    [
+        (["-c", "a.ini"], {"config": "a.ini"}),
+        (["--config=a.ini", "-check"], {"config": "a.ini", "check": ""}),
+        (["-password", "-s3cret"], {"password": "-s3cret"}),
+        (["-password", "--s3cret=x"], {"password": "--s3cret=x"}),
+        (["-password=-check"], {"password": "-check"}),
+        (["-password", "--"], {"password": "--"}),
+        (["-password", "a=b"], {"password": "a=b"}),
+        (["-password="], {"password": ""}),
+        (["-username", ""], {"username": ""}),
+        (["-mode", "client"], {"mode": "client"}),
+    ],
+    ids=" ".join,
+)
+def test_an_option_has_the_value_that_follows_it_whatever_that_looks_like(words, given):
+    """CASES 315."""
+    assert read(words, OPTIONS) == (given, [])
+
+
+@pytest.mark.parametrize(
+    ("words", "others"),
+    [
+        (["set", "a.b", "-"], ["set", "a.b", "-"]),
+        (["set", "a.b", "--", "-c"], ["set", "a.b", "-c"]),
+        (["--", "-check", "--"], ["-check", "--"]),
+        (["a", "-check", "b"], ["a", "b"]),
+    ],
+    ids=" ".join,
+)
+def test_what_belongs_to_no_option_is_kept_in_order(words, others):
+    assert read(words, OPTIONS)[1] == others
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-passwrod", "hunter2"], "argument 1 begins like an option, but is none (is -password meant?)"),
+        (["--passwrod=hunter2"], "is --password meant?"),
+        (["-pass", "hunter2"], "argument 1 "),  # no abbreviations
+        (["-check", "-phunter2"], "argument 2 "),
+        (["-passwordhunter2"], "argument 1 "),
+        (["-username", "-password=hunter2"], "-username needs a value"),
+        (["-password"], "-password needs a value"),
+        (["-password", "hunter2", "-password", "x"], "-password is given twice"),
+        (["-mode", "hunter2"], "-mode is one of server, client"),
+        (["-check=hunter2"], "-check takes no value"),
+        (["-c", "a", "--config", "b"], "-config is given twice"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_named_and_nothing_is_repeated_that_may_be_a_secret(words, said):
+    """CASES 315."""
+    with pytest.raises(UsageError) as refused:
+        read(words, OPTIONS)
+    assert said in str(refused.value)
+    assert "hunter2" not in str(refused.value)
+
+
+def test_the_help_has_every_option():
+    lines = describe(OPTIONS).splitlines()
+    assert lines[0].split() == ["-config,", "-c", "FILE", "a", "file"]
+    assert lines[3].endswith("which (server or client)")
+    assert len(lines) == len(OPTIONS)
