@@ -321,15 +321,18 @@ def _join_stdio(target: Address, proxy: UpstreamConfig) -> int:
         # Nobody may take what is still to be written.
         gevent.spawn_later(_LAST_WORD, os._exit, KILLED + number)
 
-    for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
-            gevent.signal_handler(number, end, number)
+    watchers = [
+        gevent.signal_handler(number, end, number)
+        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
+        if signal.getsignal(number) is not signal.SIG_IGN  # as nohup wants it
+    ]
     connected = make_client(proxy).dial(target, Deadline(CLIENT_TIMEOUT))
     if not connected.confirmed:
         say(f"proxy-server: warning: {proxy.name} did not confirm that {target} is connected: is it a proxy?")
     forwarder = DataForwarder()
     relay = forwarder.relay(StdioStream(), connected.stream)
     transfer = forwarder.run(relay)
+    watchers.clear()  # until here they had to be kept: a watcher that nobody has watches no more
     if ended_by:
         return KILLED + ended_by
     if transfer.ending is Ending.FINISHED:
