@@ -33,7 +33,8 @@ class Authenticator:
     def __init__(self, users: Mapping[str, str], offload: Offload = lambda check: check()) -> None:
         self._passwords = {to_bytes(name): to_bytes(password) for name, password in users.items()}
         self._offload = offload
-        self._dummy = _nobodys(next(filter(is_hash, self._passwords.values()), b""))
+        # Of each cost that the users' hashes have, one that is nobody's.
+        self._nobodys = {_cost(each): _nobodys(each) for each in self._passwords.values() if is_hash(each)}
         self._secret = os.urandom(32)
         self._remembered: OrderedDict[bytes, float] = OrderedDict()
 
@@ -49,12 +50,26 @@ class Authenticator:
 
     def check(self, username: bytes, password: bytes) -> bool:
         """Tell whether the password is this user's, in bytes as they come from the wire."""
-        known = username in self._passwords
-        # An unknown user costs as much as a wrong password: the time tells nobody who exists.
-        stored = self._passwords.get(username, self._dummy)
-        if not is_hash(stored):
-            return hmac.compare_digest(_digest(stored), _digest(password)) and known
-        return self._check_hash(username, password, stored) and known
+        name = next((each for each in _readings(username) if each in self._passwords), b"")
+        stored = self._passwords.get(name, b"")
+        if is_hash(stored):
+            return self._check_hash(name, password, stored)
+        # What is to be refused costs the same for an unknown user, and for one whose password is plain
+        # or a hash: the time tells nobody who exists.
+        right = [hmac.compare_digest(_digest(stored), _digest(each)) for each in _readings(password)]
+        if any(right) and name:
+            return True
+        return bool(self._nobodys) and self._offload(lambda: self._is_right(password, b""))
+
+    def _is_right(self, password: bytes, stored: bytes) -> bool:
+        """Compare a password to a hash, at the cost of one of each kind if it is wrong."""
+        readings = _readings(password)
+        if any(verify(each, stored) for each in readings):
+            return True
+        for cost, nobodys in self._nobodys.items():
+            if cost != _cost(stored):
+                any(verify(each, nobodys) for each in readings)
+        return False
 
     def _check_hash(self, username: bytes, password: bytes, stored: bytes) -> bool:
         # The stored hash is part of the key, so that a changed password is not remembered.
@@ -62,7 +77,7 @@ class Authenticator:
         key = hmac.digest(self._secret, login, "sha256")
         if self._remembered.get(key, 0.0) > monotonic():
             return True
-        if not self._offload(lambda: verify(password, stored)):
+        if not self._offload(lambda: self._is_right(password, stored)):
             return False
         self._remembered[key] = monotonic() + _REMEMBER
         self._remembered.move_to_end(key)
@@ -71,10 +86,27 @@ class Authenticator:
         return True
 
 
+def _readings(text: bytes) -> tuple[bytes, ...]:
+    """
+    Read a name or a password as it came; and what is no UTF-8 as Latin-1 too.
+
+    RFC 1929 names no encoding, and some clients send Latin-1 (Firefox, Java).
+    """
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return text, text.decode("latin-1").encode()
+    return (text,)
+
+
 def _nobodys(stored: bytes) -> bytes:
     """Make a hash as costly as this one, and of no password."""
-    parameters = stored.rpartition(b"$")[0]
-    return parameters + b"$" + urlsafe_b64encode(os.urandom(32)) if parameters else os.urandom(16)
+    return stored.rpartition(b"$")[0] + b"$" + urlsafe_b64encode(os.urandom(32))
+
+
+def _cost(stored: bytes) -> tuple[bytes, ...]:
+    """Tell what it costs to check a hash: of equal ones, the same."""
+    return tuple(stored.split(b"$")[1:4])
 
 
 def is_hash(stored: bytes) -> bool:

@@ -58,8 +58,11 @@ class Runtime:
 
 
 def name_of(user: bytes) -> str:
-    """Give a user's name as it came from the wire, fit for a log."""
-    return user.decode("utf-8", "backslashreplace")
+    """Give a user's name as it came from the wire: UTF-8, or else Latin-1, which any bytes are."""
+    try:
+        return user.decode()
+    except UnicodeDecodeError:
+        return user.decode("latin-1")
 
 
 @dataclass(frozen=True, slots=True)

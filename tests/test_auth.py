@@ -161,9 +161,77 @@ def test_an_unknown_user_costs_a_hash_where_users_have_hashes(compared, monkeypa
     assert compared[0] == compared[1]
 
 
+@pytest.fixture
+def derived(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Note the cost of each hash that is computed."""
+    noted: list[int] = []
+    real = auth.scrypt
+
+    def scrypt(password, **settings):
+        noted.append(settings["n"])
+        return real(password, **settings)
+
+    monkeypatch.setattr(auth, "scrypt", scrypt)
+    return noted
+
+
+def test_a_wrong_login_costs_the_same_whoever_it_is_for(derived):
+    """Users with plain passwords, with hashes of two costs, and those who do not exist."""
+    stored = {
+        "plain": PASSWORD,
+        "cheap": scrypt_text(b"a", cost=10),
+        "dear": scrypt_text(b"b", cost=11),
+        "cheap2": scrypt_text(b"c", cost=10),
+    }
+    derived.clear()
+    users = Authenticator(stored)
+    for user in (*stored, "nobody"):
+        for wrong in (b"wrong", b"wr\xf6ng"):
+            assert not users.check(user.encode(), wrong)
+            assert sorted(derived) == sorted([1024, 2048] * (1 if wrong.isascii() else 2))
+            derived.clear()
+
+
+def test_a_right_plain_password_waits_for_no_hash(derived):
+    users = Authenticator({"alice": PASSWORD, "bob": HASH})
+    derived.clear()
+    assert users.check(b"alice", PASSWORD.encode())
+    assert derived == []
+
+
 def test_an_unknown_user_is_not_let_in_with_the_password_he_is_compared_to():
     assert not Authenticator({"alice": HASH}).authenticate("eve", PASSWORD)
     assert not Authenticator({"alice": PASSWORD}).authenticate("eve", PASSWORD)
+
+
+UMLAUT = "p\u00e4ssword"
+
+
+@pytest.mark.parametrize("stored", [UMLAUT, scrypt_text(UMLAUT.encode())], ids=["plain", "hash"])
+def test_a_password_may_come_in_latin_1(stored):
+    """Case 347: RFC 1929 names no encoding, and some clients send this one."""
+    users = Authenticator({"j\u00e4rgen": stored, "alice": stored})
+    for name in (b"alice", b"j\xe4rgen", b"j\xc3\xa4rgen"):
+        assert users.check(name, b"p\xe4ssword")
+        assert users.check(name, b"p\xc3\xa4ssword")
+        for other in (
+            b"password",
+            b"p?ssword",
+            b"p\xa4ssword",
+            b"p\xc3ssword",
+            b"p\xe4ssword\xff",
+            b"p\x84ssword",
+        ):
+            assert not users.check(name, other)
+    assert not users.check(b"jargen", b"p\xe4ssword")
+
+
+@given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=20), st.binary(max_size=40))
+def test_no_other_pair_becomes_valid(password, other):
+    """Case 347: than those of a text's own two encodings."""
+    right = {password.encode(), password.encode("latin-1", "ignore")}
+    assert Authenticator({"alice": password}).check(b"alice", password.encode())
+    assert other in right or not Authenticator({"alice": password}).check(b"alice", other)
 
 
 # Hashes

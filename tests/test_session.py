@@ -6,7 +6,7 @@ What the pipeline asks of them is written down in the order in which it happens.
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gevent
@@ -463,9 +463,28 @@ def test_a_user_is_known_by_name_and_password() -> None:
     assert refused.value.user == "alice"
 
 
-def test_a_name_of_any_bytes_is_fit_for_a_log() -> None:
-    """DESIGN 1.4: any bytes are a user name."""
-    runtime = Stage().session.runtime
+@pytest.mark.parametrize(
+    ("sent", "shown"),
+    [
+        (b"j\xe4rgen", "user=j\u00e4rgen "),  # Latin-1
+        (b"j\xc3\xa4rgen", "user=j\u00e4rgen "),  # UTF-8
+        (b"\xff\xfe", "user=\u00ff\u00fe "),
+        (b"a\x85b", r'user="a\u0085b" '),  # a control character, in Latin-1
+    ],
+)
+def test_a_name_of_any_bytes_is_one_line_that_shows_each_once(
+    caplog: pytest.LogCaptureFixture, sent: bytes, shown: str
+) -> None:
+    """DESIGN 1.4: any bytes are a user name. Case 347."""
     with pytest.raises(AuthError) as raised:
-        runtime.log_in(b"\xff\xfe", b"x")
-    assert raised.value.user == r"\xff\xfe"
+        Stage().session.runtime.log_in(sent, b"x")
+    Stage(door={"greeting": fails(raised.value)}).refused()
+    (line,) = caplog.records
+    assert line.getMessage() == f"authentication failed: client=192.0.2.1 {shown}listener=socks"
+
+
+def test_a_user_who_logs_in_with_latin_1_is_the_user_of_that_name() -> None:
+    """Case 347: also for what changes with the users."""
+    users = Authenticator({"j\u00e4rgen": "p\u00e4ss"})
+    runtime = replace(Stage().session.runtime, authenticator=users)
+    assert runtime.log_in(b"j\xe4rgen", b"p\xe4ss") == "j\u00e4rgen"
