@@ -42,6 +42,7 @@ class ListenerMetrics:
 
     def __init__(self) -> None:
         self.accepted = 0
+        self.filled = 0  # how often the limit was reached
         self.sent = 0
         self.received = 0
         self.handshakes = Histogram()
@@ -85,6 +86,9 @@ def listener_families(listeners: Mapping[str, ListenerMetrics]) -> Iterator[Fami
         return [({"listener": key}, getattr(one, name)) for key, one in listeners.items()]
 
     yield Family("proxy_connections_total", "counter", "Clients that were accepted.", each("accepted"))
+    yield Family(
+        "proxy_limit_reached_total", "counter", "How often max_connections was reached.", each("filled")
+    )
     yield Family(
         "proxy_handshake_seconds", "histogram", "From accept to a complete request.", each("handshakes")
     )

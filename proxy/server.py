@@ -14,6 +14,7 @@ from proxy.config import Overload, ServerConfig
 from proxy.metrics import ListenerMetrics, Metrics
 from proxy.net.channel import Channel
 from proxy.net.deadline import Deadline
+from proxy.net.fullness import Fullness
 from proxy.net.listen import Acceptor, bind
 from proxy.net.places import Places
 from proxy.net.relay import DataForwarder
@@ -69,6 +70,7 @@ class ProxyServer(ABC):
         self._pool = Places(places(config))
         self._acceptors: list[Acceptor] = []
         self.sessions: set[Session] = set()
+        self._fullness = Fullness(self._describe_fullness)
 
     @property
     def total(self) -> int:
@@ -118,11 +120,27 @@ class ProxyServer(ABC):
         full = len(self.sessions) >= runtime.config.max_connections
         if not full:
             self.sessions.add(session)
+            self._note_fullness()
         self.metrics.accepted += 1
         try:
             session.run(self.inbound, full=full)
         finally:
             self.sessions.discard(session)
+            self._note_fullness()
+
+    def _note_fullness(self) -> None:
+        is_full = len(self.sessions) >= self.config.max_connections
+        if is_full is self._fullness.is_full:
+            return
+        self.metrics.filled += is_full
+        self._fullness.become(is_full)
+
+    def _describe_fullness(self) -> str:
+        config, live = self.config, len(self.sessions)
+        if not self._fullness.is_full:
+            return f"{config.name} has room again: {live} of {config.max_connections} connections are in use"
+        fate = "wait until one ends" if config.overload is Overload.WAIT else "are refused until one ends"
+        return f"{config.name} is full: it has {live} connections, its max_connections; new clients {fate}"
 
     def authenticate(self, username: str, password: str) -> bool:
         """Tell whether a client with these credentials would be let in."""
@@ -141,6 +159,7 @@ class ProxyServer(ABC):
         """Serve new connections with a runtime that was built for this server."""
         self._runtime = runtime
         self._pool.resize(places(runtime.config))
+        self._note_fullness()
 
     def end_sessions_of_changed(self, users: Mapping[str, str]) -> None:
         """End the connections of those who are no users any more, or have another password."""

@@ -4,6 +4,7 @@ A server in this process: opening, reloading, refusing, and closing.
 The clients are plain sockets that speak the bytes of RFC 1928.
 """
 
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -227,6 +228,33 @@ def test_above_the_limit_a_client_waits(house: House) -> None:
 
 
 # -- authentication and ways out
+
+
+@pytest.mark.parametrize(("overload", "fate"), [(Overload.WAIT, "wait"), (Overload.REFUSE, "are refused")])
+def test_a_listener_that_is_full_says_so_once_with_its_limit_and_counts_it(
+    house: House,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    overload: Overload,
+    fate: str,
+) -> None:
+    """Case 331."""
+    monkeypatch.setattr("proxy.net.fullness._SETTLED", 0.01)
+    caplog.set_level(logging.INFO, "proxy.net.fullness")
+    server = house.serve(max_connections=2, overload=overload)
+    assert server.metrics.filled == 0
+    clients = [house.connect(server) for _ in range(3)]
+    for client in clients[:2]:
+        client.open()
+    assert server.metrics.filled == 1
+    assert [each.getMessage() for each in caplog.records] == [
+        f"socks is full: it has 2 connections, its max_connections; new clients {fate} until one ends"
+    ]
+    for client in clients:
+        client.sock.close()
+    while len(caplog.records) < 2:
+        gevent.sleep(0.01)
+    assert caplog.records[1].getMessage().startswith("socks has room again: ")
 
 
 def test_credentials_are_judged_as_at_the_door(house: House) -> None:

@@ -1,0 +1,53 @@
+"""
+Tell that a listener has no place left, and that it has one again, but not over and over.
+
+Whoever waits in the kernel's queue hangs without a word, so the operator gets one. A place that is
+free is taken at once while others wait: so there is room when it has been there for a moment.
+"""
+
+import logging
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+import gevent
+
+log = logging.getLogger(__name__)
+
+_SETTLED = 1.0  # seconds after which room is called so
+_QUIET = 30.0  # seconds between two warnings of one listener
+
+
+class Fullness:
+    """Whether a listener is full, and what was told of it."""
+
+    def __init__(self, describe: Callable[[], str]) -> None:
+        """Take what names the listener and its limit."""
+        self.is_full = False
+        self._describe = describe
+        self._is_told = False  # that it is full
+        self._told_at = -_QUIET
+        self._timer: Any = None
+
+    def become(self, is_full: bool) -> None:
+        """Be full from now on, or not any more."""
+        self.is_full = is_full
+        if self._timer:
+            self._timer.close()
+            self._timer = None
+        if is_full is self._is_told:
+            return
+        delay = self._told_at + _QUIET - monotonic() if is_full else _SETTLED
+        if delay <= 0:
+            self._tell()
+            return
+        self._timer = gevent.get_hub().loop.timer(delay)
+        self._timer.start(self._tell, update=True)
+
+    def _tell(self) -> None:
+        self._is_told = self.is_full
+        if self.is_full:
+            self._told_at = monotonic()
+            log.warning("%s", self._describe())
+        else:
+            log.info("%s", self._describe())
