@@ -130,7 +130,7 @@ class ProxyServer(ABC):
 
     def _note_fullness(self) -> None:
         is_full = len(self.sessions) >= self.config.max_connections
-        if is_full is self._fullness.is_full:
+        if is_full is self._fullness.is_full or not self._acceptors:
             return
         self.metrics.filled += is_full
         self._fullness.become(is_full)
@@ -175,6 +175,7 @@ class ProxyServer(ABC):
         for acceptor in self._acceptors:
             acceptor.finish()
         self._acceptors.clear()
+        self._fullness.end()
 
     def shutdown(self, drain_timeout: float = 0.0) -> None:
         """Close the listener, let connections finish for a while, and then cut them."""

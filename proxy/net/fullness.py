@@ -32,9 +32,7 @@ class Fullness:
     def become(self, is_full: bool) -> None:
         """Be full from now on, or not any more."""
         self.is_full = is_full
-        if self._timer:
-            self._timer.close()
-            self._timer = None
+        self.end()
         if is_full is self._is_told:
             return
         delay = self._told_at + _QUIET - monotonic() if is_full else _SETTLED
@@ -43,6 +41,12 @@ class Fullness:
             return
         self._timer = gevent.get_hub().loop.timer(delay)
         self._timer.start(self._tell, update=True)
+
+    def end(self) -> None:
+        """Tell nothing more of how it is now."""
+        if self._timer:
+            self._timer.close()
+            self._timer = None
 
     def _tell(self) -> None:
         self._is_told = self.is_full
