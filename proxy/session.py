@@ -67,10 +67,11 @@ def name_of(user: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Where a client wants to go, and as whom."""
+    """Where a client wants to go, as whom, and by when it has to be told, if it says so."""
 
     target: Address
     user: str = ""
+    answer_by: Deadline | None = None
 
 
 class Inbound(Protocol):
@@ -214,6 +215,8 @@ class Session:
     def _dial(self, inbound: Inbound) -> Connected:
         assert self.wanted is not None
         timeout = self.runtime.config.timeout
+        if self.wanted.answer_by:
+            timeout = min(timeout, self.wanted.answer_by.remaining())
         # Whoever dials keeps the deadline, and knows which step it was that took too long; the outer
         # limit is for one that does not.
         outer = Deadline(timeout + _PATIENCE)

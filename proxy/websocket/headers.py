@@ -20,6 +20,7 @@ USERNAME = "X-Proxy-Username"
 PASSWORD = "X-Proxy-Password"
 HALF_CLOSE = "X-Proxy-Half-Close"
 BOUND = "X-Proxy-Bound"
+TIMEOUT = "X-Proxy-Timeout"
 
 MAX_LINE = 8 * 1024  # bytes, without the line end
 MAX_HEADERS = 100
@@ -38,6 +39,7 @@ _UNCLEAN = re.compile(_CONTROL + rb"|(?<!\r)\n|\r[^\n]")
 _UNCLEAN_BUT_FOR_LINE_ENDS = re.compile(_CONTROL)
 _KEY = re.compile(r"[A-Za-z0-9+/]{22}==")  # 16 bytes in base64
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
+_SECONDS = re.compile(r"(?=.*[1-9])[0-9]+(?:\.[0-9]{1,3})?")  # more than 0
 
 Fields = tuple[tuple[str, str], ...]
 
@@ -252,6 +254,8 @@ class TunnelRequest:
     password: bytes | None = field(repr=False)
     half_close: bool
     key: str
+    patience: float | None = None
+    """Seconds for which the client waits for an answer, if it says so."""
 
 
 def vet_request(head: RequestHead, *, path: str = "") -> TunnelRequest:
@@ -270,6 +274,7 @@ def vet_request(head: RequestHead, *, path: str = "") -> TunnelRequest:
         password=_bytes(head.headers.get(PASSWORD)),
         half_close=head.headers.get(HALF_CLOSE) == "1",
         key=key,
+        patience=_patience(head.headers.get(TIMEOUT)),
     )
 
 
@@ -318,6 +323,14 @@ def _target(headers: Headers) -> Address:
         raise _malformed("the target's host is not UTF-8") from exc
     except ProtocolError as exc:
         raise HttpError(400, "the target's host is not valid", detail=str(exc)) from exc
+
+
+def _patience(value: str | None) -> float | None:
+    if value is None:
+        return None
+    if not _SECONDS.fullmatch(value):
+        raise _malformed(f"{TIMEOUT} is no number of seconds above 0 with at most three decimals")
+    return float(value)
 
 
 def _bytes(value: str | None) -> bytes | None:

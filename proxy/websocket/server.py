@@ -15,6 +15,7 @@ from geventwebsocket.handler import WebSocketHandler
 from proxy.address import Address
 from proxy.errors import AuthError, ProxyError
 from proxy.net.channel import Channel
+from proxy.net.deadline import Deadline
 from proxy.net.stream import Stream
 from proxy.server import ProxyServer
 from proxy.session import Runtime, Wanted, name_of
@@ -53,13 +54,15 @@ class WebSocketInbound:
     def greet(self) -> Wanted:
         """Read where the client wants to go, and who it is."""
         request = vet_request(parse_request(self._read_head()), path=self._runtime.config.path)
+        # From here on: what the login takes of it is gone.
+        answer_by = None if request.patience is None else Deadline(request.patience)
         user = ""
         if self._runtime.needs_auth:
             if not request.username or not request.password:
                 raise AuthError(name_of(request.username or b""))
             user = self._runtime.log_in(request.username, request.password)
         self._request = request
-        return Wanted(request.target, user)
+        return Wanted(request.target, user, answer_by)
 
     def _read_head(self) -> bytes:
         buffer = HeadBuffer(request=True)

@@ -151,6 +151,24 @@ def test_a_name_that_is_not_ascii_becomes_idna():
 # A bad one.
 
 
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("9.5", 9.5), ("1", 1.0), ("0.001", 0.001), ("10.000", 10.0), ("007", 7.0), (None, None)],
+)
+def test_a_client_may_say_how_long_it_waits(value, seconds):
+    """CASES 300."""
+    changes = {} if value is None else {"X_Proxy_Timeout": value}
+    assert vet(request(**changes)).patience == seconds
+
+
+@pytest.mark.parametrize(
+    "value", ["0", "0.000", "", "-1", "+1", "1e3", "1.", ".5", "1.2345", "1,5", "5 s", "inf", "nan", "5, 5"]
+)
+def test_refuses_a_wait_that_is_no_number_above_0(value):
+    """CASES 300: a decimal number with at most three decimals."""
+    assert status_of(request(X_Proxy_Timeout=value)) == 400
+
+
 @pytest.mark.parametrize("name", ["Host", "Upgrade", "Connection", "Sec-WebSocket-Key"])
 def test_each_header_of_the_handshake_is_needed(name):
     """CASES C63."""

@@ -445,11 +445,13 @@ def test_refuses_a_request_without_a_target(door: Door, target: Target, missing:
         "Sec-WebSocket-Version: 13",
         "X-Proxy-Target-Host: 127.0.0.1",
         "X-Proxy-Target-Port: 80",
+        "X-Proxy-Timeout: 5",
     ],
 )
 def test_refuses_a_header_that_stands_there_twice(door: Door, target: Target, repeated: str) -> None:
     """CASES C77."""
-    assert ask(door, upgrade(target.port, repeated)).status == 400
+    first = ["X-Proxy-Timeout: 5"] if "Timeout" in repeated else []
+    assert ask(door, upgrade(target.port, *first, repeated)).status == 400
     assert target.untouched
 
 
@@ -741,6 +743,22 @@ def test_reports_a_target_that_does_not_answer(impatient: Proxy) -> None:
     assert answer.status == 504
     assert answer.headers["proxy-status"] == "proxy-server; error=connection_timeout"
     assert 0.9 < watch.seconds < 5
+
+
+def test_answers_while_the_client_still_waits(door: Door) -> None:
+    """CASES 300, DESIGN 1.5: the target might take 30 s, and the client says that it has half of one."""
+    with blackhole() as hole:
+        answer = ask(door, upgrade(hole, "X-Proxy-Timeout: 0.5"))
+    assert answer.status == 504
+    assert answer.headers["proxy-status"] == "proxy-server; error=connection_timeout"
+
+
+def test_a_client_cannot_stretch_the_time(impatient: Proxy) -> None:
+    """CASES 300: the listener's own is one second."""
+    watch = Stopwatch()
+    with blackhole() as hole:
+        assert ask(impatient.door("web"), upgrade(hole, "X-Proxy-Timeout: 3600")).status == 504
+    assert watch.seconds < 20
 
 
 def test_reports_a_target_that_is_not_allowed(door: Door, target: Target) -> None:
