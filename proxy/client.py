@@ -11,13 +11,15 @@ from dataclasses import dataclass, replace
 from proxy import rules
 from proxy.address import Address
 from proxy.config import ClientConfig, to_bytes
-from proxy.errors import DialError, Failure, LimitError, ProxyError, UpstreamError, is_shortage
+from proxy.errors import DialError, Failure, ProxyError, UpstreamError, is_shortage
 from proxy.net.deadline import Deadline
 from proxy.net.dial import dial
 from proxy.net.limits import shortage
 from proxy.net.relay import DataForwarder, Transfer
 from proxy.net.sock import Sock
 from proxy.net.stream import Ending, Socket, Stream, TcpStream, address_of
+
+REACH = 1.0  # seconds in which an upstream is connected to that is asked for a sign of life
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,15 @@ class ProxyClient(ABC):
         Raises ``DialError`` if the target cannot be reached, ``UpstreamError`` if the proxy on the way
         to it failed, and ``LimitError`` if we ourselves have no descriptor or port left for it.
         """
+
+    def sign_of_life(self, deadline: Deadline) -> int:
+        """
+        Ask for something that needs no target, on a connection of its own.
+
+        Gives the HTTP status of the answer, and 200 where the protocol has none. Raises
+        ``UpstreamError`` if there is no answer.
+        """
+        return 200  # what is no proxy is always there
 
     def connect(self, target_host: str, target_port: int) -> Connected:
         """Connect to a target within the timeout, and keep the connection; raises like ``dial``."""
@@ -108,21 +119,20 @@ class UpstreamClient(ProxyClient):
         try:
             return dial(proxy, deadline)
         except DialError as exc:
-            error = self.blame(str(exc), exc)
-            error.unreachable = True
-            raise error from exc
+            raise self.blame(str(exc), exc) from exc
 
-    def reaches_proxy(self, deadline: Deadline) -> bool:
-        """Tell whether a connection to the proxy can be made now."""
-        try:
-            dial(self._config.endpoint.address, deadline).close()
-        except (DialError, LimitError):
-            return False
-        return True
-
-    def blame(self, reason: str, cause: Exception | None = None, *, transient: bool = True) -> UpstreamError:
+    def blame(
+        self,
+        reason: str,
+        cause: Exception | None = None,
+        *,
+        transient: bool = True,
+        unclear: bool = False,
+        well: bool = False,
+        status: int = 0,
+    ) -> UpstreamError:
         """
-        Make the error that says that the proxy failed.
+        Make the error that says that the proxy failed; ``UpstreamError`` says what the words mean.
 
         Its failure is never the cause's own, which a client would take for the target's; only that
         time ran out is true of both. Raises ``LimitError`` where the cause is a shortage of our own.
@@ -131,7 +141,37 @@ class UpstreamClient(ProxyClient):
             raise shortage(f"upstream {self.name}", cause) from cause
         timed_out = isinstance(cause, TimeoutError) or getattr(cause, "failure", None) is Failure.TIMED_OUT
         failure = Failure.TIMED_OUT if timed_out else Failure.UPSTREAM
-        return UpstreamError(f"upstream {self.name}: {reason}", failure, transient=transient)
+        return UpstreamError(
+            f"upstream {self.name}: {reason}",
+            failure,
+            # Who was silent is not known yet, so nothing may be said twice.
+            transient=transient and not (unclear and timed_out),
+            unclear=unclear,
+            well=well,
+            status=status,
+        )
+
+    def login_refused(self, detail: str = "") -> UpstreamError:
+        """Make the error that says that the proxy does not let us in."""
+        reason = "refused our credentials" if self.credentials else "wants a login, and none is set"
+        return self.blame(reason + detail, transient=False)
+
+
+_SPOKEN = (
+    (b"HTTP", "an HTTP server"),
+    (b"SSH-", "an SSH server"),
+    (b"\x15\x03", "a TLS server"),
+    (b"\x05", "a SOCKS5 server"),
+    (b"220", "a mail or FTP server"),
+)
+
+
+def speaker_of(data: bytes) -> str:
+    """Name who speaks, as far as the first bytes tell, however few there are."""
+    for beginning, name in _SPOKEN:
+        if data and data[: len(beginning)] == beginning[: len(data)]:
+            return name
+    return f"something that begins with {data[:4]!r}"
 
 
 class DirectClient(ProxyClient):

@@ -79,15 +79,31 @@ class UpstreamError(DialError):
     """
     An upstream proxy failed, whatever the target is like.
 
-    ``transient`` says that the same upstream may be asked again: it is false where the answer would
-    be the same, such as for refused credentials. ``unreachable`` says that not even a connection to
-    it could be made.
+    ``transient`` says that the same upstream may be asked again at once: it is false where the answer
+    would be the same, such as for refused credentials.
+
+    ``unclear`` says that the request had reached it, so that its target may be the cause: then only a
+    sign of life tells who is to blame. ``status`` is the HTTP status that it answered, or 0.
+
+    ``well`` says that it is alive and would not serve this request, as one that has no place left:
+    another one may be asked, and it need not rest.
     """
 
-    def __init__(self, message: str, failure: Failure = Failure.UPSTREAM, *, transient: bool = True) -> None:
+    def __init__(
+        self,
+        message: str,
+        failure: Failure = Failure.UPSTREAM,
+        *,
+        transient: bool = True,
+        unclear: bool = False,
+        well: bool = False,
+        status: int = 0,
+    ) -> None:
         super().__init__(message, failure)
         self.transient = transient
-        self.unreachable = False
+        self.unclear = unclear
+        self.well = well
+        self.status = status
 
 
 _BY_ERRNO = {

@@ -77,7 +77,7 @@ class Listeners:
             plan.servers.append(server)
             if server.config != listener or _names_files(listener):
                 plan.renewed[server] = build_runtime(
-                    listener, self._access_log, server.metrics, server.way_out
+                    listener, self._access_log, server.metrics, server.memory
                 )
         plan.leaving = [server for server in self.accepting if server not in plan.servers]
         return plan

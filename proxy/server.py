@@ -11,6 +11,7 @@ from proxy.address import Address, Endpoint
 from proxy.auth import Authenticator
 from proxy.client import Connected, ProxyClient
 from proxy.config import Overload, ServerConfig
+from proxy.memory import Memory
 from proxy.metrics import ListenerMetrics, Metrics
 from proxy.net.channel import Channel
 from proxy.net.deadline import Deadline
@@ -23,7 +24,7 @@ from proxy.net.stream import Ending, Socket, address_of
 from proxy.net.threads import Workers
 from proxy.net.tls import server_context
 from proxy.session import Inbound, Runtime, Session
-from proxy.upstream import way_out
+from proxy.upstream import begin, retire, way_out
 
 REFUSALS = 128  # clients above the limit that are being told so at a time
 _FAREWELL = 0.8  # seconds for relays to say goodbye, when they are cut
@@ -36,21 +37,23 @@ def build_runtime(
     config: ServerConfig,
     access_log: AccessLog = NO_LOG,
     metrics: ListenerMetrics | None = None,
-    before: ProxyClient | None = None,
+    before: Memory | None = None,
 ) -> Runtime:
     """
     Build all that connections need; raises ``ConfigError``, and then nothing has changed.
 
-    ``before`` is the way out until now.
+    ``before`` is what was learnt until now.
     """
+    memory = (before or Memory()).under(config)
     return Runtime(
         config=config,
         authenticator=Authenticator(config.auth_users, offload=_hashing.run),
-        way_out=way_out(config, before),
+        way_out=way_out(config, memory.health),
         forwarder=DataForwarder(config.idle_timeout, zero_copy=config.splice == "auto"),
         access_log=access_log,
         tls=server_context(config.tls_cert, config.tls_key) if config.tls_cert else None,
         metrics=metrics or ListenerMetrics(),
+        memory=memory,
     )
 
 
@@ -83,6 +86,11 @@ class ProxyServer(ABC):
         return self._runtime.way_out
 
     @property
+    def memory(self) -> Memory:
+        """What it has learnt, for its next configuration."""
+        return self._runtime.memory
+
+    @property
     def config(self) -> ServerConfig:
         """The configuration of new connections."""
         return self._runtime.config
@@ -111,6 +119,7 @@ class ProxyServer(ABC):
             acceptor = Acceptor(sock, self.handle_connection, self._pool)
             acceptor.start()
             self._acceptors.append(acceptor)
+        begin(self.way_out)
 
     def handle_connection(self, sock: Sock | Socket, client: Address) -> None:
         """Serve one client until it is done."""
@@ -153,11 +162,14 @@ class ProxyServer(ABC):
 
     def reload_config(self, config: ServerConfig) -> None:
         """Serve new connections under a new configuration; old ones keep theirs."""
-        self.use(build_runtime(config, self._access_log, self.metrics, self.way_out))  # all or nothing
+        self.use(build_runtime(config, self._access_log, self.metrics, self.memory))  # all or nothing
 
     def use(self, runtime: Runtime) -> None:
         """Serve new connections with a runtime that was built for this server."""
-        self._runtime = runtime
+        before, self._runtime = self._runtime, runtime
+        if self._acceptors:
+            begin(runtime.way_out)
+        retire(before.way_out)
         self._pool.resize(places(runtime.config))
         self._note_fullness()
 
@@ -176,6 +188,7 @@ class ProxyServer(ABC):
             acceptor.finish()
         self._acceptors.clear()
         self._fullness.end()
+        retire(self.way_out)
 
     def shutdown(self, drain_timeout: float = 0.0) -> None:
         """Close the listener, let connections finish for a while, and then cut them."""

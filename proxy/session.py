@@ -19,6 +19,7 @@ from proxy.auth import Authenticator
 from proxy.client import Connected, ProxyClient
 from proxy.config import ServerConfig
 from proxy.errors import AuthError, ClientLeftError, DialError, Failure, LimitError, ProxyError, reason_of
+from proxy.memory import Memory
 from proxy.metrics import CLIENT_LEFT, HANDSHAKE, TARGET, ListenerMetrics
 from proxy.net.channel import Channel
 from proxy.net.deadline import Deadline
@@ -43,6 +44,7 @@ class Runtime:
     access_log: AccessLog
     tls: Any = None
     metrics: ListenerMetrics = field(default_factory=ListenerMetrics)
+    memory: Memory = field(default_factory=Memory)
 
     @property
     def needs_auth(self) -> bool:

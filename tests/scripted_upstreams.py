@@ -21,10 +21,34 @@ Step = bytes | Callable[[socket.socket], object]
 Script = Sequence[Step]
 
 
-def upstream(port: int, *steps: Step) -> Target:
-    """Listen on a port, and play the script to every connection; its result is what was heard."""
+class Upstream(Target):
+    """Plays the script to every connection; its result is what was heard."""
 
-    return Target(lambda connection: play(steps, connection), port=port)
+    def __init__(self, port: int, steps: Script) -> None:
+        super().__init__(self._play, port=port)
+        self._steps = steps
+        self._questions = 0  # WebSocket requests without a target, which only ask for a sign of life
+
+    @property
+    def attempts(self) -> int:
+        """How many connections were made to reach a target."""
+        return self.accepted - self._questions
+
+    def _play(self, connection: socket.socket) -> list[object]:
+        heard: list[object] = []
+        for step in self._steps:
+            if isinstance(step, bytes):
+                connection.sendall(step)
+                continue
+            heard.append(step(connection))
+            if isinstance(heard[-1], str) and "X-Proxy-Target-Host" not in heard[-1]:
+                self._questions += 1
+        return heard
+
+
+def upstream(port: int, *steps: Step) -> Upstream:
+    """Listen on a port, and play the script to every connection."""
+    return Upstream(port, steps)
 
 
 def play(steps: Script, connection: socket.socket) -> list[object]:

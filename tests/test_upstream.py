@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import gevent
 import pytest
+from gevent.event import Event
 
 from proxy import upstream as module
 from proxy.address import Address
@@ -45,6 +47,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.setattr(module, "monotonic", made)
     monkeypatch.setattr(deadline_module, "monotonic", made)
     monkeypatch.setattr(Deadline, "pause", lambda deadline, seconds: made.pause(deadline, seconds))
+    monkeypatch.setattr(Upstream, "_look_after", lambda upstream: None)  # it would have no end without time
     return made
 
 
@@ -59,6 +62,10 @@ class Client(ProxyClient):
         self.script: Iterator[Outcome] = iter(())
         self.then(*script or (None,))
         self.budgets: list[float] = []
+        self.life: int | None = None  # the status that it gives as a sign of life, if it gives one
+        self.asked = 0
+        self.may_answer = Event()
+        self.may_answer.set()
 
     def then(self, *script: Outcome) -> None:
         """Go on with another script."""
@@ -81,10 +88,28 @@ class Client(ProxyClient):
             outcome(self, deadline)
         return Connected(None, TARGET, self.name)  # type: ignore[arg-type]
 
+    def sign_of_life(self, deadline: Deadline) -> int:
+        """Give one, or none."""
+        self.asked += 1
+        self.may_answer.wait()
+        if self.life is None:
+            raise UpstreamError(f"upstream {self.name}: timed out", Failure.TIMED_OUT)
+        return self.life
+
 
 def broken(name: str = "x", *, transient: bool = True) -> UpstreamError:
     """Make the error of an upstream that fails at once."""
     return UpstreamError(f"upstream {name}: broken", transient=transient)
+
+
+def silent(name: str = "a") -> UpstreamError:
+    """Make the error of an upstream that says nothing once it has been asked for a target."""
+    return UpstreamError(f"upstream {name}: timed out", Failure.TIMED_OUT, transient=False, unclear=True)
+
+
+def answered(status: int, name: str = "a") -> UpstreamError:
+    """Make the error of an upstream that answers with a status, and does not say what it is about."""
+    return UpstreamError(f"upstream {name}: answered {status}", transient=False, unclear=True, status=status)
 
 
 def stalls(client: Client, deadline: Deadline) -> None:
@@ -218,10 +243,10 @@ def test_a_resting_one_is_tried_all_the_same_when_nothing_else_is_left(clients: 
 
 
 def test_the_only_upstream_is_tried_however_often_it_has_failed(clients: dict[str, Client]) -> None:
-    """CASES F175."""
-    clients["a"] = Client("a", *[broken()] * 20, None)
+    """CASES F175: also when two to the power of that is no float any more."""
+    clients["a"] = Client("a", *[broken()] * 1100, None)
     selector = select(clients, "a")
-    for _ in range(20):
+    for _ in range(1100):
         with pytest.raises(UpstreamError):
             way_taken(selector)
     assert way_taken(selector) == "a"
@@ -276,6 +301,145 @@ def test_one_that_answers_others_is_not_put_to_rest_by_one_slow_target(
 
 
 # -- whose fault
+
+
+def refused_by(selector: Selector) -> DialError:
+    """Connect, and give the error that must come of it."""
+    with pytest.raises(DialError) as raised:
+        way_taken(selector)
+    return raised.value
+
+
+def is_up(selector: Selector, name: str) -> bool:
+    """Tell whether an upstream is neither blamed for anything nor rests."""
+    health = next(one.health for one in selector.upstreams if one.name == name)
+    return not health.failures and not health.rests_until
+
+
+def test_a_target_that_does_not_answer_is_not_the_upstreams_fault(clients: dict[str, Client]) -> None:
+    """CASES 300: told as what it is, asked for once, and nobody is sent another way."""
+    clients["a"] = Client("a", silent())
+    clients["a"].life = 400
+    selector = select(clients, "a", "b", retry_count=3)
+    for attempts in (1, 2, 3):
+        error = refused_by(selector)
+        assert not isinstance(error, UpstreamError)
+        assert error.failure is Failure.TIMED_OUT
+        assert str(TARGET) in str(error)
+        assert clients["a"].attempts == attempts
+    assert is_up(selector, "a")
+    assert clients["b"].attempts == 0
+
+
+def test_one_that_is_silent_itself_rests_and_the_next_is_asked(clients: dict[str, Client]) -> None:
+    """CASES 300: the counter-example."""
+    clients["a"] = Client("a", silent())
+    selector = select(clients, "a", "b", retry_count=3)
+    assert [way_taken(selector), way_taken(selector)] == ["b", "b"]
+    assert clients["a"].attempts == 1
+    assert selector.upstreams[0].health.failures == 1
+
+
+def test_those_in_doubt_at_the_same_time_share_one_sign_of_life(clients: dict[str, Client]) -> None:
+    """CASES 300: a thousand clients of a silent target are not a thousand questions."""
+    clients["a"] = Client("a", silent())
+    clients["a"].life = 400
+    selector = select(clients, "a")
+    with gevent.Timeout(10):
+        trying = [gevent.spawn(refused_by, selector) for _ in range(50)]
+        errors = [one.get() for one in gevent.joinall(trying)]
+    assert not any(isinstance(error, UpstreamError) for error in errors)
+    assert clients["a"].asked == 1
+
+
+def test_nobody_is_blamed_when_there_is_no_time_left_to_ask(clients: dict[str, Client], clock: Clock) -> None:
+    """CASES 300: our own impatience is nobody's death; who was silent is found out without the client."""
+
+    def all_the_time(client: Client, deadline: Deadline) -> None:
+        clock.now += BUDGET
+        raise silent()
+
+    clients["a"] = Client("a", all_the_time)
+    clients["a"].may_answer.clear()
+    selector = select(clients, "a")
+    error = refused_by(selector)
+    assert not isinstance(error, UpstreamError)
+    assert error.failure is Failure.TIMED_OUT
+    clients["a"].may_answer.set()
+    with gevent.Timeout(10):
+        while not selector.upstreams[0].health.failures:
+            gevent.sleep(0)
+    assert clients["a"].asked == 1
+
+
+@pytest.mark.parametrize(("life", "is_dead"), [(400, False), (None, True)])
+def test_a_share_that_is_too_short_is_no_proof(
+    clients: dict[str, Client], clock: Clock, life: int | None, is_dead: bool
+) -> None:
+    """CASES 300: it may take 100 s and got 15, so it is asked; the next one does not wait for that."""
+    clients["a"] = Client("a", stalls)
+    clients["a"].life = life
+    selector = select(clients, "a", "b")
+    assert way_taken(selector) == "b"
+    health = selector.upstreams[0].health
+    assert not health.failures
+    with gevent.Timeout(10):
+        while not clients["a"].asked or selector.upstreams[0]._asking:
+            gevent.sleep(0)
+        gevent.sleep(0)
+    assert bool(health.failures) == is_dead
+
+
+def test_a_client_that_leaves_is_no_upstreams_death(clients: dict[str, Client], clock: Clock) -> None:
+    """CASES 300: not even of one that was down, and that this client tried."""
+
+    class LeftError(BaseException):
+        """As what ends a greenlet."""
+
+    clients["a"] = Client("a", broken(), LeftError(), None)
+    selector = select(clients, "a", "b")
+    assert way_taken(selector) == "b"
+    clock.now += 1
+    with pytest.raises(LeftError):
+        way_taken(selector)
+    assert way_taken(selector) == "a"
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504, 403, 404])
+def test_a_bare_status_that_one_target_gets_is_about_that_target(
+    clients: dict[str, Client], status: int
+) -> None:
+    """CASES 371: without a target it answers otherwise, so it is well, and nobody else is asked."""
+    clients["a"] = Client("a", answered(status))
+    clients["a"].life = 400
+    selector = select(clients, "a", "b", retry_count=3)
+    for attempts in range(1, 6):
+        assert not isinstance(refused_by(selector), UpstreamError)
+        assert clients["a"].attempts == attempts
+    assert is_up(selector, "a")
+    assert clients["b"].attempts == 0
+
+
+@pytest.mark.parametrize(("status", "life"), [(502, 502), (503, 503), (502, 504), (404, 404), (200, 200)])
+def test_a_status_that_every_request_gets_is_the_upstreams_fault(
+    clients: dict[str, Client], status: int, life: int
+) -> None:
+    """CASES 371, the counter-example: a gateway whose far end is down, or a path that leads nowhere."""
+    clients["a"] = Client("a", answered(status))
+    clients["a"].life = life
+    selector = select(clients, "a", "b")
+    assert [way_taken(selector), way_taken(selector)] == ["b", "b"]
+    assert clients["a"].attempts == 1
+
+
+def test_one_that_has_no_place_left_does_not_rest_and_the_next_is_asked(clients: dict[str, Client]) -> None:
+    """CASES 371: it is well, and has room for the next one perhaps."""
+    full = UpstreamError("upstream a: connection limit reached", Failure.LIMIT, well=True)
+    clients["a"] = Client("a", full, None)
+    selector = select(clients, "a", "b")
+    assert way_taken(selector) == "b"
+    assert is_up(selector, "a")
+    assert way_taken(selector) == "a"
 
 
 def test_the_targets_fault_is_passed_on_and_no_other_way_is_tried(clients: dict[str, Client]) -> None:
@@ -454,7 +618,7 @@ def test_one_that_failed_before_is_neither_back_nor_put_off_by_a_shortage(
     with pytest.raises(UpstreamError):
         selector.dial(TARGET, Deadline(BUDGET))
     (home,) = selector.upstreams
-    failures, rests_until = home.failures, home.rests_until
+    failures, rests_until = home.health.failures, home.health.rests_until
     with pytest.raises(LimitError):
         selector.dial(TARGET, Deadline(BUDGET))
-    assert (home.failures, home.rests_until) == (failures, rests_until)
+    assert (home.health.failures, home.health.rests_until) == (failures, rests_until)

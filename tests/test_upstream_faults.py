@@ -97,7 +97,7 @@ def node(ports: dict[str, int]) -> Iterator[Node]:
 
 
 @contextlib.contextmanager
-def played(port: int, *steps: Step) -> Iterator[Target]:
+def played(port: int, *steps: Step) -> Iterator[script.Upstream]:
     """Run a scripted upstream."""
     with script.upstream(port, *steps) as target:
         yield target
@@ -193,12 +193,12 @@ def test_an_upstream_that_stalls_is_cut_at_the_timeout_of_an_attempt(cast: "Cast
     """CASES F158: wherever it stalls, at both doors, and all at once since it takes its time."""
 
     def check(when: str) -> None:
-        with cast.on_stage("stalls", when) as (way, stalled):
-            for count, door in enumerate(DOORS, 1):
+        with cast.on_stage("stalls", when) as (way, _):
+            for door in DOORS:
                 started = time.monotonic()
                 assert cast.node.refusal(door, way).is_one_of(6, 504)
-                assert 0.9 * ATTEMPT < time.monotonic() - started < ATTEMPT + LATE
-                assert stalled.accepted == count
+                # It may be asked for a sign of life behind that, for as long.
+                assert 0.9 * ATTEMPT < time.monotonic() - started < 2 * ATTEMPT + LATE
 
     with ThreadPoolExecutor(len(STALLS)) as threads:
         list(threads.map(check, STALLS))
@@ -269,7 +269,7 @@ def test_a_redirect_is_not_followed(node: Node, ports: dict[str, int], door: str
         answer = script.http_answer(status, location)
         with played(ports["websocket"], script.hear_head, answer, script.end) as redirecting:
             assert is_upstreams_fault(node.refusal(door, "websocket"))
-            assert redirecting.accepted == 1
+            assert redirecting.attempts == 1
         assert elsewhere.accepted == 0
 
 
@@ -532,7 +532,6 @@ FLAKY: dict[str, tuple[str, tuple[Step, ...]]] = {
     "socks5": ("socks5", (script.hear_greeting, script.end)),
     "socks5-reply": ("socks5", (*SOCKS_GREETED, GRANTED[:5], script.end)),
     "websocket": ("websocket", (script.hear_head, script.end)),
-    "websocket-500": ("websocket", (script.hear_head, script.http_answer(500), script.end)),
 }
 
 
@@ -542,7 +541,7 @@ def test_a_failing_upstream_is_tried_once_more_for_each_retry(cast: "Cast", how:
     with cast.on_stage("flaky", how) as (way, flaky):
         started = time.monotonic()
         assert is_upstreams_fault(cast.node.refusal("socks", way))
-        assert flaky.accepted == 3
+        assert flaky.attempts == 3
         # 100 and 200 ms, each between half and one and a half of it
         assert 0.15 < time.monotonic() - started < 0.45 + LATE
 
@@ -600,7 +599,7 @@ FINAL: dict[str, tuple[str, tuple[Step, ...]]] = {
     },
     **{
         f"status {status}": ("websocket", (script.hear_head, script.http_answer(status), script.end))
-        for status in (400, 403, 404, 426)
+        for status in (400, 403, 404, 426, 500, 502, 503, 504)
     },
     "error": (
         "websocket",
@@ -615,11 +614,11 @@ FINAL: dict[str, tuple[str, tuple[Step, ...]]] = {
 
 @pytest.mark.parametrize("how", FINAL)
 def test_an_answer_that_would_be_the_same_is_not_asked_for_again(cast: "Cast", how: str) -> None:
-    """CASES F174."""
+    """CASES F174, 371: whoever is to blame for it."""
     with cast.on_stage("final", how) as (way, final):
         for count, door in enumerate(DOORS, 1):
             cast.node.refusal(door, way)
-            assert final.accepted == count
+            assert final.attempts == count
 
 
 # -- the program that the counting tests share
@@ -650,7 +649,7 @@ class Cast:
         return f"{group}-{list(GROUPS[group][0]).index(how)}-"
 
     @contextlib.contextmanager
-    def on_stage(self, group: str, how: str) -> Iterator[tuple[str, Target]]:
+    def on_stage(self, group: str, how: str) -> Iterator[tuple[str, script.Upstream]]:
         """Run the scripted upstream; give the name of the way to it."""
         way = self._way(group, how)
         with played(self._ports[way], *GROUPS[group][0][how][1]) as target:

@@ -1,47 +1,550 @@
-"""What becomes of an upstream that cannot be reached, in real time and with real sockets."""
+"""
+How the health of an upstream is found out, in real time, with real sockets, and by what it is asked.
+"""
 
+import logging
+import re
 import socket
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import gevent
 import pytest
 
+from proxy import __version__
 from proxy.address import Address
-from proxy.config import UpstreamConfig, UpstreamType
-from proxy.errors import UpstreamError
+from proxy.config import Protocol, ServerConfig, UpstreamConfig, UpstreamType
+from proxy.errors import DialError, Failure, UpstreamError
 from proxy.net.deadline import Deadline
-from proxy.upstream import Upstream
+from proxy.server import build_runtime
+from proxy.socks5.server import Socks5Server
+from proxy.upstream import Health, Upstream, upstreams_of
+from tests import scripted_upstreams as script
+from tests.integration.certificates import Authority
+from tests.integration.programs import free_port
+from tests.integration.targets import Target
+from tests.scripted_upstreams import SOCKS_GREETED, Step, hear_head, http_answer, switch
 
 TARGET = Address("target.example", 443)
+LOGIN = {"proxy_username": "alice", "proxy_password": "open sesame"}
+ALONE = "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"  # what is said to a request without a target
 
 
-def test_the_rest_of_an_upstream_ends_when_it_can_be_reached_again() -> None:
-    """CASES F175, where another way out would hide its return."""
-    with gevent.Timeout(10), socket.socket() as place:
+@pytest.fixture(autouse=True)
+def _bounded() -> Iterator[None]:
+    with gevent.Timeout(15):
+        yield
+
+
+def made(kind: str, port: int, *, path: str = "", health: Health | None = None, **settings: Any) -> Upstream:
+    """Make an upstream on a port of this machine."""
+    settings = {"retry_count": 0, "timeout": 0.4, **settings}
+    address = path or (f"127.0.0.1:{port}" if kind == "socks5" else f"ws://127.0.0.1:{port}/tunnel")
+    return Upstream(UpstreamConfig("home", UpstreamType(kind), address, **settings), health)
+
+
+def dial(upstream: Upstream, budget: float = 5.0) -> Any:
+    """Connect through an upstream that is the only one."""
+    return upstream.dial(TARGET, Deadline(budget), Deadline(budget), last=True)
+
+
+def refusal(upstream: Upstream, budget: float = 5.0) -> DialError:
+    """Connect, and give the error that must come of it."""
+    with pytest.raises(DialError) as raised:
+        dial(upstream, budget)
+    return raised.value
+
+
+@contextmanager
+def played(port: int, *steps: Step) -> Iterator[Target]:
+    """Run a scripted upstream, from a thread of its own."""
+    with script.upstream(port, *steps) as target:
+        yield target
+
+
+# -- what it is asked for
+
+
+def hear_and_judge(with_target: Step, without: Step) -> Callable[[socket.socket], str]:
+    """Behave one way to a WebSocket request with a target, and another way to one without."""
+
+    def behave(connection: socket.socket) -> str:
+        head = hear_head(connection)
+        script.play([with_target if "X-Proxy-Target-Host" in head else without], connection)
+        return head
+
+    return behave
+
+
+def test_a_living_websocket_proxy_is_known_by_any_status() -> None:
+    """CASES 300: asked for no target, and with our login, so that nothing is connected by it."""
+    with Target(hear_and_judge(script.stall, ALONE.encode())) as far:
+        home = made("websocket", far.port, **LOGIN)
+        error = refusal(home)
+        assert (type(error), error.failure) == (DialError, Failure.TIMED_OUT)
+        assert str(error).startswith("target.example:443 through upstream home: ")
+        assert home.health.failures == 0
+        assert far.accepted == 2
+        heads = sorted((far.result(), far.result()), key=len)
+    for name in ("User-Agent", "X-Proxy-Username", "Upgrade"):
+        assert all(name in head for head in heads)
+    assert "X-Proxy-Target" not in heads[0]
+    assert "X-Proxy-Target-Host: target.example\r\n" in heads[1]
+
+
+@pytest.mark.parametrize("login", [{}, LOGIN])
+def test_a_living_socks5_proxy_is_known_by_its_negotiation(login: dict[str, str]) -> None:
+    """CASES 300: RFC 1928, section 3, and RFC 1929; a request follows only where there is a target."""
+
+    def behave(connection: socket.socket) -> bytes:
+        script.hear_greeting(connection)
+        connection.sendall(b"\x05\x02" if login else b"\x05\x00")
+        if login:
+            script.hear_login(connection)
+            connection.sendall(b"\x01\x00")
+        heard = connection.recv(1)
+        script.stall(connection)
+        return heard
+
+    with Target(behave) as far:
+        home = made("socks5", far.port, **login)
+        error = refusal(home)
+        assert (type(error), error.failure) == (DialError, Failure.TIMED_OUT)
+        assert home.health.failures == 0
+        assert sorted((far.result(), far.result())) == [b"", b"\x05"]
+
+
+SILENT: dict[str, tuple[str, tuple[Step, ...]]] = {
+    "a SOCKS5 proxy that accepts": ("socks5", (script.stall,)),
+    "a WebSocket proxy that accepts": ("websocket", (script.stall,)),
+    "one that drips": ("websocket", (script.drip,)),
+}
+
+
+@pytest.mark.parametrize("who", SILENT)
+def test_a_silent_proxy_is_cut_on_time_and_counted(who: str) -> None:
+    """CASES 300: the counter-example."""
+    kind, steps = SILENT[who]
+    port = free_port()
+    with played(port, *steps):
+        home = made(kind, port)
+        error = refusal(home)
+    assert isinstance(error, UpstreamError)
+    assert error.failure is Failure.TIMED_OUT
+    assert home.health.failures == 1
+
+
+@pytest.mark.parametrize("reply", [0x01, 0x09, 0xFF])
+def test_a_general_failure_is_an_answer_about_the_target(reply: int) -> None:
+    """CASES 371: by a proxy that lives and knows its protocol."""
+    port = free_port()
+    with played(port, *SOCKS_GREETED, script.socks_reply(reply), script.end) as far:
+        home = made("socks5", port, retry_count=3)
+        for attempts in (1, 2, 3):
+            error = refusal(home)
+            assert (type(error), error.failure) == (DialError, Failure.GENERAL)
+            assert far.accepted == attempts
+    assert home.health.failures == 0
+
+
+def test_a_plain_502_for_one_target_is_not_the_upstreams_fault() -> None:
+    """CASES 371: asked without a target, the same far end answers otherwise."""
+    with Target(hear_and_judge(http_answer(502), ALONE.encode())) as far:
+        home = made("websocket", far.port, retry_count=3)
+        for requests in (2, 4, 6):
+            error = refusal(home)
+            assert (type(error), error.failure) == (DialError, Failure.GENERAL)
+            assert far.accepted == requests
+    assert home.health.failures == 0
+
+
+def test_a_gateway_whose_far_end_is_down_is_at_fault_and_seen_to_be_back() -> None:
+    """CASES 354, 371: it says 502 to every request, and then it does not."""
+    port = free_port()
+    with played(port, hear_head, http_answer(502), script.end):
+        home = made("websocket", port)
+        assert isinstance(refusal(home), UpstreamError)
+        assert home.health.failures == 1
+    with Target(hear_and_judge(switch(), ALONE.encode()), port=port):
+        while home.health.failures:
+            gevent.sleep(0.01)
+
+
+TOLD = "proxy-server; error=proxy_internal_error"
+WELL = {
+    "has no place left": (
+        http_answer(503, "Proxy-Status: proxy-server; error=connection_limit_reached"),
+        Failure.LIMIT,
+    ),
+    "has no way on": (
+        http_answer(
+            502, 'Proxy-Status: proxy-server; error=proxy_internal_error; details="upstream proxy failed"'
+        ),
+        Failure.UPSTREAM,
+    ),
+    "asks us to come later": (http_answer(429), Failure.UPSTREAM),
+    "does not like the request": (http_answer(400), Failure.UPSTREAM),
+}
+
+
+@pytest.mark.parametrize("what", WELL)
+def test_a_proxy_that_would_not_serve_us_now_is_no_dead_one(what: str) -> None:
+    """CASES 371: another one may serve us, so it is an upstream's error; but it does not rest."""
+    answer, failure = WELL[what]
+    port = free_port()
+    with played(port, hear_head, answer, script.end) as far:
+        home = made("websocket", port)
+        error = refusal(home)
+        assert far.accepted == 1
+    assert isinstance(error, UpstreamError)
+    assert error.failure is failure
+    assert home.health.failures == 0
+
+
+# -- while it is down
+
+
+def test_one_that_is_back_is_up_although_nobody_needs_it(caplog: pytest.LogCaptureFixture) -> None:
+    """CASES 354, F175: within a second, however long its rest was to be."""
+    with socket.socket() as place:
         place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         place.bind(("127.0.0.1", 0))
-        port = place.getsockname()[1]
-        gone = Upstream(UpstreamConfig("gone", UpstreamType.SOCKS5, f"127.0.0.1:{port}", retry_count=0))
+        home = made("socks5", place.getsockname()[1])
         for _ in range(3):
-            with pytest.raises(UpstreamError):
-                gone.dial(TARGET, Deadline(5), retry_timeouts=True)
-        assert gone.rests_until > time.monotonic() + 2  # 4 s, after three failures
-        place.listen()
-        while gone.rests_until:
+            assert isinstance(refusal(home), UpstreamError)
+        assert home.health.failures == 3
+        rests_until = home.health.rests_until
+        assert rests_until > time.monotonic() + 2
+        port = place.getsockname()[1]
+    with played(port, script.hear_greeting, b"\x05\x00", script.stall), caplog.at_level(logging.INFO):
+        while home.health.failures:
             gevent.sleep(0.01)
-        assert gone.failures == 3  # it still has to prove itself
+        assert time.monotonic() < rests_until
+    assert home.health.rests_until == 0
+    assert home.health.answered_at
+    assert "upstream home is back" in caplog.text
+
+
+def test_one_that_accepts_and_says_nothing_is_not_back() -> None:
+    """CASES 354: a connection is no sign of life; the old look took it for one."""
+    port = free_port()
+    home = made("socks5", port)
+    refusal(home)
+    with played(port, script.stall) as far:
+        while far.accepted < 2:
+            gevent.sleep(0.01)
+        assert home.health.failures == 1
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (script.hear_greeting, b"\x05\x02", script.hear_login, b"\x01\x01", script.end),
+        (b"SSH-2.0-OpenSSH_9.9\r\n", script.end),
+    ],
+    ids=["refused credentials", "another protocol"],
+)
+def test_what_somebody_has_to_mend_is_not_asked_about_again_and_again(steps: tuple[Step, ...]) -> None:
+    """CASES 354: each question would be a failed login there."""
+    port = free_port()
+    with played(port, *steps) as far:
+        home = made("socks5", port, **LOGIN)
+        refusal(home)
+        assert home.health.failures == 1
+        assert not home._looks_after
+        assert far.accepted == 1
 
 
 def test_failures_at_one_time_count_as_one() -> None:
-    with gevent.Timeout(10), socket.socket() as place:
-        place.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{place.getsockname()[1]}"
-        gone = Upstream(UpstreamConfig("gone", UpstreamType.SOCKS5, address, retry_count=1))
-        trying = [gevent.spawn(attempt_of, gone) for _ in range(20)]
-        gevent.joinall(trying)
-        assert gone.failures == 1
+    home = made("socks5", free_port(), retry_count=1)
+    gevent.joinall([gevent.spawn(refusal, home) for _ in range(20)])
+    assert home.health.failures == 1
 
 
-def attempt_of(upstream: Upstream) -> None:
+# -- a change of the configuration
+
+
+def server_of(port: int, **settings: Any) -> ServerConfig:
+    """Configure a listener with one upstream."""
+    home = UpstreamConfig("home", UpstreamType.SOCKS5, f"127.0.0.1:{port}", retry_count=0)
+    return ServerConfig("127.0.0.1:0", Protocol.SOCKS5, upstream_config=(home,), **settings)
+
+
+def test_a_reload_goes_on_looking_after_what_is_down() -> None:
+    """CASES 354: the upstream of the new configuration is the one that comes back."""
+    port = free_port()
+    server = Socks5Server(server_of(port))
+    server.listen()
     with pytest.raises(UpstreamError):
-        upstream.dial(TARGET, Deadline(5), retry_timeouts=True)
+        server.select_upstream_connection("target.example", 443)
+    (old,) = upstreams_of(server.way_out)
+    server.reload_config(server_of(port, timeout=3))
+    (new,) = upstreams_of(server.way_out)
+    assert new is not old
+    assert new.health is old.health
+    assert new.health.failures == 1
+    with played(port, script.hear_greeting, b"\x05\x00", script.stall):
+        while new.health.failures:
+            gevent.sleep(0.01)
+    server.shutdown()
+
+
+def test_what_is_no_upstream_any_more_is_not_looked_after() -> None:
+    """CASES 354: nor that of a listener that is closed."""
+    server = Socks5Server(server_of(free_port()))
+    server.listen()
+    with pytest.raises(UpstreamError):
+        server.select_upstream_connection("target.example", 443)
+    (gone,) = upstreams_of(server.way_out)
+    server.reload_config(server_of(free_port()))
+    with pytest.raises(UpstreamError):
+        server.select_upstream_connection("target.example", 443)
+    (closed,) = upstreams_of(server.way_out)
+    server.shutdown()
+    while gone._looks_after or closed._looks_after:
+        gevent.sleep(0.01)
+    assert gone.health.failures == closed.health.failures == 1
+
+
+def test_a_configuration_that_is_only_planned_takes_nothing_over() -> None:
+    """CASES 354: it may be rejected."""
+    server = Socks5Server(server_of(free_port()))
+    server.listen()
+    (present,) = upstreams_of(server.way_out)
+    planned = build_runtime(server_of(present.config.proxy_address.rpartition(":")[2]), before=server.memory)  # type: ignore[arg-type]
+    (one,) = upstreams_of(planned.way_out)
+    assert one.health is present.health
+    assert present.health.keeper is present
+    server.shutdown()
+
+
+# -- what it is told
+
+
+def test_a_far_end_is_told_how_long_we_wait() -> None:
+    """CASES 300, DESIGN 1.5: what is left of the attempt less a margin, in seconds with three decimals."""
+    port = free_port()
+    with played(port, switch("X-Proxy-Bound: 192.0.2.1:80"), script.stall) as far:
+        home = made("websocket", port, timeout=10.0)
+        dial(home).stream.close()
+        (head, _) = far.result()
+    (patience,) = re.findall(r"^X-Proxy-Timeout: (\d+\.\d{3})\r$", head, re.MULTILINE)
+    # The budget is 5 s.
+    assert 3 < float(patience) <= 4
+
+
+def test_a_request_says_what_program_it_is_from() -> None:
+    """CASES 307: RFC 9110, section 10.1.5."""
+    port = free_port()
+    with played(port, switch("X-Proxy-Bound: 192.0.2.1:80"), script.stall) as far:
+        dial(made("websocket", port)).stream.close()
+        (head, _) = far.result()
+    assert f"\r\nUser-Agent: proxy-server/{__version__}\r\n" in head
+
+
+@pytest.mark.parametrize(
+    ("address", "host"),
+    [
+        ("ws://far.example/", "far.example"),
+        ("ws://far.example:443/", "far.example:443"),
+        ("wss://far.example:80/", "far.example:80"),
+        ("wss://far.example:443/", "far.example"),
+        ("ws://far.example:8080/", "far.example:8080"),
+        ("ws://[2001:db8::1]:443/", "[2001:db8::1]:443"),
+        ("wss://[2001:db8::1]/", "[2001:db8::1]"),
+    ],
+)
+def test_only_the_default_port_of_its_own_scheme_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, address: str, host: str
+) -> None:
+    """CASES 314: RFC 6455, section 4.1."""
+    from proxy.websocket import client as module
+
+    monkeypatch.setattr(module, "client_context", lambda *_, **__: None)  # in the clear, also as wss
+    ours, theirs = socket.socketpair()
+    monkeypatch.setattr(module.WebSocketClient, "dial_proxy", lambda *_: ours)
+    home = made("websocket", 0, path=address)
+    refused = gevent.spawn(refusal, home, 0.2)
+    refused.join()
+    theirs.settimeout(5)
+    assert f"\r\nHost: {host}\r\n" in theirs.recv(4096).decode()
+    theirs.close()
+
+
+@pytest.mark.parametrize("status", [100, 102, 103])
+def test_interim_answers_before_the_101_are_passed_over(status: int) -> None:
+    """CASES 161: RFC 9110, section 15.2; each in a piece of its own, and both at once."""
+    interim = f"HTTP/1.1 {status} Whatever\r\nLink: </a>\r\n\r\n".encode()
+
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(interim)
+        gevent.sleep(0)
+
+    def both(connection: socket.socket) -> str:
+        head = hear_head(connection)
+        key = script.accept_of(head)
+        connection.sendall(
+            interim + interim + b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n"
+            b"Connection: Upgrade\r\nX-Proxy-Half-Close: 1\r\nX-Proxy-Bound: 192.0.2.1:80\r\n"
+            b"Sec-WebSocket-Accept: " + key.encode() + b"\r\n\r\n"
+        )
+        return head
+
+    for steps in ((answer, switch("X-Proxy-Bound: 192.0.2.1:80")), (both,)):
+        port = free_port()
+        with played(port, *steps, script.stall):
+            connected = dial(made("websocket", port))
+            assert str(connected.bound) == "192.0.2.1:80"
+            connected.stream.close()
+
+
+def test_interim_answers_without_end_are_the_upstreams_fault() -> None:
+    """CASES 161."""
+    port = free_port()
+    with played(port, hear_head, b"HTTP/1.1 100 Continue\r\n\r\n" * 100, script.stall):
+        home = made("websocket", port)
+        assert "interim answer" in str(refusal(home))
+        assert home.health.failures == 1
+
+
+def test_an_answer_that_is_told_twice_is_the_upstreams_fault() -> None:
+    """CASES 163: and neither the client's nor a connection that nobody closes."""
+    port = free_port()
+    step = switch("X-Proxy-Bound: 192.0.2.1:1", "X-Proxy-Bound: 192.0.2.2:2")
+    with played(port, step, script.stall) as far:
+        home = made("websocket", port)
+        error = refusal(home)
+        assert isinstance(error, UpstreamError)
+        assert error.failure is Failure.UPSTREAM
+        assert far.result()  # it saw our end of the connection
+    assert home.health.failures == 1
+
+
+def test_a_connection_that_the_kernel_gives_up_has_timed_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CASES 148: also where it does so during the handshake."""
+    from proxy.websocket import client as module
+
+    def recv(mouthpiece: object, count: int) -> bytes:
+        raise TimeoutError(110, "Connection timed out")
+
+    monkeypatch.setattr(module._Mouthpiece, "recv", recv)
+    port = free_port()
+    with played(port, script.stall):
+        error = refusal(made("websocket", port))
+    assert error.failure is Failure.TIMED_OUT
+
+
+# -- a success that is only a promise
+
+
+@pytest.mark.parametrize("headers", [(), ("X-Proxy-Bound: 192.0.2.1:80",), ("X-Proxy-Bound: odd",)])
+def test_a_proxy_that_does_not_tell_where_it_is_bound_only_promises(
+    headers: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    """CASES 334: it may have upgraded before it dials. The tunnel works all the same."""
+    port = free_port()
+    with played(port, switch(*headers, behind=script.frame(2, b"hello")), script.stall):
+        home = made("websocket", port)
+        with caplog.at_level(logging.DEBUG):
+            connected = dial(home)
+        assert connected.confirmed == home.health.confirms == bool(headers)
+        assert ("a promise only" in caplog.text) == (not headers)
+        connected.stream.close()
+
+
+# -- what its messages name
+
+NAMES: dict[str, tuple[str, dict[str, Any], tuple[Step, ...], str]] = {
+    "SOCKS5 at HTTP": (
+        *("socks5", {}, (script.hear_greeting, http_answer(400), script.end)),
+        "no SOCKS5 proxy: an HTTP server answered",
+    ),
+    "SOCKS5 at TLS": (
+        # RFC 8446, section 6: an alert, which is fatal, of an unexpected message
+        *("socks5", {}, (script.hear_greeting, b"\x15\x03\x01\x00\x02\x02\x0a", script.end)),
+        "no SOCKS5 proxy: a TLS server answered",
+    ),
+    "SOCKS5 at SSH": (
+        *("socks5", {}, (b"SSH-2.0-OpenSSH_9.9\r\n", script.end)),
+        "no SOCKS5 proxy: an SSH server answered",
+    ),
+    "SOCKS5 without a login": (
+        *("socks5", {}, (script.hear_greeting, b"\x05\xff", script.end)),
+        "wants a login, and none is set (it takes no method that we offer)",
+    ),
+    "SOCKS5 with a login": (
+        *("socks5", LOGIN, (script.hear_greeting, b"\x05\xff", script.end)),
+        "refused our credentials (it takes no method that we offer)",
+    ),
+    "WebSocket at TLS": (
+        *("websocket", {}, (hear_head, b"\x15\x03\x01\x00\x02\x02\x0a", script.end)),
+        "no HTTP server: a TLS server answered",
+    ),
+    "WebSocket at TLS that closes": ("websocket", {}, (hear_head, script.end), "does it want TLS (wss://)?"),
+    "WebSocket at TLS of nginx": (
+        *("websocket", {}, (hear_head, http_answer(400), script.end)),
+        "answered 400 instead of 101: does it want TLS (wss://)? (ws://127.0.0.1:",
+    ),
+    "WebSocket at SSH": (
+        *("websocket", {}, (b"SSH-2.0-OpenSSH_9.9\r\n", script.stall)),
+        "no HTTP server: an SSH server answered",
+    ),
+    "WebSocket at SOCKS5": (
+        *("websocket", {}, (hear_head, b"\x05\xff", script.end)),
+        "no HTTP server: a SOCKS5 server answered",
+    ),
+    "WebSocket at a web server": (
+        *("websocket", {}, (hear_head, http_answer(200), script.end)),
+        "answered 200 instead of 101: is the path right? (ws://127.0.0.1:",
+    ),
+    "WebSocket without a login": (
+        *("websocket", {}, (hear_head, http_answer(401), script.end)),
+        "wants a login, and none is set",
+    ),
+    "WebSocket with a login": (
+        *("websocket", LOGIN, (hear_head, http_answer(401), script.end)),
+        "refused our credentials",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", NAMES)
+def test_a_message_names_what_answered_and_what_is_missing(what: str) -> None:
+    """CASES 333, 360."""
+    kind, settings, steps, said = NAMES[what]
+    port = free_port()
+    with played(port, *steps):
+        error = refusal(made(kind, port, **settings))
+    assert said in str(error)
+    assert isinstance(error, UpstreamError)
+    assert "sesame" not in str(error)
+
+
+def test_a_refused_certificate_is_not_asked_for_again_and_the_cure_is_named(tmp_path: Any) -> None:
+    """CASES 355: with what OpenSSL says that it lacks."""
+    authority = Authority(tmp_path)
+    signed = authority.issue("good", "localhost")
+    late = authority.issue("late", "localhost", expired=True)
+    for cert, ca, said in (
+        (signed, "", "; the authorities to trust are those in tls_ca, or the system's"),
+        (late, str(authority.root.cert), "certificate has expired"),
+    ):
+        import ssl
+
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(cert.cert, cert.key)
+
+        def serve(connection: socket.socket, context: Any = context) -> None:
+            with context.wrap_socket(connection, server_side=True):
+                pass
+
+        with Target(serve) as far:
+            home = made(
+                "websocket", 0, path=f"wss://localhost:{far.port}/", tls_ca=ca, retry_count=3, timeout=5.0
+            )
+            error = refusal(home)
+            assert "certificate refused: " in str(error)
+            assert said in str(error)
+            assert far.accepted == 1

@@ -20,7 +20,7 @@ from proxy.control.versions import Versions
 from proxy.metrics import Family, ListenerMetrics, Metrics, listener_families
 from proxy.server import ProxyServer
 from proxy.session import Session
-from proxy.upstream import Selector, Upstream
+from proxy.upstream import Upstream, upstreams_of
 
 _TRIMMED = 1.0  # seconds by which a clock may go wrong in all
 OUTCOMES = ("applied", "unchanged", "rejected")
@@ -80,7 +80,9 @@ def status(app: Running, versions: Versions) -> dict[str, Any]:
         "sent": sum(sent for sent, _ in moved),
         "received": sum(received for _, received in moved),
         "listeners": listeners,
-        "upstreams": [_upstream(server, each) for server in app.servers for each in _upstreams(server)],
+        "upstreams": [
+            _upstream(server, each) for server in app.servers for each in upstreams_of(server.way_out)
+        ],
     }
 
 
@@ -164,10 +166,6 @@ def _listener(server: ProxyServer, counted: ListenerMetrics) -> dict[str, Any]:
     }
 
 
-def _upstreams(server: ProxyServer) -> Sequence[Upstream]:
-    return server.way_out.upstreams if isinstance(server.way_out, Selector) else ()
-
-
 def _upstream(server: ProxyServer, upstream: Upstream) -> dict[str, Any]:
     return {
         "listener": server.config.name,
@@ -175,20 +173,21 @@ def _upstream(server: ProxyServer, upstream: Upstream) -> dict[str, Any]:
         "type": upstream.config.type.value,
         "address": without_query(upstream.config.proxy_address),
         "health": _health(upstream),
-        "failures": upstream.failures,
+        "failures": upstream.health.failures,
+        "confirms": upstream.health.confirms,
         "rests_for": _rest(upstream),
-        "problem": upstream.problem,
+        "problem": upstream.health.problem,
     }
 
 
 def _health(upstream: Upstream) -> str:
-    if upstream.failures:
+    if upstream.health.failures:
         return "down"
-    return "up" if upstream.answered_at else "untried"
+    return "up" if upstream.health.answered_at else "untried"
 
 
 def _rest(upstream: Upstream) -> float:
-    return max(0.0, upstream.rests_until - monotonic()) if upstream.failures else 0.0
+    return max(0.0, upstream.health.rests_until - monotonic()) if upstream.health.failures else 0.0
 
 
 # Metrics
@@ -219,7 +218,7 @@ def families(app: Running, versions: Versions) -> Iterator[Family]:
     yield _of_listeners("proxy_connections_max", "The most there may be.", most)
     yield _of_upstreams("proxy_upstream_up", "0 if its last attempt failed.", servers, _is_up)
     yield _of_upstreams(
-        "proxy_upstream_failures", "Attempts that failed in a row.", servers, lambda one: one.failures
+        "proxy_upstream_failures", "Attempts that failed in a row.", servers, lambda one: one.health.failures
     )
     yield _gauge("proxy_config_version", "The configuration in effect.", versions.current.number)
     is_rejected = int(versions.trouble is not None)
@@ -245,7 +244,7 @@ def _bytes(app: Running) -> dict[str, tuple[int, int]]:
 
 
 def _is_up(upstream: Upstream) -> int:
-    return int(not upstream.failures)
+    return int(not upstream.health.failures)
 
 
 def _gauge(name: str, text: str, value: float, **labels: str) -> Family:
@@ -259,7 +258,11 @@ def _of_listeners(name: str, text: str, values: Mapping[str, float]) -> Family:
 def _of_upstreams(
     name: str, text: str, servers: Sequence[ProxyServer], get: Callable[[Upstream], int]
 ) -> Family:
-    values = {(server.config.name, each.name): get(each) for server in servers for each in _upstreams(server)}
+    values = {
+        (server.config.name, each.name): get(each)
+        for server in servers
+        for each in upstreams_of(server.way_out)
+    }
     labels = [{"listener": listener, "upstream": upstream} for listener, upstream in values]
     return Family(name, "gauge", text, list(zip(labels, values.values(), strict=True)))
 

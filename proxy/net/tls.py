@@ -11,6 +11,10 @@ from proxy.errors import ConfigError, ProtocolError, is_shortage
 from proxy.net.limits import check_descriptors, from_reserve, shortage
 from proxy.net.sock import Sock
 
+# Of OpenSSL's X509_V_ERR_...: unable to get an issuer (2, 20, 21), self-signed (18, 19).
+_NOT_TRUSTED = (2, 18, 19, 20, 21)
+_AUTHORITIES = "the authorities to trust are those in tls_ca, or the system's where that is not set"
+
 
 def server_context(cert: str, key: str) -> SSLContext:
     """Build the context of a listener; raises ``ConfigError`` that names the file at fault."""
@@ -46,7 +50,8 @@ def client_context(ca: str = "", *, verify: bool = True) -> SSLContext:
 def describe(exc: ssl.SSLError) -> str:
     """Say why a TLS handshake failed, in one line."""
     if isinstance(exc, ssl.SSLCertVerificationError):
-        return f"certificate refused: {exc.verify_message}"
+        cure = f"; {_AUTHORITIES}" if exc.verify_code in _NOT_TRUSTED else ""
+        return f"certificate refused: {exc.verify_message.rstrip('.')}{cure}"
     if exc.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"):
         return "the peer does not speak TLS"
     # Without notice and with; Debian's Python 3.11 takes the one for the other.

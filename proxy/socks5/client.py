@@ -11,14 +11,14 @@ from typing import Any
 import socks
 
 from proxy.address import UNKNOWN, Address
-from proxy.client import Connected, UpstreamClient
+from proxy.client import REACH, Connected, UpstreamClient, speaker_of
 from proxy.config import ClientConfig
 from proxy.errors import DialError, Failure, ProtocolError, reason_of
 from proxy.net.channel import Channel
 from proxy.net.deadline import Deadline
 from proxy.net.limits import from_reserve
 from proxy.socks5 import codec
-from proxy.socks5.codec import Command, Login
+from proxy.socks5.codec import Command, Login, Method
 
 
 class Socks5Client(UpstreamClient):
@@ -36,28 +36,51 @@ class Socks5Client(UpstreamClient):
         except BaseException:
             channel.abort()
             raise
+        assert bound is not None
         return Connected(channel.stream(), bound, self.name)
 
-    def _request(self, channel: Channel, target: Address, deadline: Deadline) -> Address:
+    def sign_of_life(self, deadline: Deadline) -> int:
+        """Negotiate a method, and log in where that is wanted."""
+        channel = Channel(self.dial_proxy(self._proxy, deadline.within(REACH)))
+        try:
+            self._request(channel, None, deadline)
+        finally:
+            channel.abort()
+        return 200
+
+    def _request(self, channel: Channel, target: Address | None, deadline: Deadline) -> Address | None:
+        """Ask for a target, or go no further than that one could."""
         login = Login(*self.credentials) if self.credentials else None
         mouthpiece = _Mouthpiece(channel, login)
         try:
             with deadline.limit("SOCKS5 handshake"):
                 return _conversation(login is not None).request(mouthpiece, target)
+        except _NoTargetError:
+            return None
         except socks.SOCKS5AuthError as exc:
-            raise self.blame("refused our credentials", transient=False) from exc
+            no_method = mouthpiece.last == bytes([codec.VERSION, Method.NONE_ACCEPTABLE])
+            raise self.login_refused(" (it takes no method that we offer)" if no_method else "") from exc
         except socks.SOCKS5Error as exc:
+            assert target is not None
             raise self._refusal(mouthpiece.last[1], target) from exc
-        except (socks.ProxyError, ProtocolError, EOFError) as exc:
-            raise self.blame(f"SOCKS5 handshake: {exc}") from exc
+        except (socks.ProxyError, ProtocolError) as exc:
+            raise self.blame(mouthpiece.nonsense(exc), transient=False) from exc
+        except EOFError as exc:
+            reason = "it closed the connection without an answer"
+            raise self.blame(f"SOCKS5 handshake: {reason}", unclear=mouthpiece.waits_for_reply) from exc
         except OSError as exc:
-            raise self.blame(reason_of(exc), exc) from exc
+            raise self.blame(reason_of(exc), exc, unclear=mouthpiece.waits_for_reply) from exc
 
     def _refusal(self, code: int, target: Address) -> DialError:
+        # Also a general failure is an answer about the target, by a proxy that lives and knows its
+        # protocol: no other target is worse off, and no other way any better.
         failure = codec.failure_of(code)
-        if failure is Failure.GENERAL:
-            return self.blame(f"answered with reply {code:#04x}", transient=False)
-        return DialError(f"{target} through upstream {self.name}: {failure.value}", failure)
+        what = f"reply {code:#04x}" if failure is Failure.GENERAL else failure.value
+        return DialError(f"{target} through upstream {self.name}: {what}", failure)
+
+
+class _NoTargetError(Exception):
+    """The proxy would take a request now."""
 
 
 class _Conversation(socks.socksocket):  # type: ignore[misc]
@@ -68,13 +91,16 @@ class _Conversation(socks.socksocket):  # type: ignore[misc]
         placeholder = "-" if has_login else None
         self.set_proxy(socks.SOCKS5, rdns=True, username=placeholder, password=placeholder)
 
-    def request(self, mouthpiece: "_Mouthpiece", target: Address) -> Address:
-        """Hold the conversation up to the reply, and return the bound address."""
+    def request(self, mouthpiece: "_Mouthpiece", target: Address | None) -> Address:
+        """Hold the conversation up to the reply, and return the bound address; without a target, up to it."""
         _, bound = self._SOCKS5_request(mouthpiece, bytes([Command.CONNECT]), target)
         assert isinstance(bound, Address)
         return bound
 
-    def _write_SOCKS5_address(self, target: Address, writer: "_Mouthpiece") -> Address:
+    def _write_SOCKS5_address(self, target: Address | None, writer: "_Mouthpiece") -> Address:
+        if target is None:
+            raise _NoTargetError
+        writer.waits_for_reply = True
         writer.write(codec.encode_address(target))
         return target
 
@@ -102,6 +128,8 @@ class _Mouthpiece:
         self._written = b""
         self.read_exact = channel.read_exact
         self.last = b""  # what was read last
+        self.waits_for_reply = False  # the request is sent, and nothing of the reply is there
+        self._first = b""
 
     def makefile(self, *_: Any) -> "_Mouthpiece":
         """Be both the reader and the writer."""
@@ -110,7 +138,16 @@ class _Mouthpiece:
     def read(self, count: int) -> bytes:
         """Read ``count`` bytes: a whole part of a message, in whatever pieces it comes."""
         self.last = self.read_exact(count)
+        self.waits_for_reply = False
+        if not self._first:
+            self._first = self.last
         return self.last
+
+    def nonsense(self, exc: Exception) -> str:
+        """Say what is wrong with what was read."""
+        if self._first[:1] != bytes([codec.VERSION]):
+            return f"this is no SOCKS5 proxy: {speaker_of(self._first)} answered"
+        return f"SOCKS5 handshake: {exc}"
 
     def write(self, data: bytes) -> None:
         """Collect a message; a login is replaced by ours."""

@@ -6,19 +6,24 @@ strictly parsed, and only what the library has to check of it is passed on. An a
 101 ends there, so that no body is read, no redirect followed, and no cookie kept.
 """
 
+import errno
+import logging
+import os
+import ssl
 from socket import socket
 from typing import Any, cast
 
-from websocket import WebSocketException
+from websocket import WebSocketException, WebSocketTimeoutException
 
 # Not WebSocket.connect: it makes an object for a data path that we do not use, ten more in it, and all
 # of them refer to one another.
 from websocket._handshake import handshake
 
-from proxy.address import UNKNOWN, Address, without_query
-from proxy.client import Connected, UpstreamClient
+from proxy import __version__
+from proxy.address import DEFAULT_PORTS, UNKNOWN, Address, Endpoint, without_query
+from proxy.client import REACH, Connected, UpstreamClient, speaker_of
 from proxy.config import ClientConfig
-from proxy.errors import DialError, ProtocolError, ProxyError, reason_of
+from proxy.errors import DialError, Failure, ProtocolError, reason_of
 from proxy.net.channel import Channel
 from proxy.net.deadline import Deadline
 from proxy.net.tls import client_context, connect_tls
@@ -28,13 +33,21 @@ from proxy.websocket.headers import (
     PASSWORD,
     TARGET_HOST,
     TARGET_PORT,
+    TIMEOUT,
     USERNAME,
     HeadBuffer,
+    HttpError,
     ResponseHead,
     parse_response,
 )
-from proxy.websocket.refusals import failure_reported
+from proxy.websocket.refusals import PROXY_NAME, failure_reported
 from proxy.websocket.stream import WebSocketStream
+
+log = logging.getLogger(__name__)
+
+_MARGIN = 1.0  # seconds that an answer may take on its way, at most
+_MAX_INTERIM = 8  # answers
+_OF_ITS_OWN = (Failure.LIMIT, Failure.UPSTREAM)  # what a proxy of our kind says of itself, not of a target
 
 _CHECKED = ("Upgrade", "Connection")  # by the library, like Sec-WebSocket-Accept
 _UNWANTED = ("Sec-WebSocket-Extensions", "Sec-WebSocket-Protocol")  # we asked for none
@@ -47,6 +60,7 @@ class WebSocketClient(UpstreamClient):
         self._endpoint = config.endpoint
         self._ping_interval = config.ping_interval
         secure = self._endpoint.scheme == "wss"
+        self._host = _host_header(self._endpoint)
         self._tls = client_context(config.tls_ca, verify=config.tls_verify) if secure else None
         super().__init__(config, name or without_query(str(self._endpoint)))
 
@@ -55,6 +69,8 @@ class WebSocketClient(UpstreamClient):
         channel = Channel(self.dial_proxy(self._endpoint.address, deadline))
         try:
             answer = self._open(channel, target, deadline)
+            if answer.status != 101:
+                raise self._refusal(answer, target)
         except BaseException:
             channel.abort()
             raise
@@ -64,72 +80,121 @@ class WebSocketClient(UpstreamClient):
             half_close=answer.headers.get_all(HALF_CLOSE) == ["1"],
             ping_interval=self._ping_interval,
         )
-        # Of a target that is known by name only, our own kind does not tell the bound address.
-        confirmed = any(answer.headers.get_all(name) for name in (BOUND, HALF_CLOSE))
-        return Connected(stream, _bound(answer), self.name, confirmed)
+        bound = _bound(answer)
+        if bound is None:
+            log.debug("upstream %s: 101 without %s: its success is a promise only", self.name, BOUND)
+        return Connected(stream, bound or UNKNOWN, self.name, confirmed=bound is not None)
 
-    def _open(self, channel: Channel, target: Address, deadline: Deadline) -> ResponseHead:
+    def sign_of_life(self, deadline: Deadline) -> int:
+        """Ask for a WebSocket without saying where to: there is no telling, and any status will do."""
+        channel = Channel(self.dial_proxy(self._endpoint.address, deadline.within(REACH)))
+        try:
+            return self._open(channel, None, deadline).status
+        finally:
+            channel.abort()
+
+    def _open(self, channel: Channel, target: Address | None, deadline: Deadline) -> ResponseHead:
+        """Ask for a WebSocket, and give the answer, whatever its status; raises ``UpstreamError``."""
+        mouthpiece = _Mouthpiece(channel)
         try:
             with deadline.limit("WebSocket handshake"):
                 if self._tls:
                     channel.sock = connect_tls(channel.sock, self._tls, self._endpoint.server_name)
-                return self._upgrade(channel, target)
+                return self._upgrade(mouthpiece, self._headers(target, deadline))
         except _NotSwitchedError as exc:
-            raise self._refusal(exc.answer, target) from exc
+            return exc.answer
         except ProtocolError as exc:
-            raise self.blame(str(exc)) from exc
+            # What does not speak HTTP, or has a bad certificate, will be no better in a moment.
+            passes = isinstance(exc.__cause__, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
+            raise self.blame(str(exc), transient=passes) from exc
+        except WebSocketTimeoutException as exc:
+            # The kernel's: ours is not an Exception before it leaves the block.
+            raise self.blame(os.strerror(errno.ETIMEDOUT), TimeoutError(), unclear=mouthpiece.waits) from exc
         except WebSocketException as exc:
-            raise self.blame("its answer is no WebSocket handshake") from exc
+            raise self.blame("its answer is no WebSocket handshake", transient=False) from exc
         except EOFError as exc:
-            raise self.blame("it closed the connection during the handshake") from exc
+            hint = "" if self._tls or not mouthpiece.waits else ": does it want TLS (wss://)?"
+            reason = f"it closed the connection without an answer{hint}"
+            raise self.blame(reason, unclear=mouthpiece.waits) from exc
         except OSError as exc:
-            raise self.blame(reason_of(exc), exc) from exc
+            raise self.blame(reason_of(exc), exc, unclear=mouthpiece.waits) from exc
 
-    def _upgrade(self, channel: Channel, target: Address) -> ResponseHead:
-        mouthpiece = _Mouthpiece(channel)
+    def _upgrade(self, mouthpiece: "_Mouthpiece", headers: list[str]) -> ResponseHead:
         handshake(
             cast(socket, mouthpiece),
             str(self._endpoint),
             self._endpoint.server_name,
             self._endpoint.port,
             self._endpoint.path,
-            header=self._headers(target),
+            header=headers,
+            host=self._host,
             suppress_origin=True,
         )
         answer = mouthpiece.answer
         assert answer is not None
         if any(answer.headers.get_all(name) for name in _UNWANTED):
             raise ProtocolError("it switched to an extension or subprotocol that was not asked for")
+        if len(answer.headers.get_all(BOUND)) > 1:
+            raise ProtocolError(f"its answer has {BOUND} more than once")
         return answer
 
-    def _headers(self, target: Address) -> list[str]:
-        headers = [
-            f"{TARGET_HOST}: {target.host}",
-            f"{TARGET_PORT}: {target.port}",
-            f"{HALF_CLOSE}: 1",
-        ]
+    def _headers(self, target: Address | None, deadline: Deadline) -> list[str]:
+        headers = [f"User-Agent: {PROXY_NAME}/{__version__}", f"{HALF_CLOSE}: 1"]
+        if target:
+            # So that a target which does not answer is told as one, before we have to give up ourselves.
+            left = deadline.remaining()
+            patience = max(left - min(left / 5, _MARGIN), 0.001)
+            headers += [
+                f"{TARGET_HOST}: {target.host}",
+                f"{TARGET_PORT}: {target.port}",
+                f"{TIMEOUT}: {patience:.3f}",
+            ]
         if self.credentials:
             username, password = (part.decode() for part in self.credentials)
             headers += [f"{USERNAME}: {username}", f"{PASSWORD}: {password}"]
         return headers
 
-    def _refusal(self, answer: ResponseHead, target: Address) -> ProxyError:
-        failure, at_fault = failure_reported(answer)
-        if not at_fault:
+    def _refusal(self, answer: ResponseHead, target: Address) -> DialError:
+        status = answer.status
+        if status in (401, 407):
+            return self.login_refused()
+        failure, is_told = failure_reported(answer)
+        if is_told and failure not in _OF_ITS_OWN:
             return DialError(f"{target} through upstream {self.name}: {failure.value}", failure)
-        if answer.status in (401, 407):
-            return self.blame("refused our credentials", transient=False)
-        error = self.blame(f"answered {answer.status}", transient=answer.status >= 500)
+        # It may be well, and only have no place left or no way on, or not like the request.
+        well = is_told or status in (400, 429)
+        said = f"{failure.value} (status {status})" if is_told else self._describe(status)
+        busy = is_told and failure is Failure.LIMIT
+        error = self.blame(said, transient=busy, unclear=not well, well=well, status=status)
         error.failure = failure
         return error
 
+    def _describe(self, status: int) -> str:
+        if status >= 500 or status in (403, 429):
+            return f"answered {status}"
+        hint = "is the path right?"
+        if status == 400 and not self._tls:
+            hint = "does it want TLS (wss://)?"
+        return f"answered {status} instead of 101: {hint} ({without_query(str(self._endpoint))})"
 
-def _bound(answer: ResponseHead) -> Address:
-    host, _, port = (answer.headers.get(BOUND) or "").rpartition(":")
+
+def _host_header(endpoint: Endpoint) -> str:
+    """Write the Host header: only its own scheme's default port is left out (RFC 6455, section 4.1)."""
+    name = endpoint.server_name
+    host = f"[{name}]" if ":" in name else name
+    return host if endpoint.port == DEFAULT_PORTS[endpoint.scheme] else f"{host}:{endpoint.port}"
+
+
+def _bound(answer: ResponseHead) -> Address | None:
+    """Read where the far end's connection is bound; None if it says nothing of it."""
+    told = answer.headers.get(BOUND)
+    if told is None:
+        return None
+    host, _, port = told.rpartition(":")
     try:
         return Address(host.removeprefix("[").removesuffix("]"), int(port))
     except ValueError:
-        return UNKNOWN  # of another make: it does not tell
+        return UNKNOWN  # an odd one: it says nothing that we need
 
 
 class _NotSwitchedError(Exception):
@@ -147,7 +212,12 @@ class _Mouthpiece:
         self._channel = channel
         self._for_library = b""
         self.answer: ResponseHead | None = None
-        self.send = channel.send
+        self.waits = False  # the request is sent, and nothing of its answer is there
+
+    def send(self, data: bytes) -> int:
+        """Send the request."""
+        self.waits = True
+        return self._channel.send(data)
 
     def recv(self, count: int) -> bytes:
         """Give the library what it has to check of the answer."""
@@ -163,10 +233,27 @@ class _Mouthpiece:
         return line or end
 
     def _read_answer(self) -> ResponseHead:
+        # RFC 9110, section 15.2: any number of interim answers may come before the one that counts.
+        for _ in range(_MAX_INTERIM + 1):
+            answer = self._read_head()
+            if answer.status >= 200 or answer.status == 101:
+                return answer
+            self.waits = True
+        raise ProtocolError("it sends one interim answer after the other")
+
+    def _read_head(self) -> ResponseHead:
         buffer = HeadBuffer(request=False)
-        while not buffer.feed(data := self._channel.recv(4096)):
-            if not data:
-                raise EOFError("the peer closed the connection")
+        data = first = self._channel.recv(4096)
+        self.waits = not first
+        try:
+            while not buffer.feed(data):
+                if not data:
+                    raise EOFError("the peer closed the connection")
+                data = self._channel.recv(4096)
+        except HttpError as exc:
+            if first.startswith(b"HTTP/"):
+                raise
+            raise ProtocolError(f"this is no HTTP server: {speaker_of(first)} answered") from exc
         self._channel.push_back(buffer.leftover)
         return parse_response(buffer.head)
 

@@ -33,10 +33,10 @@ _ANSWERS = {
     Failure.NAME_TIMED_OUT: _Answer(504, "dns_timeout"),
     Failure.REFUSED: _Answer(502, "connection_refused"),
     Failure.TIMED_OUT: _Answer(504, "connection_timeout"),
-    Failure.UNSUPPORTED_COMMAND: _Answer(400, "http_request_error"),
-    Failure.UNSUPPORTED_ADDRESS: _Answer(400, "http_request_error"),
+    Failure.UNSUPPORTED_COMMAND: _Answer(400, "http_request_error", "command not supported"),
+    Failure.UNSUPPORTED_ADDRESS: _Answer(400, "http_request_error", "address type not supported"),
     Failure.LIMIT: _Answer(503, "connection_limit_reached"),
-    Failure.UPSTREAM: _Answer(502, "proxy_internal_error"),
+    Failure.UPSTREAM: _Answer(502, "proxy_internal_error", "upstream proxy failed"),
     Failure.GENERAL: _Answer(502, "proxy_internal_error"),
 }
 
@@ -70,16 +70,8 @@ def encode_response(error: HttpError) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + (b"" if error.bodiless else body)
 
 
-_ABOUT_TARGET = {
-    Failure.NOT_ALLOWED,
-    Failure.NETWORK_UNREACHABLE,
-    Failure.HOST_UNREACHABLE,
-    Failure.NAME_NOT_FOUND,
-    Failure.NAME_TIMED_OUT,
-    Failure.REFUSED,
-    Failure.TIMED_OUT,
-}
-_BY_ERROR = {(_ANSWERS[failure].error, _ANSWERS[failure].details): failure for failure in _ABOUT_TARGET} | {
+# Credentials have no error in RFC 9209, and a status of their own.
+_BY_ERROR = {(one.error, one.details): failure for failure, one in _ANSWERS.items() if one.error} | {
     # Of another make, and without our details.
     ("destination_ip_unroutable", ""): Failure.HOST_UNREACHABLE,
     ("http_request_denied", ""): Failure.NOT_ALLOWED,
@@ -98,18 +90,18 @@ _PARAMETER = re.compile(rf'; *([^;="]+)(?:=({_STRING}|[^;"]*))?')
 
 def failure_reported(response: ResponseHead) -> tuple[Failure, bool]:
     """
-    Read why an upstream did not switch protocols, and whether the upstream itself is to blame.
+    Read why an upstream did not switch protocols, and whether a proxy of our kind has told it.
 
     The members of Proxy-Status stand in the order in which they handled the answer, the one nearest
-    to the target first, so the first that speaks of the target knows the cause. From a proxy that
-    is not of our kind it may mean that the upstream is what it could not reach: hence the blame.
+    to the target first, so the first that speaks of a cause knows it. One that is not of our kind may
+    mean that the upstream is what it could not reach, and a bare status may mean anything.
     """
     for name, parameters in _proxy_statuses(response.headers):
         error, details = parameters.get("error", ""), parameters.get("details", "")
         failure = _BY_ERROR.get((error, details)) or _BY_ERROR.get((error, ""))
         if failure:
-            return failure, name != PROXY_NAME
-    return _BY_STATUS.get(response.status, Failure.UPSTREAM), True
+            return failure, name == PROXY_NAME
+    return _BY_STATUS.get(response.status, Failure.UPSTREAM), False
 
 
 def _proxy_statuses(headers: Headers) -> Iterator[tuple[str, dict[str, str]]]:
