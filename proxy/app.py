@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import ip_address
+from time import monotonic
 from typing import Any
 
 import gevent
@@ -69,6 +70,7 @@ class App:
         self._plan = self._listeners.plan(config)
         self._opened = Event()
         self._stopping = Event()
+        self._told_to_stop = 0.0
         self._at_once = Event()
 
     @property
@@ -80,6 +82,11 @@ class App:
     def draining(self) -> bool:
         """True once it was told to stop."""
         return self._stopping.is_set()
+
+    @property
+    def draining_for(self) -> float:
+        """How many seconds ago it was told so."""
+        return monotonic() - self._told_to_stop if self.draining else 0.0
 
     def run(self) -> None:
         """Serve until a signal says to stop; raises ``ProxyError`` when an address cannot be had."""
@@ -233,6 +240,8 @@ class App:
         if self._stopping.is_set():
             log.info("stopping at once")
             self._at_once.set()
+        else:
+            self._told_to_stop = monotonic()
         self._stopping.set()
 
     def _hang_up(self) -> None:

@@ -63,8 +63,9 @@ def status(answer: Object) -> str:
 def _summary(answer: Object) -> str:
     version = answer["version"]
     when = moment(version["time"]) + (", not in the file" if version["volatile"] else "")
+    since = answer["uptime" if answer["state"] == "running" else "draining_for"]
     lines = [
-        f"{answer['program']}, process {answer['pid']}, {answer['state']} for {span(answer['uptime'])}",
+        f"{answer['program']}, process {answer['pid']}, {answer['state']} for {span(since)}",
         f"configuration: version {version['number']} from {version['source']}, {when}",
         *_trouble(answer.get("file", {"in_effect": True})),  # an older server says nothing of it
         f"connections: {answer['live']} live, {answer['total']} in all",

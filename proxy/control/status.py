@@ -40,6 +40,10 @@ class Running(Protocol):
     def draining(self) -> bool:
         """True once it has been told to stop."""
 
+    @property
+    def draining_for(self) -> float:
+        """How many seconds ago it was told so."""
+
 
 def uptime() -> float:
     """How long the program has been running, in seconds, however its clock was set meanwhile."""
@@ -73,6 +77,7 @@ def status(app: Running, versions: Versions) -> dict[str, Any]:
         "pid": os.getpid(),
         "started": started(),
         "uptime": uptime(),
+        "draining_for": app.draining_for if app.draining else 0.0,
         "version": describe(versions.current),
         "file": trouble(versions.trouble),
         "live": sum(each["live"] for each in listeners),

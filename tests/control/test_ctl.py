@@ -49,6 +49,7 @@ STATUS: dict[str, Any] = {
             "address": "wss://gateway.example.com/",
             "health": "down",
             "failures": 3,
+            "confirms": True,
             "rests_for": 3.2,
             "problem": "upstream home: Connection\x1b[31m refused",
         }
@@ -329,6 +330,31 @@ def test_columns_are_aligned() -> None:
     assert show.table(("NAME", ">COUNT"), [["a", "1"], ["longer", "1000000"]]) == (
         "NAME      COUNT\na             1\nlonger  1000000"
     )
+
+
+def health_of(**changes: Any) -> str:
+    (upstream,) = STATUS["upstreams"]
+    shown = show.status({**STATUS, "upstreams": [{**upstream, **changes}]})
+    return shown.splitlines()[-1].partition("gateway.example.com/")[2].strip()
+
+
+def test_one_failure_is_one_failure() -> None:
+    """Case 354."""
+    assert health_of(failures=1).startswith("down (1 failure), tried again in 4 s: ")
+    assert health_of(failures=2).startswith("down (2 failures), tried again in 4 s: ")
+
+
+def test_a_success_that_is_a_promise_is_shown_as_one() -> None:
+    """Case 334."""
+    assert health_of(health="up") == "up"
+    assert health_of(health="up", confirms=False).startswith("up; ")
+    assert "promise (no X-Proxy-Bound)" in health_of(health="up", confirms=False)
+
+
+def test_draining_is_counted_from_the_signal() -> None:
+    """Case 354."""
+    text = show.status({**STATUS, "state": "draining", "draining_for": 12.0})
+    assert "draining for 12 s" in text
 
 
 def test_status_is_for_people() -> None:

@@ -25,6 +25,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests import scripted_upstreams as scripted
 from tests.integration import clients, peers, targets
 from tests.integration.clients import SocksRefused, Tunnel, WebTunnel
 from tests.integration.programs import (
@@ -186,7 +187,12 @@ class TestLooking:
             assert (told["health"], told["failures"]) == ("down", 1)
             assert "Connection refused" in told["problem"]
             assert metrics(node)["proxy_upstream_up", frozenset({"socks", "home"})] == 0
-            assert "down (1 failures)" in said(ctl(node, "status"))
+            assert "down (1 failure)" in said(ctl(node, "status"))
+            # Case 354: it is back, and nobody needs it.
+            login = (scripted.hear_greeting, b"\x05\x02", scripted.hear_login, b"\x01\x00", scripted.stall)
+            with scripted.upstream(port, *login):
+                wait_until(lambda: status_of(node)["upstreams"][0]["health"] == "up", "it to be seen")
+                assert metrics(node)["proxy_upstream_up", frozenset({"socks", "home"})] == 1
 
     def test_curl_can_ask_too(self, node: Proxy) -> None:
         status, body = curl(node, "/status")
@@ -198,7 +204,9 @@ class TestLooking:
         """CASES 206: and it keeps its configuration."""
         with draining() as (node, tunnel):
             assert curl(node, "/reload", "-X", "POST")[0] == 409
-            assert status_of(node)["state"] == "draining"
+            told = status_of(node)
+            assert told["state"] == "draining"
+            assert 0 < told["draining_for"] < told["uptime"]  # case 354
             tunnel.close()
             assert node.wait(10) == 0
             assert not control_socket(node).exists()
