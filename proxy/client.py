@@ -27,13 +27,17 @@ class Connected:
     """
     A connection to a target: its bytes, the address it is bound to, and the way it took.
 
-    It is ``confirmed`` unless the proxy speaks of no target: then all we know is that it would pass bytes on.
+    ``bound`` is None where a proxy does not tell it, as it may not have connected yet.
     """
 
     stream: Stream
-    bound: Address
+    bound: Address | None
     via: str
-    confirmed: bool = True
+
+    @property
+    def confirmed(self) -> bool:
+        """True unless all that is known is that the proxy would pass bytes on."""
+        return self.bound is not None
 
     def close(self, ending: Ending = Ending.FINISHED) -> None:
         """Close it without a relay, telling the far end how it ended."""

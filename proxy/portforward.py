@@ -44,7 +44,7 @@ class ForwardedClient:
         """Know what the client wants without a word."""
         return Wanted(self._target)
 
-    def accept(self, bound: Address) -> Stream:
+    def accept(self, bound: Address | None) -> Stream:
         """Join the client as it is."""
         return self._channel.stream()
 

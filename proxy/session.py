@@ -85,8 +85,12 @@ class Inbound(Protocol):
     def greet(self) -> Wanted:
         """Read the request; raises ``ProtocolError``, ``AuthError``, ``EOFError`` and ``OSError``."""
 
-    def accept(self, bound: Address) -> Stream:
-        """Say that the target is connected, and give the client's end of the relay."""
+    def accept(self, bound: Address | None) -> Stream:
+        """
+        Say that the target is connected, and give the client's end of the relay.
+
+        Without a ``bound`` address it is only promised, and may be said as that.
+        """
 
     def refuse(self, error: ProxyError) -> None:
         """Say why there is no connection."""

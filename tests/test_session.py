@@ -83,7 +83,7 @@ class Door:
         self.greeting()
         return Wanted(TARGET, "alice")
 
-    def accept(self, bound: Address) -> Stream:
+    def accept(self, bound: Address | None) -> Stream:
         """Accept."""
         self.story.append(f"accept {bound}")
         self.accepting()

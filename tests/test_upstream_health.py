@@ -21,6 +21,7 @@ from proxy.net.deadline import Deadline
 from proxy.server import build_runtime
 from proxy.socks5.server import Socks5Server
 from proxy.upstream import Health, Upstream, upstreams_of
+from proxy.websocket.server import WebSocketServer
 from tests import scripted_upstreams as script
 from tests.integration.certificates import Authority
 from tests.integration.programs import free_port
@@ -449,9 +450,30 @@ def test_a_proxy_that_does_not_tell_where_it_is_bound_only_promises(
         home = made("websocket", port)
         with caplog.at_level(logging.DEBUG):
             connected = dial(home)
-        assert connected.confirmed == home.health.confirms == bool(headers)
+        assert (connected.bound is not None) == home.health.confirms == bool(headers)
         assert ("a promise only" in caplog.text) == (not headers)
         connected.stream.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps", "confirms"),
+    [
+        ("socks5", (*SOCKS_GREETED, script.socks_reply(0)), True),  # bound to 0.0.0.0:0, as many say it
+        ("websocket", (switch("X-Proxy-Bound: 192.0.2.1:80"),), True),
+        ("websocket", (switch(),), False),
+    ],
+)
+def test_a_promise_is_passed_on_as_one(kind: str, steps: tuple[Step, ...], confirms: bool) -> None:
+    """CASES 334: through a proxy of our kind in between; and what is connected is not called a promise."""
+    port = free_port()
+    with played(port, *steps, script.stall):
+        way = made(kind, port).config
+        between = WebSocketServer(ServerConfig("127.0.0.1:0", Protocol.WEBSOCKET, upstream_config=(way,)))
+        between.listen()
+        near = made("websocket", between.addresses[0].port, timeout=5.0)
+        dial(near).stream.close()
+        assert near.health.confirms == confirms
+        between.shutdown()
 
 
 # -- what its messages name

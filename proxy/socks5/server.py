@@ -67,9 +67,9 @@ class Socks5Inbound:
         self._send(LOGIN_OK)
         return user
 
-    def accept(self, bound: Address) -> Stream:
+    def accept(self, bound: Address | None) -> Stream:
         """Tell the client that it is connected."""
-        self._send(Reply(ReplyCode.SUCCEEDED, bound if bound.ip else UNKNOWN).encode())
+        self._send(Reply(ReplyCode.SUCCEEDED, bound if bound and bound.ip else UNKNOWN).encode())
         return self._channel.stream()
 
     def refuse(self, error: ProxyError) -> None:

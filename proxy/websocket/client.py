@@ -83,7 +83,7 @@ class WebSocketClient(UpstreamClient):
         bound = _bound(answer)
         if bound is None:
             log.debug("upstream %s: 101 without %s: its success is a promise only", self.name, BOUND)
-        return Connected(stream, bound or UNKNOWN, self.name, confirmed=bound is not None)
+        return Connected(stream, bound, self.name)
 
     def sign_of_life(self, deadline: Deadline) -> int:
         """Ask for a WebSocket without saying where to: there is no telling, and any status will do."""

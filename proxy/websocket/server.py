@@ -12,7 +12,7 @@ from typing import Any
 
 from geventwebsocket.handler import WebSocketHandler
 
-from proxy.address import Address
+from proxy.address import UNKNOWN, Address
 from proxy.errors import AuthError, ProxyError
 from proxy.net.channel import Channel
 from proxy.net.deadline import Deadline
@@ -72,10 +72,12 @@ class WebSocketInbound:
         self._channel.push_back(buffer.leftover)
         return buffer.head
 
-    def accept(self, bound: Address) -> Stream:
+    def accept(self, bound: Address | None) -> Stream:
         """Answer 101."""
         assert self._request is not None
-        answer: Fields = ((BOUND, str(bound)),) if bound.ip and bound.port else ()
+        # Without it the client knows that there may be no connection yet. A SOCKS5 proxy may tell a name
+        # or nothing: then the target is connected all the same.
+        answer: Fields = ((BOUND, str(bound if bound.ip else UNKNOWN)),) if bound else ()
         if self._request.half_close:
             answer += ((HALF_CLOSE, "1"),)
         switch_protocols(self._channel, self._request.key, answer)
