@@ -4,15 +4,17 @@ A server that runs from a file: all that watches it, changes it and tells of it,
 This is where the control plane meets the data plane, which knows nothing of it.
 """
 
+import logging
+
 from proxy.app import App, Hooks
 from proxy.config import ProxyConfig
 from proxy.control.admin import Admin
 from proxy.control.ask import is_taken
-from proxy.control.history import state_dir_of
+from proxy.control.history import peek, state_dir_of
 from proxy.control.notify import Notifier, inherited_sockets
 from proxy.control.versions import Versions
 from proxy.control.watcher import Watcher
-from proxy.logs import say
+from proxy.logs import say, say_in_json
 
 
 def serve(path: str, *, last_good: bool = False) -> None:
@@ -22,13 +24,16 @@ def serve(path: str, *, last_good: bool = False) -> None:
     Raises ``InvalidConfigError`` for a file that cannot be used, unless the ``last_good`` version
     can be taken instead, and ``ProxyError`` for what cannot be had.
     """
+    say_in_json(peek(path, "log_format") == "json")  # whoever collects the log gets this too
     folder = state_dir_of(path)
     is_ours = not is_taken(folder)  # asked before anything is read there
     versions = Versions(
         path, folder if is_ours else None, ProxyConfig.history_size, lambda config: app.apply(config)
     )
-    for warning in versions.start(last_good=last_good):
-        say(f"warning: {warning}")
+    warnings = versions.start(last_good=last_good)
+    say_in_json(versions.config.log_format == "json")
+    for warning in warnings:
+        say(f"warning: {warning}", logging.WARNING)
     hooks = Hooks()
     app = App(versions.config, hooks=hooks)
     app.inherited = inherited_sockets()

@@ -21,6 +21,7 @@ import gevent
 from gevent.monkey import get_original
 
 from proxy.errors import reason_of
+from proxy.net import descriptors
 from proxy.net.threads import start_thread
 
 QUEUE_SIZE = 10_000  # lines
@@ -31,6 +32,7 @@ _TEXT = 200  # characters by which two errors are told apart
 _FLUSH_TIMEOUT = 1.0  # seconds
 _BATCH = 0.02  # seconds between two writes
 _TRY_AGAIN = 0.5  # seconds between two attempts to write where it fails
+_MOST_SAID = 2000  # characters of a line for the one who started us
 _native_sleep = get_original("time", "sleep")
 _native_lock = get_original("_thread", "allocate_lock")
 
@@ -108,7 +110,7 @@ class LineWriter:
         data = self._account_of_lost() + text.encode("utf-8", "backslashreplace")
         while data:
             try:
-                data = data[os.write(self._fd, data) :]
+                data = data[descriptors.write(self._fd, data) :]
                 self._went("")
             except OSError as exc:
                 # A disk is full for a while: the lines wait in the queue, as they do for a slow reader.
@@ -122,8 +124,7 @@ class LineWriter:
             lost, self._lost, why = self._lost, 0, self._why
         if not lost:
             return b""
-        text = f"({lost} log lines were lost: {why})"
-        record = logging.LogRecord(__name__, logging.WARNING, "", 0, text, None, None)
+        record = _record(logging.WARNING, f"({lost} log lines were lost: {why})")
         return f"{self.formatter.format(record)}\n".encode()
 
     def _went(self, trouble: str) -> None:
@@ -158,7 +159,8 @@ class _Handler(logging.Handler):
         try:
             self.writer.write(self.format(record))
         except Exception as exc:  # a log line must never be what fails
-            self.writer.write(f"cannot format a log line: {exc!r}")
+            text = f"cannot format a log line: {type(exc).__name__}: {reason_of(exc)}: {record.msg!r}"
+            self.writer.write(self.format(_record(logging.ERROR, text)))
 
 
 class TextFormatter(logging.Formatter):
@@ -276,12 +278,13 @@ class Collapse(logging.Filter):
         for error in (*window.errors.values(), window.others):
             if error and error.more:
                 text = f"{error.message} ({error.more} more like this)"
-                self._tell(logging.LogRecord(__name__, error.level, "", 0, text, None, None))
+                self._tell(_record(error.level, text))
 
 
 def set_up(writer: LineWriter, level: str, *, as_json: bool = False) -> None:
     """Send the log of this package to a writer, in another form from now on if it goes there already."""
     writer.formatter = JsonFormatter() if as_json else TextFormatter()
+    say_in_json(as_json)
     logger = logging.getLogger("proxy")
     if not any(handler.writer is writer for handler in _handlers()):
         logger.handlers[:] = [_Handler(writer)]
@@ -306,7 +309,27 @@ def _one_line(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def say(message: str) -> None:
-    """Print a line for the one who started us."""
+def _record(level: int, text: str) -> logging.LogRecord:
+    """Make a record of the log's own."""
+    return logging.LogRecord(__name__, level, "", 0, text, None, None)
+
+
+_said_as: list[logging.Formatter] = []  # JSON, or nothing for plain lines
+
+
+def say_in_json(yes: bool) -> None:
+    """Have ``say`` speak in the form that the log has, or will have."""
+    _said_as[:] = [JsonFormatter()] if yes else []
+
+
+def say(message: str, level: int = logging.ERROR) -> None:
+    """
+    Print a line for the one who started us.
+
+    Some of it may have been written by others: it cannot steer a terminal, and is not too long.
+    """
+    line = _one_line(message[:_MOST_SAID]) + (" ..." if message[_MOST_SAID:] else "")
+    if _said_as:
+        line = _said_as[0].format(_record(level, line))
     with suppress(OSError):
-        print(message, file=sys.stderr, flush=True)
+        print(line, file=sys.stderr, flush=True)

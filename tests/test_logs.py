@@ -409,6 +409,7 @@ def package_log() -> Iterator[logging.Logger]:
     before = logger.handlers[:], logger.level, logger.propagate
     yield logging.getLogger("proxy.test")
     logger.handlers[:], logger.level, logger.propagate = before
+    logs.say_in_json(False)
 
 
 def test_the_level_decides_what_is_written(package_log: logging.Logger, tmp_path: Path) -> None:
@@ -420,6 +421,70 @@ def test_the_level_decides_what_is_written(package_log: logging.Logger, tmp_path
     assert [line.split()[1:] for line in (tmp_path / "log").read_text().splitlines()] == [
         ["warning", "shown"]
     ]
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_line_that_cannot_be_formatted_is_told_as_a_line(
+    package_log: logging.Logger, tmp_path: Path, as_json: bool
+) -> None:
+    """CASES 380."""
+    writer = LineWriter(str(tmp_path / "log"))
+    set_up(writer, "info", as_json=as_json)
+    package_log.info("%d clients", "many")
+    writer.flush()
+    (line,) = (tmp_path / "log").read_text().splitlines()
+    told = json.loads(line) if as_json else {}
+    assert told.get("level", "error") == "error"
+    words = told["message"] if as_json else line
+    assert re.search(r"(^| error )cannot format a log line: TypeError: .*: '%d clients'$", words)
+
+
+def test_a_pipe_that_is_not_ready_is_no_trouble(tmp_path: Path) -> None:
+    """What is given to us may be non-blocking."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    troubles: list[str] = []
+    writer = LineWriter(str(path), troubles.append)
+    os.set_blocking(writer._fd, False)
+    lines = [f"{number} " + "x" * 1000 for number in range(300)]
+    for line in lines:
+        writer.write(line)
+    text = b""
+    while text.count(b"\n") < len(lines):
+        with suppress(BlockingIOError):
+            text += os.read(reader, 1 << 16)
+        gevent.sleep(0.001)
+    os.close(reader)
+    assert text.decode().splitlines() == lines
+    assert troubles == []
+
+
+@pytest.fixture
+def plain() -> Iterator[None]:
+    yield
+    logs.say_in_json(False)
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("text", NASTY)
+def test_what_is_said_cannot_steer_a_terminal(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    """What it says may have been written by others: an upstream's reason phrase, a server's answer."""
+    logs.say(text)
+    said = capsys.readouterr().err
+    assert said.endswith("\n")
+    assert said[:-1].isprintable()
+    logs.say_in_json(True)
+    logs.say(text)
+    said = capsys.readouterr().err
+    assert said[:-1].isprintable()
+    assert json.loads(said)["level"] == "error"
+
+
+@pytest.mark.usefixtures("plain")
+def test_what_is_said_has_a_bound(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.say("x" * 1_000_000)
+    assert len(capsys.readouterr().err) < 2100
 
 
 def test_a_log_can_be_json(package_log: logging.Logger, tmp_path: Path) -> None:

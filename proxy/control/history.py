@@ -64,11 +64,16 @@ def state_dir(config_path: str, configured: str) -> Path:
 
 def state_dir_of(config_path: str) -> Path:
     """Tell the same of a file that may be missing or invalid, as well as can be."""
+    return state_dir(config_path, peek(config_path, "state_dir"))
+
+
+def peek(config_path: str, key: str) -> str:
+    """Read a setting of [proxy] from a file that may be missing or invalid; "" if there is none."""
     try:
         text = configfile.read(config_path).data.decode("utf-8", "replace")
     except configfile.InvalidConfigError:
-        text = ""
-    return state_dir(config_path, settings(text).get((("proxy",), "state_dir"), ""))
+        return ""
+    return settings(text).get((("proxy",), key), "")
 
 
 class History:

@@ -23,14 +23,20 @@ def read(fd: int, count: int) -> bytes:
             _wait(fd, select.POLLIN)
 
 
+def write(fd: int, data: bytes | memoryview) -> int:
+    """Write some of ``data``, and return how much."""
+    while True:
+        try:
+            return os.write(fd, data)
+        except BlockingIOError:
+            _wait(fd, select.POLLOUT)
+
+
 def write_all(fd: int, data: bytes | memoryview) -> None:
     """Write all of ``data``."""
     rest = memoryview(data)
     while rest:
-        try:
-            rest = rest[os.write(fd, rest) :]
-        except BlockingIOError:
-            _wait(fd, select.POLLOUT)
+        rest = rest[write(fd, rest) :]
 
 
 def _wait(fd: int, events: int) -> None:

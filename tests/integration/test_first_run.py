@@ -2,7 +2,9 @@
 The first minutes of a new user: the configuration file that comes with the project, and bad ones.
 """
 
+import json
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -129,6 +131,27 @@ class TestMistakes:
         assert done.returncode == 0
         assert done.stdout.strip()
         assert done.stderr == b""
+
+    @pytest.mark.parametrize(
+        ("more", "words"),
+        [("", "in use"), ("timeuot = 3s\n", "timeuot")],
+        ids=["an address that is taken", "a mistake in the file"],
+    )
+    def test_a_log_in_json_has_nothing_else_in_it(self, tmp_path: Path, more: str, words: str) -> None:
+        """CASES 380: whoever collects it gets the start too, also one that fails."""
+        path = tmp_path / "proxy.ini"
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            door = f"[[socks]]\nprotocol = socks5\nlisten_addr = 127.0.0.1:{taken.getsockname()[1]}\n"
+            users = "[auth_users]\nalice = wonderland\n"
+            path.write_text(f"[proxy]\nlog_format = json\n{more}{users}[listeners]\n{door}")
+            path.chmod(0o644)  # which is worth a warning
+            done = run_proxy("-c", str(path))
+        assert done.returncode == (2 if more else 1)
+        entries = [json.loads(line) for line in done.stderr.splitlines()]
+        assert entries[-1]["level"] == "error"
+        assert words in entries[-1]["message"]
+        warned = any(each["level"] == "warning" and "chmod 600" in each["message"] for each in entries)
+        assert warned is not bool(more)
 
     def test_a_password_becomes_a_hash_that_lets_its_owner_in(self) -> None:
         done = run_proxy("-hash-password", stdin=b"wonderland\n")
