@@ -5,8 +5,11 @@ Nobody else is blamed for them, and everybody is told.
 """
 
 import os
+import platform
 import resource
 import socket
+import subprocess
+import sys
 import threading
 from collections import Counter
 from contextlib import ExitStack, suppress
@@ -144,3 +147,42 @@ def test_local_ports_that_are_used_up_are_not_the_targets_fault() -> None:
             replies.append(reply(sock))
         assert replies == [0, 1]
         node.wait_for_log("ip_local_port_range")
+
+
+HASHES_IN_THREADS = """
+import threading
+from hashlib import scrypt
+from proxy.app import App
+from proxy.config import Protocol, ProxyConfig, ServerConfig
+
+app = App(ProxyConfig((ServerConfig("127.0.0.1:0", Protocol.SOCKS5, name="socks"),)))
+app._open = app._stopping.set  # what is measured needs no listener
+app.run()
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+def hash_one():
+    gate.wait()
+    scrypt(b"x", salt=b"s", n=1 << 14, r=8, p=1, maxmem=1 << 26, dklen=32)  # takes 16 MiB
+    gate.wait()
+
+scrypt(b"x", salt=b"s", n=1 << 14, r=8, p=1, maxmem=1 << 26, dklen=32)
+before = resident()
+gate = threading.Barrier(6)
+threads = [threading.Thread(target=hash_one) for _ in range(6)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps a heap for each thread")
+def test_the_memory_of_password_hashes_is_given_back() -> None:
+    """Case 394: what threads that come and go had for a hash was kept, 16 MiB of each."""
+    done = subprocess.run([sys.executable, "-c", HASHES_IN_THREADS], capture_output=True, timeout=30)
+    assert done.returncode == 0, done.stderr.decode()
+    assert int(done.stdout) < 8 << 20
