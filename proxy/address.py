@@ -256,18 +256,61 @@ class Endpoint:
             return f"{self.scheme}://{host}:{self.port}{self.path}"
         return f"{host}:{self.port}"
 
-    def overlaps(self, other: "Endpoint") -> bool:
-        """Tell whether this machine cannot listen on both at once."""
-        if self.port != other.port or self.port == 0:
-            return False
-        return self._covers(other) or other._covers(self)
+    @property
+    def place(self) -> "Place | None":
+        """The place to listen on, or None for a name: it may have several, which a lookup finds."""
+        if not self.host:
+            return Place("::", self.port, both_families=True)
+        host, _, zone = self.host.partition("%")
+        return Place(host, self.port, zone) if _parse_ip(host) else None
 
-    def _covers(self, other: "Endpoint") -> bool:
-        if self.host in ("", other.host):
-            return True
-        # An IPv6 socket is kept to IPv6, so each wildcard covers its own family only.
-        wildcard = "::" if ":" in other.host else "0.0.0.0"
-        return bool(other.host) and self.host == wildcard
+    def overlaps(self, other: "Endpoint") -> bool:
+        """Tell whether this machine cannot listen on both at once, as far as that shows without a lookup."""
+        if self.place and other.place:
+            return self.place.overlaps(other.place)
+        same_port = self.port == other.port != 0
+        return same_port and (self.host == other.host or "" in (self.host, other.host))
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """
+    One address on which a socket listens, as the kernel tells it from others.
+
+    An IPv6 socket is kept to IPv6, so that ``[::]:1080`` and ``0.0.0.0:1080`` stand side by side. Only
+    the one of ``:1080`` takes clients of ``both_families``.
+    """
+
+    host: str
+    port: int
+    zone: str = ""  # of a link-local address: its interface
+    both_families: bool = False
+
+    @property
+    def ip(self) -> IPAddress:
+        """The address, with its zone."""
+        return ip_address(f"{self.host}%{self.zone}" if self.zone else self.host)
+
+    @property
+    def is_ipv6(self) -> bool:
+        """True if its socket is one for IPv6, maybe beside IPv4."""
+        return ":" in self.host
+
+    def overlaps(self, other: "Place") -> bool:
+        """Tell whether this machine cannot listen on both at once."""
+        return self.port == other.port != 0 and (self.covers(other) or other.covers(self))
+
+    def covers(self, other: "Place") -> bool:
+        """Tell whether clients of the other address, at the same port, come here."""
+        if self.host in ("::", "0.0.0.0"):
+            return self.both_families or self.is_ipv6 == other.is_ipv6
+        return (self.host, self.zone) == (other.host, other.zone)
+
+    def __str__(self) -> str:
+        if self.both_families:
+            return f":{self.port}"
+        host = f"{self.host}%{self.zone}" if self.zone else self.host
+        return f"[{host}]:{self.port}" if self.is_ipv6 else f"{host}:{self.port}"
 
 
 def _canonical_ipv6(text: str) -> str:

@@ -5,7 +5,7 @@ The running program: its listeners, its logs, signals, and an end in good order.
 import gc
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -49,6 +49,7 @@ class Hooks:
     reload: list[Act] = field(default_factory=list)  # this is what it does,
     reloaded: list[Act] = field(default_factory=list)  # and it is done, whatever came of it
     applied: list[Act] = field(default_factory=list)  # another configuration is in effect
+    arrived: list[Act] = field(default_factory=list)  # a listener has an address that it waited for
     stopping: list[Act] = field(default_factory=list)  # no more clients are accepted
     stopped: list[Act] = field(default_factory=list)
 
@@ -57,18 +58,28 @@ class App:
     """All listeners of a configuration, and then of others."""
 
     def __init__(
-        self, config: ProxyConfig, make: MakeServer = make_server, hooks: Hooks | None = None
+        self,
+        config: ProxyConfig,
+        make: MakeServer = make_server,
+        hooks: Hooks | None = None,
+        *,
+        patient: bool = False,
     ) -> None:
-        """Build everything, but open nothing; raises ``ConfigError``."""
+        """
+        Build everything, but open nothing; raises ``ConfigError``.
+
+        One that is ``patient`` starts without an address that is not there yet, and waits for it.
+        """
         self.config = config
         self.metrics = Metrics()
         self.inherited: list[Socket] = []  # sockets that listen already, to be used instead of new ones
         self._hooks = hooks or Hooks()
+        self._patient = patient
         self._stderr = LineWriter()
         self._file: LineWriter | None = None  # of the access log, if it has one
         self._access_log = AccessLog(nowhere)
         self._workers = Workers(1)
-        self._listeners = Listeners(make, self._access_log, self.metrics)
+        self._listeners = Listeners(make, self._access_log, self.metrics, self._arrived)
         self._plan = self._listeners.plan(config)
         self._opened = Event()
         self._stopping = Event()
@@ -104,25 +115,23 @@ class App:
             _act(self._hooks.stopping)
             self._drain()
         finally:
-            for server in self.servers:
-                server.stop_accepting()
+            self._listeners.stop()
             _act(self._hooks.stopped)
             finish()
             if self._file:
                 self._file.flush()
 
     def _open(self) -> None:
-        for note in self._open_logs():
+        for note in self.reopen_logs():
             log.warning("%s", note)
         self._make_room()
-        self._listeners.open(self._plan, self.inherited)
+        self._listeners.inherit(self._plan, self.inherited)
+        self._listeners.open(self._plan, patient=self._patient)
         self._listeners.change(self._plan)
-        taken = [sock for sockets in self._plan.sockets.values() for sock in sockets]
-        for sock in (each for each in self.inherited if each not in taken):
-            log.warning("no listener has the address of the inherited socket %s", sock.getsockname())
-            sock.close()
         for server in self.servers:
             self._announce(server)
+        for note in self._waits(self.servers):
+            log.warning("%s", note)
         _act(self._hooks.opened)
         self._opened.set()
 
@@ -153,7 +162,7 @@ class App:
 
     def _settle(self, plan: Plan) -> tuple[str, ...]:
         """Do what a change of the listeners entails."""
-        notes = self._open_logs()
+        notes = (*self.reopen_logs(), *self._waits(plan.sockets))
         self._make_room()
         for server in plan.leaving:
             log.info("%s does not listen on %s any more", server.config.name, server.config.endpoint)
@@ -167,8 +176,8 @@ class App:
 
     # -- logs
 
-    def _open_logs(self) -> tuple[str, ...]:
-        """Write the logs where, and as, the configuration says."""
+    def reopen_logs(self) -> tuple[str, ...]:
+        """Write the logs where, and as, the configuration says; returns what there is to say of it."""
         as_json, path = self.config.log_format == "json", self.config.access_log
         set_up(self._stderr, self.config.log_level, as_json=as_json)
         old, notes = self._file, tuple[str, ...]()
@@ -199,20 +208,30 @@ class App:
         else:
             log.info("access_log %s is written again", path, extra=about)
 
+    def _arrived(self, server: ProxyServer) -> None:
+        self._announce(server)
+        _act(self._hooks.arrived)
+
+    def _waits(self, servers: Iterable[ProxyServer]) -> tuple[str, ...]:
+        """Say which listeners wait for an address, and why."""
+        return tuple(
+            f"{server.config.name} waits for {', '.join(server.missing)}: {server.opening.problem}"
+            for server in servers
+            if server.opening and server.missing
+        )
+
     def _announce(self, server: ProxyServer) -> None:
+        if not server.addresses:
+            return
         config = server.config
         ways = ", ".join(one.name for one in config.upstream_config) if config.enable_upstream else ""
         where = ", ".join(map(str, server.addresses))
-        scheme = "wss" if config.tls_cert else config.protocol.value
-        log.info("%s listens on %s (%s), going out by %s", config.name, where, scheme, ways or "direct")
+        log.info(
+            "%s listens on %s (%s), going out by %s", config.name, where, server.offers, ways or "direct"
+        )
         exposed = [one for one in server.addresses if not ip_address(one.host).is_loopback]
-        if exposed and not config.needs_auth:
-            log.warning(
-                "%s is an open proxy: anyone who reaches %s can use it; set users in [auth_users] or "
-                "with -username, or listen on 127.0.0.1",
-                config.name,
-                exposed[0],
-            )
+        if exposed and (warning := server.exposure(exposed[0])):
+            log.warning("%s %s", config.name, warning)
 
     # -- the process
 
@@ -261,6 +280,7 @@ class App:
         servers = self.servers
         live = sum(len(server.sessions) for server in servers)
         log.info("stopping: %d connections have %g s to finish", live, self.config.drain_timeout)
+        self._listeners.stop()
         drained = [gevent.spawn(one.shutdown, self.config.drain_timeout) for one in servers]
         done: list[Any] = [gevent.spawn(gevent.joinall, drained), self._at_once]
         gevent.wait(done, count=1)

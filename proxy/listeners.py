@@ -6,19 +6,26 @@ addresses that are new. Both may fail, and then nothing has happened. ``change``
 references: it cannot fail, and no connection comes in between.
 
 A listener that keeps its name and its address keeps its server and its sockets. Where only the address
-is the same, the sockets go over to the new server, with the clients that wait in them.
+is the same, the new server gets a copy of the sockets; who waits in their queue is still served by the old.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from proxy.accesslog import NO_LOG, AccessLog
 from proxy.config import Protocol, ProxyConfig, ServerConfig
+from proxy.errors import ProxyError, reason_of
 from proxy.metrics import Metrics
-from proxy.net.listen import bind
+from proxy.net.listen import Acceptor
+from proxy.net.opening import BACKLOG, Latecomers, Opening, close_to_clients, place_of
 from proxy.net.stream import Socket
 from proxy.server import ProxyServer, build_runtime
 from proxy.session import Runtime
+
+log = logging.getLogger(__name__)
 
 MakeServer = Callable[[ServerConfig, AccessLog, Metrics], ProxyServer]
 
@@ -45,24 +52,34 @@ class Plan:
     servers: list[ProxyServer] = field(default_factory=list)  # all of them afterwards
     renewed: dict[ProxyServer, Runtime] = field(default_factory=dict)  # those that serve on otherwise
     leaving: list[ProxyServer] = field(default_factory=list)
-    sockets: dict[ProxyServer, Sequence[Socket]] = field(default_factory=dict)  # of those that are new
+    openings: dict[ProxyServer, Opening] = field(default_factory=dict)  # of those that are new,
+    sockets: dict[ProxyServer, list[Socket]] = field(default_factory=dict)  # with what they listen on
 
 
 class Listeners:
     """The servers that accept clients, and those that still have some."""
 
-    def __init__(self, make: MakeServer, access_log: AccessLog, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        make: MakeServer,
+        access_log: AccessLog,
+        metrics: Metrics,
+        arrived: Callable[[ProxyServer], object] = lambda server: None,
+    ) -> None:
+        """Take what to do when an address that a server waited for has come, and is open."""
         self._make = make
         self._access_log = access_log
         self._metrics = metrics
+        self._arrived = arrived
         self.accepting: list[ProxyServer] = []
         self._leaving: list[ProxyServer] = []
+        self._inherited: list[Socket] = []
+        self._latecomers = Latecomers()
 
     @property
     def all(self) -> list[ProxyServer]:
         """Those that accept, and then those that have left and still have connections."""
-        self._leaving = [server for server in self._leaving if server.sessions]
-        return [*self.accepting, *self._leaving]
+        return [*self.accepting, *(server for server in self._leaving if not server.is_idle)]
 
     def plan(self, config: ProxyConfig) -> Plan:
         """Build what another configuration needs, in any thread; raises ``ConfigError``."""
@@ -72,44 +89,73 @@ class Listeners:
         for listener in config.listeners:
             server = present.get(listener.name)
             if not server or not _can_stay(server.config, listener):
-                plan.servers.append(self._make(listener, self._access_log, plan.metrics))
-                continue
-            plan.servers.append(server)
-            if server.config != listener or _names_files(listener):
+                server = self._make(listener, self._access_log, plan.metrics)
+                plan.openings[server] = Opening(listener.endpoint)
+            elif server.config != listener or _names_files(listener):
                 plan.renewed[server] = build_runtime(
                     listener, self._access_log, server.metrics, server.memory
                 )
+            plan.servers.append(server)
         plan.leaving = [server for server in self.accepting if server not in plan.servers]
         return plan
 
-    def open(self, plan: Plan, inherited: Iterable[Socket] = ()) -> None:
-        """Open the addresses that are new; raises ``ProxyError``."""
-        new = [server for server in plan.servers if server not in self.accepting]
-        # Some are in the way of others, as 127.0.0.1:1080 is of :1080: these have to leave before.
-        later = {server: _in_the_way(server, plan.leaving) for server in new}
-        closed: list[ProxyServer] = []
+    def inherit(self, plan: Plan, sockets: Iterable[Socket]) -> None:
+        """
+        Take over sockets that somebody opened for us.
+
+        They are kept also where no listener has their address: only with them can it become one's again.
+        """
+        wanted = {place for opening in plan.openings.values() for place in opening.look_up()}
+        for sock in sockets:
+            self._inherited.append(sock)
+            if place_of(sock) not in wanted:
+                log.warning("no listener has the address of the inherited socket %s", place_of(sock))
+                close_to_clients(sock)
+
+    def open(self, plan: Plan, *, patient: bool = False) -> None:
+        """
+        Open the addresses that are new; raises ``ProxyError``, and then nothing has changed.
+
+        What is at hand is copied, with the clients that wait in it: the sockets of those who leave, and
+        those that were inherited. Only who is ``patient`` gets a server for an address that is not there
+        yet, or who has waited for it until now; but one that has several may have the others later.
+        """
+        leaving = [(place_of(each.socket), each) for server in plan.leaving for each in server.acceptors]
+        at_hand = {place_of(sock): sock for sock in self._inherited}
+        at_hand |= {place: acceptor.socket for place, acceptor in leaving}
+        wanted = [place for opening in plan.openings.values() for place in opening.look_up()]
+        awaited = [_place(server.config) for server in plan.leaving if server.missing]
+        # As :1080 is in the way of 127.0.0.1:1080, whether we opened it or not.
+        in_the_way = [
+            acceptor
+            for place, acceptor in leaving
+            if place not in wanted and any(map(place.overlaps, wanted))
+        ]
         try:
-            for server in new:
-                if not later[server]:
-                    plan.sockets[server] = self._open(server, plan.leaving, inherited)
-            for server in filter(later.get, new):
-                closed += [old for old in later[server] if old not in closed]
-                for old in later[server]:
-                    old.stop_accepting()
-                plan.sockets[server] = bind(server.config.endpoint)
+            for acceptor in in_the_way:
+                acceptor.pause()
+            for server, opening in plan.openings.items():
+                plan.sockets[server] = opening.open(at_hand)
+                if not (plan.sockets[server] or patient or _place(server.config) in awaited):
+                    raise ProxyError(f"cannot listen on {opening.endpoint}: {opening.problem}")
         except BaseException:
             self.close(plan)
-            for old in closed:
-                old.listen()
+            for server in plan.leaving:
+                self._resume(server, in_the_way)
             raise
 
-    def _open(
-        self, server: ProxyServer, leaving: Iterable[ProxyServer], inherited: Iterable[Socket]
-    ) -> Sequence[Socket]:
-        for old in leaving:
-            if _place(old.config) == _place(server.config):
-                return old.copy_sockets()
-        return bind(server.config.endpoint, inherited)
+    def _resume(self, server: ProxyServer, paused: Sequence[Acceptor]) -> None:
+        """Have a server accept again where it was paused; where somebody was quicker, it waits for that."""
+        for acceptor in [each for each in server.acceptors if each in paused]:
+            place = place_of(acceptor.socket)
+            try:
+                acceptor.resume()
+            except OSError as exc:
+                log.error("%s does not listen on %s any more: %s", server.config.name, place, reason_of(exc))
+                server.acceptors.remove(acceptor)
+                if server.opening:
+                    server.opening.lose(place, exc)
+                    self._expect(server, server.opening)
 
     def close(self, plan: Plan) -> None:
         """Give up what was opened for a change that does not come."""
@@ -123,11 +169,43 @@ class Listeners:
             server.use(runtime)
         for server in plan.leaving:
             server.stop_accepting()
-        for server, sockets in plan.sockets.items():
-            server.accept_on(sockets)
+            if server.opening:
+                self._latecomers.forget(server.opening)
+                server.opening = None
         self._metrics.listeners = plan.metrics.listeners
-        self._leaving += plan.leaving
+        self._leaving = [*(server for server in self._leaving if not server.is_idle), *plan.leaving]
         self.accepting = plan.servers
+        for server, opening in plan.openings.items():
+            server.opening = opening
+            server.accept_on(plan.sockets[server])
+            if opening.missing:
+                self._expect(server, opening)
+        self._close_what_nobody_has()
+
+    def _expect(self, server: ProxyServer, opening: Opening) -> None:
+        self._latecomers.expect(opening, partial(self._arrive, server))
+
+    def _arrive(self, server: ProxyServer, sockets: list[Socket]) -> None:
+        server.accept_on(sockets)
+        self._arrived(server)
+
+    def _close_what_nobody_has(self) -> None:
+        """Have clients refused where we inherited a socket, but have no listener any more."""
+        in_use = {place_of(acceptor.socket) for server in self.accepting for acceptor in server.acceptors}
+        for sock in self._inherited:
+            if place_of(sock) not in in_use:
+                close_to_clients(sock)
+
+    def stop(self) -> None:
+        """Accept nobody any more, wait for no address, and leave what was inherited as it was."""
+        self._latecomers.stop()
+        for server in self.all:
+            server.stop_accepting()
+        for sock in self._inherited:
+            with suppress(OSError):
+                sock.listen(BACKLOG)
+            sock.close()
+        self._inherited.clear()
 
 
 def _place(config: ServerConfig) -> tuple[str, int]:
@@ -140,13 +218,3 @@ def _can_stay(old: ServerConfig, new: ServerConfig) -> bool:
 
 def _names_files(config: ServerConfig) -> bool:
     return bool(config.tls_cert or any(each.tls_ca for each in config.upstream_config))
-
-
-def _in_the_way(server: ProxyServer, leaving: Iterable[ProxyServer]) -> list[ProxyServer]:
-    """Find those whose address is another one, but which cannot be open at the same time."""
-    here = server.config.endpoint
-    return [
-        old
-        for old in leaving
-        if _place(old.config) != _place(server.config) and old.config.endpoint.overlaps(here)
-    ]

@@ -35,17 +35,23 @@ def serve(path: str, *, last_good: bool = False) -> None:
     for warning in warnings:
         say(f"warning: {warning}", logging.WARNING)
     hooks = Hooks()
-    app = App(versions.config, hooks=hooks)
+    app = App(versions.config, hooks=hooks, patient=True)
     app.inherited = inherited_sockets()
     admin = Admin(app, versions, path, folder, is_ours=is_ours)
     watcher = Watcher(versions.files, lambda: versions.config.reload_interval, versions.look)
     notifier = Notifier()
+
+    def tell_what_is_missing() -> None:
+        notifier.waiting_for([address for server in app.servers for address in server.missing])
+
     hooks.opened += [admin.start, versions.record]  # only what did come into effect
-    hooks.ready += [watcher.start, notifier.ready, notifier.start_watchdog]
+    hooks.ready += [watcher.start, notifier.ready, notifier.start_watchdog, tell_what_is_missing]
     hooks.reloading += [notifier.reloading]
     hooks.reload += [versions.reload]
     hooks.reloaded += [notifier.ready]
+    hooks.applied += [tell_what_is_missing]
     hooks.applied += [watcher.start]  # its greenlet goes on when the new interval is in effect
+    hooks.arrived += [tell_what_is_missing]
     hooks.stopping += [watcher.stop, notifier.stopping]
     hooks.stopped += [versions.catch_up, admin.stop]
     app.run()

@@ -26,6 +26,15 @@ class PortForwarder(ProxyServer):
         super().__init__(config, access_log, metrics)
         self._target = target
 
+    @property
+    def offers(self) -> str:
+        """What it offers its clients: no protocol, only a way."""
+        return f"forwarding to {self._target}"
+
+    def exposure(self, address: Address) -> str:
+        """Say what anyone can do who reaches an address of it."""
+        return f"is open: anyone who reaches {address} is carried to {self._target}"
+
     def inbound(self, channel: Channel, runtime: Runtime) -> "ForwardedClient":
         """Greet a client that has just connected."""
         return ForwardedClient(channel, self._target)

@@ -16,7 +16,8 @@ from proxy.metrics import ListenerMetrics, Metrics
 from proxy.net.channel import Channel
 from proxy.net.deadline import Deadline
 from proxy.net.fullness import Fullness
-from proxy.net.listen import Acceptor, bind
+from proxy.net.listen import Acceptor
+from proxy.net.opening import Opening, bind
 from proxy.net.places import Places
 from proxy.net.relay import DataForwarder
 from proxy.net.sock import Sock
@@ -71,8 +72,10 @@ class ProxyServer(ABC):
         self.metrics = (metrics or Metrics()).listener(config.name)
         self._runtime = build_runtime(config, access_log, self.metrics)
         self._pool = Places(places(config))
-        self._acceptors: list[Acceptor] = []
+        self.acceptors: list[Acceptor] = []
+        self.opening: Opening | None = None  # of its addresses, some of which may be missing yet
         self.sessions: set[Session] = set()
+        self._users: Mapping[str, str] | None = None  # of whom clients must be that are not yet served
         self._fullness = Fullness(self._describe_fullness)
 
     @property
@@ -98,27 +101,46 @@ class ProxyServer(ABC):
     @property
     def addresses(self) -> list[Address]:
         """The addresses it listens on."""
-        return [address_of(acceptor.socket.getsockname()) for acceptor in self._acceptors]
+        return [address_of(acceptor.socket.getsockname()) for acceptor in self.acceptors]
+
+    @property
+    def missing(self) -> list[str]:
+        """The addresses that it still waits for."""
+        return self.opening.missing if self.opening else []
+
+    @property
+    def is_idle(self) -> bool:
+        """True if it has no clients, not even one that was accepted a moment ago."""
+        return not len(self._pool)
+
+    @property
+    def offers(self) -> str:
+        """What it offers its clients, in a word or two."""
+        return "wss" if self.config.tls_cert else self.config.protocol.value
+
+    def exposure(self, address: Address) -> str:
+        """Say what anyone can do who reaches an address of it; nothing if a login is needed."""
+        if self.config.needs_auth:
+            return ""
+        return (
+            f"is an open proxy: anyone who reaches {address} can use it; set users in [auth_users] or with "
+            "-username, or listen on 127.0.0.1"
+        )
 
     @abstractmethod
     def inbound(self, channel: Channel, runtime: Runtime) -> Inbound:
         """Make the door's part of a session."""
 
-    def listen(self, address: str = "", inherited: Iterable[Socket] = ()) -> None:
-        """
-        Open the listener, on the configuration's address if none is given; raises ``ProxyError``.
-
-        Of the sockets that are inherited it takes those that listen there already.
-        """
-        endpoint = Endpoint.parse(address) if address else self.config.endpoint
-        self.accept_on(bind(endpoint, inherited))
+    def listen(self, address: str = "") -> None:
+        """Open the listener, on the configuration's address if none is given; raises ``ProxyError``."""
+        self.accept_on(bind(Endpoint.parse(address) if address else self.config.endpoint))
 
     def accept_on(self, sockets: Iterable[Socket]) -> None:
         """Accept clients on sockets that listen already; they belong to this server from now on."""
         for sock in sockets:
             acceptor = Acceptor(sock, self.handle_connection, self._pool)
             acceptor.start()
-            self._acceptors.append(acceptor)
+            self.acceptors.append(acceptor)
         begin(self.way_out)
 
     def handle_connection(self, sock: Sock | Socket, client: Address) -> None:
@@ -130,6 +152,8 @@ class ProxyServer(ABC):
         if not full:
             self.sessions.add(session)
             self._note_fullness()
+        if self._users is not None:
+            session.expect_user_in(self._users)
         self.metrics.accepted += 1
         try:
             session.run(self.inbound, full=full)
@@ -139,7 +163,7 @@ class ProxyServer(ABC):
 
     def _note_fullness(self) -> None:
         is_full = len(self.sessions) >= self.config.max_connections
-        if is_full is self._fullness.is_full or not self._acceptors:
+        if is_full is self._fullness.is_full or not self.acceptors:
             return
         self.metrics.filled += is_full
         self._fullness.become(is_full)
@@ -167,26 +191,24 @@ class ProxyServer(ABC):
     def use(self, runtime: Runtime) -> None:
         """Serve new connections with a runtime that was built for this server."""
         before, self._runtime = self._runtime, runtime
-        if self._acceptors:
+        if self.acceptors:
             begin(runtime.way_out)
         retire(before.way_out)
+        self._users = None
         self._pool.resize(places(runtime.config))
         self._note_fullness()
 
     def end_sessions_of_changed(self, users: Mapping[str, str]) -> None:
         """End the connections of those who are no users any more, or have another password."""
+        self._users = users
         for session in list(self.sessions):
             session.expect_user_in(users)
 
-    def copy_sockets(self) -> list[Socket]:
-        """Copy the sockets on which it listens, for another server that is to take its place."""
-        return [acceptor.copy_socket() for acceptor in self._acceptors]
-
     def stop_accepting(self) -> None:
         """Close the listener; live connections go on."""
-        for acceptor in self._acceptors:
+        for acceptor in self.acceptors:
             acceptor.finish()
-        self._acceptors.clear()
+        self.acceptors.clear()
         self._fullness.end()
         retire(self.way_out)
 

@@ -269,6 +269,10 @@ def test_any_text_is_an_endpoint_or_a_value_error(text):
         ("127.0.0.1:1080", "127.0.0.2:1080", False),
         ("127.0.0.1:1080", "127.0.0.1:1081", False),
         (":0", ":0", False),  # the kernel gives each another port
+        ("a.example:80", "a.example:80", True),
+        (":80", "a.example:80", True),
+        ("a.example:80", "b.example:80", False),  # whose addresses are one takes a lookup to know
+        ("0.0.0.0:80", "a.example:80", False),
     ],
 )
 def test_knows_which_endpoints_exclude_each_other(one, other, expected):

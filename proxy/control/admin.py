@@ -32,7 +32,7 @@ from proxy.control.outcome import Conflict, Outcome
 from proxy.control.versions import Versions
 from proxy.errors import reason_of
 from proxy.metrics import render
-from proxy.net.listen import bind
+from proxy.net.opening import Latecomers, Opening
 from proxy.net.stream import Ending, Socket
 from proxy.websocket.headers import HttpError, RequestHead
 
@@ -57,6 +57,7 @@ class Admin:
         self._is_ours = is_ours
         self._tcp: list[HttpServer] = []
         self._unix: list[HttpServer] = []
+        self._latecomers = Latecomers()
         self._inode = 0
         self._hosts = {"localhost"}
 
@@ -78,6 +79,7 @@ class Admin:
 
     def stop(self) -> None:
         """Close it."""
+        self._latecomers.stop()
         for server in self._tcp + self._unix:
             server.stop()
         with suppress(OSError):
@@ -96,10 +98,19 @@ class Admin:
 
     def _open_tcp(self, endpoint: Endpoint) -> None:
         self._hosts.add(endpoint.host or "localhost")
-        self._tcp = [HttpServer(sock, self.answer, self._guard) for sock in bind(endpoint)]
-        for server in self._tcp:
-            server.start()
-        log.info("control interface on %s", ", ".join(map(str, self.addresses)))
+        opening = Opening(endpoint)
+        self._serve_on(opening.open())
+        if opening.missing:
+            where = ", ".join(opening.missing)
+            log.warning("the control interface waits for %s: %s", where, opening.problem)
+            self._latecomers.expect(opening, self._serve_on)
+
+    def _serve_on(self, sockets: list[Socket]) -> None:
+        for sock in sockets:
+            self._tcp.append(HttpServer(sock, self.answer, self._guard))
+            self._tcp[-1].start()
+        if self._tcp:
+            log.info("control interface on %s", ", ".join(map(str, self.addresses)))
 
     def _open_unix(self) -> None:
         try:
@@ -252,8 +263,12 @@ class Admin:
         return Answer(render(status.families(self._app, self._versions)))
 
     def _health(self, request: Request) -> Answer:
-        draining = self._app.draining
-        return Answer({"status": "draining" if draining else "ok"}, 503 if draining else 200)
+        waiting = status.waiting(self._app)
+        # As long as one listener serves, it is not out of service because of another.
+        nothing_serves = waiting and not any(server.acceptors for server in self._app.servers)
+        state = "draining" if self._app.draining else "waiting" if nothing_serves else "ok"
+        told = {"status": state} | ({"waiting": waiting} if waiting else {})
+        return Answer(told, 200 if state == "ok" else 503)
 
     def _refuse_while_draining(self) -> None:
         if self._app.draining:

@@ -7,6 +7,7 @@ Without a service manager all of this does nothing.
 import logging
 import os
 import socket as std_socket
+from collections.abc import Sequence
 from contextlib import suppress
 from time import monotonic_ns
 
@@ -26,11 +27,19 @@ class Notifier:
         path = os.environ.pop("NOTIFY_SOCKET", "")
         # An @ stands for the NUL with which an abstract name begins.
         self._address = "\0" + path[1:] if path.startswith("@") else path
+        self._status = ""
         self._watchdog = _watchdog_seconds()
 
     def ready(self) -> None:
         """Say that clients are served, or are again after a reload."""
         self._send("READY=1")
+
+    def waiting_for(self, addresses: Sequence[str]) -> None:
+        """Say for which addresses listeners wait, if that is not known already."""
+        status = f"waiting for {', '.join(addresses)}" if addresses else ""
+        if status != self._status:
+            self._status = status
+            self._send(f"STATUS={status}")
 
     def reloading(self) -> None:
         """Say that a reload begins; ``ready`` ends it, however it went."""

@@ -86,10 +86,11 @@ def _listeners(listeners: Sequence[Object]) -> str:
 
 
 def _listener(each: Object) -> list[str]:
+    missing = [f"{one} (waiting: {_plain(each['problem'])})" for one in each.get("waits_for", ())]
     return [
         each["name"],
         each["protocol"] + (" (TLS)" if each["tls"] else ""),
-        ", ".join(each["addresses"]) or "closed",
+        ", ".join([*each["addresses"], *missing]) or "closed",
         *(str(each[key]) for key in ("live", "max_connections", "total", "failed")),
         size(each["sent"]),
         size(each["received"]),

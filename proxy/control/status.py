@@ -91,6 +91,11 @@ def status(app: Running, versions: Versions) -> dict[str, Any]:
     }
 
 
+def waiting(app: Running) -> list[str]:
+    """Name the listeners that serve nobody, because none of their addresses is there yet."""
+    return [server.config.name for server in app.servers if server.missing and not server.acceptors]
+
+
 def describe(version: Version) -> dict[str, Any]:
     """Describe a version of the configuration, without its text."""
     return {
@@ -162,6 +167,8 @@ def _listener(server: ProxyServer, counted: ListenerMetrics) -> dict[str, Any]:
         "protocol": config.protocol.value,
         "tls": bool(config.tls_cert),
         "addresses": [str(address) for address in server.addresses],
+        "waits_for": server.missing,
+        "problem": server.opening.problem if server.opening and server.missing else "",
         "live": len(server.sessions),
         "max_connections": config.max_connections,
         "total": counted.accepted,
@@ -221,6 +228,8 @@ def families(app: Running, versions: Versions) -> Iterator[Family]:
         most.setdefault(server.config.name, server.config.max_connections)
     yield _of_listeners("proxy_connections", "Live connections.", live)
     yield _of_listeners("proxy_connections_max", "The most there may be.", most)
+    up = {server.config.name: int(bool(server.acceptors)) for server in servers if server.opening}
+    yield _of_listeners("proxy_listener_up", "0 while none of its addresses is there.", up)
     yield _of_upstreams("proxy_upstream_up", "0 if its last attempt failed.", servers, _is_up)
     yield _of_upstreams(
         "proxy_upstream_failures", "Attempts that failed in a row.", servers, lambda one: one.health.failures

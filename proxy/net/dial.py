@@ -22,7 +22,7 @@ from proxy.errors import DialError, Failure, LimitError, ProxyError, failure_of,
 from proxy.net.deadline import Deadline, wait
 from proxy.net.limits import shortage
 from proxy.net.lookup import Found, look_up, look_up_all
-from proxy.net.sock import Sock
+from proxy.net.sock import Sock, sockaddr_of
 
 Check = Callable[[IPAddress], None]
 
@@ -55,7 +55,7 @@ def _connect(ip: IPAddress, address: Address, deadline: Deadline) -> Sock:
     family = std_socket.AF_INET if ip.version == 4 else std_socket.AF_INET6
     sock = sockaddr = None
     try:
-        sockaddr = _sockaddr(ip, address.port)
+        sockaddr = sockaddr_of(ip, address.port)
         sock = Sock(family, std_socket.SOCK_STREAM)
         sock.setsockopt(std_socket.IPPROTO_TCP, std_socket.TCP_NODELAY, 1)
         sock.setsockopt(std_socket.SOL_SOCKET, std_socket.SO_KEEPALIVE, 1)
@@ -76,17 +76,6 @@ def _connect(ip: IPAddress, address: Address, deadline: Deadline) -> Sock:
         if sock:
             sock.close()
         raise
-
-
-def _sockaddr(ip: IPAddress, port: int) -> tuple[Any, ...]:
-    zone = getattr(ip, "scope_id", None)
-    if not zone:
-        return str(ip), port
-    try:
-        index = int(zone) if zone.isdecimal() else std_socket.if_nametoindex(zone)
-    except OSError as exc:  # without an errno
-        raise OSError(errno.ENODEV, f"there is no interface {zone}") from exc
-    return str(ip).partition("%")[0], port, 0, index
 
 
 def _ports_are_used_up(exc: OSError, family: int, sockaddr: tuple[Any, ...] | None) -> bool:

@@ -1,27 +1,21 @@
 """
-Listen on an address, and hand each connection to a greenlet of a bounded pool.
+Accept on listening sockets, and hand each connection to a greenlet of a bounded pool.
 """
 
 import errno
-import logging
-import os
 import socket as std_socket
-from collections.abc import Iterable
 from typing import Any, cast
 
 from gevent import socket
 from gevent.server import StreamServer
 
-from proxy.address import Endpoint
-from proxy.errors import ProxyError, failure_of, is_shortage, reason_of
+from proxy.errors import is_shortage
 from proxy.net.limits import FOR_FILES, RESERVE, from_reserve, shortage
+from proxy.net.opening import close_to_clients, listen_on
 from proxy.net.places import Handler, Places
 from proxy.net.sock import Sock
 from proxy.net.stream import address_of
 
-log = logging.getLogger(__name__)
-
-BACKLOG = 1024  # connections: a burst of clients waits here while we accept
 _PAUSE = 0.1  # seconds without accepting, when there is no room for another client
 
 # Errors of a client that left while it waited; on Linux, its network's errors come by accept too (accept(2)).
@@ -30,69 +24,6 @@ _ALREADY_GONE = {
     *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EOPNOTSUPP),
     *(errno.ETIMEDOUT, getattr(errno, "ENONET", errno.EPROTO)),
 }
-
-
-def bind(endpoint: Endpoint, inherited: Iterable[socket.socket] = ()) -> list[socket.socket]:
-    """
-    Open the listening sockets of an endpoint.
-
-    An empty host is every address, IPv4 and IPv6; a name is every address of it. A socket that is
-    inherited and listens there already is taken. Raises ``ProxyError`` that names the address and
-    the cause.
-    """
-    listening: dict[tuple[int, Any], socket.socket] = {
-        (sock.family, sock.getsockname()[:2]): sock for sock in inherited
-    }
-    socks: list[socket.socket] = []
-    try:
-        for family, sockaddr in _places(endpoint):
-            port = socks[0].getsockname()[1] if socks else sockaddr[1]
-            sock = listening.get((family, (sockaddr[0], port)))
-            socks.append(_prepare(sock) if sock else _bind_one(family, (sockaddr[0], port, *sockaddr[2:])))
-    except OSError as exc:
-        for sock in socks:
-            sock.close()
-        raise ProxyError(f"cannot listen on {endpoint}: {reason_of(exc)}", failure_of(exc)) from exc
-    return socks
-
-
-def _places(endpoint: Endpoint) -> list[tuple[int, Any]]:
-    if not endpoint.host:
-        # One socket for both families, where the system has both.
-        return [_every_address(endpoint.port)]
-    flags = std_socket.AI_PASSIVE
-    found = std_socket.getaddrinfo(endpoint.host, endpoint.port, 0, std_socket.SOCK_STREAM, 0, flags)
-    return list(dict.fromkeys((info[0], info[4]) for info in found))
-
-
-def _every_address(port: int) -> tuple[int, Any]:
-    try:
-        std_socket.socket(std_socket.AF_INET6, std_socket.SOCK_STREAM).close()
-        return std_socket.AF_INET6, ("::", port, 0, 0)
-    except OSError:
-        return std_socket.AF_INET, ("0.0.0.0", port)
-
-
-def _bind_one(family: int, sockaddr: tuple[Any, ...]) -> socket.socket:
-    sock = socket.socket(family, std_socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(std_socket.SOL_SOCKET, std_socket.SO_REUSEADDR, 1)
-        if family == std_socket.AF_INET6:
-            both = sockaddr[0] == "::"
-            sock.setsockopt(std_socket.IPPROTO_IPV6, std_socket.IPV6_V6ONLY, not both)
-        sock.bind(sockaddr)
-        return _prepare(sock)
-    except BaseException:
-        sock.close()
-        raise
-
-
-def _prepare(sock: socket.socket) -> socket.socket:
-    # Accepted sockets inherit these two, which saves their system calls on every connection.
-    sock.setsockopt(std_socket.SOL_SOCKET, std_socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(std_socket.IPPROTO_TCP, std_socket.TCP_NODELAY, 1)
-    sock.listen(BACKLOG)
-    return sock
 
 
 class SocketServer(StreamServer):
@@ -155,16 +86,32 @@ class Acceptor(SocketServer):
         """Have a client served."""
         self._places.serve(self._handler, client, address_of(peer))
 
-    def copy_socket(self) -> socket.socket:
-        """Copy the socket: those who wait in its queue are not lost when this one closes."""
-        return socket.socket(fileno=os.dup(self.socket.fileno()))
+    def pause(self) -> None:
+        """
+        Have the kernel refuse clients until ``resume``, while the address stays ours.
+
+        So another address can be opened that this one is in the way of; and if that fails, nobody can
+        have taken this one, nor does it need the rights any more that a port below 1024 takes.
+        """
+        self._take_waiting()
+        close_to_clients(self.socket)
+
+    def resume(self) -> None:
+        """Accept again; raises ``OSError``, and then it is closed."""
+        try:
+            listen_on(self.socket)
+        except OSError:
+            self.close()
+            raise
+        self.start_accepting()
 
     def finish(self) -> None:
-        """
-        Stop accepting, after taking what already waits in the kernel's queue.
+        """Stop accepting, after taking what already waits in the kernel's queue."""
+        self._take_waiting()
+        self.close()
 
-        Those clients are connected as far as they can tell: closing would reset them.
-        """
+    def _take_waiting(self) -> None:
+        # Those clients are connected as far as they can tell: closing would reset them.
         self.stop_accepting()
         while not self._places.full():
             try:
@@ -174,4 +121,3 @@ class Acceptor(SocketServer):
             if waiting is None:
                 break
             self.do_handle(*waiting)
-        self.close()

@@ -7,11 +7,14 @@ that is more work than all of their other Python code in a handshake.
 """
 
 import _socket
+import errno
 import socket as std_socket
 import ssl
 from typing import Any
 
 import gevent
+
+from proxy.address import IPAddress
 
 READ, WRITE = 1, 2  # libev's names for what to wait for
 
@@ -68,3 +71,15 @@ def take_over(sock: Any) -> Any:
     if isinstance(sock, (Sock, ssl.SSLSocket)):
         return sock
     return Sock(sock.family, std_socket.SOCK_STREAM, sock.proto, sock.detach())
+
+
+def sockaddr_of(ip: IPAddress, port: int) -> tuple[Any, ...]:
+    """Write an address as sockets want it; raises ``OSError`` for an interface that is not there."""
+    zone = getattr(ip, "scope_id", None)
+    if not zone:
+        return str(ip), port
+    try:
+        index = int(zone) if zone.isdecimal() else std_socket.if_nametoindex(zone)
+    except OSError as exc:  # without an errno
+        raise OSError(errno.ENODEV, f"there is no interface {zone}") from exc
+    return str(ip).partition("%")[0], port, 0, index

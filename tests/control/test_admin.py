@@ -88,7 +88,10 @@ class House:
         self.versions = FakeVersions(**settings)
         metrics = Metrics()
         server = Socks5Server(self.versions.config.listeners[0], metrics=metrics)
-        self.app = SimpleNamespace(servers=[server], metrics=metrics, draining=False)
+        self.reopened = 0
+        self.app = SimpleNamespace(
+            servers=[server], metrics=metrics, draining=False, reopen_logs=self._reopen_logs
+        )
         self.path = directory / SOCKET_NAME
         self.config = directory / "proxy.ini"
         self.admin = Admin(
@@ -98,6 +101,10 @@ class House:
             directory,
             is_ours=is_ours,
         )
+
+    def _reopen_logs(self) -> tuple[str, ...]:
+        self.reopened += 1
+        return ()
 
     @property
     def server(self) -> Socks5Server:

@@ -72,6 +72,10 @@ class Namespace:
             if libc.setns(namespace.fileno(), CLONE_NEWNET) != 0:
                 raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
+    def hosts(self, text: str) -> None:
+        """Have programs that are started from now on find this in /etc/hosts."""
+        (self._etc / "hosts").write_text(text)
+
     def without_ipv6(self) -> None:
         """Take IPv6 away, as a kernel does that was told to."""
         setting = "/proc/sys/net/ipv6/conf/{}/disable_ipv6"

@@ -1,6 +1,5 @@
-"""Listening sockets, and the pool that bounds what is accepted."""
+"""Accepting on listening sockets, and the pool that bounds what is accepted."""
 
-import socket as std_socket
 import time
 from collections.abc import Iterator
 
@@ -10,117 +9,11 @@ from gevent import socket
 from gevent.event import Event
 
 from proxy.address import Address, Endpoint
-from proxy.errors import ProxyError
-from proxy.net.listen import BACKLOG, Acceptor, bind
+from proxy.net.listen import Acceptor
+from proxy.net.opening import bind
 from proxy.net.places import Places
 from tests.integration.programs import free_port
 from tests.net.wires import PATIENCE
-
-needs_ipv6 = pytest.mark.skipif(not std_socket.has_dualstack_ipv6(), reason="no IPv6 here")
-
-
-def listen(text: str) -> list[socket.socket]:
-    """Open what an address means."""
-    return bind(Endpoint.parse(text))
-
-
-def can_connect(host: str, port: int) -> bool:
-    """Tell whether something listens there."""
-    try:
-        socket.create_connection((host, port), timeout=PATIENCE).close()
-        return True
-    except ConnectionRefusedError:
-        return False
-
-
-@needs_ipv6
-def test_an_empty_host_is_every_address_of_both_families() -> None:
-    (sock,) = listen(":0")
-    port = sock.getsockname()[1]
-    assert can_connect("127.0.0.1", port)
-    assert can_connect("::1", port)
-    sock.close()
-
-
-@needs_ipv6
-@pytest.mark.parametrize(("text", "there", "not_there"), [
-    ("127.0.0.1:0", "127.0.0.1", "::1"),
-    ("[::1]:0", "::1", "127.0.0.1"),
-])  # fmt: skip
-def test_an_address_is_that_address_only(text: str, there: str, not_there: str) -> None:
-    (sock,) = listen(text)
-    port = sock.getsockname()[1]
-    assert can_connect(there, port)
-    assert not can_connect(not_there, port)
-    sock.close()
-
-
-def test_all_addresses_of_a_name_have_one_port() -> None:
-    socks = listen("localhost:0")
-    assert len({sock.getsockname()[1] for sock in socks}) == 1
-    for sock in socks:
-        assert can_connect(*sock.getsockname()[:2])
-        sock.close()
-
-
-def test_an_address_in_use_is_named_in_one_line() -> None:
-    """DESIGN 1.2: errors name the stage, the peer and the cause."""
-    (sock,) = listen("127.0.0.1:0")
-    address = f"127.0.0.1:{sock.getsockname()[1]}"
-    with pytest.raises(ProxyError, match=rf"^cannot listen on {address}: Address already in use$"):
-        listen(address)
-    sock.close()
-
-
-def test_an_address_that_is_not_ours_is_named() -> None:
-    with pytest.raises(ProxyError, match=r"^cannot listen on 192\.0\.2\.1:0: "):
-        listen("192.0.2.1:0")
-
-
-def test_a_name_that_does_not_resolve_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise std_socket.gaierror(std_socket.EAI_NONAME, "Name or service not known")
-
-    monkeypatch.setattr(std_socket, "getaddrinfo", fail)
-    with pytest.raises(ProxyError, match=r"cannot listen on no\.example:80: Name or service not known"):
-        listen("no.example:80")
-
-
-def test_a_port_that_was_just_in_use_can_be_had_again() -> None:
-    """CASES I217: connections of the one before, in TIME_WAIT, are no hindrance."""
-    (sock,) = listen("127.0.0.1:0")
-    address = sock.getsockname()
-    with socket.create_connection(address, timeout=PATIENCE) as client:
-        accepted, _ = sock.accept()
-        accepted.close()  # the side that closes first is left in TIME_WAIT
-        assert client.recv(1) == b""
-    sock.close()
-    (again,) = listen(f"127.0.0.1:{address[1]}")
-    again.close()
-
-
-def test_accepted_sockets_have_nodelay_and_keepalive() -> None:
-    """CASES E154."""
-    (sock,) = listen("127.0.0.1:0")
-    with socket.create_connection(sock.getsockname(), timeout=PATIENCE):
-        accepted, _ = sock.accept()
-        assert accepted.getsockopt(std_socket.IPPROTO_TCP, std_socket.TCP_NODELAY)
-        assert accepted.getsockopt(std_socket.SOL_SOCKET, std_socket.SO_KEEPALIVE)
-        accepted.close()
-    sock.close()
-
-
-def test_a_burst_of_clients_waits_to_be_accepted() -> None:
-    """CASES G192."""
-    assert BACKLOG >= 512
-    (sock,) = listen("127.0.0.1:0")
-    clients = [socket.create_connection(sock.getsockname(), timeout=PATIENCE) for _ in range(500)]
-    for client in clients:
-        client.close()
-    sock.close()
-
-
-# -- accepting
 
 
 class Service:
