@@ -267,14 +267,20 @@ class App:
         self._stopping.set()
 
     def _hang_up(self) -> None:
+        # Its two duties are independent: a file that is refused does not keep logrotate waiting.
+        self._opened.wait()
+        for note in self.reopen_logs():
+            log.warning("%s", note)
         if self.draining:
             log.info("SIGHUP: no reload, because the server is stopping")
         elif not self._hooks.reload:
             log.warning("SIGHUP: there is no configuration file to read again")
         else:
-            self._opened.wait()
-            for hooks in (self._hooks.reloading, self._hooks.reload, self._hooks.reloaded):
-                _act(hooks)
+            try:
+                _act(self._hooks.reloading)
+                _act(self._hooks.reload)
+            finally:
+                _act(self._hooks.reloaded)  # else the service manager would wait for it
 
     def _drain(self) -> None:
         servers = self.servers

@@ -374,6 +374,23 @@ def test_a_server_that_leaves_or_a_program_that_stops_waits_no_more(
     assert [server.addresses for server in servers] == [[], []]
 
 
+def test_the_end_of_a_reload_is_told_whatever_becomes_of_it() -> None:
+    """A service manager that was told of its begin waits for it."""
+    told: list[str] = []
+
+    def fail() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    app = App(config(one="127.0.0.1:0"))
+    app._hooks.reloading.append(lambda: told.append("reloading"))
+    app._hooks.reload.append(fail)
+    app._hooks.reloaded.append(lambda: told.append("reloaded"))
+    app._opened.set()
+    with pytest.raises(OSError, match="Too many open files"):
+        app._hang_up()
+    assert told == ["reloading", "reloaded"]
+
+
 def test_a_program_that_was_told_to_stop_takes_no_other_configuration() -> None:
     """CASES H206."""
     app = App(config(one="127.0.0.1:0"))

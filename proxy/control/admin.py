@@ -235,6 +235,8 @@ class Admin:
         return Answer(content)
 
     def _reload(self, request: Request) -> Answer:
+        for note in self._app.reopen_logs():  # whatever becomes of the file
+            log.warning("%s", note)
         self._refuse_while_draining()
         return _told(self._versions.reload("ctl"))
 

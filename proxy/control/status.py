@@ -44,6 +44,9 @@ class Running(Protocol):
     def draining_for(self) -> float:
         """How many seconds ago it was told so."""
 
+    def reopen_logs(self) -> Sequence[str]:
+        """Open the log files anew; returns what there is to say of it."""
+
 
 def uptime() -> float:
     """How long the program has been running, in seconds, however its clock was set meanwhile."""

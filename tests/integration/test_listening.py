@@ -262,7 +262,7 @@ class TestSideBySide:
             clients.websocket(("::1", port), "127.0.0.1", target.port).close()
             assert is_answered("127.0.0.1", control)
             assert health("::1", control) == (200, {"status": "ok"})
-            assert "is an open proxy: anyone who reaches [::]" in node.log
+            node.wait_for_log("is an open proxy: anyone who reaches [::]")
 
     def test_a_check_finds_two_spellings_of_one_address(self) -> None:
         """Case 350."""
@@ -296,3 +296,35 @@ class TestSideBySide:
             assert is_answered("127.0.0.1", port)
             assert not is_answered("::1", port)
             assert not is_answered("127.0.0.2", port)
+
+
+class TestLogs:
+    """Case 306: that a log is opened anew is one thing, and what becomes of the file another."""
+
+    @pytest.mark.parametrize("ask", ["SIGHUP", "ctl"])
+    @pytest.mark.parametrize("fault", ["broken", "busy"])
+    def test_a_log_is_opened_anew_whatever_becomes_of_the_file(self, ask: str, fault: str) -> None:
+        with ExitStack() as stack:
+            target = stack.enter_context(Target(targets.echo))
+            busy = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            node = Proxy(
+                {
+                    "proxy": {"access_log": "access.log", "reload_interval": "0"},
+                    "listeners": {"socks": socks_door()},
+                }
+            )
+            stack.enter_context(node)
+            log, moved = node.directory / "access.log", node.directory / "access.log.1"
+            log.rename(moved)
+            text = node.config_path.read_text()
+            more = f"[[more]]\nprotocol = socks5\nlisten_addr = 127.0.0.1:{busy.getsockname()[1]}\n"
+            node.config_path.write_text("garbage" if fault == "broken" else text + more)
+            if ask == "ctl":
+                ctl(node, "reload", status=1)
+            else:
+                node.signal(signal.SIGHUP)
+                node.wait_for_log("stays in effect")
+            assert log.exists()
+            clients.socks5(node.door("socks"), "127.0.0.1", target.port).close()
+            wait_until(log.read_text, "the line")
+            assert moved.read_text() == ""
