@@ -223,6 +223,7 @@ def _inspect(given: Mapping[str, str]) -> int:
         print(configfile.dump(loaded.config), end="")
     else:
         App(loaded.config)
+        print("ok")
     return OK
 
 

@@ -9,7 +9,8 @@ comes out only if there was none.
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from enum import Enum
@@ -33,6 +34,8 @@ from proxy.config import (
 from proxy.control import inisyntax
 from proxy.control.configspec import (
     ENUMS,
+    FILES,
+    NO_FILES,
     SPEC,
     STAND_INS,
     VALIDATOR,
@@ -41,15 +44,17 @@ from proxy.control.configspec import (
     keys_of,
     shown,
 )
-from proxy.control.inisyntax import QUOTE_IT
+from proxy.control.inisyntax import NO_CLOSING_QUOTE, QUOTE_IT
 from proxy.control.outline import MAX_BYTES, Outline, Problem
 from proxy.errors import ConfigError, is_shortage, reason_of
 from proxy.net.limits import from_reserve, shortage
 from proxy.net.opening import find
-from proxy.net.tls import client_context, server_context
+from proxy.net.tls import check_readable, client_context, server_context
 from proxy.units import write_duration
 
 _DIRECT_UPSTREAM = UpstreamConfig(DIRECT, UpstreamType.DIRECT)
+_STAND_IN = ServerConfig(":0", Protocol.SOCKS5)
+_TLS = ("tls_cert", "tls_key", "tls_ca")
 
 T = TypeVar("T")
 Show = Callable[[Path, str, Any], Any]  # what to print of a setting
@@ -103,7 +108,7 @@ def read(path: str) -> Content:
 
 def understand(content: Content, path: str) -> Loaded:
     """Read the configuration from a file's content, with all that there is to say of the file itself."""
-    config, warnings = parse(content.data, path, with_files=True)
+    config, warnings = parse(content.data, path, folder=folder_of(path), with_files=True)
     if content.mode & 0o077 and _has_plain_secrets(config):
         message = (
             f"has passwords in plain text, and other users of this machine may access it: chmod 600 {path}"
@@ -112,14 +117,20 @@ def understand(content: Content, path: str) -> Loaded:
     return Loaded(config, warnings)
 
 
-def parse(data: bytes, path: str, *, with_files: bool = False) -> Loaded:
+def folder_of(path: str) -> str:
+    """Tell where the relative paths start that stand in a configuration file."""
+    return os.path.dirname(os.path.abspath(path))
+
+
+def parse(data: bytes, path: str, *, folder: str = "", with_files: bool = False) -> Loaded:
     """
     Read a configuration from a file's content; ``path`` is what problems call it.
 
-    The TLS files that it names, and the names of listeners, are looked up only ``with_files``.
+    Relative paths in it start at ``folder``. The TLS files that it names, and the names of listeners,
+    are looked up only ``with_files``.
     """
     outline = Outline(data, path)
-    config = _Builder(outline, with_files=with_files).build()
+    config = _Builder(outline, folder, with_files=with_files).build()
     if outline.problems or config is None:
         raise InvalidConfigError(tuple(sorted(outline.problems, key=lambda problem: problem.line)))
     return Loaded(config, tuple(outline.warnings))
@@ -128,8 +139,9 @@ def parse(data: bytes, path: str, *, with_files: bool = False) -> Loaded:
 class _Builder:
     """Build a configuration from the outline of a file, adding to its problems."""
 
-    def __init__(self, outline: Outline, *, with_files: bool) -> None:
+    def __init__(self, outline: Outline, folder: str, *, with_files: bool) -> None:
         self._outline = outline
+        self._folder = folder
         self._with_files = with_files
 
     def build(self) -> ProxyConfig | None:
@@ -143,16 +155,14 @@ class _Builder:
             for name, each in conf["listeners"].items()
         ]
         if self._outline.is_partial:
-            listeners = listeners or [None]
-        # One that raises no complaint, so that the rest is looked at.
-        stand_in = ServerConfig(":0", Protocol.SOCKS5)
+            listeners = listeners or [_STAND_IN]
         control = self._values(("control",), conf["control"])
         values = _only(ProxyConfig, self._values(("proxy",), conf["proxy"])) | {
-            "listeners": tuple(each or stand_in for each in listeners),
+            "listeners": tuple(listeners),
             "upstreams": tuple(each for each in upstreams.values() if each),
             **{f"control_{key}": value for key, value in control.items()},
         }
-        config = self._make(ProxyConfig, values, _place_in_file)
+        config = self._make(ProxyConfig, [values], _place_in_file)
         if config and self._with_files:
             self._compare_names(config)
         return config
@@ -193,7 +203,9 @@ class _Builder:
             for error in exc.errors:
                 place = places.get(error.line_number, ((), ""))
                 self._outline.refused.add(place)
-                self._outline.report(error.line_number, "cannot be read: check the quotes and commas", *place)
+                is_open = inisyntax.lacks_a_quote(lines[error.line_number - 1].partition("=")[2])
+                what = NO_CLOSING_QUOTE if is_open else "cannot be read: check the quotes and commas"
+                self._outline.report(error.line_number, what, *place)
                 lines[error.line_number - 1] = ""
             return self._parse(lines)
 
@@ -223,54 +235,94 @@ class _Builder:
         if name == DIRECT:
             self._outline.report_at(path, "", f"{DIRECT} is built in: give this upstream another name")
         values = self._values(path, section)
-        if "type" not in values:
-            return None
-        upstream = self._make(UpstreamConfig, {"name": name, **values}, lambda key: (path, key))
-        if upstream and upstream.tls_ca:
-            self._try_tls(path, lambda: client_context(upstream.tls_ca))
-        return upstream
+        self._try_files(path, values)
+        # What is wrong whatever the missing type may be is said now.
+        kinds = [values["type"]] if "type" in values else list(UpstreamType)
+        options = [{"name": name, **values, "type": kind} for kind in kinds]
+        return self._make(UpstreamConfig, options, lambda key: (path, key))
 
     def _listener(
         self, name: str, values: dict[str, Any], upstreams: Mapping[str, UpstreamConfig | None]
-    ) -> ServerConfig | None:
+    ) -> ServerConfig:
         path = ("listeners", name)
         wanted = values.pop("upstream", [DIRECT])
         known = {DIRECT: _DIRECT_UPSTREAM, **upstreams}
         for unknown in (each for each in wanted if each not in known and not self._outline.is_partial):
-            hint = did_you_mean(unknown, known)
-            self._outline.report_at(path, "upstream", f"names an upstream that is not in [upstreams]{hint}")
+            self._outline.report_at(path, "upstream", _why_no_upstream(unknown, known))
         values["upstream_config"] = tuple(known[each] for each in wanted if known.get(each))
-        if "protocol" not in values:
-            return None
-        listener = self._make(ServerConfig, {"name": name, **values}, lambda key: (path, key))
-        if listener and listener.tls_cert:
-            self._try_tls(path, lambda: server_context(listener.tls_cert, listener.tls_key))
-        return listener
+        self._try_files(path, values)
+        kinds = [values["protocol"]] if "protocol" in values else list(Protocol)
+        options = [{"name": name, **values, "protocol": kind} for kind in kinds]
+        listener = self._make(ServerConfig, options, lambda key: (path, key))
+        return listener or _stand_in(options[0])
+
+    def _try_files(self, path: Path, values: Mapping[str, Any]) -> None:
+        """Report what is wrong with the TLS files that a section names, whatever else is."""
+        refused = {key for place, key in self._outline.refused if place == path}
+        given = {key: values[key] for key in _TLS if values.get(key) and key not in refused}
+        if not self._with_files or values.get("protocol") is Protocol.SOCKS5:
+            return
+        for key, file in given.items():
+            self._try_tls(path, partial(check_readable, key, file))
+        if "tls_cert" in given and "tls_key" in given:
+            self._try_tls(path, partial(server_context, given["tls_cert"], given["tls_key"]))
+        if "tls_ca" in given:
+            self._try_tls(path, partial(client_context, given["tls_ca"]))
 
     def _try_tls(self, path: Path, load: Callable[[], object]) -> None:
-        """Load the TLS files that a section names, to report what is wrong with them."""
         try:
-            if self._with_files:
-                load()
+            load()
         except ConfigError as exc:
-            self._outline.report_at(path, exc.field, str(exc))
+            if (path, exc.field) not in self._outline.refused:
+                self._outline.refused.add((path, exc.field))
+                self._outline.report_at(path, exc.field, str(exc))
 
     def _values(self, path: Path, section: Mapping[str, Any]) -> dict[str, Any]:
         """Take the values that were given, as the dataclasses want them."""
         given = {key: value for key, value in section.items() if value is not None}
-        values = {key: ENUMS[key](value) if key in ENUMS else value for key, value in given.items()}
+        values = {key: self._value(key, value) for key, value in given.items()}
         stand_ins = STAND_INS.keys() & set(keys_of(path))
         return values | {key: STAND_INS[key] for key in stand_ins if (path, key) in self._outline.refused}
 
+    def _value(self, key: str, value: Any) -> Any:
+        if key in FILES and value not in NO_FILES:
+            return os.path.join(self._folder, os.path.expanduser(value))
+        return ENUMS[key](value) if key in ENUMS else value
+
     def _make(
-        self, kind: Callable[..., T], values: dict[str, Any], place: Callable[[str], tuple[Path, str]]
+        self,
+        kind: Callable[..., T],
+        options: Sequence[Mapping[str, Any]],
+        place: Callable[[str], tuple[Path, str]],
     ) -> T | None:
-        try:
-            return kind(**values)
-        except SettingsError as exc:
-            for each in exc.problems:
-                self._outline.report_at(*place(each.field), str(each))
-            return None
+        """Make a value, or report what is wrong with it: of several that it may be, with each of them."""
+        complaints: list[list[tuple[str, str]]] = []
+        for values in options:
+            try:
+                made = kind(**values)
+                complaints.append([])
+            except SettingsError as exc:
+                complaints.append([(each.field, str(each)) for each in exc.problems])
+        for field, message in complaints[0]:
+            if all((field, message) in each for each in complaints):
+                self._outline.report_at(*place(field), message)
+        return made if len(options) == 1 and not complaints[0] else None
+
+
+def _stand_in(values: Mapping[str, Any]) -> ServerConfig:
+    """Make a listener that raises no complaint in place of one that does, so that the rest is looked at."""
+    with suppress(ConfigError):
+        # With its address, which no other one can have.
+        return ServerConfig(values["listen_addr"], values["protocol"], values["name"])
+    return _STAND_IN
+
+
+def _why_no_upstream(name: str, known: Iterable[str]) -> str:
+    if not re.fullmatch(r"[\w.; \t-]+", name):
+        return "is no name from [upstreams]"  # an address, perhaps, and with a password in it
+    if re.search(r"[; \t]", name):
+        return f'there is no upstream "{name}": names are separated by commas'
+    return f"there is no {name} in [upstreams]{did_you_mean(name, known)}"
 
 
 def _failures(outcome: Any, path: Path = ()) -> Iterator[tuple[Path, str, Any]]:

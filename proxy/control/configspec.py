@@ -39,6 +39,8 @@ ENUMS: dict[str, type[Enum]] = {
     "overload": Overload,
     "auth": AuthPolicy,
 }
+FILES = ("access_log", "tls_cert", "tls_key", "tls_ca")  # their relative paths start at the file's folder
+NO_FILES = ("", "-", "off")  # what an access_log may be instead
 # A value that was refused is replaced by one that raises no second complaint, where leaving it out would.
 STAND_INS = {
     "listen_addr": ":0",

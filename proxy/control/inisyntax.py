@@ -28,6 +28,7 @@ _PLAIN = re.compile(r"([^#]*?)([ \t]*)(#.*)?")
 _SAFE_VALUE = re.compile(r"""(?![\s'"])[^#,]*(?<!\s)""")
 _SAFE_KEY = re.compile(r"""[^\s'"=;:,#\[][^\s=:,#]*""")
 
+NO_CLOSING_QUOTE = "the closing quote is missing"
 _HASH = f"everything from # on would be a comment: {QUOTE_IT}"
 _UNUSUAL = "has a blank that is neither a space nor a tab, or a character that cannot be seen (U+{:04X})"
 
@@ -115,6 +116,8 @@ def _why_no_setting(text: str) -> str:
     if text.startswith(";"):
         return "a comment begins with #, not with ;"
     key, equals, raw = text.partition("=")
+    if lacks_a_quote(key):
+        return NO_CLOSING_QUOTE
     if not equals:
         return "has no =: write key = value"
     unusual = _unusual_character(key, raw.strip(_BLANKS))
@@ -145,6 +148,8 @@ def read_secret(raw: str) -> Value:
     if value.is_quoted:
         return value
     if raw.startswith(('"', "'")):
+        if lacks_a_quote(raw):
+            raise ValueError(f"{NO_CLOSING_QUOTE}; a value that begins with one goes into the other kind")
         raise ValueError(
             "the quotes do not enclose the value: use the kind that is not in it, or three of them"
         )
@@ -155,6 +160,19 @@ def read_secret(raw: str) -> Value:
     if value.text != value.text.strip():
         raise ValueError(f"begins or ends with a blank that is no space: {QUOTE_IT}")
     return value
+
+
+def lacks_a_quote(text: str) -> bool:
+    """Tell whether quotes are opened, where a value or an element of a list begins, and never closed."""
+    rest = text.strip(_BLANKS)
+    while rest:
+        if rest[0] in "\"'":
+            end = rest.find(rest[0], 1)
+            if end < 0:
+                return True
+            rest = rest[end + 1 :]
+        rest = rest.partition(",")[2].strip(_BLANKS)
+    return False
 
 
 def _is_surely_a_comment(value: Value) -> bool:

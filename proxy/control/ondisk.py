@@ -45,7 +45,7 @@ class OnDisk:
         text = _text(content.data)
         self._judged = _digest(content.data)
         # Before they are read: one that appears right after that is another one than this.
-        self._waits_for = stamps(tls_files_in(text))
+        self._waits_for = stamps(tls_files_in(text, configfile.folder_of(self.path)))
         return text, configfile.understand(content, self.path)
 
     def accept(self) -> None:

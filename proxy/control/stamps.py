@@ -38,12 +38,13 @@ def tls_files(config: ProxyConfig) -> list[str]:
     return sorted(set(filter(None, named)))
 
 
-def tls_files_in(text: str) -> list[str]:
-    """List those that a text names, which need not be a valid configuration."""
+def tls_files_in(text: str, folder: str) -> list[str]:
+    """List those that a text in a folder names, which need not be a valid configuration."""
     # Of a large file, or one of another kind, these lines are few.
     lines = [line.removesuffix("\r") for line in text.split("\n") if "tls_" in line]
     found = (item for item in scan(lines) if isinstance(item, Setting) and item.key in _KEYS)
-    return sorted(set(filter(None, map(_value, found))))
+    named = set(filter(None, map(_value, found)))
+    return sorted(os.path.join(folder, os.path.expanduser(name)) for name in named)
 
 
 def _value(setting: Setting) -> str:

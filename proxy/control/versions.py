@@ -111,7 +111,7 @@ class Versions:
         for version in reversed(self._history.versions):
             with suppress(InvalidConfigError):
                 if not version.volatile:
-                    self.config = configfile.parse(version.text.encode(), "", with_files=True).config
+                    self.config = self._parse(version.text)
                     self.current, self._layers = version, bare(version.text)
                     return True
         return False
@@ -422,7 +422,11 @@ class Versions:
 
     def _configured(self, text: str, name: str = "") -> ProxyConfig:
         """Read the text of a version; raises ``InvalidConfigError``."""
-        return self._run(partial(configfile.parse, text.encode(), name, with_files=True)).config
+        return self._run(partial(self._parse, text, name))
+
+    def _parse(self, text: str, name: str = "") -> ProxyConfig:
+        folder = configfile.folder_of(self._file.path)
+        return configfile.parse(text.encode(), name, folder=folder, with_files=True).config
 
     def _summary(self, old: str, new: str) -> str:
         return self._run(partial(changes.summary, old, new))

@@ -21,7 +21,7 @@ def server_context(cert: str, key: str) -> SSLContext:
     context = SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     for field, path in (("tls_cert", cert), ("tls_key", key)):
-        _check_readable(field, path)
+        check_readable(field, path)
     try:
         from_reserve(lambda: context.load_cert_chain(cert, key, password=_no_password))
     except ssl.SSLError as exc:
@@ -37,7 +37,7 @@ def client_context(ca: str = "", *, verify: bool = True) -> SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     elif ca:
-        _check_readable("tls_ca", ca)
+        check_readable("tls_ca", ca)
         try:
             from_reserve(lambda: context.load_verify_locations(ca))
         except ssl.SSLError as exc:
@@ -64,7 +64,8 @@ def _no_password() -> str:
     raise ConfigError("tls_key", "the key is encrypted: store it without a passphrase")
 
 
-def _check_readable(field: str, path: str) -> None:
+def check_readable(field: str, path: str) -> None:
+    """Raise ``ConfigError`` for a file that cannot be opened."""
     try:
         with from_reserve(lambda: open(path, "rb")):
             pass

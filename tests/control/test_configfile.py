@@ -24,6 +24,7 @@ from proxy.config import (
 from proxy.control import configfile
 from proxy.control.configfile import InvalidConfigError, dump, load, parse
 from proxy.control.configspec import SPEC
+from tests.integration.certificates import Authority
 
 EXAMPLE = """\
 [proxy]
@@ -435,7 +436,7 @@ def test_a_repeated_key_or_section_is_named_with_both_lines():
         ("access_log =", "is empty"),
         ("access_log = /var/log/a#b", "comment"),
         ("access_log = /var/log/a,b", "comma"),
-        ('access_log = "/var/log', "quotes"),
+        ('access_log = "/var/log', "the closing quote is missing"),  # Case 360
         ("log_level", "no ="),
     ],
 )
@@ -466,11 +467,24 @@ def test_refuses_a_wrong_value(setting, hint):
         ),
         (
             "protocol = socks5\nlisten_addr = :0\nupstream = home",
-            ["4: [listeners.x] upstream: names an upstream that is not in [upstreams]"],
+            ["4: [listeners.x] upstream: there is no home in [upstreams]"],
         ),
         (
             "protocol = socks5\nlisten_addr = :0\nupstream = dierct",
-            ["4: [listeners.x] upstream: names an upstream that is not in [upstreams]; did you mean direct?"],
+            ["4: [listeners.x] upstream: there is no dierct in [upstreams]; did you mean direct?"],
+        ),
+        # Case 360.
+        (
+            "protocol = socks5\nlisten_addr = :0\nupstream = direct; far",
+            ['4: [listeners.x] upstream: there is no upstream "direct; far": names are separated by commas'],
+        ),
+        (
+            'protocol = socks5\nlisten_addr = :0\nupstream = direct, "far',
+            ["4: [listeners.x] upstream: the closing quote is missing"],
+        ),
+        (
+            "protocol = socks5\nlisten_addr = :0\nupstream = socks5://me:hunter2@far",
+            ["4: [listeners.x] upstream: is no name from [upstreams]"],
         ),
         (
             "protocol = socks5\nlisten_addr = :0\nupstream = direct, direct",
@@ -585,6 +599,85 @@ retry_count = x
     assert lines == [2, 3, 4, 5, 7, 8, 10, 12, 13, 14, 18, 19, 21, 23, 25]
 
 
+def test_a_value_that_cannot_be_used_hides_no_other_problem(tmp_path):
+    """Case 356."""
+    path = tmp_path / "proxy.ini"
+    path.write_text("""\
+[listeners]
+[[one]]
+protocol = websocket
+listen_addr = 127.0.0.1:80
+path = bad
+tls_cert = nocert.pem
+tls_key = nokey.pem
+[[two]]
+protocol = nonsense
+listen_addr = 127.0.0.1:80
+path = bad
+tls_cert = nocert.pem
+[upstreams]
+[[home]]
+type = websocket
+proxy_address = wss://far
+timeout = 0
+tls_ca = noca.pem
+""")
+    with pytest.raises(InvalidConfigError) as caught:
+        load(str(path))
+    assert [str(each).partition(": ")[2] for each in caught.value.problems] == [
+        "[listeners.one] path: must begin with /",
+        f"[listeners.one] tls_cert: {tmp_path}/nocert.pem: No such file or directory",
+        f"[listeners.one] tls_key: {tmp_path}/nokey.pem: No such file or directory",
+        "[listeners.two] tls_key: tls_cert is set, so this must be set too",
+        "[listeners.two] protocol: is none of socks5, websocket",
+        "[listeners.two] listen_addr: is the address of [listeners.one] too",
+        "[listeners.two] path: must begin with /",
+        f"[listeners.two] tls_cert: {tmp_path}/nocert.pem: No such file or directory",
+        "[upstreams.home] timeout: must be more than 0",
+        f"[upstreams.home] tls_ca: {tmp_path}/noca.pem: No such file or directory",
+    ]
+
+
+def test_relative_paths_start_at_the_folder_of_the_file(tmp_path, monkeypatch):
+    """Case 356: of all settings, and wherever the program was started."""
+    authority = Authority(tmp_path)
+    authority.issue("mine", "localhost")
+    text = """\
+[proxy]
+access_log = access.log
+[listeners]
+[[web]]
+protocol = websocket
+listen_addr = 127.0.0.1:0
+tls_cert = ./mine.pem
+tls_key = mine.key
+upstream = far
+[upstreams]
+[[far]]
+type = websocket
+proxy_address = wss://localhost:1
+tls_ca = root.pem
+"""
+    path = tmp_path / "proxy.ini"
+    path.write_text(text)
+    monkeypatch.chdir(tmp_path)
+    here = load("proxy.ini").config
+    monkeypatch.chdir("/")
+    assert load(str(path)).config == here
+    (web,), (far,) = here.listeners, here.upstreams
+    assert here.access_log == f"{tmp_path}/access.log"
+    assert (web.tls_cert, web.tls_key) == (f"{tmp_path}/./mine.pem", f"{tmp_path}/mine.key")
+    assert far.tls_ca == f"{tmp_path}/root.pem"
+    assert parse(dump(here).encode(), "elsewhere").config == here
+
+
+@pytest.mark.parametrize("where", ["-", "off"])
+def test_an_access_log_that_is_no_file_has_no_folder(tmp_path, where):
+    path = tmp_path / "proxy.ini"
+    path.write_text(f"[proxy]\naccess_log = {where}{LISTENER}")
+    assert load(str(path)).config.access_log == where
+
+
 def test_a_problem_leaves_out_what_does_not_apply():
     assert str(configfile.Problem("a.ini", 3, "proxy", "timeout", "no")) == "a.ini:3: [proxy] timeout: no"
     assert str(configfile.Problem("a.ini", 3, "proxy", "", "no")) == "a.ini:3: [proxy] no"
@@ -657,7 +750,7 @@ def test_a_secret_arrives_exactly(text, secret, written, expected):
 )
 def test_a_secret_that_could_be_cut_is_refused_and_not_shown(text, written):
     reported = problems(text.format(written))
-    assert any("quotes" in each for each in reported)
+    assert any("quote" in each for each in reported)
     assert "hunter" not in "".join(reported)
 
 

@@ -201,7 +201,7 @@ def test_a_password_reads_back_the_same_for_every_reader_or_is_refused(password)
     conf = ConfigObj(text.split("\n"), interpolation=False)
     assert conf["auth_users"]["alice"] == password
     assert conf["upstreams"]["home"]["proxy_password"] == password
-    if 0 < len(password.encode()) <= 255:
+    if 0 < len(password.encode()) <= 255 and not password.startswith("scrypt$"):
         assert configfile.parse(text.encode(), "").config.listeners[0].auth_users == {"alice": password}
 
 

@@ -129,7 +129,7 @@ def test_reads_a_secret_as_documented(raw, expected):
     ],
 )
 def test_refuses_a_secret_that_could_be_cut(raw):
-    with pytest.raises(ValueError, match=r"quotes"):
+    with pytest.raises(ValueError, match=r"quote"):
         read_secret(raw)
 
 

@@ -63,8 +63,9 @@ class TestTheFileOfTheProject:
             assert "open proxy" not in program.log.lower(), "it listens on this machine's own addresses only"
 
     def test_it_is_valid(self, config: Path) -> None:
+        """Case 356: and that it is, is said."""
         done = run_proxy("-c", str(config), "-check")
-        assert done.returncode == 0, done.stderr
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"ok\n", b"")
 
     def test_its_effective_form_can_be_printed_and_used(self, config: Path, tmp_path: Path) -> None:
         done = run_proxy("-c", str(config), "-dump")
