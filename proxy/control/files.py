@@ -1,8 +1,12 @@
 """
 Replace a file so that whoever reads it finds the old content or the new, and never a part.
+
+A file that is mounted as such, as containers do it, cannot be replaced: its name leads to one file for
+good. It is written in its place, where a power failure can leave a part of it.
 """
 
 import errno
+import io
 import os
 import stat
 import tempfile
@@ -17,6 +21,16 @@ def replace(path: str, data: bytes) -> None:
     and what it leads to is replaced.
     """
     path = os.path.realpath(path)
+    try:
+        _replace(path, data)
+    except OSError as exc:
+        # A mount point is busy. Around it there may be a system that is read-only, or not ours to write in.
+        if exc.errno not in (errno.EBUSY, errno.EROFS) and not _is_mounted(path):
+            raise
+        _overwrite(path, data)
+
+
+def _replace(path: str, data: bytes) -> None:
     folder, name = os.path.split(path)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
     try:
@@ -30,6 +44,32 @@ def replace(path: str, data: bytes) -> None:
         os.unlink(temporary)
         raise
     _sync(folder)
+
+
+def _is_mounted(path: str) -> bool:
+    with suppress(OSError):
+        return os.stat(path).st_dev != os.stat(os.path.dirname(path)).st_dev
+    return False
+
+
+def _overwrite(path: str, data: bytes) -> None:
+    with open(path, "r+b", buffering=0) as file:
+        had = file.read()
+        try:
+            _fill(file, data)
+        except OSError:
+            # It has the place of what it had, so for that there is room.
+            _fill(file, had)
+            raise
+
+
+def _fill(file: io.FileIO, data: bytes) -> None:
+    file.seek(0)
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
+    file.truncate()
+    os.fsync(file.fileno())
 
 
 def _be_like(path: str, descriptor: int) -> None:

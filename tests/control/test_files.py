@@ -2,7 +2,11 @@
 
 import errno
 import os
+import shutil
 import stat
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -88,3 +92,70 @@ def test_an_owner_is_kept_or_nothing_is_written(path: Path, monkeypatch: pytest.
     with pytest.raises(PermissionError, match="could not be kept"):
         files.replace(str(path), NEW)
     assert path.read_bytes() == OLD
+
+
+class TestMountedAsAFile:
+    """Containers mount one file: its name leads to it for good, and to replace it is EBUSY (rename(2))."""
+
+    def test_it_is_written_in_its_place(self, path: Path, tmp_path: Path) -> None:
+        target = tmp_path / "inside" / "proxy.ini"
+        target.parent.mkdir()
+        target.touch()
+        code = f"from proxy.control import files; files.replace({str(target)!r}, b'a longer one than before')"
+        script = f'mount --bind "{path}" "{target}" && "{sys.executable}" -c "{code}"'
+        command = ["unshare", "--mount", "--map-root-user", "sh", "-c", script]
+        if not shutil.which("unshare") or subprocess.run([*command[:-3], "true"], timeout=20).returncode:
+            pytest.skip("nothing can be mounted here")
+        subprocess.run(command, check=True, timeout=20)
+        assert path.read_bytes() == b"a longer one than before"
+        assert (os.listdir(target.parent), target.read_bytes()) == (["proxy.ini"], b"")
+
+    @pytest.mark.parametrize(
+        ("call", "number"), [("replace", errno.EBUSY), ("replace", errno.EROFS), ("link", errno.EBUSY)]
+    )
+    def test_its_inode_mode_and_link_stay(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+    ) -> None:
+        path.chmod(0o640)
+        before = path.stat().st_ino
+        name = path
+        if call == "link":
+            name = path.parent / "link.ini"
+            name.symlink_to(path)
+        monkeypatch.setattr(files.os, "replace", refusing(number))
+        files.replace(str(name), b"x")
+        found = path.stat()
+        assert (found.st_ino, stat.S_IMODE(found.st_mode), path.read_bytes()) == (before, 0o640, b"x")
+        assert name.is_symlink() == (call == "link")
+
+    def test_what_does_not_fit_leaves_what_was_there(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(files.os, "replace", refusing(errno.EBUSY))
+        sync, calls = os.fsync, []
+
+        def fail_once(descriptor: int) -> None:
+            calls.append(descriptor)
+            if len(calls) == 2:  # the first is that of the file that was to replace it
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            sync(descriptor)
+
+        monkeypatch.setattr(files.os, "fsync", fail_once)
+        with pytest.raises(OSError, match="No space left"):
+            files.replace(str(path), b"much more than there was")
+        assert path.read_bytes() == OLD
+
+    def test_any_other_failure_leaves_the_file_alone(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(files.os, "replace", refusing(errno.EACCES))
+        with pytest.raises(PermissionError):
+            files.replace(str(path), NEW)
+        assert path.read_bytes() == OLD
+
+
+def refusing(number: int) -> Callable[..., None]:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return refuse
