@@ -234,6 +234,9 @@ class Admin:
             raise HttpError(404, "there is no such version") from None
         return Answer(content)
 
+    def _show(self, request: Request) -> Answer:
+        return Answer({"version": self._versions.current.number, "text": self._versions.shown()})
+
     def _reload(self, request: Request) -> Answer:
         for note in self._app.reopen_logs():  # whatever becomes of the file
             log.warning("%s", note)
@@ -287,6 +290,7 @@ _ROUTES: list[tuple[str, re.Pattern[str], Callable[..., Answer]]] = [
         ("GET", r"/versions/([0-9]{1,15})", Admin._version),
         ("POST", "/reload", Admin._reload),
         ("POST", "/rollback", Admin._rollback),
+        ("GET", "/config", Admin._show),
         ("PATCH", "/config", Admin._change),
         ("GET", "/metrics", Admin._metrics),
         ("GET", "/healthz", Admin._health),

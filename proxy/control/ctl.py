@@ -9,13 +9,17 @@ import http.client
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from proxy.auth import hash_password, is_hash
+from proxy.config import check_user, to_bytes
 from proxy.console import InputError, read_secret
-from proxy.control import show
+from proxy.control import configfile, show
 from proxy.control.ask import SOCKET_NAME, ask
 from proxy.control.history import state_dir_of
-from proxy.errors import reason_of
+from proxy.control.inisyntax import is_text
+from proxy.errors import ConfigError, reason_of
 from proxy.logs import say
 from proxy.options import Option, UsageError, describe, read
 
@@ -29,12 +33,15 @@ commands for a running server: proxy-server ctl -c FILE [--json] COMMAND
   kill ID                 end one of them
   reload                  read the file again, and say what came of it
   versions                versions of the configuration
+  show                    the configuration in effect with all its defaults, without secrets
   diff N [M]              what differs from version N to version M, or to the one in effect
   rollback [N]            go back to version N, or to the one before, and write it to the file
+                          without N, a file that is rejected gets back what is in effect
   set KEY [VALUE]         change a setting, such as listeners.socks.max_connections 2000
                           without VALUE it is asked for, or read from standard input: good for passwords
                           before a VALUE that begins with a dash, write --: set KEY -- VALUE
                           several KEY VALUE pairs are changed together, or none of them
+                          a user's password becomes a hash; with --plain it stays as it is
   unset KEY ...           take settings, users, listeners or upstreams out
                           with --volatile, set and unset leave the file as it is
   metrics                 numbers for Prometheus"""
@@ -61,6 +68,7 @@ _OPTIONS = (
     Option("config", "FILE", "the configuration file with which the server runs", also=("c",)),
     Option("json", "", "print the server's answer as it is"),
     Option("volatile", "", "set, unset: not into the file"),
+    Option("plain", "", "set: passwords of users as they are"),
     Option("help", "", "print this help", also=("h",)),
 )
 
@@ -85,6 +93,8 @@ def _parse(arguments: Sequence[str]) -> "_Call | None":
         raise UsageError("set takes pairs of KEY and VALUE, or one KEY")
     if "volatile" in given and command not in ("set", "unset"):
         raise UsageError("--volatile belongs to set and unset")
+    if "plain" in given and command != "set":
+        raise UsageError("--plain belongs to set")
     if command in _NUMBERED and not all(each.isdecimal() for each in words):
         raise UsageError(f"{command} takes numbers")
     return _Call(command, words, given)
@@ -96,6 +106,7 @@ class _Call:
     def __init__(self, command: str, arguments: list[str], given: Mapping[str, str]) -> None:
         self.arguments = arguments
         self.volatile = "volatile" in given
+        self.plain = "plain" in given
         self._command = command
         self._config = given["config"]
         self._as_json = "json" in given
@@ -110,13 +121,21 @@ class _Call:
         try:
             return ask(place, method, path, content, patience=_PATIENCE, config=self._config)
         except (FileNotFoundError, ConnectionRefusedError):
-            raise CtlError(
-                f"no server is found by {self._config}: nothing listens on {place} "
-                "(one that runs keeps the state_dir with which it was started)"
-            ) from None
+            raise CtlError(self._why_nobody(place)) from None
         except (OSError, http.client.HTTPException) as exc:
             reason = reason_of(exc) if isinstance(exc, OSError) else "it does not answer in HTTP"
             raise CtlError(f"cannot talk to the server through {place}: {reason}") from None
+
+    def _why_nobody(self, place: Path) -> str:
+        try:
+            configfile.read(self._config)
+        except configfile.InvalidConfigError as exc:
+            # It was asked all the same: a rollback brings back a file that somebody took away.
+            return f"{exc}, and no server is found by where it would be: nothing listens on {place}"
+        return (
+            f"no server is found by {self._config}: nothing listens on {place} "
+            "(one that runs keeps the state_dir with which it was started)"
+        )
 
     def show(self, method: str, path: str, form: Callable[[Any], str], content: object = None) -> int:
         """Ask the server, and print its answer in a form for people, or as it is."""
@@ -164,8 +183,24 @@ def _rollback(call: _Call) -> int:
 
 def _set(call: _Call) -> int:
     keys, values = call.arguments[::2], call.arguments[1::2] or [_read_value(call.arguments[0])]
-    content = {"set": dict(zip(keys, values, strict=True)), "volatile": call.volatile}
+    written = [value if call.plain else _hashed(key, value) for key, value in zip(keys, values, strict=True)]
+    content = {"set": dict(zip(keys, written, strict=True)), "volatile": call.volatile}
     return call.show("PATCH", "/config", show.outcome, content)
+
+
+def _hashed(key: str, value: str) -> str:
+    """Hash what is the password of a user, if it is not a hash already."""
+    section, _, name = key.partition(".")
+    if section != "auth_users" or not name or is_hash(to_bytes(value)):
+        return value
+    try:
+        # The server, which gets the hash, could not say that no such password can be.
+        check_user(name, value)
+    except ConfigError as exc:
+        raise CtlError(f"{key}: {exc}") from None
+    if "\0" in value or not is_text(value):
+        raise CtlError(f"{key}: a password is UTF-8, and has no NUL")
+    return hash_password(value)
 
 
 def _read_value(key: str) -> str:
@@ -179,6 +214,10 @@ def _read_value(key: str) -> str:
 def _unset(call: _Call) -> int:
     content = {"unset": call.arguments, "volatile": call.volatile}
     return call.show("PATCH", "/config", show.outcome, content)
+
+
+def _show(call: _Call) -> int:
+    return call.show("GET", "/config", lambda answer: show.text(answer["text"]))
 
 
 def _metrics(call: _Call) -> int:
@@ -195,6 +234,7 @@ _COMMANDS: dict[str, Callable[[_Call], int]] = {
     "kill": _kill,
     "reload": _reload,
     "versions": _versions,
+    "show": _show,
     "diff": _diff,
     "rollback": _rollback,
     "set": _set,

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator
 
 from proxy.address import REDACTED
 from proxy.control import inisyntax
-from proxy.control.configspec import Path, is_secret, shown
+from proxy.control.configspec import SPEC, Path, did_you_mean, is_secret, keys_of, shown
 from proxy.control.inisyntax import CONTROL, Header, Setting
 from proxy.errors import ConfigError
 
@@ -68,6 +68,15 @@ def settings(text: str) -> dict[Place, str]:
 def dotted(place: Place) -> str:
     """Name a place as ``edit`` takes it."""
     return ".".join((*place[0], place[1]) if place[1] else place[0])
+
+
+def _check_section(name: str, section: str) -> None:
+    """Refuse a name that begins with no section, and say which one may be meant."""
+    if section in SPEC.sections or not _NAME.fullmatch(section):
+        return
+    homes = [each for each in ("proxy", "control") if name in keys_of((each,))]
+    hint = f"; did you mean {homes[0]}.{name}?" if homes else did_you_mean(section, SPEC.sections, "[{}]")
+    raise ConfigError(name if _NAME.fullmatch(name) else section, f"there is no section [{section}]{hint}")
 
 
 def _covers(place: Place, other: Place) -> bool:
@@ -172,6 +181,7 @@ class Document:
             place: Place = ((section, child) if child else (section,)), key
         else:
             place = (section,), rest
+            _check_section(name, section)
         parts = place[0] if section == "auth_users" or not place[1] else (*place[0], place[1])
         if not all(map(_NAME.fullmatch, parts)) or CONTROL.search(name):
             raise ConfigError(

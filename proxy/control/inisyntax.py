@@ -216,10 +216,15 @@ def quote_key(text: str) -> str:
     raise ValueError("a name with both kinds of quotes and an = cannot stand in the file")
 
 
+def is_text(text: str) -> bool:
+    """Tell whether it is all UTF-8; what comes from a command line need not be."""
+    return not _SURROGATE.search(text)
+
+
 def _refuse_what_no_file_has(text: str) -> None:
     if CONTROL.search(text):
         raise ValueError("a control character cannot stand in the file")
-    if _SURROGATE.search(text):
+    if not is_text(text):
         raise ValueError("is not UTF-8, which all of the file is")
 
 

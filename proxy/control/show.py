@@ -148,8 +148,12 @@ def versions(answer: Object) -> str:
 
 def diff(answer: Object) -> str:
     """Show what differs between two versions."""
-    lines = answer["diff"].splitlines()
-    return "\n".join(map(_plain, lines)) or "no difference"
+    return text(answer["diff"]) or "no difference"
+
+
+def text(lines: str) -> str:
+    """Show a text of several lines."""
+    return "\n".join(map(_plain, lines.splitlines()))
 
 
 def outcome(answer: Object) -> str:

@@ -162,6 +162,10 @@ class Versions:
         old, new = self.get(a).text, self.get(b).text
         return self._run(partial(changes.diff, old, new, f"version {a}", f"version {b}"))
 
+    def shown(self) -> str:
+        """Give what is in effect, with all defaults and without secrets, as the text of a file."""
+        return self._run(partial(configfile.dump, self.config))
+
     # -- the file
 
     def reload(self, source: str = "file") -> Outcome:
@@ -206,7 +210,8 @@ class Versions:
             text, loaded = self._run(self._file.judge)
             outcome = self._follow(text, loaded, source, is_asked_for=is_asked_for)
         except ProxyError as exc:
-            self._note_trouble(exc)
+            if exc.failure is not Failure.LIMIT:  # that is no fault of the file
+                self._note_trouble(exc)
             raise
         self._file.accept()
         self.trouble = None

@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from proxy.config import Protocol, ProxyConfig, ServerConfig
 from proxy.control.admin import Admin
 from proxy.control.ask import SOCKET_NAME, ask, is_taken
+from proxy.control.configfile import dump
 from proxy.control.history import Version
 from proxy.control.http import MAX_BODY
 from proxy.control.outcome import Conflict, Outcome, Trouble
@@ -59,6 +60,9 @@ class FakeVersions:
 
     def redacted(self, number: int) -> str:
         return f"text of {self.get(number).number}"
+
+    def shown(self) -> str:
+        return dump(self.config)
 
     def diff(self, one: int, other: int) -> str:
         return f"from {self.get(one).number} to {self.get(other).number}"
@@ -419,7 +423,16 @@ class TestLooking:
         house.app.draining = True
         assert house.ask("GET", "/healthz") == (503, {"status": "draining"})
 
-    @pytest.mark.parametrize("path", ["/status", "/connections", "/versions", "/versions/1", "/metrics"])
+    def test_what_is_in_effect(self, house: House) -> None:
+        """Case 357."""
+        status, answer = house.ask("GET", "/config")
+        assert (status, answer["version"]) == (200, 2)
+        assert "alice = ********" in answer["text"]
+        assert house.versions.asked == []
+
+    @pytest.mark.parametrize(
+        "path", ["/status", "/connections", "/versions", "/versions/1", "/config", "/metrics"]
+    )
     def test_no_answer_has_a_secret(self, directory: Path, path: str) -> None:
         with House(directory, control_token=TOKEN) as house:
             answer = house.talk(request("GET", path))
@@ -434,7 +447,7 @@ class TestLooking:
 
 
 class TestChanging:
-    @pytest.mark.parametrize("path", ["/reload", "/rollback", "/config", "/connections/1"])
+    @pytest.mark.parametrize("path", ["/reload", "/rollback", "/connections/1"])
     def test_get_changes_nothing(self, house: House, path: str) -> None:
         """CASES J224."""
         status, headers, _ = parse(house.talk(request("GET", path)))

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from proxy import cli, console
+from proxy.auth import Authenticator, hash_password
 from proxy.control import ctl, show
 
 STATUS: dict[str, Any] = {
@@ -149,7 +150,48 @@ def test_a_password_need_not_stand_on_the_command_line(folder: Path, monkeypatch
     (folder / "secret").write_text("p#ss word\n")
     _, (_, _, body) = run(folder, "set", "auth_users.carol")
     os.close(console._STDIN)
-    assert body["set"] == {"auth_users.carol": "p#ss word"}
+    password = body["set"]["auth_users.carol"]
+    assert Authenticator({"carol": password}).authenticate("carol", "p#ss word")
+
+
+def test_the_password_of_a_user_becomes_a_hash(folder: Path) -> None:
+    """Case 357."""
+    hashed = hash_password("x")
+    given = [
+        "auth_users.carol",
+        "wonderland",
+        "auth_users.dave",
+        hashed,
+        "upstreams.a.proxy_password",
+        "plain",
+    ]
+    _, (_, _, body) = run(folder, "set", *given)
+    written = body["set"]
+    assert written["auth_users.carol"].startswith("scrypt$")
+    assert Authenticator({"carol": written["auth_users.carol"]}).authenticate("carol", "wonderland")
+    assert (written["auth_users.dave"], written["upstreams.a.proxy_password"]) == (hashed, "plain")
+
+
+def test_it_can_stay_as_it_is(folder: Path) -> None:
+    """Case 357."""
+    _, (_, _, body) = run(folder, "set", "--plain", "auth_users.carol", "wonderland")
+    assert body["set"] == {"auth_users.carol": "wonderland"}
+
+
+@pytest.mark.parametrize("password", ["", "x" * 256], ids=["empty", "long"])
+def test_a_password_that_nobody_could_use_is_not_hashed(
+    folder: Path, capsys: pytest.CaptureFixture[str], password: str
+) -> None:
+    """Case 357: the hash of it would look like any other."""
+    assert cli.run(["ctl", "-c", str(folder / "proxy.ini"), "set", "auth_users.carol", password]) == 1
+    assert capsys.readouterr().err == "proxy-server: auth_users.carol: a password has 1 to 255 bytes\n"
+
+
+def test_what_is_in_effect_is_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Case 357."""
+    answer = {"version": 3, "text": "[proxy]\ntimeout = 30s\n# \x1b[31m\n"}
+    assert run(folder, "show", answer=answer) == (0, ("GET", "/config", None))
+    assert capsys.readouterr().out == "[proxy]\ntimeout = 30s\n# \\x1b[31m\n"
 
 
 def test_what_is_rejected_goes_to_stderr_and_fails(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -228,6 +270,7 @@ def test_without_a_server_it_says_so_in_one_line(
     folder: Path, capsys: pytest.CaptureFixture[str], command: list[str]
 ) -> None:
     """Also where a server left its socket behind."""
+    (folder / "proxy.ini").touch()
     assert cli.run(["ctl", "-c", str(folder / "proxy.ini"), *command]) == 1
     first = capsys.readouterr().err
     Server(folder).close()
@@ -235,6 +278,18 @@ def test_without_a_server_it_says_so_in_one_line(
     assert first == capsys.readouterr().err
     assert first.startswith(f"proxy-server: no server is found by {folder}/proxy.ini: nothing listens on")
     assert first.count("\n") == 1
+
+
+def test_a_file_that_does_not_exist_is_said_to_be_missing(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Case 357: it was asked for all the same, as a rollback brings a file back."""
+    assert cli.run(["ctl", "-c", str(folder / "proxi.ini"), "status"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(
+        f"proxy-server: {folder}/proxi.ini: cannot be read: No such file or directory, and no"
+    )
+    assert run(folder, "reload")[0] == 0  # the fixture's server has no file
 
 
 def test_what_is_no_server_of_ours_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -261,6 +316,7 @@ def test_what_is_no_server_of_ours_is_one_line(folder: Path, capsys: pytest.Capt
         ["-c", "proxy.ini", "set", "a.b", "c", "d.e"],
         ["-c", "proxy.ini", "rollback", "-1"],
         ["-c", "proxy.ini", "reload", "--volatile"],
+        ["-c", "proxy.ini", "unset", "--plain", "a.b"],
         ["-c", "proxy.ini", "--jso", "status"],
         ["-c", "proxy.ini", "set", "auth_users.bob", "-s3cret"],
         ["-c", "proxy.ini", "auth_users.bob", "s3cret"],

@@ -1,6 +1,7 @@
 """One setting changes, and all the rest of the text stays as it was."""
 
 import difflib
+import re
 
 import pytest
 from configobj import ConfigObj
@@ -187,6 +188,23 @@ def test_a_value_that_reads_back_as_another_one_is_refused_whatever_the_reason(m
     monkeypatch.setattr("proxy.control.edit.inisyntax.quote", lambda text, **how: text.partition("#")[0])
     with pytest.raises(ConfigError, match="read back"):
         edit(TEXT, [("auth_users.alice", "a#b")])
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("bob", "there is no section [bob]"),
+        ("prxy.timeout", "there is no section [prxy]; did you mean [proxy]?"),
+        ("listener.a.path", "there is no section [listener]; did you mean [listeners]?"),
+        ("timeout", "there is no section [timeout]; did you mean proxy.timeout?"),
+        ("proxy", "is a section: name a setting of it"),
+    ],
+)
+def test_a_name_that_begins_with_no_section_is_called_so(name, said):
+    """Case 357."""
+    with pytest.raises(ConfigError, match=re.escape(said)) as caught:
+        edit(TEXT, [(name, "x")])
+    assert caught.value.field == name
 
 
 @given(VALUES)

@@ -198,7 +198,7 @@ class TestLooking:
         status, body = curl(node, "/status")
         assert (status, json.loads(body)["version"]["number"]) == (200, 1)
         assert curl(node, "/healthz")[0] == 200
-        assert curl(node, "/config")[0] == 405
+        assert curl(node, "/reload")[0] == 405
 
     def test_a_server_that_drains_says_so(self) -> None:
         """CASES 206: and it keeps its configuration."""
@@ -214,6 +214,7 @@ class TestLooking:
 
 class TestWithoutAServer:
     def test_it_is_one_line_and_an_exit_code(self, tmp_path: Path) -> None:
+        (tmp_path / "proxy.ini").touch()
         done = run_proxy("ctl", "-c", str(tmp_path / "proxy.ini"), "status")
         assert (done.returncode, done.stdout) == (1, b"")
         assert done.stderr.startswith(b"proxy-server: no server is found by ")
