@@ -1,0 +1,88 @@
+"""
+Two of ours in a row, and a target that does not answer: whose time runs out first (case 300).
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from tests.integration import clients
+from tests.integration.clients import HttpRefused, SocksRefused
+from tests.integration.programs import Proxy, free_port, socks_door, upstream, wait_until, web_door
+from tests.integration.targets import Target, blackhole, sink
+
+WAYS = ("socks5", "websocket")
+ATTEMPT = 1.0  # seconds, of the near end; the far one dials for 30
+
+
+@pytest.fixture(scope="module")
+def backup() -> Iterator[Target]:
+    """Run the upstream that nobody is to be sent to."""
+    with Target(sink) as target:
+        yield target
+
+
+@pytest.fixture(scope="module")
+def far() -> Iterator[Proxy]:
+    with Proxy({"listeners": {"socks5": socks_door(), "websocket": web_door()}}) as node:
+        yield node
+
+
+@pytest.fixture(scope="module")
+def near(far: Proxy, backup: Target) -> Iterator[Proxy]:
+    ways: dict[str, Mapping[str, Any]] = {
+        way: upstream(way, far.door(way), timeout=f"{ATTEMPT}s", retry_count=3) for way in WAYS
+    }
+    ways["backup"] = upstream("socks5", ("127.0.0.1", backup.port))
+    doors = {f"socks-{way}": socks_door(upstream=[way, "backup"]) for way in WAYS}
+    doors |= {f"web-{way}": web_door(upstream=[way, "backup"]) for way in WAYS}
+    with Proxy({"listeners": doors, "upstreams": ways}) as node:
+        yield node
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_silent_target_is_told_as_one_and_nobody_else_is_blamed(
+    near: Proxy, far: Proxy, backup: Target, way: str
+) -> None:
+    """Case 300: in the near end's time, dialled once, and a second client fares no worse."""
+    before = len(far.log)
+    with blackhole() as port:
+        began = time.monotonic()
+        with pytest.raises(SocksRefused) as socks:
+            clients.socks5(near.door(f"socks-{way}"), "127.0.0.1", port)
+        assert socks.value.reply == 6
+        with pytest.raises(HttpRefused) as web:
+            clients.websocket(near.door(f"web-{way}"), "127.0.0.1", port)
+        assert (web.value.status, web.value.proxy_error) == (504, "connection_timeout")
+        assert time.monotonic() - began < 20
+        near.wait_for_log(f'end="refused: 127.0.0.1:{port}')
+        target = f"target=127.0.0.1:{port}"
+        wait_until(lambda: far.log[before:].count(target) == 2, "a line for each client at the far end")
+    assert "it rests" not in near.log
+    assert backup.accepted == 0
+
+
+def test_a_far_end_that_is_told_knows_the_cause(near: Proxy, far: Proxy) -> None:
+    """Case 300, DESIGN 1.5: and says it before the near end has to give up."""
+    with blackhole() as port:
+        with pytest.raises(SocksRefused):
+            clients.socks5(near.door("socks-websocket"), "127.0.0.1", port)
+        wait_until(
+            lambda: f'end="refused: 127.0.0.1:{port}: connect timed out' in far.log, "the far end's cause"
+        )
+
+
+def test_a_far_end_that_is_silent_itself_is_cut_and_counted() -> None:
+    """Case 300, the counter-example: it accepts, and not even a question without a target is answered."""
+    with Target(sink) as dead:
+        ways = {
+            "dead": upstream("websocket", ("127.0.0.1", dead.port), timeout="300ms"),
+            "gone": upstream("socks5", ("127.0.0.1", free_port()), retry_count=0),
+        }
+        with Proxy({"listeners": {"socks": socks_door(upstream=["dead", "gone"])}, "upstreams": ways}) as node:
+            with pytest.raises(SocksRefused):
+                clients.socks5(node.door("socks"), "192.0.2.1", 80)
+            node.wait_for_log("upstream dead: WebSocket handshake timed out; it rests for 1 s")
+            node.wait_for_log("upstream gone: ")
