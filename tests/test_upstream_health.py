@@ -164,9 +164,11 @@ def test_a_plain_502_for_one_target_is_not_the_upstreams_fault() -> None:
 def test_a_gateway_whose_far_end_is_down_is_at_fault_and_seen_to_be_back() -> None:
     """CASES 354, 371: it says 502 to every request, and then it does not."""
     port = free_port()
-    with played(port, hear_head, http_answer(502), script.end):
+    with played(port, hear_head, http_answer(502), script.end) as far:
         home = made("websocket", port)
         assert isinstance(refusal(home), UpstreamError)
+        while far.accepted < 4:  # the request, the question, and then the question again
+            gevent.sleep(0.01)
         assert home.health.failures == 1
     with Target(hear_and_judge(switch(), ALONE.encode()), port=port):
         while home.health.failures:
