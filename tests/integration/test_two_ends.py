@@ -81,7 +81,8 @@ def test_a_far_end_that_is_silent_itself_is_cut_and_counted() -> None:
             "dead": upstream("websocket", ("127.0.0.1", dead.port), timeout="300ms"),
             "gone": upstream("socks5", ("127.0.0.1", free_port()), retry_count=0),
         }
-        with Proxy({"listeners": {"socks": socks_door(upstream=["dead", "gone"])}, "upstreams": ways}) as node:
+        doors = {"socks": socks_door(upstream=["dead", "gone"])}
+        with Proxy({"listeners": doors, "upstreams": ways}) as node:
             with pytest.raises(SocksRefused):
                 clients.socks5(node.door("socks"), "192.0.2.1", 80)
             node.wait_for_log("upstream dead: WebSocket handshake timed out; it rests for 1 s")
