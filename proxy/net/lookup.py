@@ -4,8 +4,8 @@ The addresses of a name, as the C library knows them, without waiting for more o
 Only the C library knows the hosts file, mDNS and the search list of this machine. It is asked for both
 families at once: then it puts their addresses in order (RFC 6724), and both are those of one host. But
 it answers when it has both answers, and there are resolvers that never give the one for IPv6. So when
-it takes longer, it is asked for IPv4 alone beside that, and once that answer has been there for a
-moment, one goes on with it (RFC 8305, section 3). What comes later is not lost: see ``dial``.
+it takes longer or fails, it is asked for IPv4 alone, and once that answer has been there for a moment,
+one goes on with it (RFC 8305, section 3). What comes later is not lost: see ``dial``.
 
 No cache: knowing when the network has changed is harder than one more lookup.
 """
@@ -64,13 +64,16 @@ def look_up(host: str, deadline: Deadline) -> Found:
     Raises ``DialError`` with ``NAME_NOT_FOUND`` or ``NAME_TIMED_OUT``, and ``LimitError``.
     """
     with _lookup(host, deadline) as both:
-        if both.wait(PATIENCE) or not both.is_begun:
+        both.outcome.wait(PATIENCE)
+        if _has_answer(both) or not both.is_begun:
             return Found(both.get(), is_all=True)
         ipv4_alone = partial(_ask_system, _complete(host), std_socket.AF_INET)
         with _ipv4_workers.job(ipv4_alone, deadline.asker, host) as ipv4:
             gevent.wait((both.outcome, ipv4.outcome), count=1)
+            if not _has_answer(both):
+                ipv4.outcome.wait()
             if ipv4.succeeded:
-                both.wait(RESOLUTION_DELAY)
+                both.outcome.wait(RESOLUTION_DELAY)
                 if not both.succeeded:
                     return Found(ipv4.get(), is_all=both.outcome.ready())
         return Found(both.get(), is_all=True)
@@ -98,6 +101,12 @@ def _lookup(host: str, deadline: Deadline) -> Iterator[Job[list[IPAddress]]]:
             raise
 
 
+def _has_answer(job: Job[list[IPAddress]]) -> bool:
+    # Where only one of the two answers could be had, the C library may say that it has none.
+    no_such_name = getattr(job.error, "failure", None) is Failure.NAME_NOT_FOUND
+    return job.succeeded or no_such_name
+
+
 def _complete(host: str) -> str:
     # On a search list the two questions could end at different hosts, so the second one is asked
     # without. That the first one is still open says that no file had the name. A name that is one
@@ -121,8 +130,13 @@ def _ask_system(host: str, family: int) -> list[IPAddress]:
         if is_shortage(exc):
             raise
         raise DialError(f"{host} cannot be looked up: {reason_of(exc)}", Failure.NAME_TIMED_OUT) from exc
-    # A link-local address comes with its zone.
-    return list(dict.fromkeys(ip_address(info[4][0]) for info in found))
+    return list(dict.fromkeys(_ip_of(info[4]) for info in found))
+
+
+def _ip_of(sockaddr: tuple[Any, ...]) -> IPAddress:
+    # The fourth part is the zone of a link-local address (RFC 3493, section 3.3).
+    host, zone = sockaddr[0].partition("%")[0], sockaddr[3] if len(sockaddr) == 4 else 0
+    return ip_address(f"{host}%{zone}" if zone else host)
 
 
 def _getaddrinfo(host: str, family: int) -> list[Any]:

@@ -122,15 +122,16 @@ class Job(Generic[T]):
         self.is_begun = False
         self.outcome: AsyncResult[Any] = AsyncResult()
 
-    def wait(self, seconds: float) -> bool:
-        """Wait for its end, and tell whether it has come."""
-        self.outcome.wait(seconds)
-        return self.outcome.ready()
-
     @property
     def succeeded(self) -> bool:
         """True if it has ended, and not with an exception."""
-        return self.outcome.ready() and not isinstance(self.outcome.value, _Raised)
+        return self.outcome.ready() and self.error is None
+
+    @property
+    def error(self) -> Exception | None:
+        """What the function raised, if it has ended so."""
+        outcome: Any = self.outcome.value
+        return outcome.error if isinstance(outcome, _Raised) else None
 
     def get(self) -> T:
         """Wait for its end, and return or raise what the function did."""

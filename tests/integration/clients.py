@@ -138,7 +138,8 @@ def socks_request(host: str, port: int, command: int = 1) -> bytes:
     try:
         ip = ip_address(host)
     except ValueError:
-        destination = bytes([3, len(host)]) + host.encode()
+        name = host.encode()
+        destination = bytes([3, len(name)]) + name
     else:
         destination = (b"\x01" if ip.version == 4 else b"\x04") + ip.packed
     return bytes([5, command, 0]) + destination + struct.pack("!H", port)

@@ -76,6 +76,10 @@ class Namespace:
         """Have programs that are started from now on find this in /etc/hosts."""
         (self._etc / "hosts").write_text(text)
 
+    def resolver(self, text: str) -> None:
+        """Have programs that are started from now on find this in /etc/resolv.conf."""
+        (self._etc / "resolv.conf").write_text(text)
+
     def without_ipv6(self) -> None:
         """Take IPv6 away, as a kernel does that was told to."""
         setting = "/proc/sys/net/ipv6/conf/{}/disable_ipv6"
@@ -87,8 +91,7 @@ class Namespace:
         )
         require(made.returncode == 0, f"cannot make a network namespace: {made.stderr.strip()}")
         self._etc.mkdir(parents=True)
-        resolver = "nameserver 127.0.0.1\nsearch .\noptions timeout:5 attempts:1\n"
-        (self._etc / "resolv.conf").write_text(resolver)
+        self.resolver("nameserver 127.0.0.1\nsearch .\noptions timeout:5 attempts:1\n")
         self.ip("link", "set", "lo", "up")
         for route in self.routes:
             self.ip("route", "add", *route.split())

@@ -279,13 +279,16 @@ class StubDns:
     """
     A DNS server on UDP that knows what a test tells it.
 
-    ``names`` maps a name to its addresses, or to NXDOMAIN, SERVFAIL or SILENCE; a name that is not
-    there does not exist. It listens from its making on, so that it can be made inside a namespace.
+    ``names`` maps a name to its addresses, or to NXDOMAIN, SERVFAIL, REFUSED, SILENCE or TRUNCATED, which
+    asks for TCP in vain; a name that is not there does not exist. ``"name AAAA"`` has an answer of its
+    own for one kind of question. It listens from its making on, so that it can be made inside a namespace.
     """
 
     NXDOMAIN = "nxdomain"
     SERVFAIL = "servfail"
+    REFUSED = "refused"
     SILENCE = "silence"
+    TRUNCATED = "truncated"
 
     def __init__(self, names: Mapping[str, Sequence[str] | str], door: Door = ("127.0.0.1", 53)) -> None:
         self.names = names
@@ -322,14 +325,18 @@ class StubDns:
         question = query[12 : end + 4]
         kind = int.from_bytes(query[end : end + 2], "big")
         self.asked.append(name)
-        known = self.names.get(name, self.NXDOMAIN)
+        known = self.names.get(f"{name} {_KINDS.get(kind)}", self.names.get(name, self.NXDOMAIN))
         if known == self.SILENCE:
             return b""
-        # RFC 1035, section 4.1.1: a response (0x8180), and its RCODE in the last four bits.
-        code = {self.NXDOMAIN: 3, self.SERVFAIL: 2}.get(str(known), 0)
+        # RFC 1035, section 4.1.1: a response (0x8180), its RCODE in the last four bits, and TC (0x0200).
+        codes = {self.NXDOMAIN: 3, self.SERVFAIL: 2, self.REFUSED: 5, self.TRUNCATED: 0x0200}
+        code = codes.get(str(known), 0)
         records = [] if code else [_record(address) for address in known if _kind(address) == kind]
         counts = b"\x00\x01" + len(records).to_bytes(2, "big") + b"\x00\x00\x00\x00"
         return query[:2] + (0x8180 | code).to_bytes(2, "big") + counts + question + b"".join(records)
+
+
+_KINDS = {1: "A", 28: "AAAA"}
 
 
 def _read_name(message: bytes, position: int) -> tuple[str, int]:

@@ -45,7 +45,13 @@ class Resolver:
         if host in self.late and family == std_socket.AF_UNSPEC:
             self.answer.wait(5)
             found = found + self.late[host]
-        return [(0, std_socket.SOCK_STREAM, 6, "", (ip, 0)) for ip in found]
+        return [(0, std_socket.SOCK_STREAM, 6, "", sockaddr(ip)) for ip in found]
+
+
+def sockaddr(ip: str) -> tuple[Any, ...]:
+    """Write an address as the C library does: the zone has a field of its own (RFC 3493, section 3.3)."""
+    host, _, zone = ip.partition("%")
+    return (host, 0, 0, int(zone or 0)) if ":" in host else (host, 0)
 
 
 @pytest.fixture
@@ -362,21 +368,12 @@ def dialled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 LOOPBACK = std_socket.if_nametoindex("lo")
 
 
-@pytest.mark.parametrize("zone", ["lo", str(LOOPBACK)])
 def test_a_link_local_address_of_a_name_is_dialled_in_its_zone(
-    resolver: Resolver, dialled: list[Any], zone: str
+    resolver: Resolver, dialled: list[Any]
 ) -> None:
-    """Case 342; RFC 4007, section 11."""
-    resolver.names["name.example"] = [f"fe80::2%{zone}"]
-    with pytest.raises(DialError, match=rf"name\.example:80 \(fe80::2%{zone}\): "):
-        dial(NAME, Deadline(5))
-    assert dialled == [("fe80::2", 80, 0, LOOPBACK)]
-
-
-def test_a_link_local_address_in_two_zones_is_two_addresses(resolver: Resolver, dialled: list[Any]) -> None:
-    """Case 342."""
-    resolver.names["name.example"] = ["fe80::2%lo", "fe80::2%4095"]
-    with pytest.raises(DialError):
+    """Case 342; RFC 4007, section 11. The same address in two zones is two addresses."""
+    resolver.names["name.example"] = [f"fe80::2%{LOOPBACK}", "fe80::2%4095"]
+    with pytest.raises(DialError, match=rf"name\.example:80 \(fe80::2%{LOOPBACK}\): "):
         dial(NAME, Deadline(5))
     assert dialled == [("fe80::2", 80, 0, LOOPBACK), ("fe80::2", 80, 0, 4095)]
 

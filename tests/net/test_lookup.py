@@ -232,13 +232,21 @@ def test_a_name_without_an_ipv4_address_waits_for_the_other_answer(resolver: Res
     assert lookup.get() == Found(ips("2001:db8::1"), is_all=True)
 
 
-def test_an_ipv4_answer_does_for_both_when_the_other_one_fails(resolver: Resolver) -> None:
+@pytest.mark.parametrize("when", ["at once", "later"])
+def test_an_ipv4_answer_does_for_both_when_the_other_one_fails(resolver: Resolver, when: str) -> None:
+    """Case 344: some of the failures concern one answer only, such as one that needs TCP."""
     resolver.names = {"name.example": std_socket.EAI_AGAIN, "name.example.": ["192.0.2.1"]}
-    resolver.silent = {("name.example", BOTH)}
+    resolver.silent = {("name.example", BOTH)} if when == "later" else set()
     lookup = gevent.spawn(look_up, "name.example", Deadline(30))
     wait_for(resolver, ("name.example.", IPV4))
     resolver.speaks.set()
     assert lookup.get().ips == ips("192.0.2.1")
+
+
+def test_a_name_that_does_not_exist_is_asked_for_once(resolver: Resolver) -> None:
+    with pytest.raises(DialError):
+        look_up("name.example", Deadline(5))
+    assert resolver.asked == [("name.example", BOTH)]
 
 
 @pytest.mark.parametrize(
