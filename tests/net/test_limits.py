@@ -19,8 +19,9 @@ from proxy.net import lookup as lookup_module
 from proxy.net.deadline import Deadline
 from proxy.net.dial import dial
 from proxy.net.limits import FOR_FILES, RESERVE, raise_limit
-from proxy.net.listen import Acceptor, bind
+from proxy.net.listen import Acceptor
 from proxy.net.lookup import look_up
+from proxy.net.opening import bind
 from proxy.net.places import Places
 from proxy.net.sock import Sock
 from proxy.net.threads import Workers
