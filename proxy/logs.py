@@ -22,6 +22,7 @@ from gevent.monkey import get_original
 
 from proxy.errors import reason_of
 from proxy.net import descriptors
+from proxy.net.limits import from_reserve
 from proxy.net.threads import start_thread
 
 QUEUE_SIZE = 10_000  # lines
@@ -143,7 +144,7 @@ class _Mark:
 
 def _open(path: str) -> int:
     # A pipe that nobody reads is an error: to wait for a reader, here, would stop all of the proxy.
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o640)
+    fd = from_reserve(lambda: os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o640))
     os.set_blocking(fd, True)  # writing may wait, as that is the thread's business
     return fd
 
