@@ -3,7 +3,9 @@ What the documents say is so: their links lead somewhere, their commands and exa
 are those of the code.
 """
 
+import ast
 import dataclasses
+import os
 import pkgutil
 import re
 import shlex
@@ -130,6 +132,37 @@ def test_the_table_of_failures_is_that_of_the_wire(failure: Failure) -> None:
         answer = refusal(failure)
         said = dict(answer.headers).get("Proxy-Status", "")
         assert (int(status), error) == (answer.status, said.partition("error=")[2].partition(";")[0])
+
+
+# -- what the program says
+
+SAYINGS = [
+    (ROOT / "docs" / "operations.md", "What the log says"),
+    (ROOT / "docs" / "troubleshooting.md", "`-mode client`"),
+    (ROOT / "docs" / "troubleshooting.md", "What the log says"),
+    (ROOT / "docs" / "troubleshooting.md", "The program does not start"),
+]
+
+
+@cache
+def sayings() -> str:
+    """Give all texts of the program, a line for each piece that stands between two of its values."""
+    trees = (ast.parse(path.read_text("utf-8")) for path in (ROOT / "proxy").rglob("*.py"))
+    nodes = (node for tree in trees for node in ast.walk(tree))
+    texts = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    scripts = [path.read_text("utf-8") for path in (ROOT / "scripts").iterdir() if path.is_file()]
+    return "\n".join(
+        re.sub(r"%[a-z]", "\n", text) for text in [*texts, *scripts, *map(os.strerror, range(1, 134))]
+    )
+
+
+@pytest.mark.parametrize(("document", "heading"), SAYINGS, ids=name_of)
+def test_what_the_program_is_said_to_say_it_says(document: Path, heading: str) -> None:
+    lines = [line for first in rows(document, heading) for line in re.findall(r"`([^`]+)`", first)]
+    # What the program puts in stands in capitals or as three dots; the rest is its own words.
+    between = r"\b[A-Z]+\b|…|: |:$|; |\[section\] key|\b\d{3}\b"
+    pieces = [(line, piece.strip(" ;,()[]")) for line in lines for piece in re.split(between, line)]
+    assert [each for each in pieces if len(each[1]) > 4 and each[1] not in sayings()] == []
 
 
 # -- the command line
