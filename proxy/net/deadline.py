@@ -10,18 +10,25 @@ from typing import Any
 
 import gevent
 
+_LATE = 0.25  # seconds: a timer that rings later than this tells of us
+
 
 class Deadline:
     """
     A point in time, ``seconds`` from now.
 
+    It moves if this process could not run when it came (it was stopped, or the machine was): what a peer sent
+    in time may still wait in its socket, so nobody is judged before there was time to read it.
+
     ``asker`` is on whose behalf time is spent until then: native threads are shared out by it.
     """
 
-    __slots__ = ("_ends", "asker")
+    __slots__ = ("_ends", "_seconds", "_whole", "asker")
 
-    def __init__(self, seconds: float, asker: str = "") -> None:
+    def __init__(self, seconds: float, asker: str = "", *, whole: "Deadline | None" = None) -> None:
         self._ends = monotonic() + seconds
+        self._seconds = seconds
+        self._whole = whole
         self.asker = asker
 
     def remaining(self) -> float:
@@ -30,7 +37,7 @@ class Deadline:
 
     def within(self, seconds: float) -> "Deadline":
         """Make a deadline for one step: no later than this one."""
-        return Deadline(min(seconds, self.remaining()), self.asker)
+        return Deadline(min(seconds, self.remaining()), self.asker, whole=self)
 
     def pause(self, seconds: float) -> None:
         """Sleep, but not beyond the deadline."""
@@ -38,25 +45,49 @@ class Deadline:
 
     def limit(self, step: str) -> "_Limit":
         """Run a block until the deadline, and then raise ``TimeoutError`` in it, naming the step."""
-        return _Limit(self.remaining(), step)
+        return _Limit(self, step)
+
+    def is_over(self) -> bool:
+        """Tell whether it is over; if it should have been long ago it moves, by no more than we were late."""
+        late = monotonic() - self._ends
+        if late <= _LATE:
+            return True
+        self._move(monotonic() + min(late, self._seconds))
+        return False
+
+    def _move(self, ends: float) -> None:
+        self._ends = max(self._ends, ends)
+        if self._whole:
+            self._whole._move(ends)
 
 
 class _Limit:
     """A running deadline around a block."""
 
-    __slots__ = ("_expired", "_remaining", "_step", "_timer")
+    __slots__ = ("_deadline", "_expired", "_step", "_timer")
 
-    def __init__(self, remaining: float, step: str) -> None:
-        self._remaining = remaining
+    def __init__(self, deadline: Deadline, step: str) -> None:
+        self._deadline = deadline
         self._step = step
 
     def __enter__(self) -> None:
-        if not self._remaining:
+        remaining = self._deadline.remaining()
+        if not remaining:
             raise TimeoutError(f"{self._step} timed out")
         self._expired = _Expired()
-        self._timer: Any = gevent.get_hub().loop.timer(self._remaining)
+        self._start(gevent.getcurrent(), remaining)
+
+    def _start(self, greenlet: Any, seconds: float) -> None:
+        self._timer: Any = gevent.get_hub().loop.timer(seconds)
         # update: the time of the last turn of the loop may be long ago.
-        self._timer.start(gevent.getcurrent().throw, self._expired, update=True)
+        self._timer.start(self._ring, greenlet, update=True)
+
+    def _ring(self, greenlet: Any) -> None:
+        if self._deadline.is_over():
+            greenlet.throw(self._expired)
+        else:
+            self._timer.close()
+            self._start(greenlet, self._deadline.remaining())
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self._timer.close()

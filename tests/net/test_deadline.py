@@ -58,6 +58,45 @@ def test_a_peer_that_drips_does_not_get_more_time() -> None:
     theirs.close()
 
 
+def test_what_came_in_time_is_read_though_we_could_not_run() -> None:
+    """Case 395: the timer is the first to run after a stop, and comes late."""
+    ours, theirs = socket.socketpair()
+
+    def read_twice() -> bytes:
+        whole = Deadline(0.3)
+        with whole.within(0.2).limit("handshake"):
+            first = ours.recv(1)
+        with whole.limit("handshake"):
+            return first + ours.recv(1)
+
+    reading = gevent.spawn(read_twice)
+    gevent.sleep(0.01)
+    theirs.sendall(b"1")
+    time.sleep(1.0)  # nothing in this process runs
+    gevent.spawn_later(0.05, theirs.sendall, b"2")
+    assert reading.get(timeout=LATE) == b"12"
+    ours.close()
+    theirs.close()
+
+
+def test_after_a_stop_the_time_ends_all_the_same() -> None:
+    """Case 395: a peer gets no more than we missed."""
+
+    def wait() -> float:
+        try:
+            with Deadline(0.2).limit("handshake"):
+                gevent.sleep(60)
+        except TimeoutError:
+            return time.monotonic()
+        return 0.0
+
+    waiting = gevent.spawn(wait)
+    gevent.sleep(0.01)
+    time.sleep(1.0)
+    again = time.monotonic()
+    assert 0.1 < waiting.get(timeout=LATE + 1) - again < 0.2 + LATE
+
+
 def test_one_deadline_covers_all_the_steps_it_is_handed_to() -> None:
     deadline = Deadline(0.1)
 
