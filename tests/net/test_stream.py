@@ -19,7 +19,7 @@ from proxy.net.relay import DataForwarder
 from proxy.net.sock import Sock
 from proxy.net.stdio import StdioStream
 from proxy.net.stream import BUFFER_SIZE, Buffer, Ending, TcpStream, address_of
-from tests.net.wires import read_to_end, reset, tcp_pair
+from tests.net.wires import read_to_end, reset, send_and_end, tcp_pair
 
 LATE = 0.6  # seconds: how late a busy machine may be
 
@@ -345,6 +345,26 @@ def test_a_pipe_is_left_as_it_was_found() -> None:
     os.close(pipes.to_stdin)
     stream.farewell(Ending.FINISHED)
     stream.close()
+
+
+def test_pipes_that_others_made_non_blocking_are_an_end_of_a_relay(pair: Pair) -> None:
+    """Not now is no end: stdin may have nothing yet, and stdout no room."""
+    pipes = Pipes()
+    os.set_blocking(pipes.stdin, False)
+    os.set_blocking(pipes.stdout, False)
+    target, far = pair
+    running = gevent.spawn(DataForwarder().forward_data, StdioStream(pipes.stdin, pipes.stdout), far)
+    gevent.sleep(0.02)  # nothing to read yet
+    os.write(pipes.to_stdin, b"typed")
+    os.close(pipes.to_stdin)
+    assert read_to_end(target) == b"typed"
+    shown = os.urandom(1 << 20)  # more than a pipe takes
+    sending = gevent.spawn(send_and_end, target, shown)
+    gevent.sleep(0.02)
+    assert read_pipe(pipes.from_stdout) == shown
+    sending.get()
+    assert running.get().ending is Ending.FINISHED
+    assert not os.get_blocking(pipes.stdin)
 
 
 # -- buffers and addresses
