@@ -7,7 +7,6 @@ that nothing has to be asked of the program itself.
 
 import os
 import re
-import socket
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 from tests.integration import clients
 from tests.integration.clients import Tunnel, WebTunnel
-from tests.integration.programs import Door, Proxy, socks_door, upstream, wait_until, web_door
+from tests.integration.programs import Proxy, socks_door, upstream, wait_until, web_door
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -102,15 +101,12 @@ def sockets_of(pid: int) -> list[str]:
     return [row[9] for row in rows if f"socket:[{row[9]}]" in held]
 
 
-def keepalive_is_on(pid: int, local: Door, remote: Door) -> bool:
-    """Tell whether the kernel runs a keepalive timer (02) for a connection of a process."""
-    ends = [_hex(local), _hex(remote)]
-    return any(row.split()[1:3] == ends and row.split()[5].startswith("02:") for row in _table(pid, "tcp"))
-
-
-def _hex(address: Door) -> str:
-    host = int.from_bytes(socket.inet_aton(address[0]), "little")
-    return f"{host:08X}:{address[1]:04X}"
+def next_probes(pid: int) -> list[float]:
+    """Tell in how many seconds the kernel will probe each connection of a process; 0.0 if it does not."""
+    held = sockets_of(pid)
+    rows = [row.split() for row in _table(pid, "tcp")]
+    timers = [row[5].split(":") for row in rows if row[9] in held and row[3] == "01"]  # established
+    return [int(ticks, 16) / os.sysconf("SC_CLK_TCK") if kind == "02" else 0.0 for kind, ticks in timers]
 
 
 def _table(pid: int, name: str) -> list[str]:

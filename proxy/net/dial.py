@@ -22,7 +22,7 @@ from proxy.errors import DialError, Failure, LimitError, ProxyError, failure_of,
 from proxy.net.deadline import Deadline, wait
 from proxy.net.limits import shortage
 from proxy.net.lookup import Found, look_up, look_up_all
-from proxy.net.sock import Sock, sockaddr_of
+from proxy.net.sock import Sock, set_options, sockaddr_of
 
 Check = Callable[[IPAddress], None]
 
@@ -57,8 +57,7 @@ def _connect(ip: IPAddress, address: Address, deadline: Deadline) -> Sock:
     try:
         sockaddr = sockaddr_of(ip, address.port)
         sock = Sock(family, std_socket.SOCK_STREAM)
-        sock.setsockopt(std_socket.IPPROTO_TCP, std_socket.TCP_NODELAY, 1)
-        sock.setsockopt(std_socket.SOL_SOCKET, std_socket.SO_KEEPALIVE, 1)
+        set_options(sock)
         _await_connection(sock, sockaddr, deadline)
         return sock
     except OSError as exc:

@@ -20,7 +20,7 @@ from gevent.monkey import get_original
 
 from proxy.address import Endpoint, Place
 from proxy.errors import ProxyError, failure_of, reason_of
-from proxy.net.sock import sockaddr_of
+from proxy.net.sock import set_options, sockaddr_of
 from proxy.net.threads import Workers
 
 log = logging.getLogger(__name__)
@@ -197,9 +197,7 @@ def listen_on(sock: socket.socket) -> None:
     """Have the kernel take connections on a socket that has its address; raises ``OSError``."""
     # So that it can make room for another one (``Acceptor.pause``), if it was not us who opened it.
     sock.setsockopt(std_socket.SOL_SOCKET, std_socket.SO_REUSEADDR, 1)
-    # Accepted sockets inherit these two, which saves their system calls on every connection.
-    sock.setsockopt(std_socket.SOL_SOCKET, std_socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(std_socket.IPPROTO_TCP, std_socket.TCP_NODELAY, 1)
+    set_options(sock)  # accepted sockets inherit them, which saves the system calls on every connection
     sock.listen(BACKLOG)
 
 
