@@ -18,8 +18,7 @@ _AUTHORITIES = "the authorities to trust are those in tls_ca, or the system's wh
 
 def server_context(cert: str, key: str) -> SSLContext:
     """Build the context of a listener; raises ``ConfigError`` that names the file at fault."""
-    context = SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context = _context(ssl.PROTOCOL_TLS_SERVER)
     for field, path in (("tls_cert", cert), ("tls_key", key)):
         check_readable(field, path)
     try:
@@ -31,8 +30,7 @@ def server_context(cert: str, key: str) -> SSLContext:
 
 def client_context(ca: str = "", *, verify: bool = True) -> SSLContext:
     """Build the context of a client; ``ca`` is a PEM file that replaces the system's authorities."""
-    context = SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context = _context(ssl.PROTOCOL_TLS_CLIENT)
     if not verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -44,6 +42,15 @@ def client_context(ca: str = "", *, verify: bool = True) -> SSLContext:
             raise ConfigError("tls_ca", f"{ca}: no PEM certificate in it") from exc
     else:
         context.load_default_certs()
+    return context
+
+
+def _context(protocol: int) -> SSLContext:
+    context = SSLContext(protocol)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # In a renegotiation, which TLS 1.3 has no more, sending has to wait for something to read. A relay waits
+    # for room to write then, and there is room: it would turn in circles for as long as the peer likes.
+    context.options |= ssl.OP_NO_RENEGOTIATION
     return context
 
 
