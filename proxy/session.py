@@ -208,12 +208,18 @@ class Session:
         connected = self._dial(inbound)
         self.runtime.metrics.dials.observe(monotonic() - began)
         self.via = connected.via
+        stream = None
         try:
             stream = inbound.accept(connected.bound)
+            self.relay = self.runtime.forwarder.relay(stream, connected.stream)
         except BaseException:
-            connected.close(Ending.CUT)
+            # No relay has them, so nobody else will close them.
+            try:
+                if stream:
+                    stream.farewell(Ending.CUT)
+            finally:
+                connected.close(Ending.CUT)
             raise
-        self.relay = self.runtime.forwarder.relay(stream, connected.stream)
         transfer = self.runtime.forwarder.run(self.relay)
         self.runtime.metrics.endings[transfer.ending.value] += 1
         return transfer

@@ -19,7 +19,7 @@ from statistics import median
 
 import pytest
 
-from tests.doors import KIB, MIB, WAYS, Doors, cut_of, how_it_ends, keepalive_is_on, memory_of
+from tests.doors import KIB, MIB, WAYS, Doors, cut_of, how_it_ends, memory_of, next_probes
 from tests.integration import clients
 from tests.integration.clients import HttpRefused, SocksRefused, Tunnel, read_exact, read_to_end
 from tests.integration.programs import free_port, stands_still, wait_until
@@ -190,6 +190,43 @@ def test_a_target_that_resets_at_once_is_never_a_clean_end(doors: Doors, way: st
                 continue
             assert how_it_ends(tunnel) in cut_of(way)
             tunnel.close()
+
+
+@every_way
+@pytest.mark.parametrize("reads", ["at once", "when sending failed", "slowly"])
+def test_what_a_target_said_before_it_refused_the_rest_is_heard(doors: Doors, way: str, reads: str) -> None:
+    """Case 346: a server that has heard enough answers and closes; its reset follows the answer at once."""
+    upload = bytes(20 * MIB)
+    answers = [os.urandom(1 * KIB), os.urandom(60 * KIB)]
+
+    def refuse_the_rest(connection: socket.socket) -> None:
+        read_exact(connection, 10 * KIB)
+        connection.sendall(answers[0])
+
+    with Target(refuse_the_rest) as target:
+        for _ in range(10):
+            answers.reverse()
+            tunnel = doors.open(way, target.port)
+            sender = threading.Thread(target=send_until_it_breaks, args=(tunnel, upload))
+            sender.start()
+            if reads == "when sending failed":
+                sender.join(clients.TIMEOUT)
+            heard = b""
+            with contextlib.suppress(ConnectionError):
+                while data := tunnel.recv(1000 if reads == "slowly" else MIB):
+                    heard += data
+                    if reads == "slowly" and len(heard) % 10_000 < 1000:
+                        time.sleep(0.002)
+            assert heard == answers[0]
+            sender.join(clients.TIMEOUT)
+            assert not sender.is_alive()
+            tunnel.close()
+
+
+def send_until_it_breaks(tunnel: Tunnel, data: bytes) -> None:
+    """Send as much as is taken."""
+    with contextlib.suppress(OSError):
+        tunnel.sendall(data)
 
 
 @every_way
@@ -550,26 +587,22 @@ def test_urgent_data_from_the_target_does_no_harm(doors: Doors, way: str) -> Non
         tunnel.close()
 
 
-@pytest.mark.parametrize("way", ["socks5", "websocket"])
-def test_both_legs_have_tcp_keepalive(doors: Doors, way: str) -> None:
-    """CASES E154: read from the kernel's timers."""
-    with Target(lambda connection: (connection.getpeername(), connection.recv(1))) as target:
+@pytest.mark.parametrize("way", ["socks5", "websocket", "chain", "back-chain"])
+def test_every_leg_is_asked_for_a_sign_of_life_within_a_minute_or_two(doors: Doors, way: str) -> None:
+    """CASES E154, case 343."""
+    doors.wait_until_empty()
+    with Target(lambda connection: connection.recv(1)) as target:
         tunnel = doors.open(way, target.port)
-        door = doors.door(way)
-        client = tunnel.sock.getsockname()
-        assert wait_until(lambda: keepalive_is_on(doors.pid, door, client), "keepalive on the client's leg")
-        wait_until(lambda: target_leg_is_kept_alive(doors.pid, target.port), "keepalive on the target's leg")
+        legs = 4 if "chain" in way else 2
+
+        def are_watched() -> bool:
+            probes = next_probes(doors.pid)
+            return len(probes) == legs and all(0 < probe <= 120 for probe in probes)
+
+        wait_until(are_watched, "every leg to have a keepalive timer")
         tunnel.end()
         target.result()
         tunnel.close()
-
-
-def target_leg_is_kept_alive(pid: int, port: int) -> bool:
-    """Tell whether the connection that the program made to a port has a keepalive timer."""
-    with open(f"/proc/{pid}/net/tcp") as table:
-        rows = [line.split() for line in table]
-    ours = [row for row in rows if row[2].endswith(f":{port:04X}") and row[3] == "01"]
-    return any(row[5].startswith("02:") for row in ours)
 
 
 # -- at random

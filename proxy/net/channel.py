@@ -17,7 +17,7 @@ from gevent.monkey import get_original
 from proxy.errors import ClientLeftError
 from proxy.net.deadline import Deadline, wait
 from proxy.net.sock import Sock, take_over
-from proxy.net.stream import BUFFER_SIZE, TcpStream, TlsStream
+from proxy.net.stream import BUFFER_SIZE, TcpStream, TlsStream, say_no_more
 
 _READ_SIZE = 4096  # bytes: more than any handshake needs at once
 _LAST_WORD = 1.0  # seconds
@@ -105,9 +105,11 @@ class Channel:
         Linux resets a connection that is closed with unread bytes, and a reset can overtake what we
         just sent; so the peer gets a moment to read it.
         """
-        with suppress(OSError), Deadline(_LAST_WORD).limit("last word"):
-            if not isinstance(self.sock, ssl.SSLSocket):
-                self.sock.shutdown(std_socket.SHUT_WR)
+        with suppress(OSError, ValueError), Deadline(_LAST_WORD).limit("last word"):
+            if isinstance(self.sock, ssl.SSLSocket):
+                say_no_more(self.sock)
+                self.sock = _without_tls(self.sock)
+            self.sock.shutdown(std_socket.SHUT_WR)
             left = BUFFER_SIZE
             while left > 0 and (data := self._receive()):
                 left -= len(data)
@@ -135,6 +137,11 @@ class Channel:
         come from a client that has said all it has to say and waits for the answer.
         """
         return _Watch(self.sock, grace)
+
+
+def _without_tls(sock: ssl.SSLSocket) -> Sock:
+    """Take the TCP connection out of a TLS socket that has said its last word: what comes is only counted."""
+    return Sock(sock.family, std_socket.SOCK_STREAM, sock.proto, sock.detach())
 
 
 class _Watch:

@@ -11,9 +11,14 @@ middle. Where it finds much at once and both ends allow it, it goes over to spli
 
 Time is watched from outside: a sweep looks at every relay twice a second, so that moving a byte
 costs no timer and no look at the clock.
+
+What a peer said before it broke off is delivered, and then the other one is cut off too. A server that
+has heard enough answers and closes, and its reset, which comes right behind the answer, is mostly
+noticed first by whoever is still sending to it.
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
@@ -27,7 +32,7 @@ from proxy.net.stream import BUFFER_SIZE, Buffer, Ending, Socket, Stream, as_str
 
 log = logging.getLogger(__name__)
 
-LINGER = 1.0  # seconds without a byte, once one direction ended and the peer could not be told
+LINGER = 1.0  # seconds without a byte, once one direction goes on alone with a peer that cannot know
 LINGER_AT_MOST = 10.0  # seconds
 BULK = 32 * 1024  # bytes found at once: more will come, and splicing is cheaper than copying
 WORTH_A_SPLICE = 8 * 1024  # bytes
@@ -59,6 +64,7 @@ class DataForwarder:
         self._zero_copy = zero_copy and splice.AVAILABLE
         self._live: set[Relay] = set()
         self._sweeper: gevent.Greenlet[..., None] | None = None
+        self._missed = 0.0  # seconds in which this process did not run
 
     def forward_data(self, client: Stream | Socket, target: Stream | Socket) -> Transfer:
         """Relay until both directions have ended, and close both ends."""
@@ -66,7 +72,7 @@ class DataForwarder:
 
     def relay(self, client: Stream, target: Stream) -> "Relay":
         """Make a relay, for ``run``."""
-        return Relay(client, target, self.idle_timeout, zero_copy=self._zero_copy)
+        return Relay(client, target, self.idle_timeout, zero_copy=self._zero_copy, clock=self._clock)
 
     def run(self, relay: "Relay") -> Transfer:
         """Run a relay to its end."""
@@ -81,22 +87,40 @@ class DataForwarder:
     def _sweep(self) -> None:
         period = min(_SWEEP, self.idle_timeout / 4 or _SWEEP)
         while self._live:
+            asleep = monotonic()
             gevent.sleep(period)
-            now = monotonic()
+            late = monotonic() - asleep - period
+            if late > period:
+                # We were stopped, or kept from running. A peer's bytes may have waited in its socket all that
+                # time, and they are read only after this: so nobody is judged now, and time has stood still.
+                self._missed += late
+                continue
+            now = self._clock()
             for relay in list(self._live):
                 relay.tick(now)
         self._sweeper = None
+
+    def _clock(self) -> float:
+        return monotonic() - self._missed
 
 
 class Relay:
     """Two streams joined. The first is the client's; both belong to the relay."""
 
     __slots__ = (
-        *("_detail", "_down", "_end", "_ending", "_idle_timeout", "_lingering_since", "_moved_at"),
-        *("_moved_before", "_streams", "_up", "is_over"),
+        *("_clock", "_detail", "_down", "_end", "_ending", "_idle_timeout", "_lingering_since", "_moved_at"),
+        *("_moved_before", "_streams", "_up", "broken", "is_over"),
     )
 
-    def __init__(self, client: Stream, target: Stream, idle_timeout: float, *, zero_copy: bool) -> None:
+    def __init__(
+        self,
+        client: Stream,
+        target: Stream,
+        idle_timeout: float,
+        *,
+        zero_copy: bool,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
         self._streams = (client, target)
         self._up = _Direction(self, client, target, "client", "target", zero_copy=zero_copy)
         self._down = _Direction(self, target, client, "target", "client", zero_copy=zero_copy)
@@ -106,8 +130,10 @@ class Relay:
         self.is_over = False  # once it was stopped nothing moves any more
         self._ending = Ending.FINISHED
         self._detail = ""
+        self.broken = ""  # why one side takes nothing more, though it may have said something before
+        self._clock = clock
         self._moved_before = 0
-        self._moved_at = monotonic()
+        self._moved_at = clock()
         self._lingering_since: float | None = None
 
     @property
@@ -130,14 +156,51 @@ class Relay:
             self.stop(Ending.STOPPED)
             raise
         finally:
-            for stream in self._streams:
-                stream.farewell(self._ending)
-            for stream in self._streams:
-                stream.close()
-            # They refer to one another in a circle: cut, it is freed at once, and not by the collector.
-            self._up.let_go()
-            self._down.let_go()
+            try:
+                self._part()
+            finally:
+                # They refer to one another in a circle: cut, it is freed at once, and not by the collector.
+                self._up.let_go()
+                self._down.let_go()
         return Transfer(self.sent, self.received, self._ending, self._detail)
+
+    def _part(self) -> None:
+        """Tell both how it ended, and close both: whatever happens to one, the other gets its due."""
+        client, target = self._streams
+        try:
+            if self._ending is Ending.CUT:
+                self._deliver()
+        finally:
+            try:
+                client.farewell(self._ending)
+            finally:
+                try:
+                    target.farewell(self._ending)
+                finally:
+                    try:
+                        client.close()
+                    finally:
+                        target.close()
+
+    def _deliver(self) -> None:
+        """
+        Wait until the peers have what was sent to them, as long as they go on taking it.
+
+        The reset that comes next would overtake it, and throw away what our own side still holds.
+        """
+        left, pause = self._undelivered, 0.001
+        began = taken = monotonic()
+        while left and monotonic() - taken < LINGER and monotonic() - began < LINGER_AT_MOST:
+            gevent.sleep(pause)
+            pause = min(2 * pause, 0.05)
+            before, left = left, self._undelivered
+            if left < before:
+                taken = monotonic()
+
+    @property
+    def _undelivered(self) -> int:
+        client, target = self._streams
+        return client.undelivered + target.undelivered
 
     def stop(self, ending: Ending, detail: str = "") -> None:
         """End the relay; the first one to say why is right."""
@@ -154,33 +217,49 @@ class Relay:
         if self._up.ended and self._down.ended:
             self.stop(Ending.FINISHED)
         else:
-            self._linger(monotonic())
+            self._linger(self._clock())
+
+    def break_off(self, why: str) -> None:
+        """Note that one side takes nothing more; the other direction may still deliver what it said."""
+        if self.broken or self._up.ended or self._down.ended:
+            self.stop(Ending.CUT, self.broken or why)
+        else:
+            self.broken = why
+            self._linger(self._clock())
 
     def tick(self, now: float) -> None:
         """Do what is due: end it when it is idle, has lingered enough, or when a peer is dead."""
+        if self.is_over:  # the ends are being closed, and no more than what they say then may be said
+            return
         moved = self.sent + self.received
         if moved != self._moved_before:
             self._moved_before, self._moved_at = moved, now
         quiet = now - self._moved_at
         lingered = self._linger(now)
         held = self._up.held or self._down.held
-        if lingered >= LINGER_AT_MOST and held:
-            self.stop(Ending.CUT, "the rest was not taken in time")
-        elif lingered >= LINGER_AT_MOST or (min(quiet, lingered) >= LINGER and not held):
+        if self.broken and (quiet >= LINGER or lingered >= LINGER_AT_MOST):
+            # Whoever takes nothing has been given its time also before the break: each hop adds a little.
+            self.stop(Ending.CUT, self.broken)
+        elif min(quiet, lingered) >= LINGER and not held:
+            # Silence is all the end that such a peer can give.
             self.stop(Ending.FINISHED)
-        if self._idle_timeout and quiet >= self._idle_timeout:
+        elif lingered >= LINGER_AT_MOST:
+            # It is not at its end: what it still has to say is lost, and nobody may take that for all.
+            late = "the rest was not taken in time" if held else "the rest did not end in time"
+            self.stop(Ending.CUT, late)
+        elif self._idle_timeout and quiet >= self._idle_timeout:
             self.stop(Ending.IDLE)
         self._up.tick(now)
         self._down.tick(now)
 
     def _linger(self, now: float) -> float:
         """
-        Tell for how long one direction goes on alone with a peer that knows nothing of it.
+        Tell for how long one direction goes on alone with a peer that cannot know it.
 
-        Such a peer cannot be told of an end without closing, or has closed itself.
+        Such a peer cannot be told of an end without closing, or has closed itself, or is broken.
         """
         alone = self._up.ended or self._down.ended
-        if not alone or all(stream.half_closes for stream in self._streams):
+        if not self.broken and (not alone or all(stream.half_closes for stream in self._streams)):
             return 0.0
         if self._lingering_since is None:
             self._lingering_since = now
@@ -260,17 +339,31 @@ class _Direction:
 
     def tick(self, now: float) -> None:
         """Let the source do what is due."""
+        if self._relay.is_over:
+            return
         try:
             self._at = self._source_name
             if not self._source.tick(now, listening=self._reader.active):
                 self._relay.stop(Ending.CUT, f"{self._source_name}: no sign of life")
+        except OSError as exc:
+            # Nobody listens to it just now, because the sink takes nothing. What it said before it broke is
+            # here or in its socket, and can be delivered; what goes to it cannot.
+            self.opposite.lose(exc)
         except Exception as exc:
             self._cut(exc)
 
+    def lose(self, exc: OSError) -> None:
+        """Stop, because the sink takes nothing more; the opposite direction ends the relay."""
+        self.pause()
+        self._relay.break_off(f"{self._sink_name}: {reason_of(exc)}")
+
     def _cut(self, exc: Exception) -> None:
-        """End the relay: in a callback no caller would take an exception."""
-        if isinstance(exc, (OSError, ProtocolError)):
-            self._relay.stop(Ending.CUT, f"{self._at}: {reason_of(exc)}")
+        """End the relay, or this direction: in a callback no caller would take an exception."""
+        if isinstance(exc, OSError) and self._at is self._sink_name:
+            self.lose(exc)
+        elif isinstance(exc, (OSError, ProtocolError)):
+            # A source that fails has nothing left: the kernel gives what came before the failure first.
+            self._relay.stop(Ending.CUT, self._relay.broken or f"{self._at}: {reason_of(exc)}")
         else:
             log.debug("relay failed", exc_info=exc)
             self._relay.stop(Ending.CUT, f"internal error: {type(exc).__name__}: {exc}")
@@ -285,16 +378,16 @@ class _Direction:
             if self._over:
                 if not source.stay():
                     self._reader.stop()
-                return
-            count = self._splice() if self._bulk and source.spliceable() else self._copy()
-            if count is None:
-                return
-            if count:
-                self.moved += count
+                    return
             else:
-                self._over = True
-                if not self.held:
-                    self._end()
+                count = self._splice() if self._bulk and source.spliceable() else self._copy()
+                if count:
+                    self.moved += count
+                elif count == 0:
+                    self._over = True
+                    if not self.held:
+                        self._end()
+            # Also if there was no payload: the rest of a control frame may be decrypted already.
             if source.buffered:
                 self._reader.loop.run_callback(self._receive_buffered)
         except Exception as exc:
@@ -365,6 +458,11 @@ class _Direction:
     def _end(self) -> None:
         """Pass the end of the source on."""
         self._at = self._sink_name
+        if self._relay.broken:
+            # Of a peer that broke off this is no end: its error was told once, to the other direction.
+            if not self._sink.blocked:
+                self._relay.stop(Ending.CUT, self._relay.broken)
+            return
         if not self._told:
             self._told = True
             if not self.opposite.ended:  # else the farewell comes next, and says this too

@@ -27,7 +27,10 @@ Socket = socket.socket
 BUFFER_SIZE = 64 * 1024
 HEADROOM = 14  # the longest frame header of RFC 6455, section 5.2
 _MORE = getattr(std_socket, "MSG_MORE", 0)
-_NO_LINGER = struct.pack("ii", 1, 0)
+_RESET = struct.pack("ii", 1, 0)  # for SO_LINGER: whoever closes the socket, the peer gets a reset
+_FIN = struct.pack("ii", 0, 0)
+_TCP_INFO = getattr(std_socket, "TCP_INFO", None)
+_CLOSED = 7  # the first byte of it: the connection is no more
 
 
 class Ending(Enum):
@@ -123,6 +126,10 @@ class Stream(Protocol):
     def tick(self, now: float, *, listening: bool) -> bool:
         """Do what is due at the time ``now``; False if the peer is dead."""
 
+    @property
+    def undelivered(self) -> int:
+        """How many bytes a farewell other than ``FINISHED`` would take away from a peer that takes them."""
+
     def farewell(self, ending: Ending) -> None:
         """Tell the peer how it ended, and ``end`` if that was not said; waits for no answer."""
 
@@ -135,7 +142,13 @@ def nobody_cares() -> None:
 
 
 class TcpStream:
-    """A plain socket."""
+    """
+    A plain socket.
+
+    When a process dies (kill -9, out of memory, a crash) the kernel closes its sockets, and would send a
+    FIN: the end of a transfer that is not at its end. So a stream's socket is set to be reset when it is
+    closed, and that is taken back right before an end that is clean.
+    """
 
     __slots__ = ("_early", "_in_pipe", "_kept", "_pipe", "_sock", "on_blocked", "reader")
 
@@ -145,6 +158,8 @@ class TcpStream:
     def __init__(self, sock: Any, early: bytes = b"") -> None:
         """Take a socket over, with bytes that were already received from it."""
         self._sock = take_over(sock)
+        with suppress(OSError):
+            self._sock.setsockopt(std_socket.SOL_SOCKET, std_socket.SO_LINGER, _RESET)
         self.reader = self._make_reader()
         self.on_blocked: Callable[[], None] = nobody_cares
         self._early = early
@@ -231,8 +246,10 @@ class TcpStream:
     def room(self) -> int:
         """What the send buffer has left, but for a quarter: the kernel counts its own expenses, too."""
         size: int = self._sock.getsockopt(std_socket.SOL_SOCKET, std_socket.SO_SNDBUF)
-        queued = int.from_bytes(fcntl.ioctl(self._sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
-        return size - size // 4 - queued
+        return size - size // 4 - self._queued()
+
+    def _queued(self) -> int:
+        return int.from_bytes(fcntl.ioctl(self._sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
     def splice_out(self, pipe: Pipe, count: int, header: bytes = b"") -> None:
         """Send what is in the pipe, behind a header."""
@@ -271,11 +288,21 @@ class TcpStream:
             raise OSError(error, os.strerror(error))
         return True
 
+    @property
+    def undelivered(self) -> int:
+        """How many bytes the peer has not confirmed; 0 also if it takes none, or the system does not tell."""
+        if _TCP_INFO is None or self.blocked:
+            return 0
+        with suppress(OSError):
+            if self._sock.getsockopt(std_socket.IPPROTO_TCP, _TCP_INFO, 1)[0] != _CLOSED:
+                return self._queued()
+        return 0
+
     def farewell(self, ending: Ending) -> None:
         """Close with a FIN, or with a reset if the relay was cut: a cut must not look like an end."""
-        if ending is not Ending.FINISHED:
+        if ending is Ending.FINISHED:
             with suppress(OSError):
-                self._sock.setsockopt(std_socket.SOL_SOCKET, std_socket.SO_LINGER, _NO_LINGER)
+                self._sock.setsockopt(std_socket.SOL_SOCKET, std_socket.SO_LINGER, _FIN)
         self._sock.close()
         if self._pipe:
             self._pipe.give_back(empty=False)
@@ -332,19 +359,26 @@ class TlsStream(TcpStream):
 
     def write(self, data: memoryview | bytes, flags: int = 0) -> None:
         """Send what the socket takes; OpenSSL wants to see the rest again, from its first byte."""
-        try:
-            super().write(data)
-        except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
-            self._keep(data)
+        # gevent says 0 where OpenSSL wants to read first. It never does: the contexts allow no renegotiation.
+        super().write(data)
 
     def end(self) -> None:
         """Do nothing: a TLS end of one direction would lose what the other has to say."""
 
     def farewell(self, ending: Ending) -> None:
         """Close it, and its watchers before: its number may belong to another socket at once."""
+        if ending is Ending.FINISHED and not self.blocked:
+            say_no_more(self._sock)
         self.reader.close()
         self._writer.close()
         super().farewell(ending)
+
+
+def say_no_more(sock: ssl.SSLSocket) -> None:
+    """Send close_notify (RFC 8446, section 6.1), and wait for no answer."""
+    sock.settimeout(0.0)
+    with suppress(OSError, ValueError):  # nobody may be left to hear it
+        sock.unwrap()
 
 
 def as_stream(end: Stream | Socket) -> Stream:

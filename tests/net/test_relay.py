@@ -2,21 +2,26 @@
 Two TCP connections joined; the tests hold the far ends.
 """
 
+import fcntl
 import gc
 import os
+import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import ClassVar
 
 import gevent
 import pytest
 from gevent import socket
+from gevent.event import Event
 
 from proxy.errors import ProtocolError
 from proxy.net import relay as module
 from proxy.net.relay import DataForwarder, Transfer
 from proxy.net.splice import PIPES
-from proxy.net.stream import Ending, TcpStream
+from proxy.net.stream import Buffer, Ending, TcpStream
 from tests.net.wires import Spy, read_to_end, reset, send_and_end, tcp_pair
 
 LATE = 0.5  # seconds: how late a busy machine may be
@@ -184,6 +189,67 @@ def test_the_end_of_one_direction_leaves_the_other_alone(tunnel: Tunnel, side: s
     assert tunnel.result().ending is Ending.FINISHED
 
 
+@both_copies
+@pytest.mark.parametrize("noticed_by", ["sending", "the sweep"])
+@both_sides
+def test_what_a_peer_said_before_it_broke_off_is_delivered_to_one_who_takes_it_slowly(
+    tunnel: Tunnel, side: str, noticed_by: str
+) -> None:
+    """Case 346: its last words wait in front of a side that takes nothing, when its reset is seen."""
+    one, other = tunnel.sides(side)
+    stream = tunnel.near if side == "client" else tunnel.far
+    one.setblocking(False)
+    with suppress(BlockingIOError):
+        while True:
+            one.send(os.urandom(MIB))
+            gevent.sleep(0.01)
+    before = -1
+    while before != (before := tunnel.relay.sent + tunnel.relay.received):
+        gevent.sleep(0.05)
+    expected = before + unread(stream)
+    reset(one)
+    if noticed_by == "sending":
+        with suppress(ConnectionError):
+            for _ in range(3):
+                other.sendall(b"more")
+                gevent.sleep(0.01)
+    else:
+        tunnel.relay.tick(time.monotonic())
+    heard, last = 0, b"?"
+    with suppress(ConnectionResetError):
+        while last:
+            last = other.recv(300_000)
+            heard += len(last)
+            gevent.sleep(0.001)
+    assert last, "a cut looks like an end"
+    assert heard >= expected > 2 * MIB
+    assert tunnel.result().ending is Ending.CUT
+    assert tunnel.result().detail.startswith(f"{side}: ")
+
+
+def unread(stream: TcpStream) -> int:
+    """Tell how much a socket has received that nobody has read."""
+    return int.from_bytes(fcntl.ioctl(stream._sock, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+@both_sides
+def test_nobody_waits_long_for_one_who_does_not_take_the_last_words_of_a_broken_peer(
+    tunnel: Tunnel, side: str
+) -> None:
+    """Cases 130, 346."""
+    one, _ = tunnel.sides(side)
+    blasting = gevent.spawn(blast, one)
+    gevent.sleep(0.1)
+    blasting.kill()
+    reset(one)
+    now = time.monotonic()
+    tunnel.relay.tick(now)
+    tunnel.settle()
+    assert not tunnel.running.ready()
+    tunnel.relay.tick(now + 1.5 * module.LINGER)
+    assert tunnel.result().ending is Ending.CUT
+
+
 @both_sides
 def test_a_reset_of_one_leg_is_a_reset_of_the_other_and_is_named(tunnel: Tunnel, side: str) -> None:
     """CASES E130, E131."""
@@ -249,6 +315,61 @@ def test_any_fault_of_an_end_is_a_cut(tunnel: Tunnel, fault: Exception, detail: 
     assert tunnel.result().ending is Ending.CUT
     assert tunnel.result().detail.endswith(detail)
     assert tunnel.far.story == ["farewell cut", "close"]
+
+
+@pytest.mark.parametrize("step", ["farewell", "close"])
+def test_a_fault_in_ending_one_side_leaves_nothing_of_the_other_open(tunnel: Tunnel, step: str) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    tunnel.settle()
+    setattr(tunnel.near, step, fail)
+    tunnel.running.link_exception(lambda _: None)
+    tunnel.relay.stop(Ending.STOPPED)
+    with pytest.raises(RuntimeError):
+        tunnel.result()
+    assert tunnel.far.story == ["farewell stopped", "close"]
+
+
+def test_a_relay_that_is_over_is_left_alone_while_its_ends_are_closed(tunnel: Tunnel) -> None:
+    """No Ping follows our Close, and nobody takes an error from the one who waits for the answer."""
+    closed, ticks = Event(), []
+    tunnel.near.close = closed.wait  # type: ignore[method-assign, assignment]
+    tunnel.near.tick = tunnel.far.tick = lambda now, listening: ticks.append(now)  # type: ignore[method-assign]
+    tunnel.settle()
+    tunnel.relay.stop(Ending.CUT, "the target broke")
+    tunnel.settle()
+    tunnel.relay.tick(time.monotonic())
+    assert not ticks
+    closed.set()
+    assert tunnel.result().detail == "the target broke"
+
+
+def test_what_is_decrypted_already_is_not_waited_for_though_there_was_no_payload(tunnel: Tunnel) -> None:
+    """As with a control frame of which only the beginning was taken: no event tells of its rest."""
+
+    class Decrypted(Spy):
+        pieces: ClassVar[list[bytes]] = [b"", b"more"]
+
+        @property
+        def buffered(self) -> bool:
+            return bool(self.pieces) and self.begun
+
+        begun = False
+
+        def recv_into(self, buffer: Buffer, *, bulk: bool) -> int | None:
+            self.begun = True
+            super().recv_into(buffer, bulk=bulk)
+            piece = self.pieces.pop(0)
+            buffer.payload[: len(piece)] = piece
+            return len(piece) or None
+
+    client, near = tcp_pair()
+    target, far = tcp_pair()
+    running = gevent.spawn(DataForwarder().forward_data, Decrypted(near), TcpStream(far))
+    client.sendall(b"a record")
+    assert target.recv(10) == b"more"
+    running.kill()
 
 
 def test_who_waits_for_it_may_be_killed(tunnel: Tunnel) -> None:
@@ -352,6 +473,18 @@ def test_an_idle_relay_ends_and_is_no_clean_end_to_anybody(join: Join) -> None:
             sock.recv(1)
 
 
+def test_who_sent_while_we_could_not_run_is_not_idle(join: Join) -> None:
+    """Case 395: the sweep is the first to run after a stop, and comes late."""
+    tunnel = join(idle_timeout=0.4)
+    tunnel.settle()
+    tunnel.client.sendall(b"in time")
+    time.sleep(1.0)  # nothing in this process runs
+    assert tunnel.target.recv(10) == b"in time"
+    tunnel.settle()
+    assert not tunnel.running.ready()
+    assert tunnel.result().ending is Ending.IDLE
+
+
 @both_sides
 def test_a_byte_either_way_keeps_it_alive(join: Join, side: str) -> None:
     """CASES E134."""
@@ -395,7 +528,8 @@ def test_a_peer_that_cannot_be_told_of_an_end_gets_a_moment_for_the_rest(join: J
     assert tunnel.result() == Transfer(sent=0, received=3, ending=Ending.FINISHED)
 
 
-def test_one_that_goes_on_sending_gets_a_longer_moment_but_not_for_ever(join: Join) -> None:
+def test_one_that_goes_on_sending_gets_a_longer_moment_and_what_it_sends_then_is_not_all(join: Join) -> None:
+    """Case 391."""
     tunnel = join(half_closes=False)
     tunnel.target.shutdown(1)
     tunnel.settle()
@@ -409,7 +543,9 @@ def test_one_that_goes_on_sending_gets_a_longer_moment_but_not_for_ever(join: Jo
     tunnel.client.sendall(b"x")
     tunnel.settle()
     tunnel.relay.tick(now + module.LINGER_AT_MOST + 0.5)
-    assert tunnel.result().ending is Ending.FINISHED
+    assert tunnel.result().ending is Ending.CUT
+    with pytest.raises(ConnectionResetError):
+        read_to_end(tunnel.target)
 
 
 def test_two_that_can_be_told_of_an_end_may_take_their_time(tunnel: Tunnel) -> None:

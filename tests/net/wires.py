@@ -73,7 +73,7 @@ class Spy(TcpStream):
 
     def tick(self, now: float, *, listening: bool) -> bool:
         """Be alive, or not."""
-        return self.alive
+        return super().tick(now, listening=listening) and self.alive
 
     def farewell(self, ending: Ending) -> None:
         """Note how it ended."""
