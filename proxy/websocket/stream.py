@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from proxy.errors import ProtocolError
+from proxy.errors import ProtocolError, reason_of
 from proxy.net.deadline import Deadline, wait
 from proxy.net.splice import Pipe
 from proxy.net.stream import HEADROOM, Buffer, Ending, TcpStream
@@ -70,6 +70,7 @@ class WebSocketStream:
         self._failure: ProtocolError | None = None
         self._peer_close: Close | None = None
         self._tcp_ended = False
+        self._deaf: OSError | None = None  # the peer takes nothing more, but may have said something before
         self._control: deque[bytes] = deque(maxlen=_PONGS)
         self._end_sent = False
         self._close_sent = False
@@ -157,8 +158,12 @@ class WebSocketStream:
 
     def _tcp_end(self) -> int:
         self._tcp_ended = True
+        if self._deaf:  # the kernel tells an error once; after that it looks like an end
+            raise self._fail(CutError(reason_of(self._deaf)))
         if not self._decoder.at_boundary:
             raise self._fail(CutError("the connection ended in the middle of a frame"))
+        if self._decoder.in_message:
+            raise self._fail(CutError("the connection ended in the middle of a message"))
         if self._half_close:
             raise self._fail(CutError("the connection ended without a Close frame"))
         self._ended = True
@@ -198,6 +203,8 @@ class WebSocketStream:
             self._peer_close = event
             if event.code not in (None, CloseCode.NORMAL):
                 raise CutError(f"the peer closed with code {event.code}")
+            if self._decoder.in_message:
+                raise CutError("the peer closed in the middle of a message")
             self._ended = True
 
     def _fail(self, exc: ProtocolError) -> ProtocolError:
@@ -243,8 +250,11 @@ class WebSocketStream:
     def _send_control(self, frame: bytes) -> None:
         if self._tcp.blocked:
             self._control.append(frame)
-        else:
-            self._tcp.write(frame)
+        elif not self._deaf:
+            try:
+                self._tcp.write(frame)
+            except OSError as exc:  # the answer to a Ping must not cost what came with it
+                self._deaf = exc
 
     def _key(self) -> bytes | None:
         return None if self._server else new_key()
@@ -252,13 +262,18 @@ class WebSocketStream:
     # -- keeping alive, and ending
 
     def tick(self, now: float, *, listening: bool) -> bool:
-        """Send a Ping when one is due; False if the peer has been silent for two intervals."""
-        due, alive = self._keepalive.tick(now, counts=listening and not self._tcp.blocked)
-        if due:
-            self._send_control(encode_control(Opcode.PING, b"", key=self._key()))
+        """Show life when that is due; False if the peer has been silent for two intervals."""
+        due, alive = self._keepalive.tick(now, listening=listening, blocked=self._tcp.blocked)
+        if due and not self._peer_close:
+            self._send_control(encode_control(due, b"", key=self._key()))
         if not alive:
             self._tcp_ended = True  # as good as: there is nobody to say Close to
         return self._tcp.tick(now, listening=listening) and alive
+
+    @property
+    def undelivered(self) -> int:
+        """How many bytes a reset would take away; a Close takes nothing, it comes behind them."""
+        return self._tcp.undelivered if self._tcp_ended else 0
 
     def farewell(self, ending: Ending) -> None:
         """Send Close, with the code that says how it ended."""
@@ -327,28 +342,39 @@ class WebSocketStream:
 
 class _Keepalive:
     """
-    When to ping, and when a silent peer is dead.
+    When to show life, and when a silent peer is dead.
 
-    Any frame is life. Silence counts only while we listen and are not blocked in sending: a peer
-    that has to take our bytes first cannot answer.
+    Any frame is life. A peer is judged, after a Ping, only while we listen and are not blocked in sending:
+    one that has to take our bytes first cannot answer.
+
+    While we do not listen, because whoever our bytes are for takes none, the servers between us and the
+    peer see nothing move, and most of them close what is silent for a minute. The way to the peer is free,
+    so it gets a Pong that it did not ask for and need not answer (RFC 6455, section 5.5.3).
     """
 
-    __slots__ = ("_heard_at", "_interval", "_pinged", "heard")
+    __slots__ = ("_interval", "_judging", "_pinged", "_since", "heard")
 
     def __init__(self, interval: float) -> None:
         self._interval = interval
-        self._heard_at: float | None = None
+        self._since: float | None = None  # when a frame was heard last, or life shown, or this began
+        self._judging = True
         self._pinged = False
         self.heard = True
 
-    def tick(self, now: float, *, counts: bool) -> tuple[bool, bool]:
-        """Tell whether a Ping is due, and whether the peer is alive."""
+    def tick(self, now: float, *, listening: bool, blocked: bool) -> tuple[Opcode | None, bool]:
+        """Tell which frame is due, if any, and whether the peer is alive."""
         if not self._interval:
-            return False, True
-        if self.heard or not counts or self._heard_at is None:
-            self._heard_at, self.heard, self._pinged = now, False, False
-        silent = now - self._heard_at
+            return None, True
+        judging = listening and not blocked
+        if self._since is None or judging is not self._judging or (judging and self.heard):
+            self._since, self._judging, self._pinged, self.heard = now, judging, False, False
+        silent = now - self._since
+        if silent < self._interval:
+            return None, True
+        if not judging:
+            self._since = now
+            return (None if blocked else Opcode.PONG), True
         if not self._pinged:
-            self._pinged = silent >= self._interval
-            return self._pinged, True
-        return False, silent < 2 * self._interval
+            self._pinged = True
+            return Opcode.PING, True
+        return None, silent < 2 * self._interval

@@ -580,11 +580,18 @@ def test_the_end_of_tcp_without_a_close_is_the_end_for_any_other_peer(plain: Tun
     assert plain.client.recv_data(10) == b"understood"
 
 
-def test_the_end_of_tcp_between_fragments_is_the_end_for_any_other_peer(plain: Tunnel) -> None:
-    """CASES D120."""
-    plain.client.send(BINARY, b"all of it", fin=False)
+def test_the_end_of_tcp_between_fragments_is_a_cut(plain: Tunnel) -> None:
+    """Case 393."""
+    plain.client.send(BINARY, b"half of it", fin=False)
     plain.client.sock.shutdown(socket.SHUT_WR)
-    assert read_rest(plain.target) == (b"all of it", "FIN")
+    assert read_rest(plain.target) == (b"half of it", "reset")
+
+
+def test_a_close_between_fragments_is_a_cut_whatever_its_code(plain: Tunnel) -> None:
+    """Case 393."""
+    plain.client.write(frame(BINARY, b"half of it") + frame(FIN | CLOSE, close_payload(1000)))
+    assert plain.client.recv_close() == 1000
+    assert read_rest(plain.target) == (b"half of it", "reset")
 
 
 def test_a_close_that_says_that_something_went_wrong_resets_the_target(plain: Tunnel) -> None:

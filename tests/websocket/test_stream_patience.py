@@ -33,6 +33,7 @@ from tests.websocket.wire import (
     Target,
     close_payload,
     frame,
+    header,
     is_silent,
     read_exact,
     read_rest,
@@ -196,6 +197,23 @@ def a_target_that_never_ends_is_not_waited_for_long(bench: Bench) -> None:
             said = client.recv()
         assert (said.first, said.payload) == (FIN | CLOSE, close_payload(1000))
         assert watch.seconds < 12 + SLACK
+
+
+@scenario
+def what_a_client_still_sends_when_its_target_has_long_ended_is_not_all(bench: Bench) -> None:
+    """Case 391."""
+    with tunnel(bench.web) as (client, target):
+        target.shutdown(socket.SHUT_WR)
+        watch = Stopwatch()
+        data = b"?"
+        with suppress(ConnectionResetError):
+            while data:
+                client.send(BINARY, b"and on")
+                client.wait(0.05)
+                data = target.recv(65536)
+        assert data, "the target read a clean end"
+        assert 10 <= watch.seconds < 12 + SLACK
+        assert client.recv_close() == 1011
 
 
 @scenario
@@ -363,6 +381,27 @@ def a_server_whose_client_is_slow_to_read_is_not_dead(bench: Bench) -> None:
     with chain(bench.socks, bench.behind) as (client, server), sending(server, script):
         server.wait(6 * PING_INTERVAL)
         assert read_exact(client, len(down)) == down
+
+
+@scenario
+def while_a_target_takes_nothing_its_client_hears_that_we_live(bench: Bench) -> None:
+    """Case 330: it cannot be listened to, so it is not asked (Ping), and need not answer."""
+    script = header(FIN | BINARY, 24 * MEBIBYTE, bytes(4)) + bytes(24 * MEBIBYTE)
+    with tunnel(bench.pinging) as (client, _target), sending(client, script):
+        for _pong in range(3):
+            shown = client.recv()
+            assert (shown.first, shown.payload) == (FIN | PONG, b"")
+        client.sock.close()
+
+
+@scenario
+def while_a_client_takes_nothing_its_server_hears_that_we_live(bench: Bench) -> None:
+    """Case 330."""
+    script = frame(FIN | BINARY, bytes(24 * MEBIBYTE), None)
+    with chain(bench.socks, bench.behind) as (_client, server), sending(server, script):
+        for _pong in range(3):
+            assert recv_masked(server, FIN | PONG).payload == b""
+        server.sock.close()
 
 
 # -- in process, where a send buffer can be filled to the brim
