@@ -201,7 +201,7 @@ class ServerConfig:
     enable_upstream: bool = True
     strategy: Strategy = Strategy.FAILOVER
     handshake_timeout: float = 10.0
-    idle_timeout: float = 300.0
+    idle_timeout: float = 7200.0
     max_connections: int = 1024
     overload: Overload = Overload.WAIT
     auth: AuthPolicy = AuthPolicy.AUTO
