@@ -116,7 +116,9 @@ http {{
             proxy_set_header Host $host;
             proxy_set_header Upgrade $http_upgrade;
             proxy_set_header Connection "upgrade";
-            proxy_read_timeout 60s;
+            proxy_read_timeout {patience};
+            proxy_send_timeout {patience};
+            send_timeout {patience};
         }}
     }}
 }}
@@ -124,8 +126,14 @@ http {{
 
 
 @contextlib.contextmanager
-def nginx(backend: Door, certificate: tuple[Path, Path] | None = None) -> Iterator[Door]:
-    """Run nginx before a WebSocket server, with the settings its own documentation gives for one."""
+def nginx(
+    backend: Door, certificate: tuple[Path, Path] | None = None, *, patience: str = "60s"
+) -> Iterator[Door]:
+    """
+    Run nginx before a WebSocket server, with the settings its own documentation gives for one.
+
+    The patience, 60 seconds if nothing is set, is for silence in each direction.
+    """
     binary = find("nginx")
     port = free_port()
     program = Program(())
@@ -136,7 +144,13 @@ def nginx(backend: Door, certificate: tuple[Path, Path] | None = None) -> Iterat
         )
     config = program.directory / "nginx.conf"
     config.write_text(
-        NGINX.format(directory=program.directory, port=port, backend=f"{backend[0]}:{backend[1]}", tls=tls)
+        NGINX.format(
+            directory=program.directory,
+            port=port,
+            backend=f"{backend[0]}:{backend[1]}",
+            tls=tls,
+            patience=patience,
+        )
     )
     # Workers of a root nginx become another user: their temporary files lie in our directory.
     program.directory.chmod(0o755)

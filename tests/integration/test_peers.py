@@ -6,7 +6,9 @@ import hashlib
 import os
 import subprocess
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
@@ -460,3 +462,30 @@ class TestReverseProxies:
             with ws:
                 ws.send(b"hello")
                 assert ws.recv(TIMEOUT) == b"hello"
+
+
+def test_a_transfer_may_pause_for_longer_than_nginx_is_patient() -> None:
+    """CASES 330: whoever is to read takes nothing for a while, so all that is behind it stands still."""
+    data = os.urandom(1 << 20) * 32  # more than fits into the sockets between
+    patience = 2  # seconds
+
+    def read_late(receive: Callable[[int], bytes]) -> str:
+        time.sleep(1.75 * patience)
+        return targets.receive_digest(receive, len(data))
+
+    def download(door: Door) -> str:
+        with Target(targets.source(data)) as target:
+            return read_late(clients.socks5(door, "localhost", target.port).recv)
+
+    def upload(door: Door) -> str:
+        with Target(lambda connection: read_late(connection.recv)) as target:
+            clients.socks5(door, "localhost", target.port).sendall(data)
+            return str(target.result())
+
+    far = Proxy({"listeners": {"web": web_door(ping_interval="500ms")}})
+    with far, peers.nginx(far.door("web"), patience=f"{patience}s") as middle:
+        way = upstream("websocket", middle, ping_interval="500ms")
+        near = Proxy({"listeners": {"socks": socks_door(upstream="way")}, "upstreams": {"way": way}})
+        with near, ThreadPoolExecutor(2) as threads:
+            both = [threads.submit(transfer, near.door("socks")) for transfer in (download, upload)]
+            assert [done.result() for done in both] == [hashlib.sha256(data).hexdigest()] * 2

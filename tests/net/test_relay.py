@@ -232,6 +232,7 @@ def unread(stream: TcpStream) -> int:
     return int.from_bytes(fcntl.ioctl(stream._sock, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
+@pytest.mark.usefixtures("no_sweep")
 @both_sides
 def test_nobody_waits_long_for_one_who_does_not_take_the_last_words_of_a_broken_peer(
     tunnel: Tunnel, side: str
@@ -515,6 +516,13 @@ def test_without_an_idle_timeout_silence_is_no_end(tunnel: Tunnel) -> None:
     assert not tunnel.running.ready()
 
 
+@pytest.fixture
+def no_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the clock to the test."""
+    monkeypatch.setattr(module, "_SWEEP", 3600.0)
+
+
+@pytest.mark.usefixtures("no_sweep")
 def test_a_peer_that_cannot_be_told_of_an_end_gets_a_moment_for_the_rest(join: Join) -> None:
     tunnel = join(half_closes=False)
     tunnel.target.sendall(b"all")
@@ -528,6 +536,7 @@ def test_a_peer_that_cannot_be_told_of_an_end_gets_a_moment_for_the_rest(join: J
     assert tunnel.result() == Transfer(sent=0, received=3, ending=Ending.FINISHED)
 
 
+@pytest.mark.usefixtures("no_sweep")
 def test_one_that_goes_on_sending_gets_a_longer_moment_and_what_it_sends_then_is_not_all(join: Join) -> None:
     """Case 391."""
     tunnel = join(half_closes=False)
@@ -536,18 +545,19 @@ def test_one_that_goes_on_sending_gets_a_longer_moment_and_what_it_sends_then_is
     now = time.monotonic()
     for step in range(int(2 * module.LINGER_AT_MOST)):
         tunnel.client.sendall(b"x")
-        tunnel.settle()
+        assert tunnel.target.recv(10) == b"x"
         tunnel.relay.tick(now + step * 0.5)
         gevent.sleep(0)
         assert not tunnel.running.ready()
     tunnel.client.sendall(b"x")
-    tunnel.settle()
+    assert tunnel.target.recv(10) == b"x"
     tunnel.relay.tick(now + module.LINGER_AT_MOST + 0.5)
     assert tunnel.result().ending is Ending.CUT
     with pytest.raises(ConnectionResetError):
         read_to_end(tunnel.target)
 
 
+@pytest.mark.usefixtures("no_sweep")
 def test_two_that_can_be_told_of_an_end_may_take_their_time(tunnel: Tunnel) -> None:
     tunnel.target.shutdown(1)
     assert tunnel.client.recv(1) == b""
