@@ -261,6 +261,27 @@ class TestServing:
             assert clients.read_exact(tunnel, 100_000) == PAYLOAD[:100_000]
             tunnel.close()
 
+    @pytest.mark.parametrize("ending", ["Close", "a refusal"])
+    def test_the_end_is_told_by_tls_too(self, node: Proxy, authority: Authority, ending: str) -> None:
+        """RFC 8446, section 6.1: without close_notify nobody knows that it is the end, and not a cut."""
+        if ending == "Close":
+            with Target(targets.close_after_accept) as target:
+                context = authority.client_context()
+                tunnel = clients.websocket(node.door("web"), "localhost", target.port, tls=context)
+                tunnel.end()
+                assert tunnel.recv_close() == 1000
+                sock = tunnel.sock
+        else:
+            sock = authority.client_context().wrap_socket(
+                clients.connect(node.door("web")), server_hostname="localhost"
+            )
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+        sock.suppress_ragged_eofs = False  # then an end without close_notify is an error
+        assert ending == "Close" or b" 426 " in sock.recv(100)
+        while sock.recv(1000):
+            pass
+        sock.close()
+
     def test_a_peer_that_stalls_its_handshake_costs_nobody_else_anything(
         self, good: Certificate, authority: Authority
     ) -> None:

@@ -1,5 +1,6 @@
 """TLS contexts, and what a failed handshake is called."""
 
+import signal
 import ssl
 import subprocess
 import warnings
@@ -8,10 +9,15 @@ from pathlib import Path
 import gevent
 import pytest
 from gevent import socket
+from gevent.ssl import SSLSocket
 
 from proxy.errors import ConfigError, ProtocolError
+from proxy.net.deadline import wait
+from proxy.net.sock import take_over
+from proxy.net.stream import Buffer, Ending, TlsStream
 from proxy.net.tls import accept_tls, client_context, connect_tls, server_context
 from tests.integration.certificates import Authority, Certificate
+from tests.integration.programs import free_port, listening_ports, wait_until
 from tests.net.wires import tcp_pair
 
 
@@ -217,3 +223,32 @@ def test_a_key_or_a_digest_that_is_too_weak_is_called_so(
         pytest.skip("OpenSSL takes it, as it is set up here")
     with pytest.raises(ConfigError, match=f"refused by OpenSSL: {words}: issue it anew"):
         server_context(str(tmp_path / "cert"), str(tmp_path / "key"))
+
+
+def test_a_peer_that_renegotiates_and_then_says_nothing_does_not_keep_us_from_sending(
+    authority: Authority, good: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream would be blocked though its socket is writable, and a relay would turn in circles."""
+    monkeypatch.setattr(ssl, "SSLSocket", SSLSocket)  # as in the program, which is monkey-patched
+    port = free_port()
+    files = ["-cert", str(good.cert), "-key", str(good.key)]
+    command = ["openssl", "s_server", "-accept", str(port), "-tls1_2", *files]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        try:
+            wait_until(lambda: port in listening_ports(server.pid), "the server to listen")
+            sock = socket.create_connection(("127.0.0.1", port))
+            stream = TlsStream(
+                connect_tls(take_over(sock), client_context(str(authority.root.cert)), "localhost")
+            )
+            assert server.stdin
+            server.stdin.write(b"r\n")  # renegotiate
+            server.stdin.flush()
+            wait(stream.reader)
+            server.send_signal(signal.SIGSTOP)
+            buffer = Buffer()
+            assert stream.recv_into(buffer, bulk=False) is None  # the HelloRequest
+            stream.send(buffer, 1)
+            assert not stream.blocked
+            stream.farewell(Ending.CUT)
+        finally:
+            server.kill()
