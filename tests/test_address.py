@@ -157,6 +157,20 @@ def test_refuses_a_port_that_does_not_exist(port):
         Address("example.com", port)
 
 
+@pytest.mark.parametrize(
+    ("host", "network"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8:0:1:2:3:4:5", "2001:db8:0:1::/64"),
+        ("2001:db8:0:1::6", "2001:db8:0:1::/64"),
+        ("2001:db8::1", "2001:db8::/64"),
+    ],
+)
+def test_an_ipv6_client_is_known_by_the_network_that_it_has_to_itself(host, network):
+    assert Address(host, 0).network == network
+
+
 def test_an_address_shows_an_ipv6_host_in_brackets():
     assert str(Address("::1", 80)) == "[::1]:80"
     assert str(Address("example.com", 80)) == "example.com:80"

@@ -57,11 +57,13 @@ class Way(ProxyClient):
         super().__init__("way", 10)
         self.story = story
         self.act = act
+        self.asker = ""
         self.target, self._far = tcp_pair()
 
     def dial(self, target: Address, deadline: Deadline) -> Connected:
         """Connect, or do what the test says."""
         self.story.append(f"dial {target}")
+        self.asker = deadline.asker
         self.act()
         return Connected(TcpStream(self._far), BOUND, "home")
 
@@ -76,12 +78,13 @@ class Door:
     accepting: Act = nothing
     refusing: Act = nothing
     half_close_grace: float = 60.0
+    user: str = "alice"
 
     def greet(self) -> Wanted:
         """Say where the client wants to go."""
         self.story.append("greet")
         self.greeting()
-        return Wanted(TARGET, "alice")
+        return Wanted(TARGET, self.user)
 
     def accept(self, bound: Address | None) -> Stream:
         """Accept."""
@@ -197,6 +200,14 @@ def test_a_connection_is_greeted_dialled_accepted_relayed_and_accounted_for() ->
     assert (record.sent, record.received, record.end) == (8, 10, "finished")
     assert 20 <= record.ms < 5000
     assert stage.is_over()
+
+
+@pytest.mark.parametrize(("user", "asker"), [("alice", "alice"), ("", CLIENT.host)])
+def test_it_is_dialled_on_behalf_of_the_user_or_else_of_the_client(user: str, asker: str) -> None:
+    """Case 345: so that slow names hold up only whoever asked for them."""
+    stage = Stage(dialling=fails(DialError("no", Failure.REFUSED)), door={"user": user})
+    stage.refused()
+    assert stage.way.asker == asker
 
 
 def test_the_record_says_who_broke_it() -> None:

@@ -27,6 +27,10 @@ def test_a_step_ends_no_later_than_the_whole(step: float, longest: float) -> Non
     assert longest - LATE < Deadline(10.0).within(step).remaining() <= longest
 
 
+def test_a_step_is_on_behalf_of_the_same_one() -> None:
+    assert Deadline(10.0, "alice").within(1.0).asker == "alice"
+
+
 def test_a_block_that_takes_too_long_is_ended_and_named() -> None:
     started = time.monotonic()
     with pytest.raises(TimeoutError, match=r"^greeting timed out$"), Deadline(SOON).limit("greeting"):
