@@ -392,7 +392,7 @@ def test_a_client_that_leaves_is_not_dialled_for_any_longer() -> None:
     stage = Stage(dialling=forever)
     running = stage.start()
     reset(stage.client)
-    running.get(timeout=1)
+    running.get()
     assert stage.record.end == "client left"
     assert stage.story == ["greet", f"dial {TARGET}"]
 
@@ -409,7 +409,7 @@ def test_a_door_decides_how_long_a_half_closed_client_is_waited_for() -> None:
     impatient = Stage(dialling=forever, door={"half_close_grace": 0.0})
     running = impatient.start()
     impatient.client.shutdown(1)
-    running.get(timeout=1)
+    running.get()
     assert impatient.record.end == "client left"
 
 
@@ -425,7 +425,7 @@ def test_a_client_that_cannot_be_told_of_success_costs_the_target_no_more() -> N
 def test_a_client_that_does_not_read_its_refusal_is_not_waited_for() -> None:
     error = DialError("no", Failure.REFUSED)
     stage = Stage(dialling=fails(error), door={"refusing": forever})
-    stage.start().get(timeout=3)
+    stage.start().get()
     assert stage.is_over()
 
 

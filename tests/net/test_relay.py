@@ -10,7 +10,8 @@ import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import ClassVar
+from itertools import pairwise
+from typing import Any, ClassVar
 
 import gevent
 import pytest
@@ -24,7 +25,7 @@ from proxy.net.splice import PIPES
 from proxy.net.stream import Buffer, Ending, TcpStream
 from tests.net.wires import Spy, read_to_end, reset, send_and_end, tcp_pair
 
-LATE = 0.5  # seconds: how late a busy machine may be
+LATE = 8.0  # seconds: how late a busy machine may be
 MIB = 1 << 20
 
 both_copies = pytest.mark.parametrize("zero_copy", [True, False], ids=["splice", "copy"])
@@ -429,13 +430,13 @@ def test_a_busy_tunnel_leaves_the_loop_to_others(join: Join) -> None:
     tunnel = join()
     blasting = gevent.spawn(blast, tunnel.target)
     draining = gevent.spawn(read_and_forget, tunnel.client)
-    lags = []
-    for _ in range(50):
-        started = time.monotonic()
+    moved: list[int] = []
+    turn: Any = gevent.get_hub().loop.check()
+    turn.start(lambda: moved.append(tunnel.relay.received))
+    while tunnel.relay.received < 8 * MIB:
         gevent.sleep(0.001)
-        lags.append(time.monotonic() - started)
-    assert sorted(lags)[len(lags) // 2] < 0.03
-    assert tunnel.relay.received > MIB
+    turn.close()
+    assert max(after - before for before, after in pairwise(moved)) <= 4 * MIB
     gevent.killall([blasting, draining])
 
 
@@ -449,15 +450,15 @@ def read_and_forget(sock: socket.socket) -> None:
 def test_a_small_message_is_not_behind_a_big_transfer(join: Join) -> None:
     big, small = join(), join()
     busy = [gevent.spawn(blast, big.target), gevent.spawn(read_and_forget, big.client)]
-    delays = []
+    overtaken = []
     for _ in range(20):
-        started = time.monotonic()
+        before = big.relay.received
         small.client.sendall(b"x")
         assert small.target.recv(1) == b"x"
-        delays.append(time.monotonic() - started)
+        overtaken.append(big.relay.received - before)
         gevent.sleep(0.002)
     gevent.killall(busy)
-    assert sorted(delays)[len(delays) // 2] < 0.03
+    assert max(overtaken) <= 16 * MIB  # some turns of the loop, however long they take
 
 
 # -- time

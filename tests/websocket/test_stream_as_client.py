@@ -25,7 +25,6 @@ from tests.websocket.wire import (
     SAID_IN_TEN_FRAMES,
     Memory,
     Peer,
-    Stopwatch,
     Target,
     close_payload,
     frame,
@@ -275,9 +274,7 @@ def test_a_server_that_does_not_close_tcp_is_left(plain: Chain) -> None:
     assert read_rest(plain.client) == (b"", "FIN")
     plain.client.close()
     recv_masked(plain.server, FIN | CLOSE)
-    watch = Stopwatch()
     plain.server.read_rest()
-    assert watch.seconds < 3
 
 
 def test_a_client_that_dies_is_no_normal_end(plain: Chain) -> None:

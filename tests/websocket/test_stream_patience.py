@@ -42,7 +42,8 @@ from tests.websocket.wire import (
 
 MEBIBYTE = 1 << 20
 PING_INTERVAL = 0.5
-SLACK = 1.5  # seconds by which a busy machine may be late
+SLACK = 6.0  # seconds by which a busy machine may be late
+FAREWELL = 4.5  # seconds: less than one who does not answer a Close is waited for
 
 
 class Bench(NamedTuple):
@@ -100,7 +101,7 @@ def the_server_closes_tcp_first(bench: Bench) -> None:
         client.send(CLOSE, close_payload(1000))
         assert client.recv_close() == 1000  # though the target keeps its side open
         assert client.read_rest() == (b"", "FIN")
-        assert watch.seconds < 2
+        assert watch.seconds < FAREWELL
 
 
 @scenario
@@ -113,7 +114,7 @@ def the_server_closes_tcp_first_when_the_target_has_ended(bench: Bench) -> None:
         watch = Stopwatch()
         client.send(CLOSE, close_payload(1000))
         assert client.read_rest() == (b"", "FIN")
-        assert watch.seconds < 2
+        assert watch.seconds < FAREWELL
 
 
 @scenario
@@ -135,7 +136,7 @@ def a_client_that_goes_on_talking_instead_of_answering_our_close_is_left(bench: 
         assert client.recv_close() == 1011
         watch = Stopwatch()
         with suppress(ConnectionError):
-            while watch.seconds < 10:
+            while watch.seconds < 20:
                 client.send(BINARY, b"x" * 1000)
                 is_silent(client.sock, 0.05)
         assert watch.seconds < 6 + SLACK
@@ -149,7 +150,7 @@ def the_target_does_not_wait_for_the_goodbye_of_the_client(bench: Bench) -> None
         assert client.recv_close() == 1000
         watch = Stopwatch()
         assert read_rest(target) == (b"", "FIN")
-        assert watch.seconds < 1
+        assert watch.seconds < FAREWELL
 
 
 # -- half-close

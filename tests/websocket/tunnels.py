@@ -21,7 +21,6 @@ from tests.websocket.wire import (
     Frame,
     Memory,
     Peer,
-    Stopwatch,
     Target,
     frame,
     read_exact,
@@ -79,10 +78,8 @@ def assert_bears_frames_of_one_byte(pid: int, sender: Peer, receiver: socket.soc
     data = bytes(range(250)) * (count // 250)
     one_of_each = b"".join(frame(FIN | BINARY, bytes([byte]), sender.key) for byte in range(250))
     memory = Memory(pid)
-    watch = Stopwatch()
     with sending(sender, one_of_each * (count // 250)):
         assert read_exact(receiver, count) == data
-    assert watch.seconds < 30
     assert memory.growth < 4 << 20  # bytes
 
 
