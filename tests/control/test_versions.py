@@ -280,18 +280,19 @@ class TestReloading:
 class TestLargeFiles:
     def test_nobody_else_waits_for_one_to_be_read(self, house: House) -> None:
         """
-        What others wait is what a thread keeps the interpreter for.
+        What others wait is what a thread keeps the interpreter for: of all that reading costs, a small part.
 
         It is measured in processor time, so that other programs make no difference to it.
         """
-        longest = []
+        parts = []
         for attempt in range(3):
             users = "".join(f"user{number} = password-{number}-{attempt}\n" for number in range(5000))
             house.write(TEXT.replace("[listeners]", f"{users}[listeners]"))
             reload = gevent.spawn(house.versions.reload)
-            longest.append(max(turns_beside(reload)))
+            turns = list(turns_beside(reload))
+            parts.append(max(turns) / sum(turns))
             assert reload.get().status == "applied"
-        assert min(longest) < 0.02
+        assert min(parts) < 0.2
 
 
 def turns_beside(other: "gevent.Greenlet[..., object]") -> Iterator[float]:

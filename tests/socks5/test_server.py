@@ -287,8 +287,8 @@ def test_another_protocol_is_closed_at_once_and_logged_in_one_line(node, door, s
     with Peer(node.door(door), source) as peer:
         peer.send(script)
         assert peer.rest() == b""
-    line = node.wait_for_log(f"{source}:")
-    assert node.log.count(f"{source}:") == 1
+    line = node.wait_for_log(f" {source}:")
+    assert node.log.count(f" {source}:") == 1
     assert " info " in line
     assert "not SOCKS5" in line
 
