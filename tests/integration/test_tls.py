@@ -204,7 +204,7 @@ class TestTrust:
             pytest.raises(SocksRefused),
         ):
             clients.socks5(chain.door("socks"), "192.0.2.1", 80)
-        assert names == ["localhost"]
+        assert set(names) == {"localhost"}  # asked for a sign of life too
 
     def test_no_password_is_sent_to_a_peer_that_is_not_trusted(self, good: Certificate) -> None:
         received: list[bytes] = []
