@@ -115,9 +115,12 @@ def metrics(node: Proxy) -> dict[tuple[str, frozenset[str]], float]:
 def draining() -> Iterator[tuple[Proxy, Tunnel]]:
     """Stop a node that has one tunnel, and give both: it drains until the tunnel is closed."""
     config = {"proxy": {"drain_timeout": "30s"}, "listeners": {"socks": socks_door()}}
+    peers.find("curl")
     with Proxy(config) as node, Target(targets.hold) as target:
         tunnel = clients.socks5(node.door("socks"), "127.0.0.1", target.port)
         node.signal(signal.SIGTERM)
+        # The system makes one of two signals that come in the same moment, so the first is waited for.
+        node.wait_for_log("stopping: ")
         wait_until(lambda: curl(node, "/healthz")[0] == 503, "the drain to begin")
         yield node, tunnel
 
