@@ -1,7 +1,7 @@
 PYTHON_IN_VENV = .venv/bin/python
 TESTS =
 .DEFAULT_GOAL = help
-.PHONY: help run test bench report style format types clean venv
+.PHONY: help run test bench siege report style format types clean venv
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "make %-8s %s\n", $$1, $$2 }'
@@ -14,6 +14,9 @@ test: venv ## run the tests; make test TESTS="-k socks5" runs some of them
 
 bench: venv ## measure it beside its peers, in five minutes; QUICK=1 in one; see docs/performance.md
 	@$(PYTHON_IN_VENV) -m tests.bench
+
+siege: venv ## attack it, and show what a good client notices; see docs/security.md
+	@$(PYTHON_IN_VENV) -m tests.siege
 
 report: venv ## measure success rate, integrity, recovery and switch-over, on real runs
 	@$(PYTHON_IN_VENV) -m tests.report

@@ -1,0 +1,1 @@
+"""Attacks on a proxy, beside a good client that should not notice."""

@@ -1,0 +1,183 @@
+"""
+What strangers and users who mean harm do to a proxy. Each attack is a process of its own.
+
+``python -m tests.siege.attacks NAME PORTS SECONDS`` runs one against the doors of a node on this
+machine, and prints what it has sent. All are bounded in time, in count, and in connections.
+"""
+
+import json
+import os
+import random
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+
+from tests.integration import clients
+from tests.integration.clients import BINARY, PING
+
+HERE = "127.0.0.1"
+TUNNELS = int(os.environ.get("TUNNELS") or 100)
+LOGINS = 700
+DEPTH = 200
+HOSTS = 4200
+
+Ports = Mapping[str, int]
+
+
+@dataclass
+class Sent:
+    """What an attack has sent so far."""
+
+    requests: int = 0
+    size: int = 0
+
+
+def paced(each_second: float, seconds: float, most: int = 1 << 20) -> Iterator[int]:
+    """Count so fast, for so long, and no further than that; what cannot be done in time is left out."""
+    began = time.monotonic()
+    number = 0
+    while number < most and (now := time.monotonic()) - began < seconds:
+        yield number
+        number += 1
+        time.sleep(max(0.0, min(1 / each_second, began + number / each_second - now)))
+
+
+def ask(port: int, data: bytes, sent: Sent) -> bytes:
+    """Connect, say something, and hear the answer out, or what comes of it in a while."""
+    heard = b""
+    with socket.create_connection((HERE, port), 5) as sock, suppress(OSError):
+        sock.sendall(data)
+        sent.requests, sent.size = sent.requests + 1, sent.size + len(data)
+        while piece := sock.recv(4096):
+            heard += piece
+    return heard
+
+
+def strange(count: int, first: int = 0x4E00, last: int = 0x9FFF) -> str:
+    """Make a name that nobody has asked for before."""
+    return "".join(chr(random.randint(first, last)) for _ in range(count))
+
+
+def request(host: str) -> bytes:
+    """Write an upgrade request without a login, for a host in any characters."""
+    return clients.upgrade_request("HOST", 80).replace(b"HOST", host.encode(), 1)
+
+
+def names(ports: Ports, seconds: float, sent: Sent) -> None:
+    """Have names of 1,000 different characters turned into ASCII (at most 100 kB a second)."""
+    for _ in paced(25, seconds):
+        ask(ports["web"], request(strange(1000)), sent)
+
+
+def targets(ports: Ports, seconds: float, sent: Sent) -> None:
+    """Ask the upstream for a target that cannot be, so that it looks broken."""
+    greeting, target = b"\x05\x01\x00", b"\x05\x01\x00\x04" + socket.inet_pton(socket.AF_INET6, "fe80::1")
+    for _ in paced(50, seconds):
+        ask(ports["chain"], greeting + target + b"\x00\x50", sent)
+
+
+def frames(ports: Ports, seconds: float, sent: Sent) -> None:
+    """Send frames of one byte through many tunnels at once."""
+    _flood(ports, seconds, sent, bytes([0x80 | BINARY, 0x81, 0, 0, 0, 0]) + b"x")
+
+
+def pings(ports: Ports, seconds: float, sent: Sent) -> None:
+    """Send empty pings through many tunnels at once."""
+    _flood(ports, seconds, sent, bytes([0x80 | PING, 0x80, 0, 0, 0, 0]))
+
+
+def _flood(ports: Ports, seconds: float, sent: Sent, frame: bytes) -> None:
+    data = frame * (65_000 // len(frame))
+    with ExitStack() as stack:
+        socks = []
+        for _ in range(TUNNELS):
+            sock = stack.enter_context(socket.create_connection((HERE, ports["open-web"]), 5))
+            sock.sendall(clients.upgrade_request(HERE, ports["sink"]))
+            assert clients.read_response(sock)[0] == 101
+            sock.setblocking(False)
+            socks.append(sock)
+        left = dict.fromkeys(socks, b"")
+        for _ in paced(1, seconds):
+            left = {sock: rest or data for sock, rest in left.items()}
+            sent.requests += 1
+            until = time.monotonic() + 1
+            while any(left.values()) and time.monotonic() < until:
+                for sock in socks:
+                    with suppress(BlockingIOError):
+                        count = sock.send(left[sock]) if left[sock] else 0
+                        left[sock] = left[sock][count:]
+                        sent.size += count
+                    with suppress(BlockingIOError):
+                        sock.recv(1 << 16)  # pongs
+                time.sleep(0.001)
+
+
+def hosts(ports: Ports, seconds: float, sent: Sent) -> None:
+    """Send 4,200 requests, each with another host of 8 kB."""
+    for number in paced(HOSTS / seconds, seconds, HOSTS):
+        letters = strange(1990, 0x1F300, 0x1FAFF) if number % 2 else strange(7900, ord("a"), ord("z"))
+        ask(ports["web"], request(letters), sent)
+
+
+def loop(ports: Ports, seconds: float, sent: Sent) -> None:
+    """Ask the proxy for its own listener, and inside that again, 200 deep."""
+    own = b"\x05\x01\x00\x01" + socket.inet_aton(HERE) + ports["open"].to_bytes(2, "big")
+    for _ in paced(10, seconds):
+        with socket.create_connection((HERE, ports["open"]), 5) as sock, suppress(OSError):
+            for _ in range(DEPTH):
+                sock.sendall(b"\x05\x01\x00" + own)
+                sent.requests, sent.size = sent.requests + 1, sent.size + 3 + len(own)
+                clients.read_exact(sock, 2)
+                if clients.read_socks_reply(sock):
+                    break
+
+
+def logins(ports: Ports, seconds: float, sent: Sent) -> None:
+    """Have 700 wrong logins wait for their hash, and the next as soon as one was answered."""
+    message = b"\x05\x01\x02" + b"\x01\x04good\x05wrong"
+    waiting: list[socket.socket] = []
+    for _ in paced(500, seconds, 20_000):
+        with suppress(OSError):
+            sock = socket.create_connection((HERE, ports["login"]), 1)
+            sock.sendall(message)
+            sock.setblocking(False)
+            waiting.append(sock)
+            sent.requests, sent.size = sent.requests + 1, sent.size + len(message)
+        while len(waiting) >= LOGINS:
+            time.sleep(0.01)
+            waiting = [sock for sock in waiting if _still_waits(sock)]
+    for sock in waiting:
+        sock.close()
+
+
+def _still_waits(sock: socket.socket) -> bool:
+    with suppress(BlockingIOError):
+        while True:
+            try:
+                if sock.recv(100):
+                    continue
+            except ConnectionError:
+                pass
+            sock.close()
+            return False
+    return True
+
+
+ATTACKS: Mapping[str, Callable[[Ports, float, Sent], None]] = {
+    each.__name__: each for each in (names, targets, frames, pings, hosts, loop, logins)
+}
+
+
+def main() -> None:
+    """Run one attack."""
+    name, ports, seconds = sys.argv[1:]
+    sent = Sent()
+    ATTACKS[name](json.loads(ports), float(seconds), sent)
+    print(json.dumps({"requests": sent.requests, "size": sent.size}))
+
+
+if __name__ == "__main__":
+    main()
