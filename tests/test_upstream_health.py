@@ -25,7 +25,7 @@ from proxy.websocket.server import WebSocketServer
 from tests import scripted_upstreams as script
 from tests.integration.certificates import Authority
 from tests.integration.programs import free_port
-from tests.integration.targets import Target
+from tests.integration.targets import Target, reset
 from tests.scripted_upstreams import SOCKS_GREETED, Step, hear_head, http_answer, switch
 
 TARGET = Address("target.example", 443)
@@ -490,6 +490,7 @@ NAMES: dict[str, tuple[str, dict[str, Any], tuple[Step, ...], str]] = {
         *("socks5", {}, (script.hear_greeting, b"\x15\x03\x01\x00\x02\x02\x0a", script.end)),
         "no SOCKS5 proxy: a TLS server answered",
     ),
+    "SOCKS5 at TLS that waits": ("socks5", {}, (script.stall,), "answers no SOCKS5 greeting"),
     "SOCKS5 at SSH": (
         *("socks5", {}, (b"SSH-2.0-OpenSSH_9.9\r\n", script.end)),
         "no SOCKS5 proxy: an SSH server answered",
@@ -507,6 +508,7 @@ NAMES: dict[str, tuple[str, dict[str, Any], tuple[Step, ...], str]] = {
         "no HTTP server: a TLS server answered",
     ),
     "WebSocket at TLS that closes": ("websocket", {}, (hear_head, script.end), "does it want TLS (wss://)?"),
+    "WebSocket at TLS that resets": ("websocket", {}, (hear_head, reset), "does it want TLS (wss://)?"),
     "WebSocket at TLS of nginx": (
         *("websocket", {}, (hear_head, http_answer(400), script.end)),
         "answered 400 instead of 101: does it want TLS (wss://)? (ws://127.0.0.1:",

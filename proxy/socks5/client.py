@@ -66,10 +66,13 @@ class Socks5Client(UpstreamClient):
         except (socks.ProxyError, ProtocolError) as exc:
             raise self.blame(mouthpiece.nonsense(exc), transient=False) from exc
         except EOFError as exc:
-            reason = "it closed the connection without an answer"
-            raise self.blame(f"SOCKS5 handshake: {reason}", unclear=mouthpiece.waits_for_reply) from exc
+            reason = "it closed the connection during the SOCKS5 handshake"
+            raise self.blame(reason, unclear=mouthpiece.waits_for_reply) from exc
         except OSError as exc:
-            raise self.blame(reason_of(exc), exc, unclear=mouthpiece.waits_for_reply) from exc
+            reason = (
+                reason_of(exc) if mouthpiece.first else f"it answers no SOCKS5 greeting: {reason_of(exc)}"
+            )
+            raise self.blame(reason, exc, unclear=mouthpiece.waits_for_reply) from exc
 
     def _refusal(self, code: int, target: Address) -> DialError:
         # Also a general failure is an answer about the target, by a proxy that lives and knows its
@@ -129,7 +132,7 @@ class _Mouthpiece:
         self.read_exact = channel.read_exact
         self.last = b""  # what was read last
         self.waits_for_reply = False  # the request is sent, and nothing of the reply is there
-        self._first = b""
+        self.first = b""  # what was read first
 
     def makefile(self, *_: Any) -> "_Mouthpiece":
         """Be both the reader and the writer."""
@@ -139,14 +142,14 @@ class _Mouthpiece:
         """Read ``count`` bytes: a whole part of a message, in whatever pieces it comes."""
         self.last = self.read_exact(count)
         self.waits_for_reply = False
-        if not self._first:
-            self._first = self.last
+        if not self.first:
+            self.first = self.last
         return self.last
 
     def nonsense(self, exc: Exception) -> str:
         """Say what is wrong with what was read."""
-        if self._first[:1] != bytes([codec.VERSION]):
-            return f"this is no SOCKS5 proxy: {speaker_of(self._first)} answered"
+        if self.first[:1] != bytes([codec.VERSION]):
+            return f"this is no SOCKS5 proxy: {speaker_of(self.first)} answered"
         return f"SOCKS5 handshake: {exc}"
 
     def write(self, data: bytes) -> None:

@@ -112,10 +112,14 @@ class WebSocketClient(UpstreamClient):
             raise self.blame(os.strerror(errno.ETIMEDOUT), TimeoutError(), unclear=mouthpiece.waits) from exc
         except WebSocketException as exc:
             raise self.blame("its answer is no WebSocket handshake", transient=False) from exc
-        except EOFError as exc:
-            hint = "" if self._tls or not mouthpiece.waits else ": does it want TLS (wss://)?"
-            reason = f"it closed the connection without an answer{hint}"
-            raise self.blame(reason, unclear=mouthpiece.waits) from exc
+        except (EOFError, ConnectionError) as exc:
+            reason = "it closed the connection during the handshake"
+            if isinstance(exc, ConnectionError):
+                reason = reason_of(exc)
+            elif mouthpiece.waits:
+                reason = "it closed the connection without an answer"
+            hint = ": does it want TLS (wss://)?" if mouthpiece.waits and not self._tls else ""
+            raise self.blame(reason + hint, unclear=mouthpiece.waits) from exc
         except OSError as exc:
             raise self.blame(reason_of(exc), exc, unclear=mouthpiece.waits) from exc
 
