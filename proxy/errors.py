@@ -113,8 +113,15 @@ _BY_ERRNO = {
     # No IPv6 here: for this address there is no network to reach it by.
     errno.EAFNOSUPPORT: Failure.NETWORK_UNREACHABLE,
     errno.EADDRNOTAVAIL: Failure.NETWORK_UNREACHABLE,
+    # A route that swallows what is sent by it, an address that none can have; an interface that is gone.
+    errno.EINVAL: Failure.NETWORK_UNREACHABLE,
+    errno.ENODEV: Failure.NETWORK_UNREACHABLE,
+    errno.ENXIO: Failure.NETWORK_UNREACHABLE,
+    errno.ENETRESET: Failure.NETWORK_UNREACHABLE,
     errno.EHOSTUNREACH: Failure.HOST_UNREACHABLE,
     errno.EHOSTDOWN: Failure.HOST_UNREACHABLE,
+    # ICMP says that the host takes no TCP.
+    errno.ENOPROTOOPT: Failure.HOST_UNREACHABLE,
     errno.ETIMEDOUT: Failure.TIMED_OUT,
     errno.EACCES: Failure.NOT_ALLOWED,
     errno.EPERM: Failure.NOT_ALLOWED,

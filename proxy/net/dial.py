@@ -18,7 +18,7 @@ import gevent
 from gevent.queue import Empty, Queue
 
 from proxy.address import Address, IPAddress
-from proxy.errors import DialError, Failure, LimitError, ProxyError, failure_of, is_shortage, reason_of
+from proxy.errors import DialError, LimitError, ProxyError, failure_of, is_shortage, reason_of
 from proxy.net.deadline import Deadline, wait
 from proxy.net.limits import shortage
 from proxy.net.lookup import Found, look_up, look_up_all
@@ -66,11 +66,9 @@ def _connect(ip: IPAddress, address: Address, deadline: Deadline) -> Sock:
         where = str(address) if ip == address.ip else f"{address} ({ip})"
         if is_shortage(exc) or _ports_are_used_up(exc, family, sockaddr):
             raise shortage(where, exc) from exc
-        failure, reason = failure_of(exc), reason_of(exc)
-        if ip.version == 6 and ip.is_link_local and exc.errno in (errno.EINVAL, errno.ENODEV):
-            failure = Failure.NETWORK_UNREACHABLE
-            reason = reason if exc.errno == errno.ENODEV else "a link-local address needs its interface"
-        raise DialError(f"{where}: {reason}", failure) from exc
+        needs_interface = ip.version == 6 and ip.is_link_local and exc.errno == errno.EINVAL
+        reason = "a link-local address needs its interface" if needs_interface else reason_of(exc)
+        raise DialError(f"{where}: {reason}", failure_of(exc)) from exc
     except BaseException:
         if sock:
             sock.close()

@@ -403,6 +403,27 @@ def test_a_link_local_address_without_its_interface_is_out_of_reach() -> None:
     assert raised.value.failure is Failure.NETWORK_UNREACHABLE
 
 
+@pytest.mark.parametrize(
+    ("error", "failure"),
+    [
+        # connect(2), ip(7), tcp(7), and net/ipv4/icmp.c of Linux for what ICMP turns into
+        (errno.EINVAL, Failure.NETWORK_UNREACHABLE),
+        (errno.ENODEV, Failure.NETWORK_UNREACHABLE),
+        (errno.ENETRESET, Failure.NETWORK_UNREACHABLE),
+        (errno.ENOPROTOOPT, Failure.HOST_UNREACHABLE),
+        (errno.EHOSTDOWN, Failure.HOST_UNREACHABLE),
+    ],
+)
+def test_what_cannot_be_reached_is_said_to_be_unreachable(
+    monkeypatch: pytest.MonkeyPatch, error: int, failure: Failure
+) -> None:
+    """Case 371: a general failure would tell the client, and the next proxy, nothing."""
+    monkeypatch.setattr(module.Sock, "connect_ex", lambda sock, address: error)
+    with pytest.raises(DialError) as raised:
+        dial(Address("192.0.2.1", 80), Deadline(5))
+    assert raised.value.failure is failure
+
+
 # -- real connections
 
 
