@@ -14,6 +14,7 @@ from gevent import socket
 SOCKET_NAME = "control.sock"  # in state_dir
 CONFIG_HEADER = "X-Proxy-Config"  # the file with which the server runs that is meant
 
+_MOST = 64 << 20  # bytes of an answer
 _PATIENCE = 2.0  # seconds for another server to say that it is there
 
 
@@ -45,7 +46,10 @@ def ask(
     try:
         connection.request(method, target, None if content is None else json.dumps(content), headers)
         answer = connection.getresponse()
-        return answer.status, answer.read().decode()
+        body = answer.read(_MOST + 1)
+        if len(body) > _MOST:
+            raise http.client.HTTPException("the answer is too long")
+        return answer.status, body.decode("utf-8", "replace")
     finally:
         connection.close()
 

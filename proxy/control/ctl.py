@@ -7,6 +7,7 @@ is what one wants.
 
 import http.client
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -95,7 +96,7 @@ def _parse(arguments: Sequence[str]) -> "_Call | None":
         raise UsageError("--volatile belongs to set and unset")
     if "plain" in given and command != "set":
         raise UsageError("--plain belongs to set")
-    if command in _NUMBERED and not all(each.isdecimal() for each in words):
+    if command in _NUMBERED and not all(_NUMBER.fullmatch(each) for each in words):
         raise UsageError(f"{command} takes numbers")
     return _Call(command, words, given)
 
@@ -139,14 +140,19 @@ class _Call:
 
     def show(self, method: str, path: str, form: Callable[[Any], str], content: object = None) -> int:
         """Ask the server, and print its answer in a form for people, or as it is."""
-        status, text = self.ask(method, path, content)
-        answer = json.loads(text)
-        if self._as_json:
-            print(json.dumps(answer, indent=2))
-        elif "error" in answer:
-            raise CtlError(answer["error"])
-        else:
-            print(form(answer), file=sys.stdout if status < 400 else sys.stderr)
+        return self.tell(*self.ask(method, path, content), form)
+
+    def tell(self, status: int, text: str, form: Callable[[Any], str]) -> int:
+        """Print an answer; raises ``CtlError`` if it is an error, or makes no sense."""
+        try:
+            answer = json.loads(text)
+            problem = "" if self._as_json else answer.get("error", "")
+            shown = json.dumps(answer, indent=2) if self._as_json or problem else form(answer)
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise CtlError("the server's answer cannot be understood: is it of another version?") from None
+        if problem:
+            raise CtlError(problem)
+        print(show.text(shown), file=sys.stdout if status < 400 or self._as_json else sys.stderr)
         return OK if status < 400 else FAILED
 
 
@@ -223,8 +229,8 @@ def _show(call: _Call) -> int:
 def _metrics(call: _Call) -> int:
     status, text = call.ask("GET", "/metrics")
     if status != 200:
-        raise CtlError(json.loads(text)["error"])
-    print(text, end="")
+        return call.tell(status, text, str)
+    print(show.text(text))
     return OK
 
 
@@ -242,4 +248,5 @@ _COMMANDS: dict[str, Callable[[_Call], int]] = {
     "metrics": _metrics,
 }
 _ARGUMENTS = {"kill": (1, 1), "diff": (1, 2), "rollback": (0, 1), "set": (1, 1000), "unset": (1, 1000)}
+_NUMBER = re.compile("[0-9]{1,18}")
 _NUMBERED = {"kill", "diff", "rollback"}

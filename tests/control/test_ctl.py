@@ -292,6 +292,43 @@ def test_a_file_that_does_not_exist_is_said_to_be_missing(
     assert run(folder, "reload")[0] == 0  # the fixture's server has no file
 
 
+@pytest.mark.parametrize("answer", ["[]", "{}", '{"listeners": 1}', "null", "<html>", '{"error": 5}'])
+def test_an_answer_that_makes_no_sense_is_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], answer: str
+) -> None:
+    """Who answers need not be our server, or may be an older one."""
+    code, _ = run(folder, "status", answer=answer)
+    assert code == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("proxy-server: ")
+    assert said.err.count("\n") == 1
+    assert "internal error" not in said.err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["status"], ["metrics"], ["show"], ["reload"], ["kill", "1"]], ids=" ".join
+)
+@pytest.mark.parametrize("as_json", [[], ["--json"]], ids=["text", "json"])
+def test_no_answer_steers_the_terminal(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], as_json: list[str]
+) -> None:
+    """Whatever stands in it, and wherever."""
+    evil = "\x1b[31m\x9b2J\u202e\r"
+    answers: dict[str, object] = {
+        "status": STATUS | {"program": evil},
+        "metrics": f"{evil} 1",
+        "show": {"text": f"[proxy]\n{evil}"},
+        "reload": APPLIED | {"version": evil},
+        "kill": {"id": evil},
+    }
+    assert run(folder, *as_json, *arguments, answer=answers[arguments[0]])[0] == 0
+    said = capsys.readouterr()
+    lines = (said.out + said.err).split("\n")
+    assert all(line.isprintable() for line in lines), lines
+    assert "31m" in said.out + said.err
+
+
 def test_what_is_no_server_of_ours_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     server = Server(folder)
     server._answer = b"220 mail.example.com\r\n"
