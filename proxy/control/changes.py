@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from proxy.accesslog import quoted
 from proxy.control.configspec import Path, is_secret, shown
-from proxy.control.edit import Document, Place, dotted, redact, settings
+from proxy.control.edit import Document, Place, dotted, redact
 
 _MOST_NAMES = 10
 _MOST_CHANGES = 20
@@ -31,16 +31,21 @@ def summary(old: str, new: str) -> str:
 
 
 def diff(old: str, new: str, old_name: str, new_name: str) -> str:
-    """Compare two texts line by line, their secrets blotted out."""
-    before, after = settings(old), settings(new)
-    changed = {
-        place
-        for place in before.keys() & after.keys()
-        if before[place] != after[place] and shown(*place, before[place]) == shown(*place, after[place])
-    }
-    before_lines, after_lines = redact(old).splitlines(), redact(new, changed).splitlines()
-    lines = difflib.unified_diff(before_lines, after_lines, old_name, new_name, lineterm="")
-    return "".join(f"{line}\n" for line in lines)
+    """Compare two texts line by line, without their secrets; what is not shown is said to have changed."""
+    # The lines themselves are compared. They stand behind a NUL, and are cut off again.
+    before, after = ([f"{seen}\0{line}" for seen, line in redact(text)] for text in (old, new))
+    gone: set[str] = set()
+    told = []
+    for line in difflib.unified_diff(before, after, old_name, new_name, lineterm=""):
+        seen = line.partition("\0")[0]
+        if seen.startswith("-"):
+            gone.add(seen[1:])
+        elif seen.startswith("@@"):
+            gone.clear()
+        elif seen.startswith("+") and seen[1:] in gone:
+            seen += "  # changed"
+        told.append(f"{seen}\n")
+    return "".join(told)
 
 
 def _passwords(found: Settings) -> dict[str, str]:

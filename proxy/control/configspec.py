@@ -4,7 +4,7 @@ What a configuration file may have: the configspec, the checks it names, and wha
 
 import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from enum import Enum
 from importlib import resources
 
@@ -70,9 +70,19 @@ def is_secret(path: Path, key: str) -> bool:
 
 def shown(path: Path, key: str, value: str) -> str:
     """Give a value as others may see it."""
-    if is_secret(path, key):
+    if is_secret(path, key) or not knows(path, key):
         return REDACTED if value else ""
-    return without_query(value) if key == "proxy_address" else value
+    if key not in ("proxy_address", "listen_addr"):
+        return value
+    address = without_query(value)
+    return REDACTED if "@" in address else address  # with credentials, which do not belong there
+
+
+def knows(path: Path, key: str = "") -> bool:
+    """Tell whether there can be such a section, or such a setting in it."""
+    if not path or path[0] not in SPEC.sections or (len(path) > 1 and _why_no_child(path)):
+        return False
+    return not key or key in keys_of(path) or _MANY in keys_of(path)
 
 
 def keys_of(path: Path) -> tuple[str, ...]:
@@ -91,10 +101,15 @@ def why_no_section(path: Path, depth: int, keys: set[str]) -> str:
     if not path[0]:
         is_known = name in SPEC.sections
         return f"has too many brackets: write [{name}]" if is_known else _why_unknown_section(name, keys)
+    return _why_no_child(path, keys)
+
+
+def _why_no_child(path: Path, keys: Collection[str] = ()) -> str:
+    name = path[-1]
     if _MANY not in SPEC[path[0]].sections:
         hint = f"write [{name}]" if name in SPEC.sections else "write its settings as key = value"
         return f"there are no sections inside [{path[0]}]: {hint}"
-    if name in SPEC.sections and not keys & {"protocol", "listen_addr", "type"}:
+    if name in SPEC.sections and not {"protocol", "listen_addr", "type"}.intersection(keys):
         return f"this would be a part of [{path[0]}]: write [{name}]"
     if name in _RESERVED or not re.fullmatch(r"[\w.-]+", name):
         return "a name consists of letters, digits, and the characters _ . -"

@@ -7,11 +7,11 @@ was read without a problem; whatever comes out is for ``configfile`` to judge.
 """
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 from proxy.address import REDACTED
 from proxy.control import inisyntax
-from proxy.control.configspec import SPEC, Path, did_you_mean, is_secret, keys_of, shown
+from proxy.control.configspec import SPEC, Path, did_you_mean, is_secret, keys_of, knows, shown
 from proxy.control.inisyntax import CONTROL, Header, Setting
 from proxy.errors import ConfigError
 
@@ -21,11 +21,6 @@ Edit = tuple[str, str | None]  # a dotted name and its value; None takes the set
 _PARENTS = ("listeners", "upstreams")
 _NAME = re.compile(r"[\w.@+-]+")
 _NAMES = re.compile(r"[\w.-]+([ \t]*,[ \t]*[\w.-]+)*")
-# What may be the section of the users, a user, a secret or an address that was made a comment.
-_SILENCED_USERS = re.compile(r"""[# \t]*#[ \t]*\[[ \t]*["']?auth_users\b""")
-_SILENCED_USER = re.compile(r"^(#.*?[^\s=:#][ \t]*[=:][ \t]*)\S.*")
-_SILENCED_SECRET = re.compile(r"""^(#.*?(?:passw|token|secret)\w*["']?[ \t]*[=:][ \t]*)\S.*""", re.IGNORECASE)
-_SILENCED_QUERY = re.compile(r"(://[^\s?]*\?)\S+")
 
 
 def edit(text: str, edits: Iterable[Edit], *, is_again: bool = False) -> str:
@@ -55,9 +50,14 @@ def edit(text: str, edits: Iterable[Edit], *, is_again: bool = False) -> str:
     return changed
 
 
-def redact(text: str, changed: Collection[Place] = ()) -> str:
-    """Blot out all passwords and tokens; those at the places that changed are said to be so."""
-    return Document(text).redacted(changed)
+def redact(text: str) -> list[tuple[str, str]]:
+    """
+    Give all lines as others may see them, each beside the line itself, by which two can be compared.
+
+    Shown is what is known to be no secret: sections, settings that there can be, and the names of users.
+    A comment may say anything, and so may a line that nothing is known of.
+    """
+    return Document(text).redacted()
 
 
 def settings(text: str) -> dict[Place, str]:
@@ -89,6 +89,7 @@ class _Block:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.header = -1  # where that is
         self.lines: list[str | None] = []  # None is a line that was taken away
         self.at: dict[str, int] = {}  # where its settings are
         self._last = -1  # of its settings, or its header
@@ -98,6 +99,8 @@ class _Block:
         """Add a line below the others."""
         if item is not None:
             self._last = len(self.lines)
+        if isinstance(item, Header):
+            self.header = self._last
         if isinstance(item, Setting) and item.key not in self.at:
             self.at[item.key] = self._last
             self._columns.add(len(_head(line, item).rstrip()))
@@ -212,19 +215,18 @@ class Document:
                 self._blocks[index - 1].lines += self._blocks[index].split_tail()
                 del self._by_path[self._blocks.pop(index).path]
 
-    def redacted(self, changed: Collection[Place] = ()) -> str:
-        """Give the text with all secrets blotted out."""
+    def redacted(self) -> list[tuple[str, str]]:
+        """Give all lines as others may see them, each beside the line itself."""
         lines = []
         for block in self._blocks:
-            at = {index: key for key, index in block.at.items()}
-            among_users = block.path == ("auth_users",)
+            keys = {index: key for key, index in block.at.items()}
             for index, line in enumerate(block.lines):
-                if line is None:
-                    continue
-                # How far a section reaches that was made a comment nobody knows: up to the next header.
-                among_users = among_users or bool(_SILENCED_USERS.match(line))
-                lines.append(_blotted(line, (block.path, at.get(index, "")), changed, among_users))
-        return "\n".join(lines)
+                if line is not None:
+                    is_header = index == block.header
+                    lines.append(
+                        (_redacted(line, block.path, keys.get(index, ""), is_header=is_header), line)
+                    )
+        return lines
 
     def _open(self, path: Path) -> _Block:
         """Find a section, or make it: the last of its kind, or of all."""
@@ -291,28 +293,32 @@ def _written(place: Place, value: str, *, beside_a_comment: bool = False) -> str
     return inisyntax.quote(value, always=beside_a_comment and is_secret(path, key))
 
 
-def _blotted(line: str, place: Place, changed: Collection[Place], among_users: bool) -> str:
-    path, key = place
-    if not key:
-        before, sign, comment = line.partition("#")
-        return before + _blotted_comment(sign + comment, among_users)
+def _redacted(line: str, path: Path, key: str, *, is_header: bool) -> str:
+    body = line.rstrip(" \t\r")
+    start = body[: len(body) - len(body.lstrip(" \t"))]
+    if is_header:
+        return start + _redacted_header(body, path)
+    if key and knows(path, key):
+        return _redacted_setting(line, path, key)
+    if body[len(start) :].startswith("#"):
+        return f"{start}# {REDACTED}"
+    return REDACTED if body else ""
+
+
+def _redacted_header(body: str, path: Path) -> str:
+    name = path[-1] if knows(path) else REDACTED
+    mark = f"  # {REDACTED}" if "#" in body.partition("]")[2] else ""
+    return "[" * len(path) + name + "]" * len(path) + mark
+
+
+def _redacted_setting(line: str, path: Path, key: str) -> str:
     setting = _setting(line)
     head = _head(line, setting)
-    note = "  # changed" if place in changed else ""
-    if is_secret(path, key):
-        return f"{head.rstrip()} {REDACTED}{note}"
     try:
         value = inisyntax.read_value(setting.raw)
     except ValueError:  # in a file that is damaged
-        return f"{head.rstrip()} {REDACTED}{note}"
-    if shown(path, key, value.text) != value.text:
-        return f"{head}{shown(path, key, value.text)}{note}"
-    bare = line.rstrip(" \t\r").removesuffix(value.comment)
-    return f"{bare}{_blotted_comment(value.comment, among_users)}" if value.comment else line
-
-
-def _blotted_comment(comment: str, among_users: bool) -> str:
-    hidden = rf"\g<1>{REDACTED}"
-    for pattern in (_SILENCED_USER,) if among_users else (_SILENCED_SECRET, _SILENCED_QUERY):
-        comment = pattern.sub(hidden, comment)
-    return comment
+        return f"{head.rstrip()} {REDACTED}"
+    text = shown(path, key, value.text)
+    if text == value.text:
+        text = setting.raw.removesuffix(value.comment).rstrip(" \t")
+    return f"{head}{text}{value.gap}# {REDACTED}" if value.comment else f"{head}{text}".rstrip()

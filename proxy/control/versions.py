@@ -155,7 +155,8 @@ class Versions:
 
     def redacted(self, number: int) -> str:
         """Give the text of a version without its secrets; raises ``KeyError``."""
-        return self._run(partial(redact, self.get(number).text))
+        text = self.get(number).text
+        return "\n".join(seen for seen, _ in self._run(partial(redact, text)))
 
     def diff(self, a: int, b: int) -> str:
         """Compare two versions, without their secrets; raises ``KeyError``."""

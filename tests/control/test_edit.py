@@ -223,13 +223,17 @@ def test_a_password_reads_back_the_same_for_every_reader_or_is_refused(password)
         assert configfile.parse(text.encode(), "").config.listeners[0].auth_users == {"alice": password}
 
 
+def shown(text):
+    return "\n".join(line for line, _ in redact(text))
+
+
 def test_no_secret_is_left_in_a_redacted_text_not_even_in_a_comment():
     """CASES H210."""
-    text = redact(TEXT + "# proxy_password = cheshire\n[control]\ntoken = sesame\n")
+    text = shown(TEXT + "# proxy_password = cheshire\n[control]\ntoken = sesame\n")
     for secret in ("wonderland", "rabbit", "old secret", "ask Bob", "cheshire", "sesame"):
         assert secret not in text
     assert "alice = ********" in text
-    assert "timeout           = 30s     # the whole budget" in text
+    assert "timeout           = 30s     # ********" in text
 
 
 @pytest.mark.parametrize(
@@ -255,27 +259,44 @@ def test_no_secret_is_left_in_a_redacted_text_not_even_in_a_comment():
         "[[b]]\nproxy_address = wss://gw/t  # was wss://gw/t?a,silenced",
         "#[[b]]\n#proxy_address = wss://gw/t?silenced",
         "[[b]]\nproxy_username = a#proxy_password = silenced",
+        # Case 374: a list of words misses these.
+        "# ws://user:silenced@gw/",
+        "# pass = silenced",
+        "[control]  # api_key silenced",
+        "[control]\nlisten_addr = 127.0.0.1:1  # curl -u me:silenced",
+        "#carol = silenced\n#[auth_users]",
+        "# gw:80?silenced",
+        "    # silenced",
+        "#silenced",
+        "[[b]]\nproxy_address = ws://me:silenced@gw/",
+        "[control]\nsilenced = x",
+        "[control]\nsilenced",
+        "[silenced]",
+        "[[silenced there]]",
+        '[[b]]\nproxy_username = a\nproxy_username = "silenced"',
     ],
 )
 @pytest.mark.parametrize("end", ["\n", "\r\n"], ids=ascii)
 def test_no_secret_is_left_where_somebody_silenced_it(line, end):
     """CASES H210."""
-    text = redact(f"{TEXT}{line}\n[proxy]\nsplice = off  # for now\n".replace("\n", end))
+    text = shown(f"{TEXT}{line}\n[proxy]\nsplice = off\n".replace("\n", end))
     assert "silenced" not in text
     assert "********" in text
-    assert "splice = off  # for now" in text
+    assert text.endswith("[proxy]\nsplice = off\n")
 
 
 def test_what_is_no_secret_stays_readable():
     lines = [
-        "# [proxy] comes first: it holds for all",
-        "idle_timeout = 5m  # 0 = never",
-        "#drain_timeout = 30s",
-        "proxy_address = wss://gw/t",
-        "# see https://example.com/manual",
+        "idle_timeout = 5m",
+        "  log_level =  'info'",
+        "",
+        "[auth_users]",
+        "[listeners]",
+        "[[a.b]]",
+        "path = /x",
     ]
     text = "[proxy]\n" + "\n".join(lines)
-    assert redact(text) == text
+    assert shown(text) == text
 
 
 class TestSaying:
@@ -320,4 +341,25 @@ class TestSaying:
         assert "looking glass" not in text
         assert text.startswith("--- version 1\n+++ version 2\n")
         assert "-alice = ********\n+alice = ********  # changed\n" in text
-        assert "+timeout           = 1m      # the whole budget\n" in text
+        assert "+timeout           = 1m      # ********\n" in text
+
+    @pytest.mark.parametrize(
+        ("old", "new", "said"),
+        [
+            ("# The doors.", "# Mine.", ["-# ********", "+# ********  # changed"]),
+            (
+                "# the whole budget",
+                "# api_key = silenced",
+                [
+                    "-timeout           = 30s     # ********",
+                    "+timeout           = 30s     # ********  # changed",
+                ],
+            ),
+            ("# The doors.\n", "# The doors.\n# silenced\n", ["+# ********"]),
+        ],
+    )
+    def test_of_a_comment_a_diff_says_that_it_changed(self, old, new, said):
+        """Case 374."""
+        assert old in TEXT
+        text = changes.diff(TEXT, TEXT.replace(old, new), "1", "2")
+        assert [line for line in text.splitlines()[2:] if line[0] in "+-"] == said

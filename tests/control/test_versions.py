@@ -909,7 +909,7 @@ class TestLookingBack:
         (history / "000006.ini").write_text(about.replace('"number": 5', '"number": "6"') + f"\n{TEXT}")
         house.versions = house.start()
         assert house.numbers == [1, 5, 7]
-        assert "-timeout = 1s" in house.versions.diff(5, 7)
+        assert "-********" in house.versions.diff(5, 7)  # what stands above all sections can be anything
         rejected(house, house.versions.rollback(5), "version 5:", version=7)
 
 
