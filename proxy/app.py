@@ -125,8 +125,7 @@ class App:
         for note in self.reopen_logs():
             log.warning("%s", note)
         self._make_room()
-        self._listeners.inherit(self._plan, self.inherited)
-        self._listeners.open(self._plan, patient=self._patient)
+        self._listeners.open(self._plan, self.inherited, patient=self._patient)
         self._listeners.change(self._plan)
         for server in self.servers:
             self._announce(server)

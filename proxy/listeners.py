@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from proxy.accesslog import NO_LOG, AccessLog
+from proxy.address import Place
 from proxy.config import Protocol, ProxyConfig, ServerConfig
 from proxy.errors import ProxyError, reason_of
 from proxy.metrics import Metrics
 from proxy.net.listen import Acceptor
-from proxy.net.opening import BACKLOG, Latecomers, Opening, close_to_clients, place_of
+from proxy.net.opening import BACKLOG, PATIENCE, Latecomers, Opening, close_to_clients, place_of
 from proxy.net.stream import Socket
 from proxy.server import ProxyServer, build_runtime
 from proxy.session import Runtime
@@ -99,31 +100,20 @@ class Listeners:
         plan.leaving = [server for server in self.accepting if server not in plan.servers]
         return plan
 
-    def inherit(self, plan: Plan, sockets: Iterable[Socket]) -> None:
-        """
-        Take over sockets that somebody opened for us.
-
-        They are kept also where no listener has their address: only with them can it become one's again.
-        """
-        wanted = {place for opening in plan.openings.values() for place in opening.look_up()}
-        for sock in sockets:
-            self._inherited.append(sock)
-            if place_of(sock) not in wanted:
-                log.warning("no listener has the address of the inherited socket %s", place_of(sock))
-                close_to_clients(sock)
-
-    def open(self, plan: Plan, *, patient: bool = False) -> None:
+    def open(self, plan: Plan, inherited: Iterable[Socket] = (), *, patient: bool = False) -> None:
         """
         Open the addresses that are new; raises ``ProxyError``, and then nothing has changed.
 
         What is at hand is copied, with the clients that wait in it: the sockets of those who leave, and
-        those that were inherited. Only who is ``patient`` gets a server for an address that is not there
-        yet, or who has waited for it until now; but one that has several may have the others later.
+        those that were ``inherited``. Only who is ``patient`` gets a server for an address that is not
+        there yet, or who has waited for it until now; but one that has several may have the others later.
         """
+        within = PATIENCE if patient else None
+        wanted = [place for each in plan.openings.values() for place in each.look_up(within)]
+        self._inherit(inherited, wanted)
         leaving = [(place_of(each.socket), each) for server in plan.leaving for each in server.acceptors]
         at_hand = {place_of(sock): sock for sock in self._inherited}
         at_hand |= {place: acceptor.socket for place, acceptor in leaving}
-        wanted = [place for opening in plan.openings.values() for place in opening.look_up()]
         awaited = [_place(server.config) for server in plan.leaving if server.missing]
         # As :1080 is in the way of 127.0.0.1:1080, whether we opened it or not.
         in_the_way = [
@@ -143,6 +133,14 @@ class Listeners:
             for server in plan.leaving:
                 self._resume(server, in_the_way)
             raise
+
+    def _inherit(self, sockets: Iterable[Socket], wanted: Sequence[Place]) -> None:
+        """Keep sockets for good: only with them can an address be had again that a listener gives up."""
+        for sock in sockets:
+            self._inherited.append(sock)
+            if place_of(sock) not in wanted:
+                log.warning("no listener has the address of the inherited socket %s", place_of(sock))
+                close_to_clients(sock)
 
     def _resume(self, server: ProxyServer, paused: Sequence[Acceptor]) -> None:
         """Have a server accept again where it was paused; where somebody was quicker, it waits for that."""

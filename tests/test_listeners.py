@@ -3,6 +3,7 @@
 import errno
 import os
 import socket as std_socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,7 +48,6 @@ def config(**addresses: str) -> ProxyConfig:
 def change(listeners: Listeners, config: ProxyConfig, **how: Any) -> Plan:
     """Do all three steps."""
     plan = listeners.plan(config)
-    listeners.inherit(plan, how.pop("inherited", ()))
     listeners.open(plan, **how)
     listeners.change(plan)
     return plan
@@ -332,6 +332,32 @@ def test_who_is_patient_starts_without_an_address_that_is_not_there(listeners: L
     assert (away.missing, away.addresses) == ([f"{NOT_OURS}:1080"], [])
     assert not other.missing
     assert reaches(here)
+
+
+def test_a_name_server_that_is_silent_holds_nobody_up(
+    listeners: Listeners, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Case 349: its answer is taken when it comes."""
+    monkeypatch.setattr("proxy.listeners.PATIENCE", 0.01)
+    monkeypatch.setattr(opening, "RETRY", 0.01)
+    answered = threading.Event()
+
+    def answer(host: str, port: int, *_: object) -> list[object]:
+        assert answered.wait(10)
+        return [(std_socket.AF_INET, std_socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(opening, "_getaddrinfo", answer)
+    slow, here = f"slow.example:{free_port()}", free_address()
+    change(listeners, config(slow=slow, here=here), patient=True)
+    assert reaches(here)
+    (waiting, _) = listeners.accepting
+    assert waiting.missing == [slow]
+    assert waiting.opening
+    assert waiting.opening.problem == "the name lookup takes its time"
+    answered.set()
+    while waiting.missing:
+        gevent.sleep(0.01)
+    assert reaches(slow.replace("slow.example", "127.0.0.1"))
 
 
 def test_an_address_that_is_in_use_is_not_waited_for(listeners: Listeners) -> None:

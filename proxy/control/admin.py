@@ -32,7 +32,7 @@ from proxy.control.outcome import Conflict, Outcome
 from proxy.control.versions import Versions
 from proxy.errors import reason_of
 from proxy.metrics import render
-from proxy.net.opening import Latecomers, Opening
+from proxy.net.opening import PATIENCE, Latecomers, Opening
 from proxy.net.stream import Ending, Socket
 from proxy.websocket.headers import HttpError, RequestHead
 
@@ -99,6 +99,7 @@ class Admin:
     def _open_tcp(self, endpoint: Endpoint) -> None:
         self._hosts.add(endpoint.host or "localhost")
         opening = Opening(endpoint)
+        opening.look_up(PATIENCE)
         self._serve_on(opening.open())
         if opening.missing:
             where = ", ".join(opening.missing)

@@ -27,12 +27,13 @@ log = logging.getLogger(__name__)
 
 BACKLOG = 1024  # connections: a burst of clients waits here while we accept
 RETRY = 1.0  # seconds until what is not there is looked for again
+PATIENCE = 2.0  # seconds for which one name's lookup may hold up the start of everything else
 
 # The address, its family or its interface is not there.
 _NOT_THERE = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.ENODEV}
 
 _getaddrinfo = get_original("socket", "getaddrinfo")
-_workers = Workers(1)
+_workers = Workers(8)
 
 
 class Opening:
@@ -56,37 +57,39 @@ class Opening:
             return [str(self.endpoint)]
         return [str(place) for place in self._places if place not in self._opened]
 
-    def look_up(self) -> list[Place]:
+    def look_up(self, within: float | None = None) -> list[Place]:
         """
         Find out which addresses it has, in a thread where that may take its time.
 
-        There are none as long as no name server answers; raises ``ProxyError`` if there is no such name.
+        There are none as long as no name server answers, or none in so many seconds; raises ``ProxyError``
+        if there is no such name.
         """
-        if self._places is None and self.endpoint.place:
+        if self._places is None and (self.endpoint.place or not self.endpoint.host):
             self._places = find(self.endpoint)
         elif self._places is None:
-            self._places = _workers.run(self._ask_system)
+            with _workers.job(lambda: find(self.endpoint), key=self.endpoint) as lookup:
+                lookup.outcome.wait(within)
+                if not lookup.outcome.ready():
+                    self.problem = "the name lookup takes its time"
+                    return []
+                try:
+                    self._places = lookup.get()
+                except std_socket.gaierror as exc:
+                    if exc.errno != std_socket.EAI_AGAIN:
+                        raise self._error(exc) from exc
+                    self.problem = reason_of(exc)
         return self._places or []
-
-    def _ask_system(self) -> list[Place] | None:
-        try:
-            return find(self.endpoint)
-        except std_socket.gaierror as exc:
-            if exc.errno != std_socket.EAI_AGAIN:
-                raise self._error(exc) from exc
-            self.problem = reason_of(exc)
-            return None
 
     def open(self, at_hand: Mapping[Place, socket.socket] | None = None) -> list[socket.socket]:
         """
-        Open what is there by now, and has not been opened; return it.
+        Open what is there by now, after ``look_up``, and has not been opened; return it.
 
         Sockets ``at_hand`` that listen in the right place already are copied. Raises ``ProxyError`` that
         names the address and the cause for what is not merely missing, and then nothing was opened.
         """
         opened: dict[Place, socket.socket] = {}
         try:
-            for place in self.look_up():
+            for place in self._places or []:
                 if place not in self._opened:
                     self._open_place(place, opened, at_hand or {})
         except BaseException as exc:
@@ -146,6 +149,7 @@ def bind(endpoint: Endpoint) -> list[socket.socket]:
     Raises ``ProxyError`` that names the address and the cause, also if nothing of it is there.
     """
     opening = Opening(endpoint)
+    opening.look_up()
     socks = opening.open()
     if not socks:
         raise ProxyError(f"cannot listen on {endpoint}: {opening.problem}")
@@ -216,13 +220,12 @@ class Latecomers:
 
     def __init__(self) -> None:
         self._expected: dict[Opening, Callable[[list[socket.socket]], None]] = {}
-        self._greenlet: gevent.Greenlet[[], None] | None = None
 
     def expect(self, opening: Opening, use: Callable[[list[socket.socket]], None]) -> None:
         """Try what is missing again until nothing is."""
+        if opening not in self._expected:
+            gevent.spawn(self._run, opening)  # for each, as the lookup of one may hang
         self._expected[opening] = use
-        if not self._greenlet:
-            self._greenlet = gevent.spawn(self._run)
 
     def forget(self, opening: Opening) -> None:
         """Try it no more."""
@@ -232,16 +235,16 @@ class Latecomers:
         """Try nothing more."""
         self._expected.clear()
 
-    def _run(self) -> None:
-        while self._expected:
+    def _run(self, opening: Opening) -> None:
+        while opening in self._expected:
             gevent.sleep(RETRY)
-            for opening in list(self._expected):
+            if opening in self._expected:
                 self._try(opening)
-        self._greenlet = None
 
     def _try(self, opening: Opening) -> None:
         problem = opening.problem
         try:
+            opening.look_up()
             socks = opening.open()
         except ProxyError:
             socks = []

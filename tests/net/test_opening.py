@@ -203,7 +203,7 @@ def test_a_busy_address_is_not_one_that_is_missing(monkeypatch: pytest.MonkeyPat
     port = busy.getsockname()[1]
     resolve_to(monkeypatch, ["127.0.0.1", "127.0.0.2"])
     with pytest.raises(ProxyError, match="Address already in use"):
-        Opening(Endpoint.parse(f"both.example:{port}")).open()
+        bind(Endpoint.parse(f"both.example:{port}"))
     assert not can_connect("127.0.0.1", port)
     busy.close()
 
@@ -216,8 +216,10 @@ def test_no_descriptor_for_a_copy_is_our_own_shortage(monkeypatch: pytest.Monkey
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     monkeypatch.setattr(os, "dup", none_left)
+    opened = Opening(Endpoint.parse(str(place)))
+    opened.look_up()
     with pytest.raises(ProxyError, match="Too many open files") as caught:
-        Opening(Endpoint.parse(str(place))).open({place: sock})
+        opened.open({place: sock})
     assert caught.value.failure is Failure.LIMIT
     sock.close()
 
@@ -247,7 +249,7 @@ def test_what_comes_later_is_opened_then(
     resolve_to(monkeypatch, *outcomes)
     late = Opening(Endpoint.parse(f"late.example:{port}"))
     if len(outcomes) > 1:
-        assert late.open() == []
+        assert late.look_up() == []
         assert late.missing == [f"late.example:{port}"]
     arrived: list[socket.socket] = []
     latecomers.expect(late, arrived.extend)
