@@ -463,6 +463,18 @@ def test_a_log_that_fails_is_no_reason_to_leave_a_connection_open(
     assert stage.refused() == b"no"
 
 
+def test_a_bug_between_accepting_and_relaying_leaves_neither_side_open(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor is the client refused, in the middle of what it takes for its target's answer."""
+    stage = Stage()
+    monkeypatch.setattr(DataForwarder, "relay", lambda *_: fails(RuntimeError("a bug"))())
+    stage.run()
+    for end in (stage.client, stage.way.target):
+        with pytest.raises(ConnectionResetError):
+            end.recv(1)
+
+
 # -- logging in
 
 

@@ -158,8 +158,7 @@ class TcpStream:
     def __init__(self, sock: Any, early: bytes = b"") -> None:
         """Take a socket over, with bytes that were already received from it."""
         self._sock = take_over(sock)
-        with suppress(OSError):
-            self._sock.setsockopt(std_socket.SOL_SOCKET, std_socket.SO_LINGER, _RESET)
+        self._set_linger(_RESET)
         self.reader = self._make_reader()
         self.on_blocked: Callable[[], None] = nobody_cares
         self._early = early
@@ -169,6 +168,12 @@ class TcpStream:
 
     def _make_reader(self) -> Any:
         return self._sock.reader
+
+    def _set_linger(self, linger: bytes) -> None:
+        # Not inherited from the listener, which would save one call in four: everything that closes before
+        # there is a relay, and whoever else is given that listener, would have to take it back.
+        with suppress(OSError):  # some systems refuse it when the peer is gone
+            self._sock.setsockopt(std_socket.SOL_SOCKET, std_socket.SO_LINGER, linger)
 
     @property
     def writer(self) -> Any:
@@ -301,8 +306,7 @@ class TcpStream:
     def farewell(self, ending: Ending) -> None:
         """Close with a FIN, or with a reset if the relay was cut: a cut must not look like an end."""
         if ending is Ending.FINISHED:
-            with suppress(OSError):
-                self._sock.setsockopt(std_socket.SOL_SOCKET, std_socket.SO_LINGER, _FIN)
+            self._set_linger(_FIN)
         self._sock.close()
         if self._pipe:
             self._pipe.give_back(empty=False)
