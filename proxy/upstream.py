@@ -90,24 +90,22 @@ class Health:
     def __init__(self, name: str) -> None:
         self.name = name
         self.failures = 0  # in a row
-        self.cause: UpstreamError | None = None  # the last of them
+        self.problem = ""  # the last of them
+        self.status = 0  # of its answer then, if that was the problem
+        self.may_return = False  # by itself, so that a sign of life shows it
         self.rests_until = 0.0
         self.answered_at = 0.0
         self.confirms = True  # its success says that the target is connected
         self.keeper: Upstream | None = None  # the one in use, which looks after it while it is down
         self._failed_at = 0.0
 
-    @property
-    def problem(self) -> str:
-        """What is wrong with it."""
-        return str(self.cause) if self.cause else ""
-
     def answered(self) -> None:
         """Take note that it lives."""
         if self.failures:
             log.info("upstream %s is back", self.name)
         self.failures = 0
-        self.cause = None
+        self.problem = ""
+        self.may_return = False
         self.rests_until = 0.0
         self.answered_at = monotonic()
 
@@ -116,7 +114,10 @@ class Health:
         # While others get their answers it is alive.
         if self.answered_at > started:
             return
-        self.cause = exc
+        self.problem, self.status = str(exc), exc.status
+        # Refused credentials, a wrong protocol or a wrong path need somebody to mend them: then the rest
+        # is waited for, and a connection tries.
+        self.may_return = exc.transient or (exc.unclear and (not exc.status or exc.status >= 500))
         if self._failed_at <= started:  # else another connection has told the same already
             self.failures += 1
         self._failed_at = monotonic()
@@ -219,6 +220,8 @@ class Upstream:
         if not exc.status and self.health.answered_at > max(started, monotonic() - JUST_NOW):
             return True
         life = self._sign_of_life()
+        if life == 0:
+            return True  # we are short of something ourselves, and nothing is known
         if life is None or _is_same(life, exc.status):
             self._failed(exc, started)
             return False
@@ -249,18 +252,18 @@ class Upstream:
             self.health.keeper._look_after_if_down()
 
     def _look_after_if_down(self) -> None:
-        if _may_return(self.health.cause) and not self._looks_after:
+        if self.health.may_return and not self._looks_after:
             self._looks_after = True
             background.Task(self._look_after)
 
     def _look_after(self) -> None:
         """Find out when it is back, though nobody needs it meanwhile."""
         health, pace = self.health, Deadline(PROBE_INTERVAL)
-        while _may_return(health.cause) and health.keeper is self:
+        while health.may_return and health.keeper is self:
             pace.pause(PROBE_INTERVAL)
             pace = Deadline(PROBE_INTERVAL)
             life = self._sign_of_life()
-            if health.cause and life and life < 500 and not _is_same(life, health.cause.status):
+            if health.failures and life and life < 500 and not _is_same(life, health.status):
                 health.answered()
         self._looks_after = False
 
@@ -268,16 +271,6 @@ class Upstream:
 def _is_same(one: int, other: int) -> bool:
     """Tell whether two statuses say the same of a server, with a target and without."""
     return one == other or min(one, other) >= 500
-
-
-def _may_return(cause: UpstreamError | None) -> bool:
-    """
-    Tell whether a fault can pass by itself, and a sign of life shows it.
-
-    Refused credentials, a wrong protocol or a wrong path need somebody to mend them: then the rest is
-    waited for, and a connection tries.
-    """
-    return bool(cause and (cause.transient or (cause.unclear and (not cause.status or cause.status >= 500))))
 
 
 class Selector(ProxyClient):

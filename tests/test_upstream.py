@@ -64,6 +64,7 @@ class Client(ProxyClient):
         self.budgets: list[float] = []
         self.life: int | None = None  # the status that it gives as a sign of life, if it gives one
         self.asked = 0
+        self.is_short = False  # of descriptors, when it is to ask
         self.may_answer = Event()
         self.may_answer.set()
 
@@ -92,6 +93,8 @@ class Client(ProxyClient):
         """Give one, or none."""
         self.asked += 1
         self.may_answer.wait()
+        if self.is_short:
+            raise LimitError("10.0.0.1:1080: Too many open files")
         if self.life is None:
             raise UpstreamError(f"upstream {self.name}: timed out", Failure.TIMED_OUT)
         return self.life
@@ -403,6 +406,17 @@ def test_a_client_that_leaves_is_no_upstreams_death(clients: dict[str, Client], 
     with pytest.raises(LeftError):
         way_taken(selector)
     assert way_taken(selector) == "a"
+
+
+def test_a_question_that_we_cannot_ask_proves_nothing(clients: dict[str, Client]) -> None:
+    """Case 340: neither that it lives nor that it does not."""
+    clients["a"] = Client("a", broken(), silent())
+    clients["a"].is_short = True
+    selector = select(clients, "a")
+    refused_by(selector)
+    assert not isinstance(refused_by(selector), UpstreamError)
+    health = selector.upstreams[0].health
+    assert (health.failures, health.answered_at) == (1, 0.0)
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504, 403, 404])
