@@ -90,7 +90,7 @@ class Health:
     def __init__(self, name: str) -> None:
         self.name = name
         self.failures = 0  # in a row
-        self.problem = ""  # the last of them
+        self.problem = ""  # what went wrong the last time
         self.status = 0  # of its answer then, if that was the problem
         self.may_return = False  # by itself, so that a sign of life shows it
         self.rests_until = 0.0
@@ -108,6 +108,11 @@ class Health:
         self.may_return = False
         self.rests_until = 0.0
         self.answered_at = monotonic()
+
+    def declined(self, exc: UpstreamError) -> None:
+        """Take note that it would not serve one request, which is no failure, nor a success."""
+        if not self.failures:
+            self.problem = str(exc)
 
     def failed(self, exc: UpstreamError, started: float) -> None:
         """Take note that an attempt that ``started`` then failed, by its fault."""
@@ -185,7 +190,9 @@ class Upstream:
             health.rests_until = max(rests_until, monotonic() + self.config.timeout)
         try:
             connected = self.client.dial(target, deadline)
-        except UpstreamError:
+        except UpstreamError as exc:
+            if exc.well:
+                health.rests_until = rests_until
             raise
         except DialError:
             health.answered()  # it did its work: the target is to blame
@@ -203,7 +210,7 @@ class Upstream:
     ) -> None:
         """Take note of a failure that is the upstream's; raises ``DialError`` for one that is not."""
         if exc.well:
-            self.health.answered()
+            self.health.declined(exc)
         elif exc.unclear:
             verdict = background.Task(lambda: self._is_well(exc, started)).wait(budget.remaining())
             if verdict is not False:

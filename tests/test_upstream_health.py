@@ -204,6 +204,8 @@ def test_a_proxy_that_would_not_serve_us_now_is_no_dead_one(what: str) -> None:
     assert isinstance(error, UpstreamError)
     assert error.failure is failure
     assert home.health.failures == 0
+    assert not home.health.answered_at  # nor has it ever been of use
+    assert home.health.problem == str(error)
 
 
 # -- while it is down

@@ -103,6 +103,8 @@ def _upstream(each: Object) -> list[str]:
         when = f"in {span(each['rests_for'] + 1)}" if each["rests_for"] else "next time"
         count = "1 failure" if each["failures"] == 1 else f"{each['failures']} failures"
         health = f"down ({count}), tried again {when}: {_plain(each['problem'])}"
+    elif each["problem"]:
+        health += f"; the last time: {_plain(each['problem'])}"
     elif not each["confirms"]:
         health += "; that a target is connected is only a promise (no X-Proxy-Bound)"
     return [each["listener"], each["name"], each["address"] or each["type"], health]

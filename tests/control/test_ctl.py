@@ -439,9 +439,16 @@ def test_one_failure_is_one_failure() -> None:
 
 def test_a_success_that_is_a_promise_is_shown_as_one() -> None:
     """Case 334."""
-    assert health_of(health="up") == "up"
-    assert health_of(health="up", confirms=False).startswith("up; ")
-    assert "promise (no X-Proxy-Bound)" in health_of(health="up", confirms=False)
+    assert health_of(health="up", problem="") == "up"
+    promise = health_of(health="up", problem="", confirms=False)
+    assert promise.startswith("up; ")
+    assert "promise (no X-Proxy-Bound)" in promise
+
+
+def test_one_that_is_up_and_would_not_serve_the_last_client_says_why() -> None:
+    """Case 371."""
+    shown = health_of(health="up", problem="upstream home: answered 429")
+    assert shown == "up; the last time: upstream home: answered 429"
 
 
 def test_draining_is_counted_from_the_signal() -> None:
