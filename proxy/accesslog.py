@@ -4,11 +4,15 @@ The access log: one line for each finished connection.
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from time import gmtime, strftime, time
 
 Write = Callable[[str], None]
+
+# Bytes of what others chose: a line has less than 1 kB, whoever asks for what.
+MOST_OF_A_USER = 120
+MOST_OF_A_TARGET = 265  # the longest there are
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,22 @@ class AccessLog:
         self._write(self._format(record, _now()))
 
 
+def shortened(text: str, most: int = 250) -> str:
+    """
+    Leave the middle out of foreign text that is too long for a log line.
+
+    What remains takes at most ``most`` bytes, or twice as many if all of it has to be escaped.
+    """
+    if text.isascii() and text.isprintable():
+        plain = text
+    elif len(json.dumps(text)) <= 2 * most:
+        return text
+    else:
+        plain = ascii(text)[1:-1]
+    half = most // 2 - 3
+    return plain if len(plain) <= most else f"{plain[:half]} ... {plain[-half:]}"
+
+
 def quoted(text: str) -> str:
     """Make foreign text safe for a log line: quoted where it could be taken for something else."""
     plain = text and text.isprintable() and not set(text) & set(" \"'\\=")
@@ -56,18 +76,24 @@ def quoted(text: str) -> str:
 
 def _as_text(record: Record, when: str) -> str:
     # Spelt out: a loop over the fields would take as long as the rest of a short connection's log.
-    user = f" user={quoted(record.user)}" if record.user else ""
-    target = f" target={record.target}" if record.target else ""
+    user = f" user={quoted(shortened(record.user, MOST_OF_A_USER))}" if record.user else ""
+    target = f" target={shortened(record.target, MOST_OF_A_TARGET)}" if record.target else ""
     upstream = f" upstream={quoted(record.upstream)}" if record.upstream else ""
     return (
         f"{when} access id={record.id}{user} client={record.client} listener={record.listener}"
         f"{target}{upstream} sent={record.sent} received={record.received}"
-        f" ms={record.ms} end={quoted(record.end)}"
+        f" ms={record.ms} end={quoted(shortened(record.end))}"
     )
 
 
 def _as_json(record: Record, when: str) -> str:
-    return json.dumps({"time": when, "log": "access", **asdict(record)})
+    short = replace(
+        record,
+        user=shortened(record.user, MOST_OF_A_USER),
+        target=shortened(record.target, MOST_OF_A_TARGET),
+        end=shortened(record.end),
+    )
+    return json.dumps({"time": when, "log": "access", **asdict(short)})
 
 
 def _now() -> str:

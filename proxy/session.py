@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Protocol
 
-from proxy.accesslog import AccessLog, Record, quoted
+from proxy.accesslog import MOST_OF_A_USER, AccessLog, Record, quoted, shortened
 from proxy.address import Address
 from proxy.auth import Authenticator
 from proxy.client import Connected, ProxyClient
@@ -126,7 +126,7 @@ class Session:
             finally:
                 self._account()
         except Exception as exc:
-            text = f"internal error: {type(exc).__name__}: {exc}"
+            text = f"internal error: {type(exc).__name__}: {shortened(str(exc))}"
             log.error("%s: %s", self, text, extra=self._about(text))
             log.debug("internal error", exc_info=True)
         finally:
@@ -157,13 +157,13 @@ class Session:
             log.warning(
                 "authentication failed: client=%s user=%s listener=%s",
                 self.client.host,
-                quoted(exc.user),
+                quoted(shortened(exc.user, MOST_OF_A_USER)),
                 self.runtime.config.name,
             )
             self._end = "login refused"
             self._refuse(inbound, exc)
         except ProxyError as exc:
-            log.info("%s: %s", self, exc, extra=self._about(exc))
+            log.info("%s: %s", self, shortened(str(exc)), extra=self._about(exc))
             self._end = f"{'malformed' if exc.failure is Failure.MALFORMED else 'refused'}: {exc}"
             self._refuse(inbound, exc)
         except TimeoutError as exc:

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from proxy.accesslog import NO_LOG, AccessLog, Record, quoted
+from proxy.accesslog import NO_LOG, AccessLog, Record, quoted, shortened
 
 RECORD = Record(
     id=7,
@@ -111,3 +111,39 @@ def test_text_is_quoted_where_it_could_be_taken_for_something_else(text: str, sh
 
 def test_a_log_that_is_off_takes_records() -> None:
     NO_LOG.add(RECORD)
+
+
+LONG = {
+    "ascii": "x" * 8192,
+    "backslashes": "\\" * 8192,
+    "quotes": '"' * 255,
+    "controls": "\x00" * 255,
+    "latin-1": "\xff" * 255,
+    "emoji": "\U0001f600" * 255,
+    "surrogates": "\udcff" * 255,
+    "separators": "\u2028" * 8192,
+}
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
+@pytest.mark.parametrize("name", LONG)
+def test_no_line_has_more_than_1_kb_whatever_is_asked_for(name: str, as_json: bool) -> None:
+    """Case 377."""
+    host = ".".join(["n" * 63] * 4)  # 255 bytes: the longest
+    requests = [
+        replace(RECORD, user=LONG[name], target=f"{host}:65535", end=f"refused: {host}:65535: {'why ' * 9}"),
+        replace(RECORD, user="", target="", end=f"malformed: {LONG[name]}"),
+    ]
+    for record in requests:
+        line = written(record, as_json=as_json)
+        assert len(line.encode("utf-8", "backslashreplace")) < 1000
+        assert json.loads(line) if as_json else len(shlex.split(line)) >= 10
+
+
+def test_a_text_that_is_too_long_loses_its_middle() -> None:
+    assert shortened("begin " + 100 * "x" + " end", 20) == "begin x ... xxx end"
+
+
+@pytest.mark.parametrize("name", ["alice", "Zoë", "用户" * 15, "a" * 100, *NASTY])
+def test_a_text_that_fits_stays_as_it_is(name: str) -> None:
+    assert shortened(name, 120) == name

@@ -9,6 +9,7 @@ strictly parsed, and only what the library has to check of it is passed on. An a
 import errno
 import logging
 import os
+import re
 import ssl
 from socket import socket
 from typing import Any, cast
@@ -50,6 +51,7 @@ _MAX_INTERIM = 8  # answers
 _OF_ITS_OWN = (Failure.LIMIT, Failure.UPSTREAM)  # what a proxy of our kind says of itself, not of a target
 
 _CHECKED = ("Upgrade", "Connection")  # by the library, like Sec-WebSocket-Accept
+_IP_AND_PORT = re.compile(r"\[?([0-9A-Fa-f:.]{2,45})\]?:([0-9]{1,5})")
 _UNWANTED = ("Sec-WebSocket-Extensions", "Sec-WebSocket-Protocol")  # we asked for none
 
 
@@ -191,14 +193,15 @@ def _host_header(endpoint: Endpoint) -> str:
 
 def _bound(answer: ResponseHead) -> Address | None:
     """Read where the far end's connection is bound; None if it says nothing of it."""
-    told = answer.headers.get(BOUND)
-    if told is None:
+    told = answer.headers.get_all(BOUND)
+    if not told:
         return None
-    host, _, port = told.rpartition(":")
+    # Anything else, such as a name, says nothing that we need, and is not worth reading.
+    match = _IP_AND_PORT.fullmatch(told[0])
     try:
-        return Address(host.removeprefix("[").removesuffix("]"), int(port))
-    except ValueError:
-        return UNKNOWN  # an odd one: it says nothing that we need
+        return Address(match[1], int(match[2])) if match and len(told) == 1 else UNKNOWN
+    except ProtocolError:
+        return UNKNOWN
 
 
 class _NotSwitchedError(Exception):

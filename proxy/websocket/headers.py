@@ -22,6 +22,7 @@ HALF_CLOSE = "X-Proxy-Half-Close"
 BOUND = "X-Proxy-Bound"
 TIMEOUT = "X-Proxy-Timeout"
 
+MAX_CREDENTIAL = 255  # bytes: as at every door, RFC 1929, section 2
 MAX_LINE = 8 * 1024  # bytes, without the line end
 MAX_HEADERS = 100
 MAX_HEAD = 64 * 1024  # bytes
@@ -31,7 +32,9 @@ _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _FIELD = re.compile(rf"^({_TOKEN}):(.*)\r$", re.MULTILINE)
 _REQUEST_LINE = re.compile(rf"({_TOKEN}) ([!-~]+) (HTTP/1\.[0-9])")
 _STATUS_LINE = re.compile(r"HTTP/1\.[01] ([1-5][0-9]{2})(?: ([^\r\n]*))?")
-_FIRST_OF_REQUEST = re.compile(_TOKEN.encode())
+_FIRST_OF_REQUEST = re.compile(
+    _TOKEN.removesuffix("+").encode()
+)  # of the first byte: it is asked again and again
 _FIRST_OF_RESPONSE = re.compile(b"H")
 # Control characters but HTAB, a CR or an LF without the other.
 _CONTROL = rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"
@@ -247,9 +250,10 @@ def _parse_status_line(line: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class TunnelRequest:
-    """What a client asks for: a connection to the target, on whose behalf, and how to speak."""
+    """What a client asks for: a connection to a target, on whose behalf, and how to speak."""
 
-    target: Address
+    host: bytes
+    port: int
     username: bytes | None
     password: bytes | None = field(repr=False)
     half_close: bool
@@ -257,21 +261,37 @@ class TunnelRequest:
     patience: float | None = None
     """Seconds for which the client waits for an answer, if it says so."""
 
+    @property
+    def target(self) -> Address:
+        """
+        Read the target's host, and raise ``HttpError`` if it is none.
+
+        To be done after the login: it may take more time than all the rest.
+        """
+        try:
+            return Address(self.host.decode(), self.port)
+        except UnicodeDecodeError as exc:
+            raise _malformed("the target's host is not UTF-8") from exc
+        except ProtocolError as exc:
+            raise HttpError(400, "the target's host is not valid", detail=str(exc)) from exc
+
 
 def vet_request(head: RequestHead, *, path: str = "") -> TunnelRequest:
     """
-    Check all of a request that can be checked without I/O; raises ``HttpError``.
+    Check a request, but for its credentials and its target's host; raises ``HttpError``.
 
-    An empty ``path`` means that any will do. Credentials are taken out, but not judged.
+    An empty ``path`` means that any will do.
     """
     _vet_http(head)
     if path and head.target != path and not asks_for(head.target, path):
         raise HttpError(404, "there is nothing here")
     key = _vet_upgrade(head.headers)
+    host, port = _target(head.headers)
     return TunnelRequest(
-        target=_target(head.headers),
-        username=_bytes(head.headers.get(USERNAME)),
-        password=_bytes(head.headers.get(PASSWORD)),
+        host=host,
+        port=port,
+        username=_credential(head.headers.get(USERNAME)),
+        password=_credential(head.headers.get(PASSWORD)),
         half_close=head.headers.get(HALF_CLOSE) == "1",
         key=key,
         patience=_patience(head.headers.get(TIMEOUT)),
@@ -311,18 +331,13 @@ def _vet_upgrade(headers: Headers) -> str:
     return key
 
 
-def _target(headers: Headers) -> Address:
-    host, port = _bytes(headers.get(TARGET_HOST)), headers.get(TARGET_PORT)
+def _target(headers: Headers) -> tuple[bytes, int]:
+    host, port = headers.get(TARGET_HOST), headers.get(TARGET_PORT)
     if host is None or port is None:
         raise _malformed("the target is missing")
     if not _PORT.fullmatch(port) or int(port) > 65535:
         raise _malformed("the target's port is not a number from 1 to 65535")
-    try:
-        return Address(host.decode(), int(port))
-    except UnicodeDecodeError as exc:
-        raise _malformed("the target's host is not UTF-8") from exc
-    except ProtocolError as exc:
-        raise HttpError(400, "the target's host is not valid", detail=str(exc)) from exc
+    return host.encode("latin-1"), int(port)
 
 
 def _patience(value: str | None) -> float | None:
@@ -333,7 +348,9 @@ def _patience(value: str | None) -> float | None:
     return float(value)
 
 
-def _bytes(value: str | None) -> bytes | None:
+def _credential(value: str | None) -> bytes | None:
+    if value is not None and len(value) > MAX_CREDENTIAL:
+        raise _malformed(f"a user name or password is longer than {MAX_CREDENTIAL} bytes")
     return None if value is None else value.encode("latin-1")
 
 

@@ -46,7 +46,9 @@ def vet(head: bytes, path: str = "") -> TunnelRequest:
     buffer = HeadBuffer(request=True)
     assert buffer.feed(head)
     assert buffer.leftover == b""
-    return vet_request(parse_request(buffer.head), path=path)
+    vetted = vet_request(parse_request(buffer.head), path=path)
+    assert vetted.target
+    return vetted
 
 
 def refused(head: bytes, path: str = "") -> HttpError:
@@ -77,7 +79,9 @@ def test_takes_the_example_of_the_rfc_with_a_target():
         b"X-Proxy-Target-Port: 65535\r\n"
         b"\r\n"
     )
-    assert vet(head) == TunnelRequest(Address("2001:db8::1", 65535), None, None, half_close=False, key=KEY)
+    found = vet(head)
+    assert found == TunnelRequest(b"2001:DB8::1", 65535, None, None, half_close=False, key=KEY)
+    assert found.target == Address("2001:db8::1", 65535)
 
 
 def test_takes_what_another_implementation_sends():
@@ -272,6 +276,21 @@ def test_a_host_is_checked(host):
 )
 def test_a_port_is_checked(port):
     assert status_of(request(X_Proxy_Target_Port=port)) == 400
+
+
+def test_a_host_is_not_read_before_the_login():
+    """Case 370."""
+    vetted = vet_request(parse_request(request(X_Proxy_Target_Host="a b")))
+    with pytest.raises(HttpError):
+        assert vetted.target
+
+
+@pytest.mark.parametrize("name", ["X-Proxy-Username", "X-Proxy-Password"])
+def test_credentials_have_at_most_255_bytes(name):
+    """Case 377: as at the other door (RFC 1929, section 2)."""
+    taken = vet(request("GET / HTTP/1.1", f"{name}: " + "\xff" * 255))
+    assert b"\xff" * 255 in (taken.username, taken.password)
+    assert status_of(request("GET / HTTP/1.1", f"{name}: " + "\xff" * 256)) == 400
 
 
 @pytest.mark.parametrize("name", ["X-Proxy-Target-Host", "X-Proxy-Target-Port"])

@@ -679,6 +679,13 @@ def test_a_refused_login_repeats_nothing_of_the_request(proxy: Proxy) -> None:
     assert MARK not in f"{answer.headers} {answer.body.decode()}"
 
 
+@pytest.mark.parametrize(("password", "status"), [("wrong", 401), ("wonderland", 400)])
+def test_a_login_comes_before_the_target(proxy: Proxy, password: str, status: int) -> None:
+    """Case 370: only who may come in can make us read a host."""
+    request = upgrade(1, X_Proxy_Username="alice", X_Proxy_Password=password, X_Proxy_Target_Host="a b")
+    assert ask(proxy.door("login"), request).status == status
+
+
 @pytest.mark.parametrize(
     ("given", "named"), [({}, '""'), ({"X_Proxy_Username": "bob"}, "bob"), ({"X_Proxy_Password": "b"}, '""')]
 )
