@@ -14,17 +14,20 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from proxy.auth import hash_password
 from tests.bench.meter import clock
 from tests.bench.tables import Table
 from tests.doors import MIB, memory_of
 from tests.integration import clients, targets
+from tests.integration.certificates import Authority
 from tests.integration.programs import REPOSITORY, Proxy, socks_door, upstream, web_door
 from tests.integration.targets import Target
 from tests.siege.attacks import ATTACKS, HERE, Ports
 
-SECONDS = 10.0
+SECONDS = 8.0
 GRACE = 10.0  # seconds in which an attack ends that is told to
 MESSAGE = b"x" * 64
 EVERY = 0.005  # seconds from one message of the good client to the next,
@@ -68,6 +71,8 @@ class Siege:
         # Of those who logged in once the password is remembered, so each comes once.
         guests = [f"guest{number}" for number in range(200 if name == "logins" else 1)]
         users = dict.fromkeys(guests, hash_password("wonderland")) | {"good": hash_password("wonderland")}
+        folder = stack.enter_context(TemporaryDirectory(prefix="siege-"))
+        certificate = Authority(Path(folder)).issue("node", "localhost")
         far = stack.enter_context(Node({"listeners": {"web": web_door()}}))
         listeners = {
             "open": socks_door(auth="none"),
@@ -76,6 +81,7 @@ class Siege:
             "login": socks_door(),
             "other-login": socks_door(),
             "web": web_door(),
+            "wss": web_door(**certificate.settings),
         }
         ways = {"far": upstream("websocket", far.door("web"))}
         self.node = stack.enter_context(

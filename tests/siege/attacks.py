@@ -9,6 +9,7 @@ import json
 import os
 import random
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -45,15 +46,13 @@ def paced(each_second: float, seconds: float, most: int = 1 << 20) -> Iterator[i
         time.sleep(max(0.0, min(1 / each_second, began + number / each_second - now)))
 
 
-def ask(port: int, data: bytes, sent: Sent) -> bytes:
-    """Connect, say something, and hear the answer out, or what comes of it in a while."""
-    heard = b""
+def ask(port: int, data: bytes, sent: Sent, patience: int = 1 << 20) -> None:
+    """Connect, say something, and hear the answer out; with less patience, only so many pieces of it."""
     with socket.create_connection((HERE, port), 5) as sock, suppress(OSError):
         sock.sendall(data)
         sent.requests, sent.size = sent.requests + 1, sent.size + len(data)
-        while piece := sock.recv(4096):
-            heard += piece
-    return heard
+        while patience and sock.recv(4096):
+            patience -= 1
 
 
 def strange(count: int, first: int = 0x4E00, last: int = 0x9FFF) -> str:
@@ -64,6 +63,23 @@ def strange(count: int, first: int = 0x4E00, last: int = 0x9FFF) -> str:
 def request(host: str) -> bytes:
     """Write an upgrade request without a login, for a host in any characters."""
     return clients.upgrade_request("HOST", 80).replace(b"HOST", host.encode(), 1)
+
+
+def connects(ports: Ports, seconds: float, sent: Sent) -> None:
+    """Connect 300 times a second, and leave at once: with all packets some 100 kB a second."""
+    for _ in paced(300, seconds):
+        ask(ports["login"], b"\x05", sent, patience=0)
+
+
+def hellos(ports: Ports, seconds: float, sent: Sent) -> None:
+    """Begin TLS, and leave when the server has done its part (at most 100 kB a second)."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    context = ssl.create_default_context()
+    with suppress(ssl.SSLWantReadError):
+        context.wrap_bio(incoming, outgoing, server_hostname="localhost").do_handshake()
+    hello = outgoing.read()
+    for _ in paced(100_000 / len(hello), seconds):
+        ask(ports["wss"], hello, sent, patience=1)
 
 
 def names(ports: Ports, seconds: float, sent: Sent) -> None:
@@ -167,7 +183,7 @@ def _still_waits(sock: socket.socket) -> bool:
 
 
 ATTACKS: Mapping[str, Callable[[Ports, float, Sent], None]] = {
-    each.__name__: each for each in (names, targets, frames, pings, hosts, loop, logins)
+    each.__name__: each for each in (connects, hellos, names, targets, frames, pings, hosts, loop, logins)
 }
 
 
