@@ -9,9 +9,10 @@ import logging
 from proxy.app import App, Hooks
 from proxy.config import ProxyConfig
 from proxy.control.admin import Admin
-from proxy.control.ask import is_taken
+from proxy.control.ask import why_not_ours
 from proxy.control.history import peek, state_dir_of
 from proxy.control.notify import Notifier, inherited_sockets
+from proxy.control.trust import Trust
 from proxy.control.versions import Versions
 from proxy.control.watcher import Watcher
 from proxy.logs import say, say_in_json
@@ -26,9 +27,12 @@ def serve(path: str, *, last_good: bool = False) -> None:
     """
     say_in_json(peek(path, "log_format") == "json")  # whoever collects the log gets this too
     folder = state_dir_of(path)
-    is_ours = not is_taken(folder)  # asked before anything is read there
+    trust = Trust(path)
+    reason = why_not_ours(folder, trust)  # asked before anything is read there
+    if reason and last_good:
+        say(f"warning: {reason}, so no version there is started with", logging.WARNING)
     versions = Versions(
-        path, folder if is_ours else None, ProxyConfig.history_size, lambda config: app.apply(config)
+        path, None if reason else folder, ProxyConfig.history_size, lambda config: app.apply(config), trust
     )
     warnings = versions.start(last_good=last_good)
     say_in_json(versions.config.log_format == "json")
@@ -37,7 +41,7 @@ def serve(path: str, *, last_good: bool = False) -> None:
     hooks = Hooks()
     app = App(versions.config, hooks=hooks, patient=True)
     app.inherited = inherited_sockets()
-    admin = Admin(app, versions, path, folder, is_ours=is_ours)
+    admin = Admin(app, versions, path, folder, trust, why_not_ours=reason)
     watcher = Watcher(versions.files, lambda: versions.config.reload_interval, versions.look)
     notifier = Notifier()
 

@@ -26,9 +26,10 @@ from gevent import socket
 
 from proxy.address import Address, Endpoint
 from proxy.control import status
-from proxy.control.ask import CONFIG_HEADER, SOCKET_NAME, is_taken
+from proxy.control.ask import CONFIG_HEADER, SOCKET_NAME, why_not_ours
 from proxy.control.http import Answer, HttpServer, Request
 from proxy.control.outcome import Conflict, Outcome
+from proxy.control.trust import Trust
 from proxy.control.versions import Versions
 from proxy.errors import reason_of
 from proxy.metrics import render
@@ -47,14 +48,22 @@ class Admin:
     """Serves the control interface of a running program."""
 
     def __init__(
-        self, app: status.Running, versions: Versions, config: str, state_dir: Path, *, is_ours: bool
+        self,
+        app: status.Running,
+        versions: Versions,
+        config: str,
+        state_dir: Path,
+        trust: Trust,
+        *,
+        why_not_ours: str = "",
     ) -> None:
-        """Take the path of the file that is served, and a folder for the socket if it ``is_ours``."""
+        """Take the path of the file that is served, and a folder for the socket, or why it is not ours."""
         self._app = app
         self._versions = versions
         self._config = os.path.abspath(config)
         self._path = state_dir / SOCKET_NAME
-        self._is_ours = is_ours
+        self._trust = trust
+        self._why_not_ours = why_not_ours
         self._tcp: list[HttpServer] = []
         self._unix: list[HttpServer] = []
         self._latecomers = Latecomers()
@@ -69,12 +78,12 @@ class Admin:
     def start(self) -> None:
         """Open it; raises ``ProxyError`` when the TCP address cannot be had."""
         # Once more, as another one may have come since; and before anything is written there.
-        self._is_ours = self._is_ours and not is_taken(self._path.parent)
-        if not self._is_ours:
+        self._why_not_ours = self._why_not_ours or why_not_ours(self._path.parent, self._trust)
+        if self._why_not_ours:
             self._leave_folder()
         if self._versions.config.control_listen_addr:
             self._open_tcp(Endpoint.parse(self._versions.config.control_listen_addr))
-        if self._is_ours:
+        if not self._why_not_ours:
             self._open_unix()
 
     def stop(self) -> None:
@@ -90,9 +99,9 @@ class Admin:
     def _leave_folder(self) -> None:
         self._versions.leave_folder()
         log.warning(
-            "%s is the state_dir of another server, which runs: this one has no control socket, and keeps "
-            "its versions in memory only; set another state_dir in %s, and start it again",
-            self._path.parent,
+            "%s: this server has no control socket, and keeps its versions in memory only; set another "
+            "state_dir in %s, and start it again",
+            self._why_not_ours,
             self._config,
         )
 
@@ -126,6 +135,10 @@ class Admin:
     def _bind_unix(self) -> Socket:
         """Bind beside the place, and move it there: whatever is left of a predecessor gives way."""
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._trust.folder(self._path.parent):
+            return self._bind_in_folder()
+
+    def _bind_in_folder(self) -> Socket:
         # As long as the real name, so that there is room for that one if there is for this.
         own = self._path.with_name(f".{os.getpid():07}.new")
         sock = socket.socket(std_socket.AF_UNIX, std_socket.SOCK_STREAM)

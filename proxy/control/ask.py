@@ -11,6 +11,8 @@ from urllib.parse import quote
 
 from gevent import socket
 
+from proxy.control.trust import Trust
+
 SOCKET_NAME = "control.sock"  # in state_dir
 CONFIG_HEADER = "X-Proxy-Config"  # the file with which the server runs that is meant
 
@@ -52,6 +54,14 @@ def ask(
         return answer.status, body.decode("utf-8", "replace")
     finally:
         connection.close()
+
+
+def why_not_ours(folder: Path, trust: Trust) -> str:
+    """Say why a folder is not for us to use as ours; nothing if it is."""
+    reason = trust.why_not(folder)
+    if not reason and is_taken(folder):
+        reason = f"{folder} is the state_dir of another server, which runs"
+    return reason
 
 
 def is_taken(state_dir: Path) -> bool:

@@ -20,6 +20,7 @@ from proxy.control import configfile, show
 from proxy.control.ask import SOCKET_NAME, ask
 from proxy.control.history import state_dir_of
 from proxy.control.inisyntax import is_text
+from proxy.control.trust import Trust, UntrustedError
 from proxy.errors import ConfigError, reason_of
 from proxy.logs import say
 from proxy.options import Option, UsageError, describe, read
@@ -120,10 +121,13 @@ class _Call:
         """Ask the server, and return status and body; raises ``CtlError`` if there is none."""
         place = state_dir_of(self._config) / SOCKET_NAME
         try:
+            Trust(self._config).check_listener(place.parent)
             return ask(place, method, path, content, patience=_PATIENCE, config=self._config)
         except (FileNotFoundError, ConnectionRefusedError):
             raise CtlError(self._why_nobody(place)) from None
-        except (OSError, http.client.HTTPException) as exc:
+        except UntrustedError as exc:
+            raise CtlError(f"{reason_of(exc)}, so {place} may be anybody's: it is not asked") from None
+        except (OSError, ValueError, http.client.HTTPException) as exc:
             reason = reason_of(exc) if isinstance(exc, OSError) else "it does not answer in HTTP"
             raise CtlError(f"cannot talk to the server through {place}: {reason}") from None
 
@@ -223,7 +227,7 @@ def _unset(call: _Call) -> int:
 
 
 def _show(call: _Call) -> int:
-    return call.show("GET", "/config", lambda answer: show.text(answer["text"]))
+    return call.show("GET", "/config", lambda answer: str(answer["text"]))
 
 
 def _metrics(call: _Call) -> int:

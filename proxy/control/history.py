@@ -10,11 +10,16 @@ import json
 import logging
 import os
 import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from proxy.control import configfile, files
 from proxy.control.edit import settings
+from proxy.control.outline import MAX_BYTES
+from proxy.control.trust import Trust, UntrustedError
 from proxy.errors import reason_of
 
 log = logging.getLogger(__name__)
@@ -30,6 +35,7 @@ _KINDS = {
     "text": (str,),
     "volatile": (bool,),
 }
+_MOST_BYTES = MAX_BYTES + (1 << 16)  # of a text, and of what is known of it
 _END_OF_TIME = 1e11  # a clock with four digits for the year can show what is before it
 
 
@@ -79,11 +85,16 @@ def peek(config_path: str, key: str) -> str:
 class History:
     """The last so many versions, the oldest first; those of earlier runs too."""
 
-    def __init__(self, folder: Path | None, size: int) -> None:
-        """Read what is in a folder; without one, versions are kept in memory only."""
+    def __init__(self, folder: Path | None, size: int, trust: Trust | None = None) -> None:
+        """
+        Read what is in a folder; without one, versions are kept in memory only.
+
+        A folder or a file in it that others may have made is left alone.
+        """
         self._folder = folder
+        self._trust = trust or Trust()
         self.size = size
-        self._all = sorted(_read_all(folder), key=lambda version: version.number)
+        self._all = sorted(self._read_all(), key=lambda version: version.number)
         self._unwritten: list[Version] = []  # since the folder cannot be written
 
     @property
@@ -93,9 +104,10 @@ class History:
 
     def next_number(self) -> int:
         """Number the next version: above all there are, and all that another process has written."""
-        names = [_NAME.fullmatch(each.name) for each in _entries(self._folder)]
-        known = [int(name[1]) for name in names if name]
-        return 1 + max([*known, *(each.number for each in self._all)], default=0)
+        with suppress(OSError), self._opened() as folder:
+            numbers = map(_number, os.listdir(folder))
+            return 1 + max([*numbers, *(each.number for each in self._all)], default=0)
+        return 1 + max((each.number for each in self._all), default=0)
 
     def add(self, version: Version) -> str:
         """
@@ -126,43 +138,56 @@ class History:
             each.mkdir(mode=0o700, parents=True, exist_ok=True)
         about = {name: value for name, value in asdict(version).items() if name != "text"}
         data = f"{_MARK}{json.dumps(about)}\n{version.text}".encode()
-        files.replace(str(folder / _name(version.number)), data)
-        kept = [each for each in _entries(folder) if _number(each) and each.is_file()]
-        for old in sorted(kept, key=_number)[: -self.size]:
-            old.unlink(missing_ok=True)
+        with self._opened() as opened:
+            files.replace(str(folder / _name(version.number)), data)
+            kept = [name for name in os.listdir(opened) if _number(name) and self._is_file(name, opened)]
+            for old in sorted(kept, key=_number)[: -self.size]:
+                os.unlink(old, dir_fd=opened)
 
+    def _is_file(self, name: str, folder: int) -> bool:
+        found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        return stat.S_ISREG(found.st_mode) and self._trust.is_ours(found)
 
-def _entries(folder: Path | None) -> list[Path]:
-    try:
-        return list(folder.iterdir()) if folder else []
-    except OSError:
-        return []
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
+        """Open the folder, which only we can have written in; raises ``OSError``."""
+        if self._folder is None:
+            raise FileNotFoundError
+        # The one above is state_dir: who may write there can put another one in the place of this one.
+        with self._trust.folder(self._folder.parent), self._trust.folder(self._folder) as folder:
+            yield folder
+
+    def _read_all(self) -> list[Version]:
+        try:
+            with self._opened() as folder:
+                found = [self._read(name, folder) for name in os.listdir(folder) if _number(name)]
+        except UntrustedError as exc:
+            log.warning("%s, so the versions there are left alone", reason_of(exc))
+            return []
+        except OSError:
+            return []
+        return [version for version in found if version]
+
+    def _read(self, name: str, folder: int) -> Version | None:
+        try:
+            data = self._trust.read(name, folder, _MOST_BYTES + 1)
+            about, _, text = data.decode().partition("\n")
+            version = Version(**json.loads(about.removeprefix(_MARK)), text=text)
+            if name == _name(version.number) and len(data) <= _MOST_BYTES:
+                return version
+            reason = "not a version"
+        except OSError as exc:
+            reason = reason_of(exc)
+        except (ValueError, TypeError, RecursionError):
+            reason = "not a version"
+        log.warning("%s/%s is passed over: %s", self._folder, name, reason)
+        return None
 
 
 def _name(number: int) -> str:
     return f"{number:06}.ini"
 
 
-def _number(path: Path) -> int:
-    name = _NAME.fullmatch(path.name)
-    return int(name[1]) if name else 0
-
-
-def _read_all(folder: Path | None) -> list[Version]:
-    found = (_read(path) for path in _entries(folder) if _number(path))
-    return [version for version in found if version]
-
-
-def _read(path: Path) -> Version | None:
-    try:
-        about, _, text = path.read_bytes().decode().partition("\n")
-        version = Version(**json.loads(about.removeprefix(_MARK)), text=text)
-        if path.name == _name(version.number):
-            return version
-        reason = "not a version"
-    except OSError as exc:
-        reason = reason_of(exc)
-    except (ValueError, TypeError, RecursionError):
-        reason = "not a version"
-    log.warning("%s is passed over: %s", path, reason)
-    return None
+def _number(name: str) -> int:
+    match = _NAME.fullmatch(name)
+    return int(match[1]) if match else 0

@@ -110,6 +110,7 @@ class HttpServer:
                 bodiless = head.method == "HEAD"
                 self._guard(head, client)
                 body = channel.read_exact(_body_size(head.headers))
+                self._guard(head, client)  # what opened it may have been taken away while the body came
             answer = self._handler(_request(head, body))
         except HttpError as exc:
             answer = Answer({"error": str(exc)}, exc.status, exc.headers)

@@ -31,6 +31,7 @@ from proxy.control.ondisk import OnDisk, UnwritableError
 from proxy.control.outcome import Conflict, Outcome, RefusedError, Trouble, problems_of, refused_by_name
 from proxy.control.overlay import Edits, Layers, bare
 from proxy.control.stamps import Stamps, stamps, tls_files
+from proxy.control.trust import Trust
 from proxy.errors import ConfigError, Failure, ProxyError, reason_of
 from proxy.net.threads import Workers
 
@@ -53,7 +54,14 @@ class Versions:
     current: Version
     config: ProxyConfig
 
-    def __init__(self, path: str, state_dir: Path | None, history_size: int, apply: Apply) -> None:
+    def __init__(
+        self,
+        path: str,
+        state_dir: Path | None,
+        history_size: int,
+        apply: Apply,
+        trust: Trust | None = None,
+    ) -> None:
         """
         Take what makes a configuration the running one; without a folder, versions are only in memory.
 
@@ -61,7 +69,7 @@ class Versions:
         """
         self.outcomes: Counter[str] = Counter()
         self._file = OnDisk(path)
-        self._history = History(state_dir and state_dir / "history", history_size)
+        self._history = History(state_dir and state_dir / "history", history_size, trust)
         self._apply = apply
         self._lock = BoundedSemaphore()
         self._workers = Workers(1)

@@ -8,11 +8,13 @@ import socket as std_socket
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import gevent
+import gevent.event
 import pytest
 from gevent import socket
 from prometheus_client.parser import text_string_to_metric_families
@@ -24,6 +26,7 @@ from proxy.control.configfile import dump
 from proxy.control.history import Version
 from proxy.control.http import MAX_BODY
 from proxy.control.outcome import Conflict, Outcome, Trouble
+from proxy.control.trust import Trust
 from proxy.errors import ProxyError
 from proxy.metrics import Metrics
 from proxy.net.stream import Ending
@@ -88,7 +91,7 @@ class FakeVersions:
 class House:
     """A running program with a control interface, all in this process."""
 
-    def __init__(self, directory: Path, *, is_ours: bool = True, **settings: Any) -> None:
+    def __init__(self, directory: Path, *, why_not_ours: str = "", **settings: Any) -> None:
         self.versions = FakeVersions(**settings)
         metrics = Metrics()
         server = Socks5Server(self.versions.config.listeners[0], metrics=metrics)
@@ -103,7 +106,8 @@ class House:
             self.versions,  # type: ignore[arg-type]
             str(self.config),
             directory,
-            is_ours=is_ours,
+            Trust(),
+            why_not_ours=why_not_ours,
         )
 
     def _reopen_logs(self) -> tuple[str, ...]:
@@ -234,14 +238,14 @@ class TestSocket:
         """CASES H211: whoever means the one must not reach the other."""
         folder = house.path.parent
         before = house.path.stat().st_ino
-        with House(folder, is_ours=False) as second:
+        with House(folder, why_not_ours="it is taken") as second:
             assert second.versions.has_left
             assert house.path.stat().st_ino == before
         assert house.ask("GET", "/healthz")[0] == 200
         (said,) = caplog.messages
         assert said == (
-            f"{folder} is the state_dir of another server, which runs: this one has no control socket, and "
-            f"keeps its versions in memory only; set another state_dir in {second.config}, and start it again"
+            "it is taken: this server has no control socket, and keeps its versions in memory only; "
+            f"set another state_dir in {second.config}, and start it again"
         )
 
     def test_a_second_server_that_finds_it_taken_at_the_last_moment_does_too(
@@ -257,9 +261,21 @@ class TestSocket:
 
     def test_it_does_not_come_back_when_the_other_one_has_gone(self, directory: Path) -> None:
         """CASES H211: what it knows of its versions is not what stands there."""
-        with House(directory, is_ours=False) as second:
+        with House(directory, why_not_ours="it was taken") as second:
             assert second.versions.has_left
             assert not second.path.exists()
+
+    def test_a_folder_where_others_may_write_is_left_alone(
+        self, directory: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Case 378."""
+        directory.chmod(0o777)
+        with House(directory) as house:
+            assert house.versions.has_left
+            assert not house.path.exists()
+        assert caplog.messages[0].startswith(
+            f"others may write in {directory}: this server has no control socket"
+        )
 
     def test_a_folder_is_taken_while_a_server_listens_there(self, directory: Path) -> None:
         assert not is_taken(directory)
@@ -639,6 +655,19 @@ class TestTcp:
         tcp(request("GET", "/status", Authorization="Bearer guess"))
         assert "authentication failed: client=127.0.0.1 user=- listener=control" in caplog.text
         assert "guess" not in caplog.text
+
+    def test_a_token_that_was_changed_while_the_request_came_opens_nothing(self, directory: Path) -> None:
+        with House(directory, control_listen_addr="127.0.0.1:0", control_token=TOKEN) as house:
+            address = house.admin.addresses[0]
+            head = request("POST", "/reload", b"{}", Authorization=f"Bearer {TOKEN}")
+            with socket.create_connection((address.host, address.port)) as sock:
+                sock.sendall(head[:-1])
+                read, expired = house.admin._is_token, gevent.event.Event()
+                house.admin._is_token = lambda given: (read(given), expired.set())[0]  # type: ignore[method-assign]
+                expired.wait()
+                house.versions.config = replace(house.versions.config, control_token="another")
+                assert parse(talk(sock, head[-1:]))[0] == 401
+            assert house.versions.asked == []
 
     @pytest.mark.parametrize(
         "host", ["attacker.example", "attacker.example:9180", "127.0.0.1.attacker.example", ""]
