@@ -47,7 +47,7 @@ from proxy.control.configspec import (
 from proxy.control.inisyntax import NO_CLOSING_QUOTE, QUOTE_IT
 from proxy.control.outline import MAX_BYTES, Outline, Problem
 from proxy.errors import ConfigError, is_shortage, reason_of
-from proxy.net.limits import from_reserve, shortage
+from proxy.net.limits import from_reserve, untold_shortage
 from proxy.net.opening import find
 from proxy.net.tls import check_readable, client_context, server_context
 from proxy.units import write_duration
@@ -99,7 +99,7 @@ def read(path: str) -> Content:
             return Content(mode=os.fstat(file.fileno()).st_mode, data=file.read(MAX_BYTES + 1))
     except OSError as exc:
         if is_shortage(exc):
-            raise shortage(f"{path} cannot be read now", exc) from exc
+            raise untold_shortage(f"{path} cannot be read now", exc) from exc
         reason = "is a folder" if exc.errno == errno.EISDIR else f"cannot be read: {reason_of(exc)}"
         raise InvalidConfigError((Problem(path, 0, "", "", reason),)) from exc
     except ValueError as exc:

@@ -65,7 +65,7 @@ def _connect(ip: IPAddress, address: Address, deadline: Deadline) -> Sock:
             sock.close()
         where = str(address) if ip == address.ip else f"{address} ({ip})"
         if is_shortage(exc) or _ports_are_used_up(exc, family, sockaddr):
-            raise shortage(where, exc) from exc
+            raise shortage(where, exc, "dial") from exc
         needs_interface = ip.version == 6 and ip.is_link_local and exc.errno == errno.EINVAL
         reason = "a link-local address needs its interface" if needs_interface else reason_of(exc)
         raise DialError(f"{where}: {reason}", failure_of(exc)) from exc

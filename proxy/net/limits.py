@@ -47,11 +47,20 @@ def raise_limit(needed: int) -> int:
     return most if soft == resource.RLIM_INFINITY else soft
 
 
-def shortage(what: str, exc: OSError) -> LimitError:
-    """Make the error that says that we are short of something, and tell the operator how to help that."""
-    message = f"{what}: {reason_of(exc)}"
-    log.warning("%s: %s", message, _cure(exc.errno), extra={"collapse": exc.errno})
-    return LimitError(message)
+def shortage(what: str, exc: OSError, kind: str = "") -> LimitError:
+    """
+    Make the error that says that we are short of something, and tell the operator how to help that.
+
+    Of one ``kind`` it is told once, whatever it hits. Not for native threads.
+    """
+    reason = reason_of(exc)
+    log.warning("%s: %s: %s", what, reason, _cure(exc.errno), extra={"collapse": (reason, kind or what)})
+    return LimitError(f"{what}: {reason}")
+
+
+def untold_shortage(what: str, exc: OSError) -> LimitError:
+    """Make the same error, with the cure in it, for whoever is going to tell it."""
+    return LimitError(f"{what}: {reason_of(exc)}: {_cure(exc.errno)}")
 
 
 def _cure(number: int | None) -> str:

@@ -97,7 +97,7 @@ def _lookup(host: str, deadline: Deadline) -> Iterator[Job[list[IPAddress]]]:
             raise DialError(f"the lookup of {host} timed out{held_up}", Failure.NAME_TIMED_OUT) from exc
         except OSError as exc:
             if is_shortage(exc):
-                raise shortage(f"{host} cannot be looked up", exc) from exc
+                raise shortage(f"{host} cannot be looked up", exc, "lookup") from exc
             raise
 
 

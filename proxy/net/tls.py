@@ -8,7 +8,7 @@ from gevent import socket
 from gevent.ssl import SSLContext, SSLSocket
 
 from proxy.errors import ConfigError, ProtocolError, is_shortage
-from proxy.net.limits import check_descriptors, from_reserve, shortage
+from proxy.net.limits import check_descriptors, from_reserve, untold_shortage
 from proxy.net.sock import Sock
 
 # Of OpenSSL's X509_V_ERR_...: unable to get an issuer (2, 20, 21), self-signed (18, 19).
@@ -78,7 +78,7 @@ def check_readable(field: str, path: str) -> None:
             pass
     except OSError as exc:
         if is_shortage(exc):
-            raise shortage(f"{path} cannot be read now", exc) from exc
+            raise untold_shortage(f"{path} cannot be read now", exc) from exc
         raise ConfigError(field, f"{path}: {exc.strerror}") from exc
 
 

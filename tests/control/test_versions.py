@@ -938,7 +938,7 @@ class TestShortage:
     ) -> None:
         house.write(OTHER)
         full(True)
-        with pytest.raises(LimitError, match=r"cannot be read now: Too many open files$"):
+        with pytest.raises(LimitError, match=r"cannot be read now: Too many open files: raise the limit"):
             house.versions.look()
         assert not house.versions.outcomes
         assert not [each for each in caplog.records if each.levelname == "ERROR"]
