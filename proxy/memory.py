@@ -5,6 +5,7 @@ What a listener has learnt, and goes on with under its next configuration.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from proxy.auth import Logins
 from proxy.config import ServerConfig, UpstreamConfig
 from proxy.upstream import Health
 
@@ -14,7 +15,9 @@ class Memory:
     """Handed from runtime to runtime. What is shared in it is the same object in both."""
 
     health: Mapping[UpstreamConfig, Health] = field(default_factory=dict)
+    logins: Logins = field(default_factory=Logins)
 
     def under(self, config: ServerConfig) -> "Memory":
         """Keep what another configuration still needs; what is new in it begins anew."""
-        return Memory({one: self.health.get(one) or Health(one.name) for one in config.upstream_config})
+        health = {one: self.health.get(one) or Health(one.name) for one in config.upstream_config}
+        return Memory(health, self.logins)

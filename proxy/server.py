@@ -8,9 +8,10 @@ from itertools import count
 
 from proxy.accesslog import NO_LOG, AccessLog
 from proxy.address import Address, Endpoint
-from proxy.auth import Authenticator
+from proxy.auth import Authenticator, Check
 from proxy.client import Connected, ProxyClient
 from proxy.config import Overload, ServerConfig
+from proxy.errors import LimitError
 from proxy.memory import Memory
 from proxy.metrics import ListenerMetrics, Metrics
 from proxy.net.channel import Channel
@@ -31,7 +32,25 @@ REFUSALS = 128  # clients above the limit that are being told so at a time
 _FAREWELL = 0.8  # seconds for relays to say goodbye, when they are cut
 
 _numbers = count(1)
-_hashing = Workers(2)
+# Different password checks of one client's network; more are refused at once. On slow machines a check
+# takes 0.3 s: whoever waits is to be answered well before the handshake's deadline.
+_MOST_WAITING = 16
+_GRACE = (
+    0.5  # seconds for which a client that has ended its side is waited for: it may have said all it has to
+)
+_hashing = Workers(2, _MOST_WAITING)
+
+
+def _check_apart(check: Check) -> bool:
+    """Have a password checked by a thread, as long as its client is there; raises ``LimitError``."""
+    channel: Channel | None = check.client
+    if channel is None:
+        return _hashing.run(check, key=check.key)
+    try:
+        with channel.watched(_GRACE):
+            return _hashing.run(check, channel.network, check.key)
+    except LimitError as exc:
+        raise LimitError(f"the password could not be checked: {exc}") from exc
 
 
 def build_runtime(
@@ -48,7 +67,7 @@ def build_runtime(
     memory = (before or Memory()).under(config)
     return Runtime(
         config=config,
-        authenticator=Authenticator(config.auth_users, offload=_hashing.run),
+        authenticator=Authenticator(config.auth_users, _check_apart, memory.logins),
         way_out=way_out(config, memory.health),
         forwarder=DataForwarder(config.idle_timeout, zero_copy=config.splice == "auto"),
         access_log=access_log,

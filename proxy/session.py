@@ -51,10 +51,14 @@ class Runtime:
         """True if clients must log in."""
         return self.config.needs_auth
 
-    def log_in(self, username: bytes, password: bytes) -> str:
-        """Return the user's name, fit for a log; raises ``AuthError`` if the password is not theirs."""
+    def log_in(self, username: bytes, password: bytes, channel: Channel | None = None) -> str:
+        """
+        Return the user's name, fit for a log; raises ``AuthError`` if the password is not theirs.
+
+        It may have to wait, and raises ``ClientLeftError`` if the client of the channel does not.
+        """
         name = name_of(username)
-        if not self.authenticator.check(username, password):
+        if not self.authenticator.check(username, password, channel):
             raise AuthError(name)
         return name
 
@@ -112,7 +116,7 @@ class Session:
         self.via = ""
         self.relay: Relay | None = None
         self.started = monotonic()
-        self._channel = Channel(sock)
+        self._channel = Channel(sock, client)
         self._end = "stopped"  # how it ended, for the access log; empty if there is nothing to tell
         self._users: Mapping[str, str] | None = None  # of a later configuration, where it matters
 
@@ -162,6 +166,9 @@ class Session:
             )
             self._end = "login refused"
             self._refuse(inbound, exc)
+        except ClientLeftError:
+            self._end = CLIENT_LEFT
+            self._count(CLIENT_LEFT)
         except ProxyError as exc:
             log.info("%s: %s", self, shortened(str(exc)), extra=self._about(exc))
             self._end = f"{'malformed' if exc.failure is Failure.MALFORMED else 'refused'}: {exc}"

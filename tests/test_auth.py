@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy import auth
-from proxy.auth import Authenticator, hash_password, is_hash, verify
+from proxy.auth import Authenticator, Logins, hash_password, is_hash, verify
 from proxy.config import check_user
 from proxy.control import configfile
 from proxy.errors import AuthError, ConfigError
@@ -272,17 +272,51 @@ def test_a_password_with_a_nul_behind_it_is_another():
     assert not users.check(b"alice", PASSWORD.encode() + bytes(10))
 
 
+LONG = b"four words, and then more of them than fit into the block of SHA-256"
+
+
+@pytest.mark.parametrize("password", [LONG, b"x" * 65, b"\xff" * 200, "\u00fc".encode() * 40])
+def test_no_other_text_logs_in_with_the_hash_of_a_long_password(password):
+    """Case 379: HMAC hashes a key above 64 bytes first (RFC 2104): its SHA-256 is as good."""
+    stored = hash_password(password.decode("utf-8", "surrogateescape"))
+    check_user("alice", stored)
+    pre_image = hashlib.sha256(password).digest()
+    assert hashlib.scrypt(password, salt=b"s", n=2, r=1, p=1) == hashlib.scrypt(
+        pre_image, salt=b"s", n=2, r=1, p=1
+    )
+    users = Authenticator({"alice": stored})
+    assert users.check(b"alice", password)
+    assert not users.check(b"alice", pre_image)
+    assert not users.check(b"alice", password + b"x")
+    assert not users.check(b"alice", password[:64])
+
+
+def test_a_hash_without_the_mark_is_of_no_long_password():
+    """Case 379: else the SHA-256 of that would log in, which nothing tells from a password of 32 bytes."""
+    unmarked = scrypt_text(LONG)
+    users = Authenticator({"alice": unmarked, "bob": scrypt_text(bytes(range(1, 33)))})
+    assert not users.check(b"alice", LONG)
+    assert users.check(b"bob", bytes(range(1, 33)))
+
+
+@pytest.mark.parametrize("size", [1, 31, 32, 33, 63, 64])
+def test_a_hash_of_up_to_64_bytes_is_as_it_was(size):
+    assert verify(b"\xfe" * size, scrypt_text(b"\xfe" * size).encode())
+
+
 def test_a_hash_of_bytes_that_are_no_text():
     users = Authenticator({"alice": scrypt_text(b"\xff\x00\x80")})
     assert users.check(b"alice", b"\xff\x00\x80")
 
 
 @pytest.mark.parametrize(
-    "password", ["secret", "\u043f\u0430\u0440\u043e\u043b\u044c", " ", "x" * 255, "#;,%$'="]
+    "password",
+    ["secret", "\u043f\u0430\u0440\u043e\u043b\u044c", " ", "x" * 64, "x" * 65, "x" * 255, "#;,%$'="],
 )
 def test_a_password_is_hashed_as_python_hashes_it(password):
-    kind, cost, block, lanes, salt, key = hash_password(password).split("$")
+    kind, cost, block, lanes, *mark, salt, key = hash_password(password).split("$")
     assert (kind, cost, block, lanes) == ("scrypt", "14", "8", "1")
+    assert mark == (["long"] if len(password) > 64 else [])
     assert len(urlsafe_b64decode(salt)) >= 16
     expected = hashlib.scrypt(
         password.encode(), salt=urlsafe_b64decode(salt), n=1 << 14, r=8, p=1, maxmem=1 << 26, dklen=32
@@ -312,6 +346,8 @@ MALFORMED = [
     HASH[:-3],
     HASH + "\u00fc",
     "scrypt$10$8$1$AAAA$A",
+    HASH.replace("$1$", "$1$longer$"),
+    HASH.replace("$1$", "$1$long$long$"),
 ]
 
 
@@ -424,6 +460,18 @@ def test_a_changed_password_is_not_remembered():
     after = Authenticator({"alice": scrypt_text(b"new password")})
     assert not after.authenticate("alice", PASSWORD)
     assert after.authenticate("alice", "new password")
+
+
+def test_what_was_remembered_holds_under_other_users_if_the_password_is_the_same():
+    """As after a reload."""
+    offload, logins = Counter(), Logins()
+    assert Authenticator({"alice": HASH, "bob": HASH}, offload, logins).authenticate("alice", PASSWORD)
+    after = Authenticator({"alice": HASH, "bob": scrypt_text(b"other")}, offload, logins)
+    assert after.authenticate("alice", PASSWORD)
+    assert offload.calls == 1
+    assert not after.authenticate("bob", PASSWORD)
+    assert not Authenticator({"bob": HASH}, offload, logins).authenticate("alice", PASSWORD)
+    assert not Authenticator({"alice": "plain", "bob": HASH}, offload, logins).authenticate("alice", PASSWORD)
 
 
 def test_no_password_is_kept_of_a_login():

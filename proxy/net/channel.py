@@ -14,6 +14,7 @@ import gevent
 from gevent import socket
 from gevent.monkey import get_original
 
+from proxy.address import Address
 from proxy.errors import ClientLeftError
 from proxy.net.deadline import Deadline, wait
 from proxy.net.sock import Sock, take_over
@@ -28,14 +29,20 @@ _poll = get_original("select", "poll")
 class Channel:
     """A connected socket during its handshake."""
 
-    __slots__ = ("_asked", "_early", "_handed_over", "heard", "sock")
+    __slots__ = ("_asked", "_client", "_early", "_handed_over", "heard", "sock")
 
-    def __init__(self, sock: Any) -> None:
+    def __init__(self, sock: Any, client: Address | None = None) -> None:
+        self._client = client
         self.sock = take_over(sock)
         self.heard = False  # the peer has sent something
         self._early = b""
         self._asked = False
         self._handed_over = False
+
+    @property
+    def network(self) -> str:
+        """Who is at the other end, as far as an address tells: threads are shared out by it."""
+        return self._client.network if self._client else ""
 
     def hear(self) -> None:
         """Wait for the first byte, and leave it there; raises ``EOFError`` if the peer leaves instead."""

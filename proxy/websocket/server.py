@@ -60,7 +60,7 @@ class WebSocketInbound:
         if self._runtime.needs_auth:
             if not request.username or not request.password:
                 raise AuthError(name_of(request.username or b""))
-            user = self._runtime.log_in(request.username, request.password)
+            user = self._runtime.log_in(request.username, request.password, self._channel)
         self._request = request
         return Wanted(request.target, user, answer_by)
 
