@@ -105,8 +105,8 @@ class TestStopping:
         """CASES 213: a WebSocket client is told 1001; the rest is reset."""
         with make_node({"drain_timeout": "1s"}) as node, Target(targets.hold) as target:
             socks, web = open_both(node, target.port)
-            node.signal(signal.SIGTERM)
             began = time.monotonic()
+            node.signal(signal.SIGTERM)
             assert isinstance(web, clients.WebTunnel)
             assert web.recv_close() == 1001
             with pytest.raises(ConnectionResetError):
@@ -301,8 +301,8 @@ class TestTime:
         self, hasty: Proxy, door: str, beginning: bytes, rest: bytes, drip: bool
     ) -> None:
         """CASES 9, 35, 36, 85: the deadline is a total."""
-        sock = clients.connect(hasty.door(door))
         began = time.monotonic()
+        sock = clients.connect(hasty.door(door))
         sock.sendall(beginning)
         sock.settimeout(0.1)
         ended = False

@@ -121,9 +121,9 @@ def the_server_closes_tcp_first_when_the_target_has_ended(bench: Bench) -> None:
 def a_client_that_never_answers_our_close_is_left(bench: Bench) -> None:
     """CASES D118."""
     with tunnel(bench.web) as (client, target):
+        watch = Stopwatch()
         reset(target)
         assert client.recv_close() == 1011
-        watch = Stopwatch()
         client.read_rest()
         assert 4.5 < watch.seconds < 5 + SLACK
 
