@@ -32,6 +32,7 @@ from proxy.server import ProxyServer, places
 
 log = logging.getLogger(__name__)
 
+_OPEN_AGAIN = 1.0  # seconds between two attempts to open an access log
 _OWN_DESCRIPTORS = 64  # logs, the control interface and its clients, the file and its versions
 _M_MMAP_THRESHOLD, _LARGE_BLOCK = -3, 1 << 20  # mallopt(3); bytes
 _NEW_OBJECTS = 10_000  # before the collector looks at them; some are always new when many clients come
@@ -77,6 +78,7 @@ class App:
         self._patient = patient
         self._stderr = LineWriter()
         self._file: LineWriter | None = None  # of the access log, if it has one
+        self._opens_log = False  # because it could not be opened until now
         self._access_log = AccessLog(nowhere)
         self._workers = Workers(1)
         self._listeners = Listeners(make, self._access_log, self.metrics, self._arrived)
@@ -184,13 +186,25 @@ class App:
             self._file = self._open_file(path)
         except OSError as exc:
             where = self._file.path if self._file else "stderr"
-            notes = (f"access_log {path}: {reason_of(exc)}; it is written to {where}",)
+            notes = (f"access_log {path}: {reason_of(exc)}; it is written to {where} until it can be opened",)
+            if not self._opens_log:
+                self._opens_log = True
+                gevent.spawn(self._open_log_later)
         writer = self._file or self._stderr
         writer.formatter = self._stderr.formatter
         self._access_log.change(nowhere if path == "off" else writer.write, as_json=as_json)
         if old and old is not self._file:
             old.close()
         return notes
+
+    def _open_log_later(self) -> None:
+        # Its folder may be mounted later, its disk be full, its reader be about to start.
+        while self._opens_log and not self.draining:
+            gevent.sleep(_OPEN_AGAIN)
+            if not self.reopen_logs():
+                self._opens_log = False
+                if self._file:
+                    log.info("access_log %s is open", self._file.path)
 
     def _open_file(self, path: str) -> LineWriter | None:
         if path in ("-", "off"):

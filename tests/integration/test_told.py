@@ -142,6 +142,22 @@ def test_an_access_log_on_a_full_disk_says_so_once(tmp_path: Path) -> None:
         assert node.log.count("No space left") == 1
 
 
+def test_an_access_log_that_can_be_opened_later_is_opened_then(tmp_path: Path) -> None:
+    """Such as one in a folder that is mounted after the start; until then nothing is lost."""
+    path = tmp_path / "later" / "access.log"
+    config = {"proxy": {"access_log": str(path)}, "listeners": {"socks": socks_door()}}
+    with Proxy(config) as node:
+        node.wait_for_log("it is written to stderr until it can be opened")
+        before = send_and_leave(node, "socks", b"\x04")
+        node.wait_for_log(f"client={before}")
+        path.parent.mkdir()
+        node.wait_for_log("info access_log")
+        after = send_and_leave(node, "socks", b"\x04")
+        wait_until(lambda: f"client={after}" in path.read_text(), "a line in the file")
+        assert f"client={after}" not in node.log
+        assert node.log.count("No such file") == 1
+
+
 # -- fail2ban
 
 FAIL2BAN = REPOSITORY / "conf" / "fail2ban"
