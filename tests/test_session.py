@@ -315,7 +315,7 @@ def test_a_client_that_is_too_slow_is_closed_without_a_word() -> None:
 
 def test_a_client_that_stops_in_the_middle_of_its_request_is_accounted_for() -> None:
     """Case 358."""
-    stage = Stage(config={"handshake_timeout": 0.05})
+    stage = Stage(config={"handshake_timeout": 0.3})
     stage.door["greeting"] = stage.hears(2)
     stage.client.sendall(b"\x05")
     running = stage.start()
