@@ -51,10 +51,10 @@ def send_and_leave(node: Proxy, name: str, *said: bytes) -> str:
     """Say something, hear the answer to the end, and give the client's address."""
     with clients.connect(node.door(name)) as sock:
         address = "{}:{}".format(*sock.getsockname()[:2])
-        for data in said:
-            sock.sendall(data)
-        sock.shutdown(socket.SHUT_WR)
-        with contextlib.suppress(ConnectionResetError):
+        with contextlib.suppress(OSError):  # it may be closed before we have said all
+            for data in said:
+                sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
             clients.read_to_end(sock.recv)
     return address
 
