@@ -27,6 +27,8 @@ class Notifier:
         path = os.environ.pop("NOTIFY_SOCKET", "")
         # An @ stands for the NUL with which an abstract name begins.
         self._address = "\0" + path[1:] if path.startswith("@") else path
+        # Kept open: a program that has no descriptor left must not be taken for one that hangs.
+        self._sock = socket.socket(std_socket.AF_UNIX, std_socket.SOCK_DGRAM) if path else None
         self._status = ""
         self._watchdog = _watchdog_seconds()
 
@@ -60,13 +62,12 @@ class Notifier:
             gevent.sleep(period)
 
     def _send(self, state: str) -> None:
-        if not self._address:
+        if self._sock is None:
             return
         try:
-            with socket.socket(std_socket.AF_UNIX, std_socket.SOCK_DGRAM) as sock:
-                # A service manager that does not read must not stop us.
-                sock.settimeout(1.0)
-                sock.sendto(state.encode(), self._address)
+            # A service manager that does not read must not stop us.
+            self._sock.settimeout(1.0)
+            self._sock.sendto(state.encode(), self._address)
         except OSError as exc:
             log.debug("cannot tell the service manager %s: %s", state.partition("\n")[0], exc.strerror)
 

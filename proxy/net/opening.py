@@ -20,6 +20,7 @@ from gevent.monkey import get_original
 
 from proxy.address import Endpoint, Place
 from proxy.errors import ProxyError, failure_of, reason_of
+from proxy.net.limits import from_reserve
 from proxy.net.sock import set_options, sockaddr_of
 from proxy.net.threads import Workers
 
@@ -177,7 +178,8 @@ def _is_ipv6_only(sock: socket.socket) -> bool:
 def _every_address(port: int) -> Place:
     """Have one socket for both families, where the system has both."""
     try:
-        std_socket.socket(std_socket.AF_INET6, std_socket.SOCK_STREAM).close()
+        # From the reserve, as what has no descriptor would look like a system that has no IPv6.
+        from_reserve(lambda: std_socket.socket(std_socket.AF_INET6, std_socket.SOCK_STREAM)).close()
         return Place("::", port, both_families=True)
     except OSError:
         return Place("0.0.0.0", port)

@@ -1,5 +1,6 @@
 """What a service manager is told and hands over, as sd_notify(3) and sd_listen_fds(3) say."""
 
+import errno
 import os
 import socket
 import subprocess
@@ -53,6 +54,20 @@ def test_it_hears_of_the_whole_life(manager: Manager) -> None:
     assert manager.heard() == ["READY=1"]
     notifier.stopping()
     assert manager.heard() == ["STOPPING=1"]
+
+
+def test_a_program_without_a_descriptor_still_shows_that_it_is_alive(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Case 178: else the watchdog would end what only has too many clients."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    notifier = Notifier()
+    monkeypatch.setattr("proxy.control.notify.socket.socket", fail)
+    notifier.ready()
+    assert manager.heard() == ["READY=1"]
 
 
 def test_no_child_inherits_the_address(manager: Manager) -> None:
