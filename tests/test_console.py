@@ -92,15 +92,15 @@ def test_what_is_printed_waits_for_a_reader_that_is_slow(pipe: tuple[int, int]) 
 # -- the program
 
 
-def run(tmp_path: Path, *arguments: str, **settings: object) -> "subprocess.CompletedProcess[str]":
+def run(tmp_path: Path, *command: str, stdout: object = None) -> "subprocess.CompletedProcess[str]":
     done = subprocess.run(
-        [*COMMAND, *arguments],
+        command,
         cwd=tmp_path,
         env=clean_environment(tmp_path),
+        stdout=stdout,  # type: ignore[arg-type]
         stderr=subprocess.PIPE,
         text=True,
         timeout=30,
-        **settings,  # type: ignore[call-overload]
     )
     assert "Traceback" not in done.stderr
     assert "ignored" not in done.stderr
@@ -109,7 +109,7 @@ def run(tmp_path: Path, *arguments: str, **settings: object) -> "subprocess.Comp
 
 def test_output_that_does_not_fit_is_one_line_and_exit_1(tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
-        done = run(tmp_path, "-c", str(REPOSITORY / "conf" / "proxy.ini"), "-dump", stdout=full)
+        done = run(tmp_path, *COMMAND, "-c", str(REPOSITORY / "conf" / "proxy.ini"), "-dump", stdout=full)
     assert (done.returncode, done.stderr) == (1, "proxy-server: standard output: No space left on device\n")
 
 
@@ -117,12 +117,12 @@ def test_output_that_nobody_reads_any_more_ends_it_without_a_word(tmp_path: Path
     source, sink = os.pipe()
     os.close(source)
     try:
-        done = run(tmp_path, "-h", stdout=sink)
+        done = run(tmp_path, *COMMAND, "-h", stdout=sink)
     finally:
         os.close(sink)
     assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_output_that_is_closed_is_an_error(tmp_path: Path) -> None:
-    done = run(tmp_path, "-version", preexec_fn=lambda: os.close(1))
+    done = run(tmp_path, "sh", "-c", 'exec "$@" >&-', "sh", *COMMAND, "-version")
     assert (done.returncode, done.stderr) == (1, "proxy-server: standard output: Bad file descriptor\n")

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 from websockets.sync.server import serve
@@ -137,14 +136,13 @@ class TestPipe:
 class Running:
     """A client whose input stays open, and that has a tunnel."""
 
-    def __init__(self, arguments: list[str], home: Path, **settings: Any) -> None:
+    def __init__(self, arguments: list[str], home: Path, *prefix: str) -> None:
         self.process = subprocess.Popen(
-            [*COMMAND, *arguments],
+            [*prefix, *COMMAND, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=clean_environment(home),
-            **settings,
         )
 
     def __enter__(self) -> "subprocess.Popen[bytes]":
@@ -189,11 +187,12 @@ class TestSignals:
 
     def test_a_signal_that_was_ignored_stays_so(self, node: Proxy, protocol: str, tmp_path: Path) -> None:
         """As ``nohup`` wants it."""
-        ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
-        arguments = [*client_arguments(node, protocol)]
+        ignoring = ["sh", "-c", "trap '' HUP; exec \"$@\"", "sh"]
         with (
             Target(targets.echo) as target,
-            Running([*arguments, *to_target(target.port)], tmp_path, preexec_fn=ignore) as client,
+            Running(
+                [*client_arguments(node, protocol), *to_target(target.port)], tmp_path, *ignoring
+            ) as client,
         ):
             assert client.stdin is not None
             assert client.stdout is not None
