@@ -5,9 +5,8 @@ The host is either an IP address in its canonical text, or an ASCII name in lowe
 spelling a client, a file or a command line uses, it becomes the canonical one here, so that rules
 judge the address, no lookup is made for one, and the log has the name that was dialled.
 
-Names that are not ASCII are read as browsers read them: mapped by UTS 46, without its transitional
-part, and then spelt by IDNA 2008 (RFC 5891). A dot at the end stays, because it means something where
-the name is looked up: that no search list applies.
+A dot at the end of a name stays, because it means something where the name is looked up: that no
+search list applies.
 """
 
 import codecs
@@ -18,18 +17,16 @@ from encodings import ascii as ascii_codec
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from proxy.errors import ProtocolError, reason_of
+from proxy.errors import ProtocolError
+from proxy.idn import to_ascii
 
 IPAddress = IPv4Address | IPv6Address
 
 MAX_NAME = 255  # bytes: the length byte of RFC 1928, section 5
-MAX_LABEL = 63  # bytes: RFC 1035, section 2.3.4
 REDACTED = "********"  # in place of a secret
 
 # RFC 1123, section 2.1, and the underscore, which names in the wild have.
 _NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.?", re.ASCII)
-# The dots of RFC 3490, section 3.1, which UTS 46 maps to the first one.
-_DOT = re.compile("[.\u3002\uff0e\uff61]")
 # What the C library takes for a number in the last part of an IPv4 address: 127.1, 0x7f.1, 2130706433.
 _NUMERIC_END = re.compile(r"(?:.*\.)?(?:[0-9]+|0[xX][0-9a-fA-F]*)\.?", re.ASCII)
 
@@ -105,7 +102,7 @@ def _read_host(host: str) -> tuple[str, IPAddress | None]:
         ip = ip.ipv4_mapped or ip
     if ip is not None:
         return str(ip), ip
-    name = host.lower() if host.isascii() else _to_ascii(host)
+    name = host.lower() if host.isascii() else to_ascii(host)
     if not name:
         raise ProtocolError("the host name is empty")
     if len(name) > MAX_NAME:
@@ -123,30 +120,6 @@ def _parse_ip(host: str) -> IPAddress | None:
         return ip_address(host)
     except ValueError:
         return None
-
-
-def _to_ascii(host: str) -> str:
-    _check_labels(host)
-    try:
-        # Only here: it takes 3 MB, and most never need it.
-        import idna
-
-        mapped: str = idna.uts46_remap(host, std3_rules=False)
-        _check_labels(mapped)
-        # An ASCII label is left to the rules for ASCII names, which allow the underscore.
-        labels = [part if part.isascii() else idna.alabel(part).decode("ascii") for part in mapped.split(".")]
-    except (ImportError, LookupError) as exc:
-        raise ProtocolError(
-            f"this Python cannot read a host name that is not ASCII: {reason_of(exc)}"
-        ) from exc
-    except UnicodeError as exc:
-        raise ProtocolError(f"the host name is not valid in IDNA 2008: {exc!s:.100}") from exc
-    return ".".join(labels)
-
-
-def _check_labels(name: str) -> None:
-    if any(len(label) > MAX_LABEL for label in _DOT.split(name)):
-        raise ProtocolError(f"a part of the host name is longer than {MAX_LABEL} bytes")
 
 
 def _from_c_notation(name: str) -> IPv4Address:

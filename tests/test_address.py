@@ -4,7 +4,6 @@ import subprocess
 import sys
 from ipaddress import IPv6Address
 
-import idna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -105,7 +104,7 @@ def test_refuses_what_idna_2008_does_not_allow(host):
         canonical_host(host)
 
 
-@pytest.mark.parametrize("missing", ["idna", "encodings.punycode"])
+@pytest.mark.parametrize("missing", ["idna", "unicodedata"])
 def test_without_the_means_for_other_names_only_these_are_refused(missing):
     """Case 348: small appliances have a Python without some of its modules."""
     program = f"""
@@ -125,17 +124,9 @@ except ProtocolError as exc:
 
 def test_no_work_is_done_for_a_host_that_is_too_long(monkeypatch):
     """Case 370."""
-    monkeypatch.setattr(module, "_to_ascii", lambda host: pytest.fail("it was worked on"))
+    monkeypatch.setattr(module, "to_ascii", lambda host: pytest.fail("it was worked on"))
     for host in ("\u4e00" * 86, "".join(map(chr, range(0x4E00, 0x51E8)))):
         with pytest.raises(ProtocolError, match="longer than 255"):
-            canonical_host(host)
-
-
-def test_a_label_that_is_too_long_is_not_spelt_out(monkeypatch):
-    """Case 370: Punycode takes more than linear time. U+FDFA is mapped to eighteen characters."""
-    monkeypatch.setattr(idna, "alabel", lambda label: pytest.fail("it was spelt out"))
-    for host in ("\u4e00" * 64, "\ufdfa" * 40):
-        with pytest.raises(ProtocolError, match="longer than 63"):
             canonical_host(host)
 
 
