@@ -125,6 +125,7 @@ def test_at_the_end_of_its_descriptors_everybody_is_told_and_nobody_blamed(door:
         sock = ask(node, stack, target.port)
         assert reply(sock) == 0
         assert "Too many open files: raise the limit of 100 descriptors" in node.log
+        assert "file descriptors, but the limit is 100: raise it" in node.log  # CASES 179: told at the start
         for word in ("internal error", "cannot be read", "rests"):
             assert word not in node.log
 
