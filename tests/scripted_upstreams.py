@@ -181,6 +181,17 @@ def http_answer(status: int, *headers: str, body: bytes = b"a body of its own") 
     return "\r\n".join(lines).encode() + (b"" if status == 204 else body)
 
 
+def judge(with_target: Step) -> Step:
+    """Read the head of a request, and behave so if it has a target; without one it is malformed."""
+
+    def step(connection: socket.socket) -> str:
+        head = hear_head(connection)
+        play([with_target if "X-Proxy-Target-Host" in head else http_answer(400)], connection)
+        return head
+
+    return step
+
+
 def frame(opcode: int, payload: bytes = b"") -> bytes:
     """Write an unmasked frame, as servers do (section 5.2)."""
     assert len(payload) < 126

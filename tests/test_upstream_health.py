@@ -6,7 +6,7 @@ import logging
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,7 +30,6 @@ from tests.scripted_upstreams import SOCKS_GREETED, Step, hear_head, http_answer
 
 TARGET = Address("target.example", 443)
 LOGIN = {"proxy_username": "alice", "proxy_password": "open sesame"}
-ALONE = "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"  # what is said to a request without a target
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +40,7 @@ def _bounded() -> Iterator[None]:
 
 def made(kind: str, port: int, *, path: str = "", health: Health | None = None, **settings: Any) -> Upstream:
     """Make an upstream on a port of this machine."""
-    settings = {"retry_count": 0, "timeout": 0.4, **settings}
+    settings = {"retry_count": 0, "timeout": 5.0, **settings}
     address = path or (f"127.0.0.1:{port}" if kind == "socks5" else f"ws://127.0.0.1:{port}/tunnel")
     return Upstream(UpstreamConfig("home", UpstreamType(kind), address, **settings), health)
 
@@ -68,21 +67,10 @@ def played(port: int, *steps: Step) -> Iterator[Target]:
 # -- what it is asked for
 
 
-def hear_and_judge(with_target: Step, without: Step) -> Callable[[socket.socket], str]:
-    """Behave one way to a WebSocket request with a target, and another way to one without."""
-
-    def behave(connection: socket.socket) -> str:
-        head = hear_head(connection)
-        script.play([with_target if "X-Proxy-Target-Host" in head else without], connection)
-        return head
-
-    return behave
-
-
 def test_a_living_websocket_proxy_is_known_by_any_status() -> None:
     """CASES 300: asked for no target, and with our login, so that nothing is connected by it."""
-    with Target(hear_and_judge(script.stall, ALONE.encode())) as far:
-        home = made("websocket", far.port, **LOGIN)
+    with Target(script.judge(script.stall)) as far:
+        home = made("websocket", far.port, timeout=1.0, **LOGIN)
         error = refusal(home)
         assert (type(error), error.failure) == (DialError, Failure.TIMED_OUT)
         assert str(error).startswith("target.example:443 through upstream home: ")
@@ -110,7 +98,7 @@ def test_a_living_socks5_proxy_is_known_by_its_negotiation(login: dict[str, str]
         return heard
 
     with Target(behave) as far:
-        home = made("socks5", far.port, **login)
+        home = made("socks5", far.port, timeout=1.0, **login)
         error = refusal(home)
         assert (type(error), error.failure) == (DialError, Failure.TIMED_OUT)
         assert home.health.failures == 0
@@ -130,7 +118,7 @@ def test_a_silent_proxy_is_cut_on_time_and_counted(who: str) -> None:
     kind, steps = SILENT[who]
     port = free_port()
     with played(port, *steps):
-        home = made(kind, port)
+        home = made(kind, port, timeout=0.3)
         error = refusal(home)
     assert isinstance(error, UpstreamError)
     assert error.failure is Failure.TIMED_OUT
@@ -152,7 +140,7 @@ def test_a_general_failure_is_an_answer_about_the_target(reply: int) -> None:
 
 def test_a_plain_502_for_one_target_is_not_the_upstreams_fault() -> None:
     """CASES 371: asked without a target, the same far end answers otherwise."""
-    with Target(hear_and_judge(http_answer(502), ALONE.encode())) as far:
+    with Target(script.judge(http_answer(502))) as far:
         home = made("websocket", far.port, retry_count=3)
         for requests in (2, 4, 6):
             error = refusal(home)
@@ -170,7 +158,7 @@ def test_a_gateway_whose_far_end_is_down_is_at_fault_and_seen_to_be_back() -> No
         while far.accepted < 4:  # the request, the question, and then the question again
             gevent.sleep(0.01)
         assert home.health.failures == 1
-    with Target(hear_and_judge(switch(), ALONE.encode()), port=port):
+    with Target(script.judge(switch()), port=port):
         while home.health.failures:
             gevent.sleep(0.01)
 
@@ -235,7 +223,7 @@ def test_one_that_is_back_is_up_although_nobody_needs_it(caplog: pytest.LogCaptu
 def test_one_that_accepts_and_says_nothing_is_not_back() -> None:
     """CASES 354: a connection is no sign of life; the old look took it for one."""
     port = free_port()
-    home = made("socks5", port)
+    home = made("socks5", port, timeout=0.3)
     refusal(home)
     with played(port, script.stall) as far:
         while far.accepted < 2:
@@ -492,7 +480,7 @@ NAMES: dict[str, tuple[str, dict[str, Any], tuple[Step, ...], str]] = {
         *("socks5", {}, (script.hear_greeting, b"\x15\x03\x01\x00\x02\x02\x0a", script.end)),
         "no SOCKS5 proxy: a TLS server answered",
     ),
-    "SOCKS5 at TLS that waits": ("socks5", {}, (script.stall,), "answers no SOCKS5 greeting"),
+    "SOCKS5 at TLS that waits": ("socks5", {"timeout": 0.3}, (script.stall,), "answers no SOCKS5 greeting"),
     "SOCKS5 at SSH": (
         *("socks5", {}, (b"SSH-2.0-OpenSSH_9.9\r\n", script.end)),
         "no SOCKS5 proxy: an SSH server answered",

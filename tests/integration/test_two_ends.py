@@ -4,10 +4,12 @@ Two of ours in a row, and a target that does not answer: whose time runs out fir
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
+from tests import scripted_upstreams as script
 from tests.integration import clients
 from tests.integration.clients import HttpRefused, SocksRefused
 from tests.integration.programs import Proxy, free_port, socks_door, upstream, wait_until, web_door
@@ -72,6 +74,37 @@ def test_a_far_end_that_is_told_knows_the_cause(near: Proxy, far: Proxy) -> None
         wait_until(
             lambda: f'end="refused: 127.0.0.1:{port}: connect timed out' in far.log, "the far end's cause"
         )
+
+
+GENERAL: dict[str, tuple[str, tuple[script.Step, ...]]] = {
+    "reply-01": ("socks5", (*script.SOCKS_GREETED, script.socks_reply(1), script.end)),
+    "plain-502": ("websocket", (script.judge(script.http_answer(502)), script.end)),
+}
+
+
+def test_one_target_proves_nothing_against_an_upstream(backup: Target) -> None:
+    """Case 371: again and again, and nothing is retried."""
+    with ExitStack() as stack:
+        fars = {
+            name: stack.enter_context(script.upstream(free_port(), *GENERAL[name][1])) for name in GENERAL
+        }
+        ways: dict[str, Any] = {
+            name: upstream(GENERAL[name][0], ("127.0.0.1", far.port), retry_count=3)
+            for name, far in fars.items()
+        }
+        ways["backup"] = upstream("socks5", ("127.0.0.1", backup.port))
+        doors = {name: socks_door(upstream=[name, "backup"]) for name in GENERAL}
+        node = stack.enter_context(Proxy({"listeners": doors, "upstreams": ways}))
+        for name, far in fars.items():
+            for attempts in range(1, 6):
+                with pytest.raises(SocksRefused) as refused:
+                    clients.socks5(node.door(name), "2001:db8::1", 80)
+                assert refused.value.reply == 1
+                # A question is counted as one when it has been answered.
+                wait_until(lambda far=far, n=attempts: far.attempts == n, "one attempt a client")
+            node.wait_for_log(f"upstream={name} ")
+        assert "it rests" not in node.log
+        assert backup.accepted == 0
 
 
 def test_a_far_end_that_is_silent_itself_is_cut_and_counted() -> None:
