@@ -259,6 +259,17 @@ class Place:
     zone: str = ""  # of a link-local address: its interface
     both_families: bool = False
 
+    @classmethod
+    def of(cls, ip: IPAddress, port: int) -> "Place":
+        """Make the place of one address."""
+        host, _, zone = str(ip).partition("%")
+        return cls(host, port, zone)
+
+    @property
+    def is_every_address(self) -> bool:
+        """True if it is a whole family's, or both."""
+        return self.host in ("::", "0.0.0.0")
+
     @property
     def ip(self) -> IPAddress:
         """The address, with its zone."""
@@ -275,7 +286,7 @@ class Place:
 
     def covers(self, other: "Place") -> bool:
         """Tell whether clients of the other address, at the same port, come here."""
-        if self.host in ("::", "0.0.0.0"):
+        if self.is_every_address:
             return self.both_families or self.is_ipv6 == other.is_ipv6
         return (self.host, self.zone) == (other.host, other.zone)
 

@@ -246,8 +246,20 @@ def _run_server(given: Mapping[str, str]) -> int:
         auth_users={username: password} if username else {},
         upstream_config=_upstreams(given),
     )
-    App(ProxyConfig(listeners=(listener,))).run()
+    App(_without_circle(listener)).run()
     return OK
+
+
+def _without_circle(listener: ServerConfig) -> ProxyConfig:
+    """Make the configuration of a single listener, whose upstream must not be the listener."""
+    from proxy import selfcheck
+
+    config = ProxyConfig(listeners=(listener,))
+    if any(selfcheck.problems(config)):
+        raise ConfigError(
+            "proxy_address", "this program itself listens there: connections would go in a circle"
+        )
+    return config
 
 
 def _upstreams(given: Mapping[str, str]) -> tuple[UpstreamConfig, ...]:
@@ -349,7 +361,7 @@ def _listen(address: str, target: Address, proxy: UpstreamConfig) -> int:
     config = ServerConfig(
         name="listen", listen_addr=address, protocol=Protocol.SOCKS5, upstream_config=(proxy,)
     )
-    App(ProxyConfig(listeners=(config,)), lambda config, *told: PortForwarder(config, target, *told)).run()
+    App(_without_circle(config), lambda config, *told: PortForwarder(config, target, *told)).run()
     return OK
 
 

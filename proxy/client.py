@@ -7,11 +7,13 @@ of it; ``connect`` and what follows is the same for one who uses a client as a l
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from functools import partial
 
 from proxy import rules
-from proxy.address import Address
+from proxy.address import Address, IPAddress
 from proxy.config import ClientConfig, to_bytes
 from proxy.errors import DialError, Failure, ProxyError, UpstreamError, is_shortage
+from proxy.net import ours
 from proxy.net.deadline import Deadline
 from proxy.net.dial import dial
 from proxy.net.limits import shortage
@@ -185,7 +187,14 @@ class DirectClient(ProxyClient):
         super().__init__(name, timeout)
 
     def dial(self, target: Address, deadline: Deadline) -> Connected:
-        """Connect by Happy Eyeballs; raises ``DialError``."""
-        sock = dial(target, deadline, rules.check)
+        """Connect by Happy Eyeballs; raises ``DialError``, also for an address on which we listen."""
+        check = partial(_check_with_port, target.port) if ours.has(target.port) else rules.check
+        sock = dial(target, deadline, check)
         bound = address_of(sock.getsockname())
         return Connected(TcpStream(sock), bound, self.name)
+
+
+def _check_with_port(port: int, ip: IPAddress) -> None:
+    rules.check(ip)
+    if ours.is_ours(ip, port):
+        raise DialError(f"this proxy itself listens on {ip}, port {port}", Failure.NOT_ALLOWED)

@@ -15,12 +15,11 @@ from contextlib import suppress
 from dataclasses import fields
 from enum import Enum
 from functools import partial
-from itertools import combinations
 from typing import Any, NamedTuple, TypeVar
 
 from configobj import ConfigObj, ConfigObjError
 
-from proxy.address import Endpoint
+from proxy import selfcheck
 from proxy.config import (
     DIRECT,
     Protocol,
@@ -48,7 +47,6 @@ from proxy.control.inisyntax import NO_CLOSING_QUOTE, QUOTE_IT
 from proxy.control.outline import MAX_BYTES, Outline, Problem
 from proxy.errors import ConfigError, is_shortage, reason_of
 from proxy.net.limits import from_reserve, untold_shortage
-from proxy.net.opening import find
 from proxy.net.tls import check_readable, client_context, server_context
 from proxy.units import write_duration
 
@@ -164,24 +162,9 @@ class _Builder:
         }
         config = self._make(ProxyConfig, [values], _place_in_file)
         if config and self._with_files:
-            self._compare_names(config)
+            for problem in selfcheck.problems(config):
+                self._outline.report_at(*_place_in_file(problem.field), str(problem))
         return config
-
-    def _compare_names(self, config: ProxyConfig) -> None:
-        """Report a listener by name whose address another one has; that takes a lookup to know."""
-        endpoints: list[tuple[Path, Endpoint]] = [
-            (("listeners", each.name), each.endpoint) for each in config.listeners
-        ]
-        if config.control_listen_addr:
-            endpoints.append((("control",), Endpoint.parse(config.control_listen_addr)))
-        for (first, one), (second, other) in combinations(endpoints, 2):
-            if one.port != other.port or (one.place and other.place):
-                continue
-            with suppress(OSError):  # a name that is not known now may be when it is needed
-                shared = [here for here in find(one) if any(map(here.overlaps, find(other)))]
-                if shared:
-                    message = f"is the address of [{'.'.join(first)}] too: {shared[0]}"
-                    self._outline.report_at(second, "listen_addr", message)
 
     def _validate(self) -> dict[str, Any]:
         """Let configobj read and check the values; those that it refuses are reported and left out."""

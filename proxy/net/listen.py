@@ -10,8 +10,9 @@ from gevent import socket
 from gevent.server import StreamServer
 
 from proxy.errors import is_shortage
+from proxy.net import ours
 from proxy.net.limits import FOR_FILES, RESERVE, from_reserve, shortage
-from proxy.net.opening import close_to_clients, listen_on
+from proxy.net.opening import close_to_clients, listen_on, place_of
 from proxy.net.places import Handler, Places
 from proxy.net.sock import Sock
 from proxy.net.stream import address_of
@@ -28,6 +29,19 @@ _ALREADY_GONE = {
 
 class SocketServer(StreamServer):
     """Accepts on one listening socket while its pool has places."""
+
+    def __init__(self, sock: socket.socket, handle: Any, spawn: Any) -> None:
+        super().__init__(sock, handle, spawn=spawn)
+        self._place = place_of(sock) if sock.family != std_socket.AF_UNIX else None
+        if self._place:
+            ours.add(self._place)
+
+    def close(self) -> None:
+        """Close the listening socket."""
+        super().close()
+        if self._place:
+            ours.remove(self._place)
+            self._place = None
 
     def do_read(self) -> Any:
         """Accept a client, if one is there."""

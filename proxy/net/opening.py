@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 import socket as std_socket
+from _thread import LockType
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -22,7 +23,7 @@ from proxy.address import Endpoint, Place
 from proxy.errors import ProxyError, failure_of, reason_of
 from proxy.net.limits import from_reserve
 from proxy.net.sock import set_options, sockaddr_of
-from proxy.net.threads import Workers
+from proxy.net.threads import Workers, start_thread
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ PATIENCE = 2.0  # seconds for which one name's lookup may hold up the start of e
 _NOT_THERE = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.ENODEV}
 
 _getaddrinfo = get_original("socket", "getaddrinfo")
+_allocate_lock: Callable[[], LockType] = get_original("_thread", "allocate_lock")
 _workers = Workers(8)
 
 
@@ -141,6 +143,23 @@ def find(endpoint: Endpoint) -> list[Place]:
     how = (0, std_socket.SOCK_STREAM, 0, std_socket.AI_PASSIVE)
     found = _getaddrinfo(endpoint.host, endpoint.port, *how)
     return list(dict.fromkeys(_place(info[4]) for info in found))
+
+
+def find_within(seconds: float, endpoint: Endpoint) -> list[Place]:
+    """Do the same in so many seconds, in any thread; what is not known by then is left out."""
+    if endpoint.place or not endpoint.host:
+        return find(endpoint)
+    found: list[Place] = []
+    done = _allocate_lock()
+    done.acquire()
+
+    def look_up() -> None:
+        with suppress(OSError):
+            found.extend(find(endpoint))
+        done.release()
+
+    start_thread(look_up)
+    return found if done.acquire(timeout=seconds) else []
 
 
 def bind(endpoint: Endpoint) -> list[socket.socket]:

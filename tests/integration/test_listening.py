@@ -25,6 +25,7 @@ from tests.integration.programs import (
     ini,
     run_proxy,
     socks_door,
+    upstream,
     wait_until,
     web_door,
 )
@@ -328,3 +329,69 @@ class TestLogs:
             clients.socks5(node.door("socks"), "127.0.0.1", target.port).close()
             wait_until(log.read_text, "the line")
             assert moved.read_text() == ""
+
+
+class TestOurselves:
+    """Case 375: whoever asks for one of our own listeners gets no connection that comes back."""
+
+    @pytest.mark.parametrize("host", ["", "127.0.0.1"], ids=["every-address", "one-address"])
+    def test_our_own_listeners_are_no_targets_however_they_are_spelt(self, host: str) -> None:
+        socks, web, control = free_port(), free_port(), free_port()
+        listeners = {
+            "socks": socks_door(listen_addr=f"{host}:{socks}"),
+            "web": web_door(listen_addr=f"{host}:{web}"),
+        }
+        address = {"listen_addr": f"{host}:{control}", "token": TOKEN}
+        with Proxy({"listeners": listeners, "control": address}) as node:
+            for port in (socks, web, control):
+                # Of a name, an address may be left that is not ours.
+                names = () if host else ("localhost", "::1", "127.0.0.2")
+                for name in ("127.0.0.1", "::ffff:127.0.0.1", "127.1", "0.0.0.0", *names):
+                    with pytest.raises(clients.SocksRefused) as refused:
+                        clients.socks5(node.door("socks"), name, port)
+                    assert refused.value.reply == 2  # RFC 1928: connection not allowed by ruleset
+                with pytest.raises(clients.HttpRefused) as answered:
+                    clients.websocket(node.door("web"), "127.0.0.1", port)
+                assert answered.value.status == 403
+
+    def test_a_listener_may_go_out_by_another_one_of_the_same_program(self) -> None:
+        """What is configured is no client's wish."""
+        web = web_door()
+        with Target(targets.echo) as target:
+            url = f"ws://{web['listen_addr']}/"
+            config = {
+                "listeners": {"socks": socks_door(upstream="far"), "web": web},
+                "upstreams": {"far": upstream("websocket", url)},
+            }
+            with Proxy(config) as node:
+                clients.socks5(node.door("socks"), "127.0.0.1", target.port).close()
+                with pytest.raises(clients.SocksRefused) as refused:  # by the second one
+                    clients.socks5(node.door("socks"), *node.door("socks"))
+                assert refused.value.reply == 2
+
+    @pytest.mark.parametrize(
+        ("arguments", "option"),
+        [
+            ("-mode server -protocol socks5 -addr :1080 -upstream-type socks5", "-upstream-address"),
+            ("-mode client -protocol socks5 -listen :1080 -host a.example -port 80", "-addr"),
+        ],
+    )
+    def test_a_circle_is_refused_on_the_command_line(self, arguments: str, option: str) -> None:
+        done = run_proxy(*arguments.split(), option, "127.0.0.1:1080")
+        assert done.returncode == 2
+        assert done.stderr.decode() == (
+            f"proxy-server: {option}: this program itself listens there: connections would go in a circle\n"
+        )
+
+    def test_a_circle_in_a_file_is_found_by_a_check_and_refused_by_a_reload(self) -> None:
+        socks = socks_door()
+        with Proxy({"listeners": {"socks": socks}}) as node:
+            more = f"[upstreams]\n[[me]]\ntype = socks5\nproxy_address = {socks['listen_addr']}\n"
+            text = node.config_path.read_text().replace("listen_addr", "upstream = me\nlisten_addr")
+            node.config_path.write_text(f"{text}\n{more}")
+            done = run_proxy("-c", str(node.config_path), "-check")
+            circle = "connections would go in a circle: from socks by upstream me to socks"
+            problem = f"[listeners.socks] upstream: {circle}"
+            assert (done.returncode, problem in done.stderr.decode()) == (2, True)
+            assert problem in ctl(node, "reload", status=1)
+            assert is_answered(*node.door("socks"))

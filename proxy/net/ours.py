@@ -1,0 +1,96 @@
+"""
+The addresses on which this process listens: they are no targets, as a connection there only comes back.
+
+A few bytes of a client, who asks for a target within a target, would become hundreds of connections
+otherwise. What counts is where a connection would arrive, however the target is spelt, so each address is
+judged when it is about to be dialled. Nearly all are cleared by their port alone.
+"""
+
+import _socket
+import socket
+import struct
+from collections import Counter
+from contextlib import closing, suppress
+
+from proxy.address import IPAddress, Place
+from proxy.net.sock import sockaddr_of
+
+# How Linux is asked for its route to an address: rtnetlink(7), netlink(7).
+_NLMSG, _RTMSG, _ATTRIBUTE = struct.Struct("=IHHII"), struct.Struct("=8BI"), struct.Struct("=HH")
+_NETLINK_ROUTE = 0
+_RTM_NEWROUTE, _RTM_GETROUTE, _NLM_F_REQUEST, _RTA_DST, _RTA_OIF, _RTN_LOCAL = 24, 26, 1, 1, 4, 2
+
+_places: dict[int, Counter[Place]] = {}  # by port; as many times as there are sockets
+
+
+def add(place: Place) -> None:
+    """Note that a socket listens there."""
+    _places.setdefault(place.port, Counter())[place] += 1
+
+
+def remove(place: Place) -> None:
+    """Note that it does so no more."""
+    there = _places[place.port]
+    there[place] -= 1
+    if not +there:
+        del _places[place.port]
+
+
+def has(port: int) -> bool:
+    """Tell whether we listen on a port, at whatever address."""
+    return port in _places
+
+
+def is_ours(ip: IPAddress, port: int) -> bool:
+    """Tell whether a connection to an address would come to a socket of ours."""
+    return any(leads_to(ip, place) for place in +_places.get(port, Counter()))
+
+
+def leads_to(ip: IPAddress, place: Place) -> bool:
+    """Tell whether a connection to an address, at the place's port, would arrive at that place."""
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    if ip.is_unspecified:  # which the system takes for the loopback address
+        ip = type(ip)(1) if ip.version == 6 else type(ip)("127.0.0.1")
+    if not place.covers(Place.of(ip, place.port)):
+        return False
+    return not place.is_every_address or _is_local(ip)
+
+
+def _is_local(ip: IPAddress) -> bool:
+    """
+    Tell whether an address is one of this machine's.
+
+    The kernel's routes know, also of one that came a moment ago, of a whole network that is routed here,
+    and of link-local ones. To bind to it would be no proof: that may be allowed for any (ip_nonlocal_bind).
+    """
+    if ip.is_loopback:
+        return True
+    with suppress(OSError, AttributeError, struct.error):
+        return _ask_for_route(ip) == _RTN_LOCAL
+    # No Linux, or no netlink.
+    family = socket.AF_INET6 if ip.version == 6 else socket.AF_INET
+    sock = _socket.socket(family, socket.SOCK_STREAM)
+    with suppress(OSError), closing(sock):
+        sock.bind(sockaddr_of(ip, 0))
+        return True
+    return False
+
+
+def _ask_for_route(ip: IPAddress) -> int:
+    """Return the kind of the route to an address, or 0 if there is none."""
+    family = socket.AF_INET6 if ip.version == 6 else socket.AF_INET
+    question = _RTMSG.pack(family, ip.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
+    question += _ATTRIBUTE.pack(_ATTRIBUTE.size + len(ip.packed), _RTA_DST) + ip.packed
+    zone = getattr(ip, "scope_id", None)
+    if zone:
+        index = int(zone) if zone.isdecimal() else socket.if_nametoindex(zone)
+        question += _ATTRIBUTE.pack(_ATTRIBUTE.size + 4, _RTA_OIF) + struct.pack("=I", index)
+    head = _NLMSG.pack(_NLMSG.size + len(question), _RTM_GETROUTE, _NLM_F_REQUEST, 0, 0)
+    sock = _socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_ROUTE)
+    try:
+        sock.send(head + question)
+        answer = sock.recv(4096, socket.MSG_DONTWAIT)  # the kernel has answered by now
+    finally:
+        sock.close()
+    _, kind, *_ = _NLMSG.unpack_from(answer)
+    return _RTMSG.unpack_from(answer, _NLMSG.size)[7] if kind == _RTM_NEWROUTE else 0

@@ -1,0 +1,78 @@
+"""
+What the addresses of a configuration are to one another on this machine, which their texts do not tell.
+
+Two listeners may have one address, one of them by name. And a listener's upstream may be the listener
+itself, or lead back to it by way of others: then every connection would go in a circle until there is
+no room for another.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
+from itertools import combinations
+
+from proxy.address import Endpoint, Place
+from proxy.config import ProxyConfig, ServerConfig
+from proxy.errors import ConfigError
+from proxy.net.opening import find_within
+from proxy.net.ours import leads_to
+
+_LOOKUP = 1.0  # seconds: what takes longer is hardly a name of this machine
+
+Find = Callable[[Endpoint], list[Place]]
+Ways = list[tuple[int, str]]  # listeners, by number, and the names of the upstreams that lead to them
+
+
+def problems(config: ProxyConfig) -> Iterator[ConfigError]:
+    """Find what cannot be; names are looked up for it, but only where ports are the same."""
+    find = cache(partial(find_within, _LOOKUP))
+    yield from _shared_addresses(config, find)
+    ways = [_ways_from(listener, config.listeners, find) for listener in config.listeners]
+    for start, listener in enumerate(config.listeners):
+        circle = _circle(start, ways)
+        if circle and start == min(number for number, _ in circle):  # to tell of each once
+            steps = ", ".join(
+                f"by upstream {upstream} to {config.listeners[number].name}" for number, upstream in circle
+            )
+            message = f"connections would go in a circle: from {listener.name} {steps}"
+            yield ConfigError(f"listeners.{listener.name}.upstream", message)
+
+
+def _shared_addresses(config: ProxyConfig, find: Find) -> Iterator[ConfigError]:
+    endpoints = [(f"listeners.{each.name}", each.endpoint) for each in config.listeners]
+    if config.control_listen_addr:
+        endpoints.append(("control", Endpoint.parse(config.control_listen_addr)))
+    for (first, one), (second, other) in combinations(endpoints, 2):
+        if one.port == other.port and not (one.place and other.place):  # these have been compared
+            shared = [here for here in find(one) if any(map(here.overlaps, find(other)))]
+            if shared:
+                yield ConfigError(f"{second}.listen_addr", f"is the address of [{first}] too: {shared[0]}")
+
+
+def _ways_from(listener: ServerConfig, listeners: Sequence[ServerConfig], find: Find) -> Ways:
+    """Find the listeners to which the upstreams of one lead."""
+    proxies = [
+        (each.name, each.client_config.endpoint)
+        for each in (listener.upstream_config if listener.enable_upstream else ())
+        if each.proxy_address
+    ]
+    return [
+        (number, name)
+        for name, proxy in proxies
+        for number, to in enumerate(listeners)
+        if proxy.port == to.endpoint.port
+        and any(leads_to(target.ip, place) for target in find(proxy) for place in find(to.endpoint))
+    ]
+
+
+def _circle(start: int, ways: Sequence[Ways]) -> Ways:
+    """Find the shortest way from a listener back to it, if there is one."""
+    seen: set[int] = set()
+    paths: list[Ways] = [[]]
+    for path in paths:  # to which the longer ones are added
+        for number, upstream in ways[path[-1][0] if path else start]:
+            if number not in seen:
+                seen.add(number)
+                paths.append([*path, (number, upstream)])
+            if number == start:
+                return paths[-1]
+    return []
