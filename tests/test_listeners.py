@@ -108,7 +108,7 @@ def test_a_plan_opens_and_changes_nothing(listeners: Listeners) -> None:
     plan = listeners.plan(config(one=one, two=two))
     assert [server.config.name for server in plan.servers] == ["one", "two"]
     assert [server.config.name for server in listeners.accepting] == ["one"]
-    assert descriptors() == before
+    assert descriptors() <= before  # others may have been collected meanwhile
 
 
 def test_a_plan_that_cannot_be_made_is_an_error(listeners: Listeners) -> None:
@@ -128,7 +128,7 @@ def test_an_address_that_is_busy_closes_what_was_opened_before_it(listeners: Lis
         before = descriptors()
         with pytest.raises(ProxyError, match="in use"):
             listeners.open(plan)
-        assert descriptors() == before
+        assert descriptors() <= before  # others may have been collected meanwhile
         assert listeners.accepting == []
 
 
@@ -139,7 +139,7 @@ def test_a_change_that_does_not_come_leaves_nothing_open(listeners: Listeners) -
     plan = listeners.plan(config(other=one, two=two))
     listeners.open(plan)
     listeners.close(plan)
-    assert descriptors() == before
+    assert descriptors() <= before  # others may have been collected meanwhile
 
 
 def test_counters_go_on_in_a_server_that_takes_the_place_of_another(listeners: Listeners) -> None:
