@@ -30,7 +30,7 @@ EXAMPLE = """\
 [proxy]
 timeout           = 30s     # the whole budget for reaching a target: resolving, dialling, upstream handshake, retries
 handshake_timeout = 10s     # a client's time from accept to a complete request
-idle_timeout      = 5m      # no byte in either direction; 0 = never
+idle_timeout      = 2h      # no byte in either direction; 0 = never
 drain_timeout     = 30s     # how long a graceful stop waits for live connections
 max_connections   = 1024    # of each listener
 overload          = wait    # above it: wait = new clients wait in the kernel's queue | refuse = told so at once
@@ -151,7 +151,7 @@ def test_what_is_left_out_has_the_documented_default():
                 enable_upstream=True,
                 strategy=Strategy.FAILOVER,
                 handshake_timeout=10,
-                idle_timeout=300,
+                idle_timeout=7200,
                 max_connections=1024,
                 overload=Overload.WAIT,
                 auth=AuthPolicy.AUTO,
