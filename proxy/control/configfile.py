@@ -10,6 +10,7 @@ comes out only if there was none.
 import errno
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
@@ -45,6 +46,7 @@ from proxy.control.configspec import (
 )
 from proxy.control.inisyntax import NO_CLOSING_QUOTE, QUOTE_IT
 from proxy.control.outline import MAX_BYTES, Outline, Problem
+from proxy.control.trust import Trust
 from proxy.errors import ConfigError, is_shortage, reason_of
 from proxy.net.limits import from_reserve, untold_shortage
 from proxy.net.tls import check_readable, client_context, server_context
@@ -75,10 +77,10 @@ class Loaded(NamedTuple):
 
 
 class Content(NamedTuple):
-    """The bytes of a file, and who may access it."""
+    """The bytes of a file, and what is known of that."""
 
     data: bytes
-    mode: int
+    found: os.stat_result
 
 
 def load(path: str) -> Loaded:
@@ -94,7 +96,7 @@ def read(path: str) -> Content:
     """
     try:
         with from_reserve(lambda: open(path, "rb")) as file:
-            return Content(mode=os.fstat(file.fileno()).st_mode, data=file.read(MAX_BYTES + 1))
+            return Content(found=os.fstat(file.fileno()), data=file.read(MAX_BYTES + 1))
     except OSError as exc:
         if is_shortage(exc):
             raise untold_shortage(f"{path} cannot be read now", exc) from exc
@@ -107,7 +109,10 @@ def read(path: str) -> Content:
 def understand(content: Content, path: str) -> Loaded:
     """Read the configuration from a file's content, with all that there is to say of the file itself."""
     config, warnings = parse(content.data, path, folder=folder_of(path), with_files=True)
-    if content.mode & 0o077 and _has_plain_secrets(config):
+    if stat.S_ISREG(content.found.st_mode) and Trust(path).others_may_write(content.found):
+        message = f"other users of this machine may write it, and so control the server: chmod go-w {path}"
+        warnings = (Problem(path, 0, "", "", message), *warnings)
+    if content.found.st_mode & 0o077 and _has_plain_secrets(config):
         message = (
             f"has passwords in plain text, and other users of this machine may access it: chmod 600 {path}"
         )

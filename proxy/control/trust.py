@@ -31,11 +31,16 @@ class Trust:
     """Knows who is trusted."""
 
     def __init__(self, config: str = "") -> None:
-        """Take the configuration file whose owners are trusted."""
-        self._users = {0, os.geteuid()}
-        for path in (config, os.path.dirname(os.path.abspath(config))) if config else ():
+        """Take the configuration file whose owners are trusted, whoever they are at the time."""
+        self._config = config
+
+    @property
+    def _users(self) -> set[int]:
+        users = {0, os.geteuid()}
+        for path in (self._config, os.path.dirname(os.path.abspath(self._config))) if self._config else ():
             with suppress(OSError, ValueError):
-                self._users.add(os.stat(path).st_uid)
+                users.add(os.stat(path).st_uid)
+        return users
 
     @contextmanager
     def folder(self, path: Path) -> Iterator[int]:
@@ -89,7 +94,7 @@ class Trust:
                 found = os.lstat(entry)
             except FileNotFoundError:
                 return
-            if not self.is_ours(found) and self._others_may_write(os.stat(here)):
+            if not self.is_ours(found) and self.others_may_write(os.stat(here)):
                 raise UntrustedError(f"{entry} {_belongs(found)}, and others may write in {here}")
             if not stat.S_ISLNK(found.st_mode):
                 here = entry
@@ -120,10 +125,11 @@ class Trust:
         self._check_closed(found, path)
 
     def _check_closed(self, found: os.stat_result, path: str) -> None:
-        if self._others_may_write(found):
+        if self.others_may_write(found):
             raise UntrustedError(f"others may write in {path}")
 
-    def _others_may_write(self, found: os.stat_result) -> bool:
+    def others_may_write(self, found: os.stat_result) -> bool:
+        """Tell whether more may write in a place than its owner, and a group that has nobody else in it."""
         if found.st_mode & stat.S_IWOTH:
             return True
         return bool(found.st_mode & stat.S_IWGRP) and not self._is_private(found.st_gid)

@@ -862,6 +862,18 @@ def test_warns_of_passwords_that_others_may_read(tmp_path, mode, text, warned):
     assert [f"chmod 600 {path}" in str(each) for each in load(str(path)).warnings] == [True] * warned
 
 
+@pytest.mark.parametrize(
+    ("mode", "is_warned"), [(0o600, False), (0o644, False), (0o602, True), (0o666, True)]
+)
+def test_warns_of_a_file_that_others_may_write(tmp_path, mode, is_warned):
+    """Whoever can write it controls the server, with passwords or without."""
+    path = tmp_path / "proxy.ini"
+    path.write_text(LISTENER)
+    path.chmod(mode)
+    warned = [str(each) for each in load(str(path)).warnings]
+    assert [each.endswith(f"chmod go-w {path}") for each in warned] == [True] * is_warned
+
+
 def test_the_template_runs_as_it_is(request):
     path = request.config.rootpath / "conf" / "proxy.ini"
     config, warnings = load(str(path))
