@@ -14,6 +14,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qsl
 
+from gevent import getcurrent
 from gevent.pool import Pool
 
 from proxy.address import Address
@@ -26,7 +27,8 @@ from proxy.websocket.headers import Fields, HeadBuffer, Headers, HttpError, Requ
 
 log = logging.getLogger(__name__)
 
-PLACES = 16  # connections at a time; more wait in the kernel's queue
+PLACES = 16  # requests at a time; more wait in the kernel's queue
+STRANGERS = 16  # connections beside them, of whom nothing is known yet
 PATIENCE = 10.0  # seconds for a request to arrive, and again for its answer to be taken
 MAX_BODY = 64 * 1024  # bytes
 
@@ -73,12 +75,18 @@ Guard = Callable[[RequestHead, Address], None]
 
 
 class HttpServer:
-    """Serves a listening socket. The guard sees a request's head first, and raises ``HttpError``."""
+    """
+    Serves a listening socket. The guard sees a request's head first, and raises ``HttpError``.
+
+    Who has not come past the guard takes no place from those who have. If there are too many of them
+    the oldest gives way: who knows the token sends it at once.
+    """
 
     def __init__(self, sock: Socket, handler: Handler, guard: Guard = lambda head, client: None) -> None:
         self._handler = handler
         self._guard = guard
-        self._server = SocketServer(sock, self._serve, spawn=Pool(PLACES))
+        self._strangers: dict[Any, None] = {}  # greenlets, the oldest first
+        self._server = SocketServer(sock, self._serve, spawn=Pool(PLACES + STRANGERS + 1))
 
     @property
     def address(self) -> Address:
@@ -95,11 +103,17 @@ class HttpServer:
 
     def _serve(self, sock: Socket, peer: Any) -> None:
         channel = Channel(sock)
+        self._strangers[getcurrent()] = None
+        if len(self._strangers) > STRANGERS:
+            oldest = next(iter(self._strangers))
+            del self._strangers[oldest]
+            oldest.kill(block=False)
         try:
             self._converse(channel, address_of(peer))
         except (OSError, EOFError) as exc:
             log.debug("control: %s", reason_of(exc))
         finally:
+            self._strangers.pop(getcurrent(), None)
             channel.close()
 
     def _converse(self, channel: Channel, client: Address) -> None:
@@ -109,6 +123,7 @@ class HttpServer:
                 head = self._read_head(channel)
                 bodiless = head.method == "HEAD"
                 self._guard(head, client)
+                self._strangers.pop(getcurrent(), None)
                 body = channel.read_exact(_body_size(head.headers))
                 self._guard(head, client)  # what opened it may have been taken away while the body came
             answer = self._handler(_request(head, body))
