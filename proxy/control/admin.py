@@ -26,7 +26,7 @@ from gevent import socket
 
 from proxy.address import Address, Endpoint
 from proxy.control import status
-from proxy.control.ask import CONFIG_HEADER, SOCKET_NAME, why_not_ours
+from proxy.control.ask import CONFIG_HEADER, SOCKET_NAME, is_taken, why_not_ours
 from proxy.control.http import Answer, HttpServer, Request
 from proxy.control.outcome import Conflict, Outcome
 from proxy.control.trust import Trust
@@ -91,10 +91,22 @@ class Admin:
         self._latecomers.stop()
         for server in self._tcp + self._unix:
             server.stop()
-        with suppress(OSError):
-            # Not that of a successor, who has put its own in the same place.
-            if self._path.stat().st_ino == self._inode:
+        if self._is_open():  # not that of a successor, who has put its own in the same place
+            with suppress(OSError):
                 self._path.unlink()
+
+    def reopen(self) -> None:
+        """Open the control socket anew if it is gone, or could not be had before."""
+        if self._why_not_ours or self._is_open() or is_taken(self._path.parent):
+            return
+        for server in self._unix:
+            server.stop()
+        self._open_unix()
+
+    def _is_open(self) -> bool:
+        with suppress(OSError):
+            return self._path.stat().st_ino == self._inode
+        return False
 
     def _leave_folder(self) -> None:
         self._versions.leave_folder()

@@ -66,6 +66,13 @@ class OnDisk:
         digest = "" if data is None else _digest(data)
         return digest != self._judged or stamps(self._waits_for) != self._waits_for
 
+    def is_left_behind(self) -> bool:
+        """Tell whether there is another one where it is mounted from, which cannot be seen here."""
+        try:
+            return os.stat(self.path).st_nlink == 0
+        except (OSError, ValueError):
+            return False
+
     def holds(self, text: str) -> bool:
         """Tell whether this is what stands in it."""
         data = self._read()

@@ -202,6 +202,10 @@ class Versions:
             outcome = self._settle(
                 partial(self._reload, "file", is_asked_for=False), cure=True, is_asked_for=False
             )
+        if self._run(self._file.is_left_behind) and not self.trouble:
+            what = f"{self._file.path} was replaced where it is mounted from, which is not seen here"
+            self.trouble = Trouble(f"{what}: mount its folder, and start anew", time.time())
+            log.error("%s", self.trouble.problem)
         # Whatever became of the file: certificates are renewed beside a broken one too.
         tls = stamps(tls_files(self.config))
         if tls not in (self._tls, self._tried_tls):

@@ -24,7 +24,7 @@ from proxy.control.admin import Admin
 from proxy.control.ask import SOCKET_NAME, ask, is_taken
 from proxy.control.configfile import dump
 from proxy.control.history import Version
-from proxy.control.http import MAX_BODY
+from proxy.control.http import MAX_BODY, PLACES
 from proxy.control.outcome import Conflict, Outcome, Trouble
 from proxy.control.trust import Trust
 from proxy.errors import ProxyError
@@ -306,6 +306,27 @@ class TestSocket:
             with House(directory) as second:
                 stack.close()
                 assert second.ask("GET", "/healthz") == (200, {"status": "ok"})
+
+    @pytest.mark.parametrize("how", ["taken away", "not to be had"])
+    def test_what_is_gone_is_opened_anew(self, directory: Path, how: str) -> None:
+        """Such as by what clears /tmp, or because the disk was full: that passes, and a reload asks again."""
+        with contextlib.ExitStack() as stack:
+            blocked = directory / "state"
+            if how == "not to be had":
+                blocked.touch()
+            house = stack.enter_context(House(blocked))
+            blocked.unlink() if how == "not to be had" else house.path.unlink()
+            for _ in range(2):
+                house.admin.reopen()
+                assert house.ask("GET", "/healthz")[0] == 200
+
+    def test_that_of_a_successor_is_left_alone(self, directory: Path) -> None:
+        with House(directory) as first:
+            first.app.draining = True
+            with House(directory) as second:
+                inode = second.path.stat().st_ino
+                first.admin.reopen()
+                assert second.path.stat().st_ino == inode
 
     def test_where_there_can_be_none_the_proxy_runs_on(
         self, directory: Path, caplog: pytest.LogCaptureFixture
@@ -620,6 +641,17 @@ class TestStrictness:
     def test_a_slow_client_is_cut(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("proxy.control.http.PATIENCE", 0.1)
         assert parse(house.talk(b"GET /status HT"))[0] == 408
+
+    def test_who_says_nothing_takes_nobodys_place(self, directory: Path) -> None:
+        """The places are not shared by those who know the token and those who need not say anything."""
+        with House(directory, control_listen_addr="127.0.0.1:0", control_token=TOKEN) as house:
+            address = house.admin.addresses[0]
+            with contextlib.ExitStack() as stack:
+                for _ in range(3 * PLACES):
+                    stack.enter_context(socket.create_connection((address.host, address.port)))
+                with socket.create_connection((address.host, address.port)) as sock:
+                    answer = talk(sock, request("GET", "/healthz", Authorization=f"Bearer {TOKEN}"))
+            assert parse(answer)[0] == 200
 
     def test_a_failure_of_ours_is_one_line(
         self, house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

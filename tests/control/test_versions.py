@@ -472,6 +472,20 @@ class TestTrouble:
         assert house.versions.trouble is not None
         assert "could not be written" in house.versions.trouble.problem
 
+    def test_so_is_a_mounted_file_in_whose_place_there_is_another_one(
+        self, house: House, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """An editor replaced it outside; inside, the name leads to one that has no other name left."""
+        left = os.open(house.path, os.O_RDONLY)
+        house.path.unlink()
+        house.versions._file.path = f"/proc/self/fd/{left}"
+        house.versions.look()
+        house.versions.look()
+        os.close(left)
+        assert house.versions.trouble is not None
+        assert "mount its folder" in house.versions.trouble.problem
+        assert caplog.messages == [house.versions.trouble.problem]
+
     def test_so_is_a_start_with_the_last_good_version(self, house: House) -> None:
         house.write(BAD)
         house.versions = house.start(last_good=True)
