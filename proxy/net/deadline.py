@@ -102,3 +102,8 @@ class _Expired(BaseException):
 def wait(watcher: Any) -> None:
     """Block until an event of the loop, such as a socket that can be read."""
     gevent.get_hub().wait(watcher)
+
+
+def next_turn() -> None:
+    """Let everybody else have a turn of the event loop, which looks at its sockets before it comes back."""
+    gevent.sleep(1e-9)  # not 0: many of those would run before it looks

@@ -29,6 +29,7 @@ from gevent.hub import Waiter
 from proxy.errors import ProtocolError, reason_of
 from proxy.net import splice
 from proxy.net.stream import BUFFER_SIZE, Buffer, Ending, Socket, Stream, as_stream, nobody_cares
+from proxy.net.turns import TURNS
 
 log = logging.getLogger(__name__)
 
@@ -276,7 +277,7 @@ class _Direction:
 
     __slots__ = (
         *("_at", "_reader", "_relay", "_sink", "_sink_name", "_source", "_source_name"),
-        *("_bulk", "_full", "_over", "_told", "_zero_copy"),
+        *("_bulk", "_full", "_over", "_told", "_waits", "_zero_copy"),
         *("ended", "held", "in_pipe", "moved", "opposite"),
     )
 
@@ -299,6 +300,7 @@ class _Direction:
         self.ended = False  # and has passed it on
         self.moved = 0
         self._reader = source.reader
+        self._waits = False  # for a later turn, without an event
         self.held = False  # it waits for its sink, which does not take what there is
         self.in_pipe = 0  # bytes that it waits with, or fewer, if they are in a pipe
 
@@ -312,12 +314,21 @@ class _Direction:
     def _listen(self) -> None:
         self._reader.start(self._receive)
         if self._source.buffered:
-            self._reader.loop.run_callback(self._receive_buffered)
+            self._wait_for_turn()
+
+    def _wait_for_turn(self) -> None:
+        if not self._waits:
+            self._waits = True
+            TURNS.later(self._receive_in_turn)
 
     def pause(self) -> None:
         """Wait for nothing any more."""
-        self._reader.stop()
+        self._stop_listening()
         self._release()
+
+    def _stop_listening(self) -> None:
+        self._reader.stop()
+        self._waits = False
 
     def let_go(self) -> None:
         """Forget the others, when all is over."""
@@ -327,7 +338,7 @@ class _Direction:
     def _hold(self) -> None:
         """Wait for the sink, which is blocked, instead of the source."""
         if not self.held and not self._relay.is_over:
-            self._reader.stop()
+            self._stop_listening()
             self.held = True
             self._sink.writer.start(self._resume)
 
@@ -372,6 +383,8 @@ class _Direction:
 
     def _receive(self) -> None:
         """Move once what the source has."""
+        if self._waits:  # its turn will come, whatever events there are
+            return
         source = self._source
         self._at = self._source_name
         try:
@@ -388,13 +401,14 @@ class _Direction:
                     if not self.held:
                         self._end()
             # Also if there was no payload: the rest of a control frame may be decrypted already.
-            if source.buffered:
-                self._reader.loop.run_callback(self._receive_buffered)
+            if source.buffered and self._reader.active:
+                self._wait_for_turn()
         except Exception as exc:
             self._cut(exc)
 
-    def _receive_buffered(self) -> None:
-        if self._reader.active and not self._relay.is_over:
+    def _receive_in_turn(self) -> None:
+        if self._waits:
+            self._waits = False
             self._receive()
 
     def _copy(self) -> int | None:

@@ -103,6 +103,7 @@ class Close:
 
 Event = Payload | Empty | Ping | Pong | Close
 
+_NOTHING = memoryview(b"")
 _OPCODES = frozenset(Opcode)
 _CLOSE_CODES = frozenset(CloseCode)
 
@@ -114,16 +115,20 @@ class Decoder:
     ``masked`` says which side we are: a server reads masked frames, a client reads unmasked ones.
     ``in_message`` says that a fragmented message is open: continuations are to come. ``closed`` says
     that a Close was received; whatever follows it is ignored. After a ``FrameError`` a decoder is spent.
+
+    ``frames`` says how many the last feed had, those not complete included, and ``rest`` what it left.
     """
 
     __slots__ = (
-        *("in_message", "closed"),
+        *("closed", "frames", "in_message", "rest"),
         *("_masked", "_head", "_opcode", "_key", "_left", "_phase", "_control", "_empty"),
     )
 
     def __init__(self, *, masked: bool) -> None:
         self.in_message = False
         self.closed = False
+        self.frames = 0
+        self.rest = _NOTHING
         self._masked = masked
         self._head = b""  # of a header that is not complete yet
         self._opcode = 0
@@ -143,14 +148,19 @@ class Decoder:
         """How many bytes of the data frame at hand are still to come."""
         return 0 if self._opcode & _CONTROL else self._left
 
-    def feed(self, data: memoryview) -> Iterator[Event]:
+    def feed(self, data: memoryview, most: int | None = None) -> Iterator[Event]:
         """
-        Decode what arrived; payload is unmasked in place and given out as views into it.
+        Decode what arrived, or its first frames; payload is unmasked in place and given out as views into it.
 
         Exhaust the iterator before feeding again. Raises ``FrameError`` at the first byte that
         cannot be right, after the events of what stood before it.
         """
+        self.frames, self.rest = 0, _NOTHING
         while data and not self.closed:
+            if self.frames == most:
+                self.rest = data
+                return
+            self.frames += 1
             if not self._left:
                 data = self._take_header(data)
                 if self._head:

@@ -11,9 +11,10 @@ from contextlib import suppress
 from typing import Any
 
 from proxy.errors import ProtocolError, reason_of
-from proxy.net.deadline import Deadline, wait
+from proxy.net.deadline import Deadline, next_turn, wait
 from proxy.net.splice import Pipe
-from proxy.net.stream import HEADROOM, Buffer, Ending, TcpStream
+from proxy.net.stream import BUFFER_SIZE, HEADROOM, Buffer, Ending, TcpStream
+from proxy.net.turns import TURNS
 from proxy.websocket.frames import (
     Close,
     CloseCode,
@@ -44,6 +45,9 @@ _CODES = {
     Ending.EVICTED: (CloseCode.POLICY_VIOLATION, "ended by the proxy"),
 }
 
+_SMALL_READ = 4096  # bytes
+_NOTHING = memoryview(b"")
+
 # What comes after the end is looked at and thrown away; nobody waits between the two.
 _discarded = Buffer()
 
@@ -71,6 +75,9 @@ class WebSocketStream:
         self._peer_close: Close | None = None
         self._tcp_ended = False
         self._deaf: OSError | None = None  # the peer takes nothing more, but may have said something before
+        self._rest = _NOTHING  # was received, and is still to be decoded
+        self._read_size = BUFFER_SIZE
+        self._ping: bytes | None = None  # the payload of the last one, which is not answered yet
         self._control: deque[bytes] = deque(maxlen=_PONGS)
         self._end_sent = False
         self._close_sent = False
@@ -101,7 +108,9 @@ class WebSocketStream:
     @property
     def buffered(self) -> bool:
         """True if something was received that was not given out yet."""
-        return self._tcp.buffered or self._failure is not None or (self._ended and not self._told_end)
+        if self._rest or self._failure:
+            return True
+        return self._tcp.buffered or (self._ended and not self._told_end)
 
     @property
     def blocked(self) -> bool:
@@ -117,11 +126,16 @@ class WebSocketStream:
             return 0
         if self._failure:
             raise self._failure
-        see = _HEADER if bulk and self._decoder.at_boundary and not self._server else None
-        count = self._tcp.receive(buffer.payload[:see])
-        if count is None:
-            return None
-        payload = self._decode(buffer, count) if count else self._tcp_end()
+        see = self._read_size if not TURNS.is_full else _SMALL_READ
+        if bulk and self._decoder.at_boundary and not self._server:
+            see = _HEADER
+        data = self._rest
+        if not data:
+            count = self._tcp.receive(buffer.payload[:see])
+            if count is None:
+                return None
+            data = buffer.payload[:count]
+        payload = self._decode(buffer, data) if data else self._tcp_end()
         if self._ended and not payload:
             self._told_end = True
             return 0
@@ -129,7 +143,7 @@ class WebSocketStream:
 
     def spliceable(self) -> int:
         """Allow the rest of the frame at hand, if it is not masked."""
-        if self._server or not self._tcp.spliceable():
+        if self._server or self._rest or not self._tcp.spliceable():
             return 0
         return self._decoder.payload_left
 
@@ -148,11 +162,13 @@ class WebSocketStream:
         if self._failure:
             raise self._failure
         if not self._peer_close and not self._tcp_ended:
-            buffer = _discarded
-            count = self._tcp.receive(buffer.payload)
-            if count == 0:
-                self._tcp_end()
-            elif count and self._decode(buffer, count):
+            data = self._rest
+            if not data:
+                count = self._tcp.receive(_discarded.payload[: self._read_size])
+                data = _discarded.payload[: count or 0]
+                if count == 0:
+                    self._tcp_end()
+            if data and self._decode(_discarded, data):
                 raise self._fail(FrameError("payload after the end of stream"))
         return not self._peer_close and not self._tcp_ended
 
@@ -169,17 +185,18 @@ class WebSocketStream:
         self._ended = True
         return 0
 
-    def _decode(self, buffer: Buffer, count: int) -> int:
-        """Move payload to the front of the buffer, and return its size."""
+    def _decode(self, buffer: Buffer, data: memoryview) -> int:
+        """Move payload to the front of the buffer, and return its size; some frames may be left for later."""
         self._keepalive.heard = True
-        whole = self._decoder.take_whole(buffer.payload[:count])
+        whole = self._decoder.take_whole(data)
         if whole is not None:
             size = len(whole)
             buffer.payload[:size] = whole
+            self._rest = _NOTHING
             return size
         size = 0
         try:
-            for event in self._decoder.feed(buffer.payload[:count]):
+            for event in self._decoder.feed(data, TURNS.frames):
                 if isinstance(event, Payload):
                     if self._ended:
                         raise FrameError("payload after the end of stream")
@@ -192,11 +209,28 @@ class WebSocketStream:
             self._fail(exc)  # what came before it is good, and goes first
             if not size:
                 raise
+        finally:
+            self._keep_rest(data)
+        if self._ping is not None and not self._rest:
+            ping, self._ping = self._ping, None
+            self._send_control(encode_control(Opcode.PONG, ping, key=self._key()))
         return size
+
+    def _keep_rest(self, data: memoryview) -> None:
+        """Keep what was left of the frames that came at once, for a later turn of the event loop."""
+        TURNS.spend(self._decoder.frames)
+        rest = self._decoder.rest
+        if rest:
+            # A peer whose frames are crumbs is read in small pieces, so that little has to be kept.
+            self._read_size = _SMALL_READ
+            self._rest = rest if data is self._rest else memoryview(bytearray(rest))
+        else:
+            self._read_size = BUFFER_SIZE
+            self._rest = _NOTHING
 
     def _handle(self, event: Event) -> None:
         if isinstance(event, Ping):
-            self._send_control(encode_control(Opcode.PONG, event.payload, key=self._key()))
+            self._ping = event.payload  # the last one of a read is answered (RFC 6455, section 5.5.3)
         elif isinstance(event, Empty):
             self._ended = self._ended or self._half_close
         elif isinstance(event, Close):
@@ -326,17 +360,23 @@ class WebSocketStream:
                 pass
 
     def _discard(self, buffer: Buffer) -> int:
-        count = self._receive(buffer)
-        for _ in self._decoder.feed(buffer.payload[:count]):
+        data = self._rest
+        if data:
+            next_turn()
+        else:
+            data = buffer.payload[: self._receive(buffer)]
+        for _ in self._decoder.feed(data, TURNS.frames):
             pass
-        return count
+        size = len(data)
+        self._keep_rest(data)
+        return size
 
     def _receive(self, buffer: Buffer) -> int:
         count = None
         while count is None:
             if not self._tcp.buffered:  # the peer has only just been told
                 wait(self.reader)
-            count = self._tcp.receive(buffer.payload)
+            count = self._tcp.receive(buffer.payload[: self._read_size])
         return count
 
 

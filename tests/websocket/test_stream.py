@@ -219,7 +219,8 @@ def test_a_frame_may_declare_any_length(plain: Tunnel, declared: int) -> None:
     assert read_exact(plain.target, 5) == b"begin"
 
 
-ANSWERED = b"\x8a\x04ping" + b"\x8a\x00" + b"\x88\x02\x03\xe8"
+# Of the Pings that are read at once only the last one is answered (RFC 6455, section 5.5.3; case 372).
+ANSWERS = [first + b"\x8a\x00" + b"\x88\x02\x03\xe8" for first in (b"\x8a\x04ping", b"")]
 
 
 def test_a_script_of_ten_frames_may_be_cut_anywhere(proxy: Proxy) -> None:
@@ -248,7 +249,9 @@ def play_in_two_pieces(door: Door, script: bytes, cuts: range, clock: Tunnel) ->
             assert read_rest(target) == (SAID_IN_TEN_FRAMES, "FIN")
             target.close()
         for client, cut in zip(clients, cuts, strict=True):
-            assert client.read_rest() == (ANSWERED, "FIN"), f"cut at {cut}"
+            answered, end = client.read_rest()
+            assert answered in ANSWERS, f"cut at {cut}"
+            assert end == "FIN"
             client.sock.close()
 
 
@@ -258,7 +261,9 @@ def test_a_script_of_ten_frames_may_come_byte_by_byte(plain: Tunnel) -> None:
         plain.client.write(bytes([byte]))
     assert read_rest(plain.target) == (SAID_IN_TEN_FRAMES, "FIN")
     plain.target.close()
-    assert plain.client.read_rest() == (ANSWERED, "FIN")
+    answered, end = plain.client.read_rest()
+    assert answered in ANSWERS
+    assert end == "FIN"
 
 
 # -- what the server sends

@@ -229,8 +229,10 @@ def test_a_script_of_ten_frames_may_come_byte_by_byte_or_at_once(
             server.write(bytes([byte]))
         assert read_rest(client) == (SAID_IN_TEN_FRAMES, "FIN")
         client.close()
-        assert recv_masked(server, FIN | PONG).payload == b"ping"
-        assert recv_masked(server, FIN | PONG).payload == b""
+        pong = recv_masked(server, FIN | PONG).payload
+        if pong == b"ping":  # the Pings were not read at once; else only the last one is answered
+            pong = recv_masked(server, FIN | PONG).payload
+        assert pong == b""
         assert recv_masked(server, FIN | CLOSE).payload == close_payload(1000)
 
 

@@ -1,0 +1,145 @@
+"""
+Tunnels full of tiny frames: how much of them a turn of the event loop takes (case 372).
+
+What is counted is work, which is the same on a busy machine.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import gevent
+import pytest
+
+from proxy.net.relay import DataForwarder, Relay
+from proxy.net.stream import Ending, TcpStream
+from proxy.net.turns import FEW_FRAMES, FRAMES_A_TURN, FRAMES_AT_A_TIME, TURNS
+from proxy.websocket.frames import Decoder
+from proxy.websocket.stream import WebSocketStream
+from tests.net.wires import patience, tcp_pair
+from tests.websocket.wire import BINARY, CLOSE, FIN, PING, PONG, close_payload, frame
+
+TUNNELS = 12
+CRUMBS = 9000  # frames of a byte: 63,000 bytes, which are there at once
+ONE_OF_EACH = b"".join(frame(FIN | BINARY, bytes([byte])) for byte in range(250))
+
+
+@pytest.fixture(autouse=True)
+def _patience() -> Iterator[None]:
+    with patience(20):
+        yield
+
+
+class Tunnel:
+    """A relay from a WebSocket client, whose frames are all there before it begins."""
+
+    def __init__(self, forwarder: DataForwarder, sent: bytes) -> None:
+        self.client, near = tcp_pair()
+        self.target, far = tcp_pair()
+        self.client.sendall(sent)
+        stream = WebSocketStream(TcpStream(near), server=True, half_close=False, ping_interval=0)
+        self.relay = forwarder.relay(stream, TcpStream(far))
+        self.running = gevent.spawn(forwarder.run, self.relay)
+
+    def close(self) -> None:
+        """Clean up."""
+        self.relay.stop(Ending.EVICTED)
+        for sock in (self.client, self.target):
+            sock.close()
+        self.running.get()
+
+
+@contextmanager
+def frames_of_each_turn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Count the frames that are decoded between two looks of the event loop at its sockets."""
+    counts = [0]
+    feed = Decoder.feed
+
+    def counting(self: Decoder, data: memoryview, most: int | None = None) -> Iterator[object]:
+        yield from feed(self, data, most)
+        counts[-1] += self.frames
+
+    monkeypatch.setattr(Decoder, "feed", counting)
+    look = gevent.get_hub().loop.check()
+    look.start(lambda: counts.append(0))
+    yield counts
+    look.close()
+
+
+def moved(relays: list[Relay]) -> int:
+    """Tell how many bytes have arrived."""
+    return sum(relay.sent for relay in relays)
+
+
+def test_many_tiny_frames_of_many_tunnels_leave_each_turn_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Case 372: the bound is in frames, and for all tunnels together."""
+    forwarder = DataForwarder()
+    with frames_of_each_turn(monkeypatch) as counts:
+        tunnels = [Tunnel(forwarder, ONE_OF_EACH * (CRUMBS // 250)) for _ in range(TUNNELS)]
+        while moved([tunnel.relay for tunnel in tunnels]) < TUNNELS * CRUMBS:
+            gevent.sleep(0.01)
+    assert sum(counts) >= TUNNELS * CRUMBS  # one that came in two reads is decoded in two steps
+    assert max(counts) <= FRAMES_A_TURN + FRAMES_AT_A_TIME + TUNNELS * FEW_FRAMES
+    for tunnel in tunnels:
+        received = b""
+        while len(received) < CRUMBS:
+            received += tunnel.target.recv(CRUMBS)
+        assert received == bytes(range(250)) * (CRUMBS // 250)
+        tunnel.close()
+
+
+def test_nobody_waits_until_another_tunnel_is_done() -> None:
+    """Case 372: those who have more take turns, and who has little is served at once."""
+    forwarder = DataForwarder()
+    busy = [Tunnel(forwarder, ONE_OF_EACH * (CRUMBS // 250)) for _ in range(TUNNELS)]
+    small = Tunnel(forwarder, b"")
+    while not all(tunnel.relay.sent for tunnel in busy):
+        gevent.sleep(0)
+    small.client.sendall(frame(FIN | BINARY, b"small"))
+    assert small.target.recv(10) == b"small"
+    assert all(0 < tunnel.relay.sent < CRUMBS for tunnel in busy)
+    for tunnel in (*busy, small):
+        tunnel.close()
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["in a relay", "after the end of stream"])
+def test_of_the_pings_that_are_read_at_once_the_last_one_is_answered(*, ended: bool) -> None:
+    """Case 372; RFC 6455, section 5.5.3."""
+    pings = frame(FIN | PING) * 1000 + frame(FIN | PING, b"last")
+    client, near = tcp_pair()
+    target, far = tcp_pair()
+    stream = WebSocketStream(TcpStream(near), server=True, half_close=True, ping_interval=0)
+    client.sendall((frame(FIN | BINARY) if ended else b"") + pings)
+    running = gevent.spawn(DataForwarder().forward_data, stream, TcpStream(far))
+    assert client.recv(100) == bytes([FIN | PONG, 4]) + b"last"
+    client.sendall(frame(FIN | CLOSE, close_payload(1000)))
+    target.close()
+    assert client.recv(100) in (b"\x82\x00" + b"\x88\x02\x03\xe8", b"\x82\x00")  # nothing but the end
+    client.close()
+    running.get()
+
+
+def test_tiny_frames_behind_our_close_leave_each_turn_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Case 372: they are decoded to find the Close that answers ours."""
+    client, near = tcp_pair()
+    stream = WebSocketStream(TcpStream(near), server=True, half_close=False, ping_interval=0)
+    client.sendall(ONE_OF_EACH * (CRUMBS // 250) + frame(FIN | CLOSE, close_payload(1000)))
+    with frames_of_each_turn(monkeypatch) as counts:
+        stream.farewell(Ending.FINISHED)
+        closing = gevent.spawn(stream.close)
+        assert client.recv(100) == b"\x88\x02\x03\xe8"
+        closing.get()
+    assert sum(counts) >= CRUMBS + 1
+    assert max(counts) <= FRAMES_AT_A_TIME
+    client.close()
+
+
+def test_frames_are_given_up_with_their_connection() -> None:
+    """What waits for a turn does not come when all is over."""
+    tunnel = Tunnel(DataForwarder(), ONE_OF_EACH * (CRUMBS // 250))
+    while not tunnel.relay.sent:
+        gevent.sleep(0)
+    tunnel.close()
+    sent = tunnel.relay.sent
+    gevent.sleep(0.02)
+    assert tunnel.relay.sent == sent
+    assert not TURNS._waiting
