@@ -94,10 +94,11 @@ _NAMES = {
 def run(arguments: Sequence[str]) -> int:
     """Run the program with these arguments, and return its exit code."""
     try:
-        signals.heed_interrupt()
-        code = _control(arguments[1:]) if arguments[:1] == ["ctl"] else _run(arguments)
-        console.flush()
-        return code
+        try:
+            signals.heed_interrupt()
+            return _control(arguments[1:]) if arguments[:1] == ["ctl"] else _run(arguments)
+        finally:
+            console.flush()
     except UsageError as exc:
         say(f"proxy-server: {exc} (-h for help)")
         return BAD_USAGE
@@ -152,6 +153,10 @@ def _refuse_strangers(given: Mapping[str, str], others: Sequence[str], mode: str
     if others:
         raise UsageError(_stray(others[0]))
     used = [option for option in _OPTIONS if option.name in given]
+    for option in used:
+        if option.value and not given[option.name]:
+            # Most likely a variable of a shell that is not set; without a user, say, a server would be open.
+            raise UsageError(f"-{option.name} has an empty value")
     if not mode and used:
         raise UsageError(f"-{used[0].name} belongs to {' or '.join(used[0].modes)}, which is missing")
     if not mode:
