@@ -136,9 +136,11 @@ def asks_for(target: str, path: str) -> bool:
 
     A query counts only where the path has one.
     """
-    place, _, query = _spell(target).partition("?")
-    wanted, _, wanted_query = _spell(path).partition("?")
-    return place == wanted and wanted_query in ("", query)
+    place, _, query = target.partition("?")
+    wanted, _, wanted_query = path.partition("?")
+    # No spelling has more than three letters for one, and no work is done for what is longer.
+    is_place = len(place) <= 3 * len(wanted) and _spell(place) == _spell(wanted)
+    return is_place and (not wanted_query or _spell(query) == _spell(wanted_query))
 
 
 def _spell(target: str) -> str:

@@ -16,7 +16,7 @@ def check(ip: IPv4Address | IPv6Address) -> None:
         raise DialError(f"{ip} is no host's address", Failure.NOT_ALLOWED)
 
 
-@lru_cache(4096)
+@lru_cache(1024)
 def _is_a_host(ip: IPv4Address | IPv6Address) -> bool:
     ip = getattr(ip, "ipv4_mapped", None) or ip
     return not (ip.is_unspecified or ip.is_multicast or ip == _BROADCAST)

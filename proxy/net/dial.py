@@ -27,6 +27,7 @@ from proxy.net.sock import Sock, set_options, sockaddr_of
 Check = Callable[[IPAddress], None]
 
 ATTEMPT_DELAY = 0.25  # seconds: RFC 8305, section 5
+MOST_ADDRESSES = 16  # of a name: whoever has a name server could make us try thousands for one request
 
 
 def dial(address: Address, deadline: Deadline, check: Check = lambda ip: None) -> Sock:
@@ -140,7 +141,7 @@ class _Race:
             self._call_off()
 
     def _add(self, ips: list[IPAddress]) -> None:
-        for ip in interleave(ip for ip in ips if ip not in self._known):
+        for ip in interleave(ip for ip in ips if ip not in self._known)[:MOST_ADDRESSES]:
             self._known.add(ip)
             try:
                 self._check(ip)

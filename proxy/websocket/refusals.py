@@ -82,6 +82,7 @@ _BY_STATUS = {
     504: Failure.TIMED_OUT,
 }
 
+_MOST_STATUSES = 4096  # characters
 # A structured field (RFC 8941), read tolerantly: a string that does not end goes on to the end.
 _STRING = r'"(?:[^"\\]|\\.)*(?:"|\\?$)'
 _MEMBER = re.compile(rf' *({_STRING}|[^;",]+)((?:{_STRING}|[^",])*)')
@@ -105,7 +106,9 @@ def failure_reported(response: ResponseHead) -> tuple[Failure, bool]:
 
 
 def _proxy_statuses(headers: Headers) -> Iterator[tuple[str, dict[str, str]]]:
-    for name, rest in _MEMBER.findall(", ".join(headers.get_all("Proxy-Status"))):
+    # The first members matter most, and no honest chain has more than this.
+    statuses = ", ".join(headers.get_all("Proxy-Status"))[:_MOST_STATUSES]
+    for name, rest in _MEMBER.findall(statuses):
         yield _unquote(name), {key: _unquote(value) for key, value in _PARAMETER.findall(rest)}
 
 

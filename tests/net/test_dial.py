@@ -305,6 +305,19 @@ def test_a_socket_has_an_owner_whenever_the_race_is_ended(
         assert still_open == ([racing.value] if isinstance(racing.value, FakeSocket) else [])
 
 
+def test_no_name_makes_us_try_addresses_without_end(
+    network: Callable[..., Network], resolver: Resolver
+) -> None:
+    """Case 370's kind: whoever has a name server may give thousands."""
+    net = network()
+    addresses = [f"192.0.2.{number}" for number in range(200)]
+    net.behaviour = dict.fromkeys(addresses, (0, Failure.REFUSED))
+    resolver.names["name.example"] = addresses
+    with pytest.raises(DialError):
+        dial(NAME, Deadline(5))
+    assert tried(net) == addresses[:16]
+
+
 # -- the judge
 
 
