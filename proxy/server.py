@@ -15,6 +15,7 @@ from proxy.errors import LimitError
 from proxy.memory import Memory
 from proxy.metrics import ListenerMetrics, Metrics
 from proxy.net.channel import Channel
+from proxy.net.checking import Checkers
 from proxy.net.deadline import Deadline
 from proxy.net.fullness import Fullness
 from proxy.net.listen import Acceptor
@@ -23,7 +24,6 @@ from proxy.net.places import Places
 from proxy.net.relay import DataForwarder
 from proxy.net.sock import Sock
 from proxy.net.stream import Ending, Socket, address_of
-from proxy.net.threads import Workers
 from proxy.net.tls import server_context
 from proxy.session import Inbound, Runtime, Session
 from proxy.upstream import begin, retire, way_out
@@ -32,13 +32,9 @@ REFUSALS = 128  # clients above the limit that are being told so at a time
 _FAREWELL = 0.8  # seconds for relays to say goodbye, when they are cut
 
 _numbers = count(1)
-# Different password checks of one client's network; more are refused at once. On slow machines a check
-# takes 0.3 s: whoever waits is to be answered well before the handshake's deadline.
-_MOST_WAITING = 16
-_GRACE = (
-    0.5  # seconds for which a client that has ended its side is waited for: it may have said all it has to
-)
-_hashing = Workers(2, _MOST_WAITING)
+# Seconds for which a client that has ended its side is waited for: it may have said all it has to say.
+_GRACE = 0.5
+_hashing = Checkers(2)
 
 
 def _check_apart(check: Check) -> bool:

@@ -5,6 +5,7 @@ A hash is scripted here: a wrong one takes until a test lets it end, a right one
 """
 
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,8 @@ from gevent import socket
 from proxy import auth
 from proxy import server as module
 from proxy.config import Protocol, ServerConfig
-from proxy.net.threads import Workers
+from proxy.net import checking
+from proxy.net.checking import Checkers
 from proxy.socks5.server import Socks5Server
 from tests.net.wires import PATIENCE, patience
 
@@ -47,7 +49,7 @@ def hashes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hashes]:
     """Take the place of scrypt."""
     made = Hashes()
     monkeypatch.setattr(auth, "verify", made)
-    monkeypatch.setattr(module, "_hashing", Workers(2, module._MOST_WAITING))
+    monkeypatch.setattr(module, "_hashing", Checkers(2))
     with patience():
         yield made
         made.go.set()
@@ -117,13 +119,45 @@ def test_many_wrong_logins_hold_up_no_right_one_elsewhere(
 def test_above_a_bound_the_answer_is_at_once(hashes: Hashes, servers: list[Socks5Server]) -> None:
     """Case 376: and it costs no hash."""
     socks = flood(servers[0], 100)
-    at_most = 1 + module._MOST_WAITING
+    at_most = 1 + int(checking.MOST_WAIT / checking._USUAL)
     while answered(socks) < 100 - at_most:
         gevent.sleep(0.005)
     assert answered(socks) == 100 - at_most
     assert len(hashes.begun) == 1
     told = [sock for sock in socks if answered([sock])]
     assert {answer(sock) for sock in told} == {REFUSED}
+
+
+def test_the_bound_is_one_of_time(hashes: Hashes, servers: list[Socks5Server]) -> None:
+    """Where a check takes long, those who would have to wait for too long are told when that shows."""
+    socks = flood(servers[0], 20)
+    gevent.sleep(0.5)  # how long the first one takes; and whoever asked in vain rests for four times as long
+    assert answered(socks) == 0
+    hashes.go.set()
+    while answered(socks) < 20 - 2:
+        gevent.sleep(0.005)
+    assert len(hashes.begun) == 1
+    assert {answer(sock) for sock in socks if answered([sock])} == {REFUSED}
+
+
+def test_who_guesses_costs_a_fifth_of_a_processor(hashes: Hashes, servers: list[Socks5Server]) -> None:
+    """And others wait no longer for that."""
+    ends = []
+
+    def take_a_while(password: bytes, stored: bytes) -> bool:
+        hashes.begun.append(password)
+        busy = 0.02
+        threading.Event().wait(busy)
+        ends.append(time.monotonic())
+        return password == b"right"
+
+    auth.verify = take_a_while  # type: ignore[assignment]  # the fixture puts it back
+    began = time.monotonic()
+    socks = [log_in(servers[0], b"wrong %d" % number) for number in range(4)]
+    assert answer(log_in(servers[1], b"right", "127.0.0.2")) == RIGHT
+    assert {answer(sock) for sock in socks} == {REFUSED}
+    assert len(hashes.begun) == 5
+    assert ends[-1] - began >= 4 * 0.02 + 3 * 4 * 0.02  # four checks, and three rests between them
 
 
 def test_the_check_of_a_client_that_left_is_never_made(hashes: Hashes, servers: list[Socks5Server]) -> None:

@@ -32,12 +32,10 @@ class Workers:
     calls wait, and those that nobody waits for any more are never made: so there are never more of
     them than connections.
 
-    ``asker`` is who asks; without a name one may have every thread. If ``most_waiting`` calls of one wait
-    already, and another one is none of these, it raises ``LimitError``.
+    ``asker`` is who asks; without a name one may have every thread.
     """
 
-    def __init__(self, size: int, most_waiting: int | None = None) -> None:
-        self._most_waiting = most_waiting
+    def __init__(self, size: int) -> None:
         self._pool = ThreadPool(size, idle_task_timeout=_IDLE_THREAD)
         self._free = size
         self._held: Counter[str] = Counter()
@@ -58,8 +56,6 @@ class Workers:
     @contextmanager
     def job(self, function: Callable[[], T], asker: str = "", key: Hashable = None) -> "Iterator[Job[T]]":
         """Do the same, but only begin it: the caller waits for the ``Job``, as long as the block lasts."""
-        if key not in self._shared and self._has_enough_waiting(asker):
-            raise LimitError(f"{self._most_waiting} of {asker or 'its kind'} wait already")
         job: Job[T] = self._shared.get(key) or Job(function, key)
         if key is not None:
             self._shared[key] = job
@@ -76,9 +72,6 @@ class Workers:
                 self._unqueue(job, asker)
                 if not job.askers:
                     self._shared.pop(key, None)
-
-    def _has_enough_waiting(self, asker: str) -> bool:
-        return self._most_waiting is not None and len(set(self._queues.get(asker, ()))) >= self._most_waiting
 
     def _may_begin(self, asker: str) -> bool:
         return self._free > (self._held[asker] if asker else 0)
@@ -139,6 +132,10 @@ class Job(Generic[T]):
         """What the function raised, if it has ended so."""
         outcome: Any = self.outcome.value
         return outcome.error if isinstance(outcome, _Raised) else None
+
+    def fail(self, error: Exception) -> None:
+        """End it without a call, with an error for those who wait."""
+        self.outcome.set(_Raised(error))
 
     def get(self) -> T:
         """Wait for its end, and return or raise what the function did."""

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import gevent
 import pytest
 
-from proxy.errors import LimitError
 from proxy.net.threads import Workers
 
 
@@ -114,21 +113,3 @@ def test_a_shared_call_begins_when_the_first_who_wants_it_may(calls: Calls) -> N
     second.kill()
     calls.end("same")
     assert first.get(timeout=5) == "same"
-
-
-def test_who_has_enough_waiting_is_told_at_once_unless_it_is_for_one_of_these() -> None:
-    """Case 376: the others are not concerned."""
-    workers, end = Workers(2, most_waiting=3), threading.Event()
-
-    def run(asker: str, key: str) -> "gevent.Greenlet[..., bool]":
-        greenlet = gevent.spawn(workers.run, lambda: end.wait(5), asker, key)
-        gevent.sleep(0)
-        return greenlet
-
-    waiting = [run("many", str(number)) for number in range(4)]  # one has a thread
-    with pytest.raises(LimitError, match="3 of many wait already"):
-        run("many", "another").get(timeout=5)
-    waiting += [run("many", "3"), run("one", "elsewhere"), run("one", "next")]
-    end.set()
-    assert all(each.get(timeout=5) for each in waiting)
-    assert run("many", "another").get(timeout=5)
