@@ -2,6 +2,7 @@
 
 import logging
 import resource
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,10 @@ import pytest
 # descriptors, where many systems allow 1,024 unless asked.
 _, _most = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (min(_most, 16384), _most))
+
+# Whoever starts the tests in the background of a shell has them ignore SIGINT, and with them all programs
+# that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
