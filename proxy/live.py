@@ -15,7 +15,7 @@ from proxy.control.notify import Notifier, inherited_sockets
 from proxy.control.trust import Trust
 from proxy.control.versions import Versions
 from proxy.control.watcher import Watcher
-from proxy.logs import say, say_in_json
+from proxy.logs import begin, say
 
 
 def serve(path: str, *, last_good: bool = False) -> None:
@@ -25,7 +25,7 @@ def serve(path: str, *, last_good: bool = False) -> None:
     Raises ``InvalidConfigError`` for a file that cannot be used, unless the ``last_good`` version
     can be taken instead, and ``ProxyError`` for what cannot be had.
     """
-    say_in_json(peek(path, "log_format") == "json")  # whoever collects the log gets this too
+    begin(as_json=peek(path, "log_format") == "json")  # whoever collects the log gets this too
     folder = state_dir_of(path)
     trust = Trust(path)
     reason = why_not_ours(folder, trust)  # asked before anything is read there
@@ -35,7 +35,7 @@ def serve(path: str, *, last_good: bool = False) -> None:
         path, None if reason else folder, ProxyConfig.history_size, lambda config: app.apply(config), trust
     )
     warnings = versions.start(last_good=last_good)
-    say_in_json(versions.config.log_format == "json")
+    begin(as_json=versions.config.log_format == "json")
     for warning in warnings:
         say(f"warning: {warning}", logging.WARNING)
     hooks = Hooks()

@@ -285,7 +285,7 @@ class Collapse(logging.Filter):
 def set_up(writer: LineWriter, level: str, *, as_json: bool = False) -> None:
     """Send the log of this package to a writer, in another form from now on if it goes there already."""
     writer.formatter = JsonFormatter() if as_json else TextFormatter()
-    say_in_json(as_json)
+    _say_in_json(as_json)
     logger = logging.getLogger("proxy")
     if not any(handler.writer is writer for handler in _handlers()):
         logger.handlers[:] = [_Handler(writer)]
@@ -318,8 +318,21 @@ def _record(level: int, text: str) -> logging.LogRecord:
 _said_as: list[logging.Formatter] = []  # JSON, or nothing for plain lines
 
 
-def say_in_json(yes: bool) -> None:
-    """Have ``say`` speak in the form that the log has, or will have."""
+def begin(*, as_json: bool) -> None:
+    """Say what is logged until ``set_up``, and what is said, in the form that the log will have."""
+    _say_in_json(as_json)
+    logger = logging.getLogger("proxy")
+    if not logger.handlers:
+        logger.addHandler(_Sayer())
+        logger.propagate = False
+
+
+class _Sayer(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(f"{record.levelname.lower()}: {record.getMessage()}", record.levelno)
+
+
+def _say_in_json(yes: bool) -> None:
     _said_as[:] = [JsonFormatter()] if yes else []
 
 
@@ -331,6 +344,7 @@ def say(message: str, level: int = logging.ERROR) -> None:
     """
     line = _one_line(message[:_MOST_SAID]) + (" ..." if message[_MOST_SAID:] else "")
     if _said_as:
+        line = line.removeprefix(f"{logging.getLevelName(level).lower()}: ")
         line = _said_as[0].format(_record(level, line))
     with suppress(OSError):
         print(line, file=sys.stderr, flush=True)

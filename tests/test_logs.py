@@ -409,7 +409,7 @@ def package_log() -> Iterator[logging.Logger]:
     before = logger.handlers[:], logger.level, logger.propagate
     yield logging.getLogger("proxy.test")
     logger.handlers[:], logger.level, logger.propagate = before
-    logs.say_in_json(False)
+    logs._say_in_json(False)
 
 
 def test_the_level_decides_what_is_written(package_log: logging.Logger, tmp_path: Path) -> None:
@@ -463,7 +463,7 @@ def test_a_pipe_that_is_not_ready_is_no_trouble(tmp_path: Path) -> None:
 @pytest.fixture
 def plain() -> Iterator[None]:
     yield
-    logs.say_in_json(False)
+    logs._say_in_json(False)
 
 
 @pytest.mark.usefixtures("plain")
@@ -474,11 +474,27 @@ def test_what_is_said_cannot_steer_a_terminal(capsys: pytest.CaptureFixture[str]
     said = capsys.readouterr().err
     assert said.endswith("\n")
     assert said[:-1].isprintable()
-    logs.say_in_json(True)
+    logs._say_in_json(True)
     logs.say(text)
     said = capsys.readouterr().err
     assert said[:-1].isprintable()
     assert json.loads(said)["level"] == "error"
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_is_logged_before_the_log_is_there_has_its_form(
+    package_log: logging.Logger, capsys: pytest.CaptureFixture[str], as_json: bool
+) -> None:
+    """CASES 380: Python would write it as it is."""
+    logging.getLogger("proxy").handlers.clear()
+    logs.begin(as_json=as_json)
+    package_log.warning("%s is passed over", "7.ini")
+    said = capsys.readouterr().err
+    if as_json:
+        entry = json.loads(said)
+        assert (entry["level"], entry["message"]) == ("warning", "7.ini is passed over")
+    else:
+        assert said == "warning: 7.ini is passed over\n"
 
 
 @pytest.mark.usefixtures("plain")

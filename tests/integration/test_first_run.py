@@ -146,13 +146,17 @@ class TestMistakes:
             users = "[auth_users]\nalice = wonderland\n"
             path.write_text(f"[proxy]\nlog_format = json\n{more}{users}[listeners]\n{door}")
             path.chmod(0o644)  # which is worth a warning
+            for folder in (tmp_path / ".proxy", history := tmp_path / ".proxy" / "history"):
+                folder.mkdir(mode=0o700)
+            (history / "000007.ini").write_text("what is this?")  # and so is this
             done = run_proxy("-c", str(path))
         assert done.returncode == (2 if more else 1)
         entries = [json.loads(line) for line in done.stderr.splitlines()]
         assert entries[-1]["level"] == "error"
         assert words in entries[-1]["message"]
-        warned = any(each["level"] == "warning" and "chmod 600" in each["message"] for each in entries)
-        assert warned is not bool(more)
+        warnings = [each["message"] for each in entries if each["level"] == "warning"]
+        assert any("000007.ini is passed over" in each for each in warnings)
+        assert any("chmod 600" in each for each in warnings) is not bool(more)
 
     def test_a_password_becomes_a_hash_that_lets_its_owner_in(self) -> None:
         done = run_proxy("-hash-password", stdin=b"wonderland\n")
