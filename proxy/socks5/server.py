@@ -3,7 +3,7 @@ The SOCKS5 door (RFC 1928, RFC 1929).
 """
 
 from proxy.address import UNKNOWN, Address
-from proxy.errors import ClientLeftError, ProtocolError, ProxyError
+from proxy.errors import AuthError, LimitError, ProtocolError, ProxyError
 from proxy.net.channel import Channel
 from proxy.net.stream import Stream
 from proxy.server import ProxyServer
@@ -61,9 +61,7 @@ class Socks5Inbound:
         login: Login = self._read(codec.parse_login())
         try:
             user = self._runtime.log_in(login.username, login.password, self._channel)
-        except ClientLeftError:
-            raise
-        except ProxyError:
+        except (AuthError, LimitError):
             self._send(LOGIN_REFUSED)
             raise
         self._send(LOGIN_OK)
