@@ -396,4 +396,12 @@ def address_of(sockaddr: Any) -> Address:
     """Turn what ``getpeername`` and ``getsockname`` give into an address."""
     if not isinstance(sockaddr, tuple) or not sockaddr:
         return Address("0.0.0.0", 0)
-    return Address(sockaddr[0].partition("%")[0], sockaddr[1])
+    zone = _interface(sockaddr[3]) if len(sockaddr) == 4 and sockaddr[3] else ""
+    return Address(sockaddr[0].partition("%")[0], sockaddr[1], zone)
+
+
+def _interface(index: int) -> str:
+    try:
+        return std_socket.if_indextoname(index)
+    except OSError:  # it has just gone
+        return str(index)

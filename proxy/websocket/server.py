@@ -77,7 +77,7 @@ class WebSocketInbound:
         assert self._request is not None
         # Without it the client knows that there may be no connection yet. A SOCKS5 proxy may tell a name
         # or nothing: then the target is connected all the same.
-        answer: Fields = ((BOUND, str(bound if bound.ip else UNKNOWN)),) if bound else ()
+        answer: Fields = ((BOUND, _told(bound)),) if bound else ()
         if self._request.half_close:
             answer += ((HALF_CLOSE, "1"),)
         switch_protocols(self._channel, self._request.key, answer)
@@ -92,6 +92,12 @@ class WebSocketInbound:
         """Answer with the status that says why not."""
         answer = error if isinstance(error, HttpError) else refusal(error.failure)
         self._channel.send(encode_response(answer))
+
+
+def _told(bound: Address) -> str:
+    if not bound.ip:
+        return str(UNKNOWN)
+    return str(Address(bound.host, bound.port) if bound.zone else bound)  # a zone is nobody else's
 
 
 def switch_protocols(channel: Channel, key: str, headers: Fields) -> None:

@@ -175,6 +175,8 @@ def test_a_proxy_listens_and_is_reached_at_a_link_local_address(link: Namespace)
     config = {"listeners": doors, "upstreams": {"way": way}}
     with link.run(lambda: Target(targets.echo)) as target, Proxy(config, prefix=link.prefix) as node:
         Bench(link, node, target).reaches("socks", "127.0.0.1")
+        node.wait_for_log(f"near listens on {doors['near']['listen_addr']} (socks5)")
+        assert "client=[fe80::1%near]:" in node.wait_for_log("listener=near ")
 
 
 MDNS = """
@@ -189,13 +191,18 @@ lookup._getaddrinfo = lambda host, family: real("fe80::1%near" if host == "near.
 def test_a_name_leads_to_a_link_local_address_on_its_interface(link: Namespace) -> None:
     """Case 342: as mDNS finds it, which is not to be had in a test."""
     near = {"protocol": "socks5", "listen_addr": f"[fe80::1%near]:{free_port()}"}
-    config = {"listeners": {"near": near, "socks": socks_door()}}
+    config = {"listeners": {"near": near, "socks": socks_door(), "web": web_door()}}
     with Patched(MDNS, config, prefix=link.prefix) as node:
         port = node.door("near")[1]
-        tunnel = link.run(lambda: clients.socks5(node.door("socks"), "near.local", port))
-        tunnel.sendall(b"\x05\x01\x00")
-        assert read_exact(tunnel, 2) == b"\x05\x00"
-        tunnel.close()
+        tunnels = (
+            link.run(lambda: clients.socks5(node.door("socks"), "near.local", port)),
+            web := link.run(lambda: clients.websocket(node.door("web"), "near.local", port)),
+        )
+        for tunnel in tunnels:
+            tunnel.sendall(b"\x05\x01\x00")
+            assert read_exact(tunnel, 2) == b"\x05\x00"
+            tunnel.close()
+        assert web.headers["x-proxy-bound"].startswith("[fe80::1]:"), "the zone is this machine's own"
 
 
 @pytest.mark.parametrize("setting", ["listen_addr", "proxy_address"])

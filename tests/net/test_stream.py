@@ -382,7 +382,8 @@ def test_a_buffer_has_room_for_a_header_in_front() -> None:
     (("192.0.2.1", 80), Address("192.0.2.1", 80)),
     (("2001:db8::1", 80, 0, 0), Address("2001:db8::1", 80)),
     (("::ffff:192.0.2.1", 80, 0, 0), Address("192.0.2.1", 80)),
-    (("fe80::1%eth0", 80, 0, 2), Address("fe80::1", 80)),
+    (("fe80::1", 80, 0, std_socket.if_nametoindex("lo")), Address("fe80::1", 80, "lo")),
+    (("fe80::1%gone", 80, 0, 1 << 20), Address("fe80::1", 80, "1048576")),
     ("", Address("0.0.0.0", 0)),  # a Unix socket's
 ])  # fmt: skip
 def test_what_the_system_calls_an_address_becomes_one(sockaddr: object, address: Address) -> None:
