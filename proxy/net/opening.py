@@ -158,7 +158,8 @@ def find_within(seconds: float, endpoint: Endpoint) -> list[Place]:
             found.extend(find(endpoint))
         done.release()
 
-    start_thread(look_up)
+    with suppress(RuntimeError):  # there are no more threads
+        start_thread(look_up)
     return found if done.acquire(timeout=seconds) else []
 
 

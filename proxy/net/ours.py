@@ -7,12 +7,15 @@ judged when it is about to be dialled. Nearly all are cleared by their port alon
 """
 
 import _socket
+import errno
 import socket
 import struct
 from collections import Counter
-from contextlib import closing, suppress
+from contextlib import closing
 
 from proxy.address import IPAddress, Place
+from proxy.errors import is_shortage
+from proxy.net.limits import shortage
 from proxy.net.sock import sockaddr_of
 
 # How Linux is asked for its route to an address: rtnetlink(7), netlink(7).
@@ -65,19 +68,27 @@ def _is_local(ip: IPAddress) -> bool:
     """
     if ip.is_loopback:
         return True
-    with suppress(OSError, AttributeError, struct.error):
-        return _ask_for_route(ip) == _RTN_LOCAL
-    # No Linux, or no netlink.
-    family = socket.AF_INET6 if ip.version == 6 else socket.AF_INET
-    sock = _socket.socket(family, socket.SOCK_STREAM)
-    with suppress(OSError), closing(sock):
-        sock.bind(sockaddr_of(ip, 0))
-        return True
+    for ask in (_has_local_route, _can_be_bound):
+        try:
+            return ask(ip)
+        except OSError as exc:
+            if is_shortage(exc):
+                raise shortage(f"cannot tell whether {ip} is this machine's", exc) from exc
     return False
 
 
-def _ask_for_route(ip: IPAddress) -> int:
-    """Return the kind of the route to an address, or 0 if there is none."""
+def _can_be_bound(ip: IPAddress) -> bool:
+    """Tell the same where there is no netlink, and hence no ip_nonlocal_bind; raises ``OSError``."""
+    family = socket.AF_INET6 if ip.version == 6 else socket.AF_INET
+    with closing(_socket.socket(family, socket.SOCK_STREAM)) as sock:
+        sock.bind(sockaddr_of(ip, 0))
+    return True
+
+
+def _has_local_route(ip: IPAddress) -> bool:
+    """Ask the kernel which kind of route leads to an address; raises ``OSError`` where it cannot be asked."""
+    if not hasattr(socket, "AF_NETLINK"):
+        raise OSError(errno.EAFNOSUPPORT, "no netlink")
     family = socket.AF_INET6 if ip.version == 6 else socket.AF_INET
     question = _RTMSG.pack(family, ip.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
     question += _ATTRIBUTE.pack(_ATTRIBUTE.size + len(ip.packed), _RTA_DST) + ip.packed
@@ -93,4 +104,4 @@ def _ask_for_route(ip: IPAddress) -> int:
     finally:
         sock.close()
     _, kind, *_ = _NLMSG.unpack_from(answer)
-    return _RTMSG.unpack_from(answer, _NLMSG.size)[7] if kind == _RTM_NEWROUTE else 0
+    return bool(kind == _RTM_NEWROUTE and _RTMSG.unpack_from(answer, _NLMSG.size)[7] == _RTN_LOCAL)

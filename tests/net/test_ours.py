@@ -1,6 +1,8 @@
 """The addresses on which this process listens, told from all others."""
 
 import _socket
+import errno
+import os
 from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import Any
@@ -10,11 +12,12 @@ import pytest
 from gevent import socket
 
 from proxy.address import Endpoint, Place
+from proxy.errors import LimitError
 from proxy.net import ours
 from proxy.net.listen import SocketServer
 from proxy.net.opening import bind
 from tests.integration.netns import Namespace
-from tests.integration.programs import free_port
+from tests.integration.programs import free_port, wait_until
 
 
 @pytest.mark.parametrize(
@@ -74,7 +77,8 @@ def test_every_address_of_this_machine_is_told_from_its_neighbours(
         space.ip("addr", "add", "10.77.0.2/24", "dev", "here0")  # secondary: its source would be the first
         space.ip("addr", "add", "2001:db8::1/64", "dev", "here0", "nodad")
         space.ip("addr", "add", "fe80::77/64", "dev", "here0", "nodad")
-        assert are_ours("10.77.0.2", "2001:db8::1", "fe80::77%here0") == [True, True, True]
+        new = ("10.77.0.2", "2001:db8::1", "fe80::77%here0")
+        wait_until(lambda: all(are_ours(*new)), "the kernel to have routes to what it has just got")
         assert are_ours("10.77.0.3", "2001:db8::2", "fe80::78%here0", "192.0.2.1") == [False] * 4
 
 
@@ -88,6 +92,17 @@ def test_an_address_that_could_be_bound_is_not_ours_for_that() -> None:
 
         space.run(allow_any)
         assert space.run(lambda: ours.leads_to(ip_address("192.0.2.1"), EVERYWHERE)) is False
+
+
+def test_a_shortage_of_ours_is_called_so_and_lets_nobody_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Case 375; DESIGN 1.3."""
+
+    def none_left(*_: int) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(_socket, "socket", none_left)
+    with pytest.raises(LimitError, match="Too many open files"):
+        ours.leads_to(ip_address("192.0.2.1"), EVERYWHERE)
 
 
 @pytest.fixture
