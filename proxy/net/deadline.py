@@ -47,17 +47,16 @@ class Deadline:
         """Run a block until the deadline, and then raise ``TimeoutError`` in it, naming the step."""
         return _Limit(self, step)
 
-    def is_over(self) -> bool:
-        """Tell whether it is over; if it should have been long ago it moves, by no more than we were late."""
-        late = monotonic() - self._ends
-        if late <= _LATE:
-            return True
-        self._move(monotonic() + min(late, self._seconds))
-        return False
+    def excuse_lateness(self) -> None:
+        """Move it, if it should have come long ago: by as much as we are late, and its own length at most."""
+        now = monotonic()
+        late = now - self._ends
+        if late > _LATE:
+            self._move(now + min(late, self._seconds))
 
     def _move(self, ends: float) -> None:
         self._ends = max(self._ends, ends)
-        if self._whole:
+        if self._whole:  # a step gets no more time than the whole
             self._whole._move(ends)
 
 
@@ -83,11 +82,13 @@ class _Limit:
         self._timer.start(self._ring, greenlet, update=True)
 
     def _ring(self, greenlet: Any) -> None:
-        if self._deadline.is_over():
-            greenlet.throw(self._expired)
-        else:
+        self._deadline.excuse_lateness()
+        remaining = self._deadline.remaining()
+        if remaining:
             self._timer.close()
-            self._start(greenlet, self._deadline.remaining())
+            self._start(greenlet, remaining)
+        else:
+            greenlet.throw(self._expired)
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self._timer.close()

@@ -42,6 +42,7 @@ WORTH_A_SPLICE = 8 * 1024  # bytes
 MOST_IN_PIPES = 256 * 1024  # bytes
 _LITTLE = 16 * 1024  # bytes
 _SWEEP = 0.5  # seconds
+_LATE = 0.25  # seconds
 
 _buffer = Buffer()
 _small_buffer = Buffer(_LITTLE)
@@ -91,7 +92,7 @@ class DataForwarder:
             asleep = monotonic()
             gevent.sleep(period)
             late = monotonic() - asleep - period
-            if late > period:
+            if late > max(period, _LATE):
                 # We were stopped, or kept from running. A peer's bytes may have waited in its socket all that
                 # time, and they are read only after this: so nobody is judged now, and time has stood still.
                 self._missed += late
@@ -238,8 +239,9 @@ class Relay:
         quiet = now - self._moved_at
         lingered = self._linger(now)
         held = self._up.held or self._down.held
-        if self.broken and (quiet >= LINGER or lingered >= LINGER_AT_MOST):
-            # Whoever takes nothing has been given its time also before the break: each hop adds a little.
+        # Who took nothing already before the break has had its time: in a chain each hop would add its own.
+        patience = quiet if held else min(quiet, lingered)
+        if self.broken and (patience >= LINGER or lingered >= LINGER_AT_MOST):
             self.stop(Ending.CUT, self.broken)
         elif min(quiet, lingered) >= LINGER and not held:
             # Silence is all the end that such a peer can give.

@@ -28,6 +28,7 @@ BUFFER_SIZE = 64 * 1024
 HEADROOM = 14  # the longest frame header of RFC 6455, section 5.2
 _MORE = getattr(std_socket, "MSG_MORE", 0)
 _RESET = struct.pack("ii", 1, 0)  # for SO_LINGER: whoever closes the socket, the peer gets a reset
+_SOCKET, _LINGER = std_socket.SOL_SOCKET, std_socket.SO_LINGER
 _FIN = struct.pack("ii", 0, 0)
 _TCP_INFO = getattr(std_socket, "TCP_INFO", None)
 _CLOSED = 7  # the first byte of it: the connection is no more
@@ -158,7 +159,9 @@ class TcpStream:
     def __init__(self, sock: Any, early: bytes = b"") -> None:
         """Take a socket over, with bytes that were already received from it."""
         self._sock = take_over(sock)
-        self._set_linger(_RESET)
+        # Not inherited from the listener, which would save one call in four: everything that closes before
+        # there is a relay, and whoever else is given that listener, would have to take it back.
+        self._sock.setsockopt(_SOCKET, _LINGER, _RESET)
         self.reader = self._make_reader()
         self.on_blocked: Callable[[], None] = nobody_cares
         self._early = early
@@ -168,12 +171,6 @@ class TcpStream:
 
     def _make_reader(self) -> Any:
         return self._sock.reader
-
-    def _set_linger(self, linger: bytes) -> None:
-        # Not inherited from the listener, which would save one call in four: everything that closes before
-        # there is a relay, and whoever else is given that listener, would have to take it back.
-        with suppress(OSError):  # some systems refuse it when the peer is gone
-            self._sock.setsockopt(std_socket.SOL_SOCKET, std_socket.SO_LINGER, linger)
 
     @property
     def writer(self) -> Any:
@@ -306,7 +303,10 @@ class TcpStream:
     def farewell(self, ending: Ending) -> None:
         """Close with a FIN, or with a reset if the relay was cut: a cut must not look like an end."""
         if ending is Ending.FINISHED:
-            self._set_linger(_FIN)
+            try:  # contextlib's suppress takes as long as the call
+                self._sock.setsockopt(_SOCKET, _LINGER, _FIN)
+            except OSError:  # it has been closed
+                pass
         self._sock.close()
         if self._pipe:
             self._pipe.give_back(empty=False)

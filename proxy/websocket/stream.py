@@ -336,10 +336,12 @@ class WebSocketStream:
         """Finish the closing handshake (RFC 6455, section 7.1.1), and close TCP: the server first."""
         if not self._close_sent:
             return
-        with suppress(OSError, ProtocolError):
-            self._finish()
-        # A Close that could not be sent must not leave a FIN in its place.
-        self._tcp.farewell(Ending.CUT if self._tcp.blocked else Ending.FINISHED)
+        try:
+            with suppress(OSError, ProtocolError):
+                self._finish()
+        finally:
+            # A Close that could not be sent must not leave a FIN in its place.
+            self._tcp.farewell(Ending.CUT if self._tcp.blocked else Ending.FINISHED)
 
     def _finish(self) -> None:
         buffer = _discarded

@@ -428,6 +428,24 @@ def a_cut_that_cannot_be_told_is_a_reset(_: Bench) -> None:
         listener.close()
 
 
+@scenario
+def a_goodbye_that_is_interrupted_is_no_reset(_: Bench) -> None:
+    """A server that stops does not wait for all answers; what it said arrives all the same."""
+    with gevent.Timeout(20):
+        listener = gevent.socket.create_server(("127.0.0.1", 0))
+        client = gevent.socket.create_connection(listener.getsockname())
+        server, _address = listener.accept()
+        stream = WebSocketStream(TcpStream(server), server=True, half_close=False, ping_interval=0)
+        stream.farewell(Ending.STOPPED)
+        closing = gevent.spawn(stream.close)
+        gevent.sleep(0.01)
+        closing.kill()
+        assert client.recv(4) == b"\x88\x17\x03\xe9"  # Close, 23 bytes, 1001
+        drain(client)
+        client.close()
+        listener.close()
+
+
 def drain(sock: gevent.socket.socket) -> None:
     """Read to the end."""
     while sock.recv(1 << 20):
