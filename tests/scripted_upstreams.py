@@ -28,6 +28,7 @@ class Upstream(Target):
         super().__init__(self._play, port=port)
         self._steps = steps
         self._questions = 0  # WebSocket requests without a target, which only ask for a sign of life
+        self.requests = 0  # of SOCKS5; a greeting without one only asks for a sign of life
 
     @property
     def attempts(self) -> int:
@@ -41,6 +42,7 @@ class Upstream(Target):
                 connection.sendall(step)
                 continue
             heard.append(step(connection))
+            self.requests += step is hear_request
             if isinstance(heard[-1], str) and "X-Proxy-Target-Host" not in heard[-1]:
                 self._questions += 1
         return heard

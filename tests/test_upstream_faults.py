@@ -237,7 +237,7 @@ def test_the_reply_of_a_socks5_upstream_is_passed_on(
     """CASES F164, F174."""
     with played(ports["socks5"], *SOCKS_GREETED, script.socks_reply(code), script.end) as refusing:
         assert node.refusal(door, "socks5").is_one_of(*MAPPED[code])
-        assert refusing.accepted == 1
+        assert refusing.requests == 1
 
 
 STATUSES = {
