@@ -261,12 +261,6 @@ class Place:
     zone: str = ""  # of a link-local address: its interface
     both_families: bool = False
 
-    @classmethod
-    def of(cls, ip: IPAddress, port: int) -> "Place":
-        """Make the place of one address."""
-        host, _, zone = str(ip).partition("%")
-        return cls(host, port, zone)
-
     @property
     def is_every_address(self) -> bool:
         """True if it is a whole family's, or both."""

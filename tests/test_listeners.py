@@ -417,6 +417,18 @@ def test_the_end_of_a_reload_is_told_whatever_becomes_of_it() -> None:
     assert told == ["reloading", "reloaded"]
 
 
+def test_a_log_is_opened_anew_while_the_program_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Case 306: logrotate does not know that it stops, and the drain may take its time."""
+    app = App(config(one="127.0.0.1:0"))
+    reopened: list[bool] = []
+    monkeypatch.setattr(app, "reopen_logs", lambda: reopened.append(True) or ())
+    app._hooks.reload.append(lambda: pytest.fail("a program that stops takes no other configuration"))
+    app._opened.set()
+    app._stop()
+    app._hang_up()
+    assert reopened == [True]
+
+
 def test_a_program_that_was_told_to_stop_takes_no_other_configuration() -> None:
     """CASES H206."""
     app = App(config(one="127.0.0.1:0"))

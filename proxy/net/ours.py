@@ -10,32 +10,33 @@ import _socket
 import errno
 import socket
 import struct
-from collections import Counter
 from contextlib import closing
+from ipaddress import IPv4Address, IPv6Address
 
 from proxy.address import IPAddress, Place
 from proxy.errors import is_shortage
 from proxy.net.limits import shortage
 from proxy.net.sock import sockaddr_of
 
+_LOOPBACK: dict[int, IPAddress] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
+
 # How Linux is asked for its route to an address: rtnetlink(7), netlink(7).
 _NLMSG, _RTMSG, _ATTRIBUTE = struct.Struct("=IHHII"), struct.Struct("=8BI"), struct.Struct("=HH")
 _NETLINK_ROUTE = 0
 _RTM_NEWROUTE, _RTM_GETROUTE, _NLM_F_REQUEST, _RTA_DST, _RTA_OIF, _RTN_LOCAL = 24, 26, 1, 1, 4, 2
 
-_places: dict[int, Counter[Place]] = {}  # by port; as many times as there are sockets
+_places: dict[int, list[Place]] = {}  # by port; as many times as there are sockets
 
 
 def add(place: Place) -> None:
     """Note that a socket listens there."""
-    _places.setdefault(place.port, Counter())[place] += 1
+    _places.setdefault(place.port, []).append(place)
 
 
 def remove(place: Place) -> None:
     """Note that it does so no more."""
-    there = _places[place.port]
-    there[place] -= 1
-    if not +there:
+    _places[place.port].remove(place)
+    if not _places[place.port]:
         del _places[place.port]
 
 
@@ -46,17 +47,17 @@ def has(port: int) -> bool:
 
 def is_ours(ip: IPAddress, port: int) -> bool:
     """Tell whether a connection to an address would come to a socket of ours."""
-    return any(leads_to(ip, place) for place in +_places.get(port, Counter()))
+    return any(leads_to(ip, place) for place in _places.get(port, ()))
 
 
 def leads_to(ip: IPAddress, place: Place) -> bool:
     """Tell whether a connection to an address, at the place's port, would arrive at that place."""
     ip = getattr(ip, "ipv4_mapped", None) or ip
     if ip.is_unspecified:  # which the system takes for the loopback address
-        ip = type(ip)(1) if ip.version == 6 else type(ip)("127.0.0.1")
-    if not place.covers(Place.of(ip, place.port)):
-        return False
-    return not place.is_every_address or _is_local(ip)
+        ip = _LOOPBACK[ip.version]
+    if not place.is_every_address:
+        return ip == place.ip
+    return (place.both_families or place.is_ipv6 == (ip.version == 6)) and _is_local(ip)
 
 
 def _is_local(ip: IPAddress) -> bool:
