@@ -95,6 +95,9 @@ def _lookup(host: str, deadline: Deadline) -> Iterator[Job[list[IPAddress]]]:
         except TimeoutError as exc:
             held_up = "" if both.is_begun else ", behind others that are slow"
             raise DialError(f"the lookup of {host} timed out{held_up}", Failure.NAME_TIMED_OUT) from exc
+        except DialError as exc:
+            # That one is everybody's who waited: what is noted on an error is about one connection.
+            raise DialError(str(exc), exc.failure) from exc
         except OSError as exc:
             if is_shortage(exc):
                 raise shortage(f"{host} cannot be looked up", exc, "lookup") from exc
