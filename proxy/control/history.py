@@ -129,6 +129,8 @@ class History:
             while self._folder and self._unwritten:
                 self._write(self._folder, self._unwritten[0])
                 del self._unwritten[0]
+        except UntrustedError as exc:
+            return reason_of(exc)
         except OSError as exc:
             return f"{self._folder}: {reason_of(exc)}"
         return ""
