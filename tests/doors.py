@@ -5,8 +5,6 @@ What a process holds (memory, descriptors, connections in the kernel's table) is
 that nothing has to be asked of the program itself.
 """
 
-import os
-import re
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +12,9 @@ from typing import Any
 
 from tests.integration import clients
 from tests.integration.clients import Tunnel, WebTunnel
-from tests.integration.programs import Proxy, socks_door, upstream, wait_until, web_door
+from tests.integration.programs import Proxy, socks_door, upstream, web_door
+from tests.wire.processes import memory_of, sockets_of
+from tests.wire.waits import wait_until
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -80,38 +80,6 @@ def _make_certificate(directory: Path) -> None:
 
 def _port(listener: Mapping[str, Any]) -> int:
     return int(listener["listen_addr"].rpartition(":")[2])
-
-
-def memory_of(pid: int) -> int:
-    """Tell how much memory of a process is resident, in bytes."""
-    match = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    assert match
-    return int(match[1]) * KIB
-
-
-def sockets_of(pid: int) -> list[str]:
-    """List the TCP sockets that a process holds, as the kernel names them."""
-    held = set()
-    for name in os.listdir(f"/proc/{pid}/fd"):
-        try:
-            held.add(os.readlink(f"/proc/{pid}/fd/{name}"))
-        except OSError:
-            continue  # closed meanwhile
-    rows = [line.split() for table in ("tcp", "tcp6") for line in _table(pid, table)]
-    return [row[9] for row in rows if f"socket:[{row[9]}]" in held]
-
-
-def next_probes(pid: int) -> list[float]:
-    """Tell in how many seconds the kernel will probe each connection of a process; 0.0 if it does not."""
-    held = sockets_of(pid)
-    rows = [row.split() for row in _table(pid, "tcp")]
-    timers = [row[5].split(":") for row in rows if row[9] in held and row[3] == "01"]  # established
-    return [int(ticks, 16) / os.sysconf("SC_CLK_TCK") if kind == "02" else 0.0 for kind, ticks in timers]
-
-
-def _table(pid: int, name: str) -> list[str]:
-    path = Path(f"/proc/{pid}/net/{name}")
-    return path.read_text().splitlines()[1:] if path.exists() else []
 
 
 def how_it_ends(tunnel: Tunnel) -> str:

@@ -15,7 +15,7 @@ import pytest
 
 from proxy import logs
 from proxy.logs import Collapse, JsonFormatter, LineWriter, TextFormatter, set_up
-from tests.integration.programs import wait_until
+from tests.wire.waits import wait_until
 
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 NASTY = [

@@ -18,10 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.doors import KIB, MIB, WAYS, Doors, cut_of, how_it_ends, memory_of, next_probes
+from tests.doors import KIB, MIB, WAYS, Doors, cut_of, how_it_ends
 from tests.integration import clients
 from tests.integration.clients import HttpRefused, SocksRefused, Tunnel, read_exact, read_to_end
-from tests.integration.programs import free_port, stands_still, wait_until
+from tests.integration.programs import free_port
 from tests.integration.targets import (
     Target,
     answer_after_end,
@@ -34,6 +34,8 @@ from tests.integration.targets import (
     reset,
     reset_after,
 )
+from tests.wire.processes import ESTABLISHED, memory_of, sockets_of
+from tests.wire.waits import stands_still, wait_until
 
 IDLE = 1.0  # seconds: long enough for a busy machine to say a byte in between
 
@@ -586,7 +588,7 @@ def test_every_leg_is_asked_for_a_sign_of_life_within_a_minute_or_two(doors: Doo
         legs = 4 if "chain" in way else 2
 
         def are_watched() -> bool:
-            probes = next_probes(doors.pid)
+            probes = [row.next_probe for row in sockets_of(doors.pid) if row.state == ESTABLISHED]
             return len(probes) == legs and all(0 < probe <= 120 for probe in probes)
 
         wait_until(are_watched, "every leg to have a keepalive timer")

@@ -20,13 +20,15 @@ from typing import Any
 import pytest
 
 from tests import scripted_upstreams as script
-from tests.doors import cut_of, how_it_ends, sockets_of
+from tests.doors import cut_of, how_it_ends
 from tests.integration import clients, targets
 from tests.integration.certificates import Authority
 from tests.integration.clients import HttpRefused, SocksRefused, Tunnel, read_exact
-from tests.integration.programs import Proxy, free_port, socks_door, upstream, wait_until, web_door
+from tests.integration.programs import Proxy, free_port, socks_door, upstream, web_door
 from tests.integration.targets import Target, close_after_accept, reset
 from tests.scripted_upstreams import GRANTED, SOCKS_GREETED, Step, switch
+from tests.wire.processes import sockets_of
+from tests.wire.waits import wait_until
 
 TARGET = ("192.0.2.1", 80)  # RFC 5737: a documentation address, never dialled here
 TIMEOUT = 0.8  # seconds, of [proxy]

@@ -13,13 +13,15 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, ClassVar, TypeVar
 
 import pytest
+
+from tests.wire.processes import listening_ports
+from tests.wire.waits import wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMAND = (sys.executable, "-m", "proxy")
@@ -31,30 +33,6 @@ Config = Mapping[str, Mapping[str, Any]]
 Door = tuple[str, int]
 
 _reserved: list[socket.socket] = []
-
-
-def wait_until(condition: Callable[[], T], what: str, timeout: float = 10.0) -> T:
-    """Poll until a condition is true, and give its value; fail the test at the deadline."""
-    deadline = time.monotonic() + timeout
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            pytest.fail(f"waited {timeout:g} s for {what}")
-        time.sleep(0.01)
-
-
-def stands_still(measure: Callable[[], object], seconds: float = 0.4) -> None:
-    """Wait until a quantity has not changed for a while."""
-    seen, since = None, time.monotonic()
-    deadline = since + 30
-    while time.monotonic() - since < seconds:
-        assert time.monotonic() < deadline, "it never stands still"
-        now = measure()
-        if now != seen:
-            seen, since = now, time.monotonic()
-        time.sleep(0.02)
 
 
 def free_port() -> int:
@@ -71,34 +49,6 @@ def free_port() -> int:
     sock.bind(("", 0))
     _reserved.append(sock)
     return int(sock.getsockname()[1])
-
-
-def listening_ports(pid: int) -> set[int]:
-    """Tell on which TCP ports a process listens, in whatever network namespace it lives."""
-    inodes = _socket_inodes(pid)
-    ports = set()
-    for table in ("tcp", "tcp6"):
-        try:
-            lines = Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]
-        except OSError:
-            continue  # it has just ended, or there is no IPv6
-        for fields in map(str.split, lines):
-            if fields[3] == "0A" and fields[9] in inodes:
-                ports.add(int(fields[1].rpartition(":")[2], 16))
-    return ports
-
-
-def _socket_inodes(pid: int) -> set[str]:
-    links = set()
-    try:
-        for name in os.listdir(f"/proc/{pid}/fd"):
-            try:
-                links.add(os.readlink(f"/proc/{pid}/fd/{name}"))
-            except OSError:
-                continue  # closed meanwhile
-    except OSError:
-        return set()
-    return {link[len("socket:[") : -1] for link in links if link.startswith("socket:[")}
 
 
 def clean_environment(home: Path | str, **extra: str) -> dict[str, str]:

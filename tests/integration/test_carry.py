@@ -28,7 +28,7 @@ from typing import Any
 
 import pytest
 
-from tests.doors import Doors, how_it_ends, memory_of, sockets_of
+from tests.doors import Doors, how_it_ends
 from tests.integration import clients
 from tests.integration.clients import (
     OPEN,
@@ -40,19 +40,13 @@ from tests.integration.clients import (
     socks_request,
     upgrade_request,
 )
-from tests.integration.programs import (
-    COMMAND,
-    Proxy,
-    socks_door,
-    stands_still,
-    upstream,
-    wait_until,
-    web_door,
-)
+from tests.integration.programs import COMMAND, Proxy, socks_door, upstream, web_door
 from tests.integration.targets import Target, blackhole, end_then_read, exchange, reset, when
 from tests.websocket import wire
 from tests.websocket.tunnels import chain, sending, tunnel
-from tests.websocket.wire import BINARY, CONTINUATION, FIN, PING, PONG, Memory
+from tests.websocket.wire import BINARY, CONTINUATION, FIN, PING, PONG
+from tests.wire.processes import CLOSE_WAIT, Memory, descriptors_of, memory_of, sockets_of, table
+from tests.wire.waits import stands_still, wait_until
 
 KIB, MIB = 1 << 10, 1 << 20
 LONG = os.environ.get("LONG") == "1"
@@ -124,10 +118,9 @@ class Node(Proxy):
     def descriptors(self) -> Counter[str]:
         """Count what it has open: pipes, sockets, and the rest."""
         kinds = Counter[str]()
-        for name in os.listdir(f"/proc/{self.pid}/fd"):
-            with contextlib.suppress(OSError):  # closed meanwhile
-                kind = os.readlink(f"/proc/{self.pid}/fd/{name}").partition(":")[0]
-                kinds[kind if kind in ("pipe", "socket") else "other"] += 1
+        for _, link in descriptors_of(self.pid):
+            kind = link.partition(":")[0]
+            kinds[kind if kind in ("pipe", "socket") else "other"] += 1
         return kinds
 
     @property
@@ -328,13 +321,9 @@ def greet(sock: socket.socket, mode: str, port: int) -> None:
 def bytes_in_pipes(pid: int) -> int:
     """Tell how many bytes wait in the pipes of a process."""
     count = 0
-    for name in os.listdir(f"/proc/{pid}/fd"):
-        path = f"/proc/{pid}/fd/{name}"
-        with contextlib.suppress(OSError):
-            if not os.readlink(path).startswith("pipe:"):
-                continue
-            pipe = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-            with open(pipe, "rb") as end:
+    for path, link in descriptors_of(pid):
+        if link.startswith("pipe:"):
+            with contextlib.suppress(OSError), open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as end:
                 count += int.from_bytes(fcntl.ioctl(end, termios.FIONREAD, bytes(4)), sys.byteorder)
     return count // 2  # both ends were asked
 
@@ -776,12 +765,11 @@ def rest(node: Node, at_most: int = 0) -> dict[str, int]:
 def in_close_wait(node: Node) -> list[str]:
     """List the connections at our doors whose client has closed, and we have not."""
     doors = {node.door(name)[1] for name in node.config["listeners"]}
-    rows = [row.split() for row in Path(f"/proc/{node.pid}/net/tcp").read_text().splitlines()[1:]]
-    ours = set(sockets_of(node.pid))
+    ours = {row.inode for row in sockets_of(node.pid)}
     return [
-        row[1]
-        for row in rows
-        if row[3] == "08" and (row[9] in ours or int(row[1].rpartition(":")[2], 16) in doors)
+        row.local
+        for row in table(node.pid)
+        if row.state == CLOSE_WAIT and (row.inode in ours or row.port in doors)
     ]
 
 

@@ -35,10 +35,10 @@ from tests.integration.programs import (
     run_proxy,
     socks_door,
     upstream,
-    wait_until,
     web_door,
 )
 from tests.integration.targets import Target
+from tests.wire.waits import wait_until
 
 TOKEN = "open sesame"
 SECRETS = (b"wonderland", b"looking-glass", b"cheshire", TOKEN.encode())

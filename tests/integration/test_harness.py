@@ -11,8 +11,9 @@ import pytest
 from tests.integration import peers, targets
 from tests.integration.clients import SocksRefused, read_exact, socks5
 from tests.integration.netns import Namespace
-from tests.integration.programs import Program, clean_environment, free_port, listening_ports
+from tests.integration.programs import Program, clean_environment, free_port
 from tests.integration.targets import Target
+from tests.wire.processes import listening_ports
 
 
 def test_a_reserved_port_refuses_connections() -> None:

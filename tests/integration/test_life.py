@@ -31,10 +31,11 @@ from tests.integration.programs import (
     free_port,
     socks_door,
     upstream,
-    wait_until,
     web_door,
 )
 from tests.integration.targets import Target
+from tests.wire.processes import CLOSE_WAIT, ESTABLISHED, SYN_SENT, descriptors_of, sockets_of, table
+from tests.wire.waits import wait_until
 
 PAYLOAD = os.urandom(4 << 20)
 
@@ -462,9 +463,8 @@ def _is_served(opener: Callable[..., Tunnel], door: Door, port: int) -> bool:
 
 
 def _dials(node: Proxy, port: int) -> bool:
-    """Tell whether the kernel has a connection to a port under way: state 02 is SYN_SENT."""
-    lines = Path(f"/proc/{node.pid}/net/tcp").read_text().splitlines()[1:]
-    return any(f[2].endswith(f":{port:04X}") and f[3] == "02" for f in map(str.split, lines))
+    """Tell whether the kernel has a connection to a port under way."""
+    return any(row.peer_port == port and row.state == SYN_SENT for row in sockets_of(node.pid))
 
 
 class TestFaults:
@@ -565,10 +565,10 @@ _CLOSED = free_port()
 
 def _settled(node: Proxy) -> int:
     """Count the open descriptors, once none is a connection; 0 before."""
-    lines = Path(f"/proc/{node.pid}/net/tcp").read_text().splitlines()[1:]
-    doors = {f":{node.door(name)[1]:04X}" for name in node.config["listeners"]}
-    live = [f for f in map(str.split, lines) if f[1][-5:] in doors and f[3] in ("01", "08")]
-    return 0 if live else len(os.listdir(f"/proc/{node.pid}/fd"))
+    doors = {node.door(name)[1] for name in node.config["listeners"]}
+    if any(row.port in doors and row.state in (ESTABLISHED, CLOSE_WAIT) for row in table(node.pid)):
+        return 0
+    return len(list(descriptors_of(node.pid)))
 
 
 def _cpu_seconds(pid: int) -> float:

@@ -19,8 +19,9 @@ import pytest
 from tests import scripted_upstreams as script
 from tests.integration import clients, targets
 from tests.integration.netns import Namespace
-from tests.integration.programs import Proxy, run_proxy, socks_door, upstream, wait_until, web_door
+from tests.integration.programs import Proxy, run_proxy, socks_door, upstream, web_door
 from tests.integration.targets import Target
+from tests.wire.waits import wait_until
 
 CLIENTS = 96
 

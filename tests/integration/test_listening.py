@@ -26,10 +26,10 @@ from tests.integration.programs import (
     run_proxy,
     socks_door,
     upstream,
-    wait_until,
     web_door,
 )
 from tests.integration.targets import Target
+from tests.wire.waits import wait_until
 
 LATER = "10.77.0.1"  # an address that a test gives to the loopback of its namespace
 TOKEN = "cheshire"

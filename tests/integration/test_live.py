@@ -24,19 +24,10 @@ import pytest
 from tests.integration import clients, targets
 from tests.integration.certificates import Authority
 from tests.integration.clients import LoginRefused, SocksRefused, Tunnel, WebTunnel
-from tests.integration.programs import (
-    Door,
-    Proxy,
-    free_port,
-    ini,
-    listening_ports,
-    run_proxy,
-    socks_door,
-    upstream,
-    wait_until,
-    web_door,
-)
+from tests.integration.programs import Door, Proxy, free_port, ini, run_proxy, socks_door, upstream, web_door
 from tests.integration.targets import Target
+from tests.wire.processes import LISTEN, catches, listening_ports, sockets_of
+from tests.wire.waits import wait_until
 
 INTERVAL = 0.1  # seconds
 ALICE, BOB = ("alice", "wonderland"), ("bob", "builder")
@@ -109,8 +100,7 @@ def logs_in(door: Door, port: int, credentials: tuple[str, str] | None) -> bool:
 def socket_of(node: Proxy, name: str) -> list[str]:
     """Name the listening socket of a door as the kernel does."""
     port = node.door(name)[1]
-    lines = Path(f"/proc/{node.pid}/net/tcp").read_text().splitlines()
-    return [line.split()[9] for line in lines if line.split()[1].endswith(f":{port:04X}") and " 0A " in line]
+    return [row.inode for row in sockets_of(node.pid) if row.port == port and row.state == LISTEN]
 
 
 class TestNoticing:
@@ -633,12 +623,6 @@ class TestEnding:
             node.command += ["-addr", f"127.0.0.1:{port}"]
             Proxy.start(node)
             node.wait_listening(port)
-            wait_until(lambda: handles(node, signal.SIGHUP), "the handler")
+            wait_until(lambda: catches(node.pid, signal.SIGHUP), "the handler")
             node.signal(signal.SIGHUP)
             node.wait_for_log("no configuration file")
-
-
-def handles(node: Proxy, number: int) -> bool:
-    """Tell whether a process has a handler for a signal."""
-    (mask,) = re.findall(r"SigCgt:\s*(\w+)", Path(f"/proc/{node.pid}/status").read_text())
-    return bool(int(mask, 16) >> (number - 1) & 1)

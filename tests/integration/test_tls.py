@@ -28,10 +28,10 @@ from tests.integration.programs import (
     run_proxy,
     socks_door,
     upstream,
-    wait_until,
     web_door,
 )
 from tests.integration.targets import Target
+from tests.wire.waits import wait_until
 
 PAYLOAD = os.urandom(4 << 20)
 DIGEST = hashlib.sha256(PAYLOAD).hexdigest()

@@ -24,9 +24,9 @@ from tests.integration.programs import (
     run_proxy,
     socks_door,
     upstream,
-    wait_until,
     web_door,
 )
+from tests.wire.waits import wait_until
 
 LOGIN = {"alice": "wonderland"}
 

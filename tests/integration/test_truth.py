@@ -17,8 +17,9 @@ from tests.integration import clients, targets
 from tests.integration.clients import HttpRefused, LoginRefused, SocksRefused, Tunnel
 from tests.integration.netns import Namespace
 from tests.integration.peers import StubDns
-from tests.integration.programs import Proxy, free_port, socks_door, upstream, wait_until, web_door
+from tests.integration.programs import Proxy, free_port, socks_door, upstream, web_door
 from tests.integration.targets import Target
+from tests.wire.waits import wait_until
 
 ALICE = ("alice", "wonderland")
 

@@ -12,8 +12,9 @@ import pytest
 from tests import scripted_upstreams as script
 from tests.integration import clients
 from tests.integration.clients import HttpRefused, SocksRefused
-from tests.integration.programs import Proxy, free_port, socks_door, upstream, wait_until, web_door
+from tests.integration.programs import Proxy, free_port, socks_door, upstream, web_door
 from tests.integration.targets import Target, blackhole, sink
+from tests.wire.waits import wait_until
 
 WAYS = ("socks5", "websocket")
 ATTEMPT = 1.0  # seconds, of the near end; the far one dials for 30

@@ -20,12 +20,13 @@ from tempfile import TemporaryDirectory
 from proxy.auth import hash_password
 from tests.bench.meter import clock
 from tests.bench.tables import Table
-from tests.doors import MIB, memory_of
+from tests.doors import MIB
 from tests.integration import clients, targets
 from tests.integration.certificates import Authority
 from tests.integration.programs import REPOSITORY, Proxy, socks_door, upstream, web_door
 from tests.integration.targets import Target
 from tests.siege.attacks import ATTACKS, HERE, Ports
+from tests.wire.processes import memory_of
 
 SECONDS = 8.0
 GRACE = 10.0  # seconds in which an attack ends that is told to

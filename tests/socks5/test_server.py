@@ -33,7 +33,6 @@ from tests.integration.programs import (
     run_proxy,
     socks_door,
     upstream,
-    wait_until,
 )
 from tests.integration.targets import Target
 from tests.socks5.wire import (
@@ -52,6 +51,8 @@ from tests.socks5.wire import (
     to_ip,
     to_name,
 )
+from tests.wire.processes import memory_of, sockets_of
+from tests.wire.waits import wait_until
 
 ALICE = (b"alice", b"wonderland")
 USERS = {
@@ -77,9 +78,9 @@ def node() -> Iterator[Proxy]:
         with Target(targets.echo) as target:  # the first name lookup starts a thread, which stays
             clients.socks5(node.door("open"), "localhost", target.port).close()
         wait_until(lambda: node.log.count(" access ") == 1, "the connection to end")
-        before = sockets(node.pid)
+        before = len(sockets_of(node.pid))
         yield node
-        wait_until(lambda: sockets(node.pid) <= before, "all connections to be closed")
+        wait_until(lambda: len(sockets_of(node.pid)) <= before, "all connections to be closed")
         assert "internal error" not in node.log
 
 
@@ -97,21 +98,6 @@ def echo() -> Iterator[Target]:
     """Run a target that sends everything back."""
     with Target(targets.echo) as target:
         yield target
-
-
-def sockets(pid: int) -> set[str]:
-    """Give the sockets of a process, as inode numbers."""
-    links = set()
-    for name in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(OSError):  # closed meanwhile
-            links.add(os.readlink(f"/proc/{pid}/fd/{name}"))
-    return {link[len("socket:[") : -1] for link in links if link.startswith("socket:[")}
-
-
-def resident(pid: int) -> int:
-    """Give the resident memory of a process, in bytes."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
 
 
 def split_answer(answer: bytes, *parts: bytes) -> int:
@@ -336,18 +322,12 @@ def test_a_request_that_is_not_served_has_one_reply(node, echo, door, request_by
 
 def test_udp_associate_opens_no_port(node):
     """CASES A16: neither before the reply nor after it."""
-    before = udp_sockets(node.pid)
+    before = sockets_of(node.pid, "udp")
     with Peer(node.door("open")) as peer:
         peer.send(GREETING + b"\x05\x03\x00\x01" + bytes(6))
         assert peer.read(2) == CHOSEN
         assert peer.reply() == 7
-        assert udp_sockets(node.pid) == before
-
-
-def udp_sockets(pid: int) -> set[str]:
-    """Give the UDP sockets of a process, as inode numbers."""
-    tables = [Path(f"/proc/{pid}/net/{name}").read_text() for name in ("udp", "udp6")]
-    return sockets(pid) & {line.split()[9] for table in tables for line in table.splitlines()[1:]}
+        assert sockets_of(node.pid, "udp") == before
 
 
 # Names and addresses
@@ -581,10 +561,10 @@ def test_a_megabyte_of_junk_is_dropped(node):
             assert peer.rest(2) in (NONE_ACCEPTABLE, b"")
 
     drop()
-    before = resident(node.pid)
+    before = memory_of(node.pid)
     for _ in range(3):
         drop()
-    assert resident(node.pid) - before < 1 << 20
+    assert memory_of(node.pid) - before < 1 << 20
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from proxy import __version__
 from proxy.net.channel import Channel
 from proxy.websocket.server import switch_protocols
-from tests.integration.programs import Proxy, wait_until, web_door
+from tests.integration.programs import Proxy, web_door
 from tests.integration.targets import blackhole
 from tests.websocket.wire import (
     ACCEPT,
@@ -23,9 +23,7 @@ from tests.websocket.wire import (
     PING,
     PONG,
     Door,
-    Memory,
     Peer,
-    Stopwatch,
     Target,
     frame,
     is_silent,
@@ -34,6 +32,8 @@ from tests.websocket.wire import (
     reset,
     upgrade,
 )
+from tests.wire.processes import Memory
+from tests.wire.waits import Stopwatch, wait_until
 
 USERS = {"alice": "wonderland"}
 

@@ -27,9 +27,7 @@ from tests.websocket.wire import (
     PONG,
     SAID_IN_TEN_FRAMES,
     Door,
-    Memory,
     Peer,
-    Stopwatch,
     Target,
     close_payload,
     frame,
@@ -42,6 +40,8 @@ from tests.websocket.wire import (
     upgrade,
     xor,
 )
+from tests.wire.processes import Memory
+from tests.wire.waits import Stopwatch
 
 MEBIBYTE = 1 << 20
 

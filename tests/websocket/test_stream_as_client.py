@@ -23,7 +23,6 @@ from tests.websocket.wire import (
     PING,
     PONG,
     SAID_IN_TEN_FRAMES,
-    Memory,
     Peer,
     Target,
     close_payload,
@@ -34,6 +33,7 @@ from tests.websocket.wire import (
     reset,
     ten_frames,
 )
+from tests.wire.processes import Memory
 
 MEBIBYTE = 1 << 20
 

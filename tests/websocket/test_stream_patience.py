@@ -29,7 +29,6 @@ from tests.websocket.wire import (
     PONG,
     TIMEOUT,
     Door,
-    Stopwatch,
     Target,
     close_payload,
     frame,
@@ -39,6 +38,7 @@ from tests.websocket.wire import (
     read_rest,
     reset,
 )
+from tests.wire.waits import Stopwatch
 
 MEBIBYTE = 1 << 20
 PING_INTERVAL = 0.5

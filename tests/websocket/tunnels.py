@@ -13,19 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
-from tests.websocket.wire import (
-    BINARY,
-    FIN,
-    TIMEOUT,
-    Door,
-    Frame,
-    Memory,
-    Peer,
-    Target,
-    frame,
-    read_exact,
-    upgrade,
-)
+from tests.websocket.wire import BINARY, FIN, TIMEOUT, Door, Frame, Peer, Target, frame, read_exact, upgrade
+from tests.wire.processes import Memory
 
 GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
 

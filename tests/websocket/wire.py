@@ -5,17 +5,12 @@ A ``Peer`` sends whatever it is told, right or wrong, and takes apart what comes
 where tunnels end: a listener whose connections a test takes itself, so it knows when there were none.
 """
 
-import os
-import re
 import select
 import socket
 import struct
 import time
-from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
-
-import pytest
 
 TIMEOUT = 15.0  # seconds on every socket
 CHUNK = 1 << 18
@@ -291,36 +286,3 @@ class Target:
     def untouched(self) -> bool:
         """True if no connection has been made that was not taken."""
         return is_silent(self._listener, 0)
-
-
-class Memory:
-    """The resident memory of a process, from a moment on."""
-
-    def __init__(self, pid: int) -> None:
-        if not os.access(f"/proc/{pid}/clear_refs", os.W_OK):
-            pytest.skip("the peak of a process's memory is told by Linux alone")
-        self._status = Path(f"/proc/{pid}/status")
-        Path(f"/proc/{pid}/clear_refs").write_text("5")  # forget the peak: see proc(5)
-        self._before = self._read("VmRSS")
-
-    @property
-    def growth(self) -> int:
-        """By how many bytes its peak since then is above where it was."""
-        return self._read("VmHWM") - self._before
-
-    def _read(self, name: str) -> int:
-        found = re.search(rf"{name}:\s+(\d+) kB", self._status.read_text())
-        assert found
-        return int(found[1]) * 1024
-
-
-class Stopwatch:
-    """Seconds since it was made."""
-
-    def __init__(self) -> None:
-        self._started = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """How many seconds have gone by."""
-        return time.monotonic() - self._started
