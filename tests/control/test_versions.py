@@ -338,6 +338,25 @@ class TestCertificates:
         assert outcome is not None
         assert outcome.status == "applied"
 
+    def test_relative_names_start_at_the_folder_of_the_file(
+        self, house: House, pairs: list[Certificate], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Case 356: however a version comes into effect, and also for what a rejected file waits for."""
+        monkeypatch.chdir("/")
+        name = pairs[1].cert.name
+        pairs[1].cert.rename(house.path.parent / "later")
+        changes = [("listeners.web.tls_cert", "one.pem"), ("listeners.web.tls_key", "./one.key")]
+        assert house.versions.change(changes).status == "applied"
+        assert house.running[-1].listeners[-1].tls_cert == str(pairs[0].cert)
+        house.write(house.path.read_text().replace("one.pem", name).replace("./one.key", "two.key"))
+        rejected(house, house.versions.look(), f"{name}: No such file", version=2)
+        (house.path.parent / "later").rename(pairs[1].cert)
+        assert house.versions.look() == Outcome("applied", 3)
+        assert house.versions.rollback(2).status == "applied"
+        house.write(BAD)
+        house.versions = house.start(last_good=True)
+        assert house.running[-1].listeners[-1].tls_key == f"{house.path.parent}/./one.key"
+
     def test_one_that_is_renewed_beside_a_broken_file_is_read_all_the_same(
         self, house: House, pairs: list[Certificate]
     ) -> None:
