@@ -267,11 +267,17 @@ class Versions:
         ``KeyError`` for one that is not known.
         """
         with self._lock:
-            if number is not None:
-                return self._settle(partial(self._roll_back, self.get(number)))
-            if self._run(self._is_file_rejected):
-                return self._settle(self._restore_file)
-            return self._settle(partial(self._roll_back, self._before()))
+            if number is None:
+                return self._settle(self._step_back)
+            return self._settle(partial(self._roll_back, self.get(number)))
+
+    def _step_back(self) -> Outcome:
+        if self._run(self._is_file_rejected):
+            return self._restore_file()
+        version = self._before()
+        if version is None:
+            raise ProxyError("there is no version before this one")
+        return self._roll_back(version)
 
     def _is_file_rejected(self) -> bool:
         """Tell whether the file is, or would be; it may have changed since it was judged."""
@@ -300,9 +306,7 @@ class Versions:
         older = (one for one in newest_first if here and one.number < here.number)
         return next((one for one in older if one.text != self.current.text), None)
 
-    def _roll_back(self, version: Version | None) -> Outcome:
-        if version is None:
-            raise ProxyError("there is no version before this one")
+    def _roll_back(self, version: Version) -> Outcome:
         text, name = version.text, f"version {version.number}"
         config = self._configured(text, name)
         if text == self.current.text and self._run(partial(self._file.holds, text)):

@@ -605,6 +605,24 @@ class TestRollingBack:
         assert (house.versions.look(), house.timeout, house.numbers) == (None, 20, [1, 2])
         assert house.versions.rollback() == Outcome("applied", 3)
 
+    def test_a_shortage_of_our_own_is_told_as_such(
+        self, house: House, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Case 340: whether the file is rejected is not to be told then."""
+
+        def refuse(path: str) -> None:
+            raise LimitError("proxy.ini cannot be read now: too many open files")
+
+        house.write(OTHER)
+        house.versions.reload()
+        monkeypatch.setattr("proxy.control.configfile.load", refuse)
+        monkeypatch.setattr(house.versions._file, "may_be_judged_otherwise", lambda: True)
+        outcome = house.versions.rollback()
+        assert (outcome.status, outcome.problems) == (
+            "rejected",
+            ("proxy.ini cannot be read now: too many open files",),
+        )
+
     def test_so_does_one_that_could_not_be_applied(self, house: House) -> None:
         """Case 351."""
         house.busy = "Address already in use"
