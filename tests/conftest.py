@@ -4,8 +4,12 @@ import logging
 import resource
 import signal
 from collections.abc import Iterator
+from typing import Any
 
+import gevent
 import pytest
+
+from proxy.net import background
 
 # Every port that a test takes stays taken until the end, so that no other gets it: some two thousand
 # descriptors, where many systems allow 1,024 unless asked.
@@ -24,3 +28,18 @@ def _log() -> Iterator[None]:
     before = (log.handlers[:], log.level, log.propagate)
     yield
     log.handlers[:], log.level, log.propagate = before
+
+
+@pytest.fixture(autouse=True)
+def _background(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """End what a test has left to go on by itself: it would use the resolver or the clock of a later one."""
+    started: list[gevent.Greenlet[..., Any]] = []
+    begin = background.Task.__init__
+
+    def note(task: background.Task[Any], function: Any) -> None:
+        begin(task, function)
+        started.append(task._greenlet)
+
+    monkeypatch.setattr(background.Task, "__init__", note)
+    yield
+    gevent.killall(started)
