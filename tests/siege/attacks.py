@@ -88,6 +88,12 @@ def names(ports: Ports, seconds: float, sent: Sent) -> None:
         ask(ports["web"], request(strange(1000)), sent)
 
 
+def labels(ports: Ports, seconds: float, sent: Sent) -> None:
+    """Have names turned into ASCII that are just short enough to be begun (at most 100 kB a second)."""
+    for _ in paced(200, seconds):
+        ask(ports["web"], request(strange(59)), sent)
+
+
 def targets(ports: Ports, seconds: float, sent: Sent) -> None:
     """Ask the upstream for a target that cannot be, so that it looks broken."""
     greeting, target = b"\x05\x01\x00", b"\x05\x01\x00\x04" + socket.inet_pton(socket.AF_INET6, "fe80::1")
@@ -183,7 +189,8 @@ def _still_waits(sock: socket.socket) -> bool:
 
 
 ATTACKS: Mapping[str, Callable[[Ports, float, Sent], None]] = {
-    each.__name__: each for each in (connects, hellos, names, targets, frames, pings, hosts, loop, logins)
+    each.__name__: each
+    for each in (connects, hellos, names, labels, targets, frames, pings, hosts, loop, logins)
 }
 
 
