@@ -129,6 +129,14 @@ class Authenticator:
         return False
 
 
+def name_of(user: bytes) -> str:
+    """Give a user's name as it came from the wire: UTF-8, or else Latin-1, which any bytes are."""
+    try:
+        return user.decode()
+    except UnicodeDecodeError:
+        return user.decode("latin-1")
+
+
 def _readings(text: bytes) -> tuple[bytes, ...]:
     """
     Read a name or a password as it came; and what is no UTF-8 as Latin-1 too.

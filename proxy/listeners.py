@@ -23,8 +23,8 @@ from proxy.metrics import Metrics
 from proxy.net.listen import Acceptor
 from proxy.net.opening import BACKLOG, PATIENCE, Latecomers, Opening, close_to_clients, place_of
 from proxy.net.stream import Socket
-from proxy.server import ProxyServer, build_runtime
-from proxy.session import Runtime
+from proxy.runtime import Runtime
+from proxy.server import ProxyServer
 
 log = logging.getLogger(__name__)
 
@@ -93,9 +93,7 @@ class Listeners:
                 server = self._make(listener, self._access_log, plan.metrics)
                 plan.openings[server] = Opening(listener.endpoint)
             elif server.config != listener or _names_files(listener):
-                plan.renewed[server] = build_runtime(
-                    listener, self._access_log, server.metrics, server.memory
-                )
+                plan.renewed[server] = server.runtime.under(listener)
             plan.servers.append(server)
         plan.leaving = [server for server in self.accepting if server not in plan.servers]
         return plan

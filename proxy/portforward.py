@@ -9,8 +9,9 @@ from proxy.errors import ProxyError
 from proxy.metrics import Metrics
 from proxy.net.channel import Channel
 from proxy.net.stream import Stream
+from proxy.runtime import Runtime
 from proxy.server import ProxyServer
-from proxy.session import Runtime, Wanted
+from proxy.session import Wanted
 
 
 class PortForwarder(ProxyServer):

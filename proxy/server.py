@@ -8,69 +8,24 @@ from itertools import count
 
 from proxy.accesslog import NO_LOG, AccessLog
 from proxy.address import Address, Endpoint
-from proxy.auth import Authenticator, Check
 from proxy.client import Connected, ProxyClient
 from proxy.config import Overload, ServerConfig
-from proxy.errors import LimitError
-from proxy.memory import Memory
-from proxy.metrics import ListenerMetrics, Metrics
+from proxy.metrics import Metrics
 from proxy.net.channel import Channel
-from proxy.net.checking import Checkers
 from proxy.net.deadline import Deadline
 from proxy.net.fullness import Fullness
 from proxy.net.listen import Acceptor
 from proxy.net.opening import Opening, bind
 from proxy.net.places import Places
-from proxy.net.relay import DataForwarder
 from proxy.net.sock import Sock
 from proxy.net.stream import Ending, Socket, address_of
-from proxy.net.tls import server_context
-from proxy.session import Inbound, Runtime, Session
-from proxy.upstream import begin, retire, way_out
+from proxy.runtime import Runtime, build_runtime
+from proxy.session import Inbound, Session
 
 REFUSALS = 128  # clients above the limit that are being told so at a time
 _FAREWELL = 0.8  # seconds for relays to say goodbye, when they are cut
 
 _numbers = count(1)
-# Seconds for which a client that has ended its side is waited for: it may have said all it has to say.
-_GRACE = 0.5
-_hashing = Checkers(2)
-
-
-def _check_apart(check: Check) -> bool:
-    """Have a password checked by a thread, as long as its client is there; raises ``LimitError``."""
-    channel: Channel | None = check.client
-    if channel is None:
-        return _hashing.run(check, key=check.key)
-    try:
-        with channel.watched(_GRACE):
-            return _hashing.run(check, channel.network, check.key)
-    except LimitError as exc:
-        raise LimitError(f"the password could not be checked: {exc}") from exc
-
-
-def build_runtime(
-    config: ServerConfig,
-    access_log: AccessLog = NO_LOG,
-    metrics: ListenerMetrics | None = None,
-    before: Memory | None = None,
-) -> Runtime:
-    """
-    Build all that connections need; raises ``ConfigError``, and then nothing has changed.
-
-    ``before`` is what was learnt until now.
-    """
-    memory = (before or Memory()).under(config)
-    return Runtime(
-        config=config,
-        authenticator=Authenticator(config.auth_users, _check_apart, memory.logins),
-        way_out=way_out(config, memory.health),
-        forwarder=DataForwarder(config.idle_timeout, zero_copy=config.splice == "auto"),
-        access_log=access_log,
-        tls=server_context(config.tls_cert, config.tls_key) if config.tls_cert else None,
-        metrics=metrics or ListenerMetrics(),
-        memory=memory,
-    )
 
 
 class ProxyServer(ABC):
@@ -83,9 +38,8 @@ class ProxyServer(ABC):
     def __init__(
         self, config: ServerConfig, access_log: AccessLog = NO_LOG, metrics: Metrics | None = None
     ) -> None:
-        self._access_log = access_log
         self.metrics = (metrics or Metrics()).listener(config.name)
-        self._runtime = build_runtime(config, access_log, self.metrics)
+        self.runtime = build_runtime(config, access_log, self.metrics)  # of new connections
         self._pool = Places(places(config))
         self.acceptors: list[Acceptor] = []
         self.opening: Opening | None = None  # of its addresses, some of which may be missing yet
@@ -101,17 +55,12 @@ class ProxyServer(ABC):
     @property
     def way_out(self) -> ProxyClient:
         """The way out of new connections."""
-        return self._runtime.way_out
-
-    @property
-    def memory(self) -> Memory:
-        """What it has learnt, for its next configuration."""
-        return self._runtime.memory
+        return self.runtime.way_out
 
     @property
     def config(self) -> ServerConfig:
         """The configuration of new connections."""
-        return self._runtime.config
+        return self.runtime.config
 
     @property
     def addresses(self) -> list[Address]:
@@ -156,11 +105,11 @@ class ProxyServer(ABC):
             acceptor = Acceptor(sock, self.handle_connection, self._pool)
             acceptor.start()
             self.acceptors.append(acceptor)
-        begin(self.way_out)
+        self.runtime.begin()
 
     def handle_connection(self, sock: Sock | Socket, client: Address) -> None:
         """Serve one client until it is done."""
-        runtime = self._runtime
+        runtime = self.runtime
         session = Session(next(_numbers), sock, client, runtime)
         # Only with overload = refuse are there more places than connections.
         full = len(self.sessions) >= runtime.config.max_connections
@@ -192,23 +141,23 @@ class ProxyServer(ABC):
 
     def authenticate(self, username: str, password: str) -> bool:
         """Tell whether a client with these credentials would be let in."""
-        return not self._runtime.needs_auth or self._runtime.authenticator.authenticate(username, password)
+        return not self.runtime.needs_auth or self.runtime.authenticator.authenticate(username, password)
 
     def select_upstream_connection(self, target_host: str, target_port: int) -> Connected:
         """Connect to a target by the configured ways out; raises ``DialError``."""
         target = Address(target_host, target_port)
-        return self._runtime.way_out.dial(target, Deadline(self.config.timeout))
+        return self.runtime.way_out.dial(target, Deadline(self.config.timeout))
 
     def reload_config(self, config: ServerConfig) -> None:
         """Serve new connections under a new configuration; old ones keep theirs."""
-        self.use(build_runtime(config, self._access_log, self.metrics, self.memory))  # all or nothing
+        self.use(self.runtime.under(config))  # all or nothing
 
     def use(self, runtime: Runtime) -> None:
         """Serve new connections with a runtime that was built for this server."""
-        before, self._runtime = self._runtime, runtime
+        before, self.runtime = self.runtime, runtime
         if self.acceptors:
-            begin(runtime.way_out)
-        retire(before.way_out)
+            runtime.begin()
+        before.retire()
         self._users = None
         self._pool.resize(places(runtime.config))
         self._note_fullness()
@@ -225,7 +174,7 @@ class ProxyServer(ABC):
             acceptor.finish()
         self.acceptors.clear()
         self._fullness.end()
-        retire(self.way_out)
+        self.runtime.retire()
 
     def shutdown(self, drain_timeout: float = 0.0) -> None:
         """Close the listener, let connections finish for a while, and then cut them."""

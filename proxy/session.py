@@ -9,66 +9,26 @@ A door knows how to do its part in its protocol (``Inbound``); nothing here asks
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Protocol
+from typing import Protocol
 
-from proxy.accesslog import MOST_OF_A_USER, AccessLog, Record, quoted, shortened
+from proxy.accesslog import MOST_OF_A_USER, Record, quoted, shortened
 from proxy.address import Address
-from proxy.auth import Authenticator
-from proxy.client import Connected, ProxyClient
-from proxy.config import ServerConfig
+from proxy.client import Connected
 from proxy.errors import AuthError, ClientLeftError, DialError, Failure, LimitError, ProxyError, reason_of
-from proxy.memory import Memory
-from proxy.metrics import CLIENT_LEFT, HANDSHAKE, TARGET, ListenerMetrics
+from proxy.metrics import CLIENT_LEFT, HANDSHAKE, TARGET
 from proxy.net.channel import Channel
 from proxy.net.deadline import Deadline
-from proxy.net.relay import DataForwarder, Relay, Transfer
+from proxy.net.relay import Relay, Transfer
 from proxy.net.sock import Sock
 from proxy.net.stream import Ending, Socket, Stream
 from proxy.net.tls import accept_tls
+from proxy.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
 _PATIENCE = 0.25  # seconds
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """All that a connection needs of the configuration with which it began."""
-
-    config: ServerConfig
-    authenticator: Authenticator
-    way_out: ProxyClient
-    forwarder: DataForwarder
-    access_log: AccessLog
-    tls: Any = None
-    metrics: ListenerMetrics = field(default_factory=ListenerMetrics)
-    memory: Memory = field(default_factory=Memory)
-
-    @property
-    def needs_auth(self) -> bool:
-        """True if clients must log in."""
-        return self.config.needs_auth
-
-    def log_in(self, username: bytes, password: bytes, channel: Channel | None = None) -> str:
-        """
-        Return the user's name, fit for a log; raises ``AuthError`` if the password is not theirs.
-
-        It may have to wait, and raises ``ClientLeftError`` if the client of the channel does not.
-        """
-        name = name_of(username)
-        if not self.authenticator.check(username, password, channel):
-            raise AuthError(name)
-        return name
-
-
-def name_of(user: bytes) -> str:
-    """Give a user's name as it came from the wire: UTF-8, or else Latin-1, which any bytes are."""
-    try:
-        return user.decode()
-    except UnicodeDecodeError:
-        return user.decode("latin-1")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import pytest
 from gevent import socket
 
 from proxy import auth
-from proxy import server as module
+from proxy import runtime as module
 from proxy.config import Protocol, ServerConfig
 from proxy.net import checking
 from proxy.net.checking import Checkers

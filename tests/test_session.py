@@ -22,7 +22,8 @@ from proxy.net.channel import Channel
 from proxy.net.deadline import Deadline
 from proxy.net.relay import DataForwarder
 from proxy.net.stream import Ending, Stream, TcpStream
-from proxy.session import Runtime, Session, Wanted
+from proxy.runtime import Runtime
+from proxy.session import Session, Wanted
 from tests.net.wires import patience, reset, tcp_pair
 
 CLIENT = Address("192.0.2.1", 50000)

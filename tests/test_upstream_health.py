@@ -18,7 +18,6 @@ from proxy.address import Address
 from proxy.config import Protocol, ServerConfig, UpstreamConfig, UpstreamType
 from proxy.errors import DialError, Failure, UpstreamError
 from proxy.net.deadline import Deadline
-from proxy.server import build_runtime
 from proxy.socks5.server import Socks5Server
 from proxy.upstream import Health, Upstream, upstreams_of
 from proxy.websocket.server import WebSocketServer
@@ -306,7 +305,7 @@ def test_a_configuration_that_is_only_planned_takes_nothing_over() -> None:
     server = Socks5Server(server_of(free_port()))
     server.listen()
     (present,) = upstreams_of(server.way_out)
-    planned = build_runtime(server_of(present.config.proxy_address.rpartition(":")[2]), before=server.memory)  # type: ignore[arg-type]
+    planned = server.runtime.under(server_of(present.config.proxy_address.rpartition(":")[2]))  # type: ignore[arg-type]
     (one,) = upstreams_of(planned.way_out)
     assert one.health is present.health
     assert present.health.keeper is present

@@ -6,8 +6,9 @@ from proxy.address import UNKNOWN, Address
 from proxy.errors import AuthError, LimitError, ProtocolError, ProxyError
 from proxy.net.channel import Channel
 from proxy.net.stream import Stream
+from proxy.runtime import Runtime
 from proxy.server import ProxyServer
-from proxy.session import Runtime, Wanted
+from proxy.session import Wanted
 from proxy.socks5 import codec
 from proxy.socks5.codec import Greeting, Login, Method, Reply, ReplyCode, Request
 

@@ -13,12 +13,14 @@ from typing import Any
 from geventwebsocket.handler import WebSocketHandler
 
 from proxy.address import UNKNOWN, Address
+from proxy.auth import name_of
 from proxy.errors import AuthError, ProxyError
 from proxy.net.channel import Channel
 from proxy.net.deadline import Deadline
 from proxy.net.stream import Stream
+from proxy.runtime import Runtime
 from proxy.server import ProxyServer
-from proxy.session import Runtime, Wanted, name_of
+from proxy.session import Wanted
 from proxy.websocket.headers import (
     BOUND,
     HALF_CLOSE,

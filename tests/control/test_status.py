@@ -17,7 +17,7 @@ class Live:
 
     def __init__(self, server: Socks5Server, sent: int, received: int) -> None:
         self.id = 1
-        self.runtime = server._runtime
+        self.runtime = server.runtime
         self.relay = SimpleNamespace(sent=sent, received=received)
 
 

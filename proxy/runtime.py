@@ -1,0 +1,121 @@
+"""
+All that connections need of a configuration, and what outlives it.
+
+A runtime is built completely beside the one in use, or not at all. Then only a reference moves: new
+connections are served with the new runtime, and those that live keep theirs until they end.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from proxy.accesslog import NO_LOG, AccessLog
+from proxy.auth import Authenticator, Check, Logins, name_of
+from proxy.client import ProxyClient
+from proxy.config import ServerConfig, UpstreamConfig
+from proxy.errors import AuthError, LimitError
+from proxy.metrics import ListenerMetrics
+from proxy.net.channel import Channel
+from proxy.net.checking import Checkers
+from proxy.net.relay import DataForwarder
+from proxy.net.tls import server_context
+from proxy.upstream import Health, begin, retire, way_out
+
+# Seconds for which a client that has ended its side is waited for: it may have said all it has to say.
+_GRACE = 0.5
+_hashing = Checkers(2)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """
+    What a listener has learnt, and goes on with under its next configuration.
+
+    It is handed from runtime to runtime. What is shared in it is the same object in both.
+    """
+
+    health: Mapping[UpstreamConfig, Health] = field(default_factory=dict)
+    logins: Logins = field(default_factory=Logins)
+
+    def under(self, config: ServerConfig) -> "Memory":
+        """Keep what another configuration still needs; what is new in it begins anew."""
+        health = {one: self.health.get(one) or Health(one.name) for one in config.upstream_config}
+        return Memory(health, self.logins)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """All that a connection needs of the configuration with which it began."""
+
+    config: ServerConfig
+    authenticator: Authenticator
+    way_out: ProxyClient
+    forwarder: DataForwarder
+    access_log: AccessLog
+    tls: Any = None
+    metrics: ListenerMetrics = field(default_factory=ListenerMetrics)
+    memory: Memory = field(default_factory=Memory)
+
+    @property
+    def needs_auth(self) -> bool:
+        """True if clients must log in."""
+        return self.config.needs_auth
+
+    def log_in(self, username: bytes, password: bytes, channel: Channel | None = None) -> str:
+        """
+        Return the user's name, fit for a log; raises ``AuthError`` if the password is not theirs.
+
+        It may have to wait, and raises ``ClientLeftError`` if the client of the channel does not.
+        """
+        name = name_of(username)
+        if not self.authenticator.check(username, password, channel):
+            raise AuthError(name)
+        return name
+
+    def under(self, config: ServerConfig) -> "Runtime":
+        """Build the one that follows it under another configuration; raises ``ConfigError``."""
+        return build_runtime(config, self.access_log, self.metrics, self.memory)
+
+    def begin(self) -> None:
+        """Look after its upstreams from now on, as it is in use."""
+        begin(self.way_out)
+
+    def retire(self) -> None:
+        """Leave its upstreams to the next one, or to nobody."""
+        retire(self.way_out)
+
+
+def build_runtime(
+    config: ServerConfig,
+    access_log: AccessLog = NO_LOG,
+    metrics: ListenerMetrics | None = None,
+    before: Memory | None = None,
+) -> Runtime:
+    """
+    Build all that connections need; raises ``ConfigError``, and then nothing has changed.
+
+    ``before`` is what was learnt until now.
+    """
+    memory = (before or Memory()).under(config)
+    return Runtime(
+        config=config,
+        authenticator=Authenticator(config.auth_users, _check_apart, memory.logins),
+        way_out=way_out(config, memory.health),
+        forwarder=DataForwarder(config.idle_timeout, zero_copy=config.splice == "auto"),
+        access_log=access_log,
+        tls=server_context(config.tls_cert, config.tls_key) if config.tls_cert else None,
+        metrics=metrics or ListenerMetrics(),
+        memory=memory,
+    )
+
+
+def _check_apart(check: Check) -> bool:
+    """Have a password checked by a thread, as long as its client is there; raises ``LimitError``."""
+    channel: Channel | None = check.client
+    if channel is None:
+        return _hashing.run(check, key=check.key)
+    try:
+        with channel.watched(_GRACE):
+            return _hashing.run(check, channel.network, check.key)
+    except LimitError as exc:
+        raise LimitError(f"the password could not be checked: {exc}") from exc
