@@ -202,7 +202,7 @@ def _login(given: Mapping[str, str], prefix: str = "") -> tuple[str, str]:
 
 def _run_file(given: Mapping[str, str]) -> int:
     # The control plane is imported only here: without it there is still a proxy.
-    from proxy.control.configfile import InvalidConfigError
+    from proxy.configfile.load import InvalidConfigError
 
     try:
         if given.keys() & {"check", "dump"}:
@@ -219,13 +219,13 @@ def _run_file(given: Mapping[str, str]) -> int:
 
 def _inspect(given: Mapping[str, str]) -> int:
     from proxy.app import App
-    from proxy.control import configfile
+    from proxy.configfile.load import dump, load
 
-    loaded = configfile.load(given["config"])
+    loaded = load(given["config"])
     for warning in loaded.warnings:
         say(f"warning: {warning}")
     if "dump" in given:
-        print(configfile.dump(loaded.config), end="")
+        print(dump(loaded.config), end="")
     else:
         App(loaded.config)
         print("ok")
@@ -233,10 +233,10 @@ def _inspect(given: Mapping[str, str]) -> int:
 
 
 def _control(arguments: Sequence[str]) -> int:
-    from proxy.control import ctl
+    from proxy.ctl import commands
 
     signals.heed()
-    return ctl.run(arguments)
+    return commands.run(arguments)
 
 
 def _run_server(given: Mapping[str, str]) -> int:

@@ -8,13 +8,13 @@ import logging
 
 from proxy.app import App, Hooks
 from proxy.config import ProxyConfig
+from proxy.configfile.load import peek, state_dir_of
+from proxy.configfile.trust import Trust
 from proxy.control.admin import Admin
-from proxy.control.ask import why_not_ours
-from proxy.control.history import peek, state_dir_of
 from proxy.control.notify import Notifier, inherited_sockets
-from proxy.control.trust import Trust
 from proxy.control.versions import Versions
 from proxy.control.watcher import Watcher
+from proxy.ctl.ask import why_not_ours
 from proxy.logs import begin, say
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from proxy import auth
 from proxy.auth import Authenticator, Logins, hash_password, is_hash, verify
 from proxy.config import check_user
-from proxy.control import configfile
+from proxy.configfile import load as configfile
 from proxy.errors import AuthError, ConfigError
 from tests.integration.programs import run_proxy
 

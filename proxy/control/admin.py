@@ -25,12 +25,12 @@ from urllib.parse import unquote_to_bytes
 from gevent import socket
 
 from proxy.address import Address, Endpoint
+from proxy.configfile.trust import Trust
 from proxy.control import status
-from proxy.control.ask import CONFIG_HEADER, SOCKET_NAME, is_taken, why_not_ours
 from proxy.control.http import Answer, HttpServer, Request
 from proxy.control.outcome import Conflict, Outcome
-from proxy.control.trust import Trust
 from proxy.control.versions import Versions
+from proxy.ctl.ask import CONFIG_HEADER, SOCKET_NAME, is_taken, why_not_ours
 from proxy.errors import reason_of
 from proxy.metrics import render
 from proxy.net.opening import PATIENCE, Latecomers, Opening

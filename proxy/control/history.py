@@ -16,10 +16,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from proxy.control import configfile, files
-from proxy.control.edit import settings
-from proxy.control.outline import MAX_BYTES
-from proxy.control.trust import Trust, UntrustedError
+from proxy.configfile.outline import MAX_BYTES
+from proxy.configfile.trust import Trust, UntrustedError
+from proxy.control import files
 from proxy.errors import reason_of
 
 log = logging.getLogger(__name__)
@@ -61,25 +60,6 @@ class Version:
                 raise ValueError(f"{name} is of the wrong kind")
         if self.number < 1 or not 0 <= self.time < _END_OF_TIME or self.source not in _SOURCES:
             raise ValueError("no version has such a number, time or source")
-
-
-def state_dir(config_path: str, configured: str) -> Path:
-    """Tell where the state of a server is kept; a relative folder starts at the file's own."""
-    return Path(os.path.abspath(config_path)).parent / (os.path.expanduser(configured) or ".proxy")
-
-
-def state_dir_of(config_path: str) -> Path:
-    """Tell the same of a file that may be missing or invalid, as well as can be."""
-    return state_dir(config_path, peek(config_path, "state_dir"))
-
-
-def peek(config_path: str, key: str) -> str:
-    """Read a setting of [proxy] from a file that may be missing or invalid; "" if there is none."""
-    try:
-        text = configfile.read(config_path).data.decode("utf-8", "replace")
-    except configfile.InvalidConfigError:
-        return ""
-    return settings(text).get((("proxy",), key), "")
 
 
 class History:

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from proxy.control import configfile, files
-from proxy.control.configfile import InvalidConfigError, Loaded
+from proxy.configfile import load
+from proxy.configfile.load import InvalidConfigError, Loaded
+from proxy.control import files
 from proxy.control.stamps import Stamps, stamps, tls_files_in
 from proxy.errors import ProxyError, reason_of
 
@@ -41,12 +42,12 @@ class OnDisk:
         Until ``accept`` it counts as rejected.
         """
         self._judged, self._waits_for, self.is_rejected = "", {}, True
-        content = configfile.read(self.path)
+        content = load.read_file(self.path)
         text = _text(content.data)
         self._judged = _digest(content.data)
         # Before they are read: one that appears right after that is another one than this.
-        self._waits_for = stamps(tls_files_in(text, configfile.folder_of(self.path)))
-        return text, configfile.understand(content, self.path)
+        self._waits_for = stamps(tls_files_in(text, load.folder_of(self.path)))
+        return text, load.understand(content, self.path)
 
     def accept(self) -> None:
         """Wait for nothing but another content of the file."""
@@ -81,7 +82,7 @@ class OnDisk:
     def problems(self) -> tuple[str, ...]:
         """Say what is wrong with it now."""
         try:
-            configfile.load(self.path)
+            load.load(self.path)
         except InvalidConfigError as exc:
             return tuple(map(str, exc.problems))
         return ()
@@ -101,7 +102,7 @@ class OnDisk:
 
     def _read(self) -> bytes | None:
         try:
-            return configfile.read(self.path).data
+            return load.read_file(self.path).data
         except InvalidConfigError:
             return None
 

@@ -4,9 +4,9 @@ What becomes of a wish for a change, and how the reasons against it are told.
 
 from dataclasses import dataclass
 
-from proxy.control.configfile import InvalidConfigError
+from proxy.configfile.load import InvalidConfigError
+from proxy.configfile.outline import Problem
 from proxy.control.history import Version
-from proxy.control.outline import Problem
 from proxy.errors import ConfigError, ProxyError
 
 

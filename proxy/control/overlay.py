@@ -5,7 +5,7 @@ The text that stands in the file, and volatile changes that lie over it.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from proxy.control.edit import edit
+from proxy.configfile.document import edit
 
 Edits = Mapping[str, str | None]  # values by their dotted names; None takes a setting away
 

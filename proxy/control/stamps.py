@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 
 from proxy.config import ProxyConfig
-from proxy.control.inisyntax import Setting, read_value, scan
+from proxy.configfile.syntax import Setting, read_value, scan
 
 _KEYS = ("tls_cert", "tls_key", "tls_ca")
 

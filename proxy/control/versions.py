@@ -23,15 +23,15 @@ from typing import TypeVar
 from gevent.lock import BoundedSemaphore
 
 from proxy.config import ProxyConfig
-from proxy.control import changes, configfile
-from proxy.control.configfile import InvalidConfigError, Loaded
-from proxy.control.edit import Edit, redact
+from proxy.configfile import changes, load
+from proxy.configfile.document import Edit, redact
+from proxy.configfile.load import InvalidConfigError, Loaded
+from proxy.configfile.trust import Trust
 from proxy.control.history import History, Version
 from proxy.control.ondisk import OnDisk, UnwritableError
 from proxy.control.outcome import Conflict, Outcome, RefusedError, Trouble, problems_of, refused_by_name
 from proxy.control.overlay import Edits, Layers, bare
 from proxy.control.stamps import Stamps, stamps, tls_files
-from proxy.control.trust import Trust
 from proxy.errors import ConfigError, Failure, ProxyError, reason_of
 from proxy.net.threads import Workers
 
@@ -173,7 +173,7 @@ class Versions:
 
     def shown(self) -> str:
         """Give what is in effect, with all defaults and without secrets, as the text of a file."""
-        return self._run(partial(configfile.dump, self.config))
+        return self._run(partial(load.dump, self.config))
 
     # -- the file
 
@@ -447,8 +447,8 @@ class Versions:
         return self._run(partial(self._parse, text, name))
 
     def _parse(self, text: str, name: str = "") -> ProxyConfig:
-        folder = configfile.folder_of(self._file.path)
-        return configfile.parse(text.encode(), name, folder=folder, with_files=True).config
+        folder = load.folder_of(self._file.path)
+        return load.parse(text.encode(), name, folder=folder, with_files=True).config
 
     def _summary(self, old: str, new: str) -> str:
         return self._run(partial(changes.summary, old, new))

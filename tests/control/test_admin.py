@@ -20,13 +20,13 @@ from gevent import socket
 from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.config import Protocol, ProxyConfig, ServerConfig
+from proxy.configfile.load import dump
+from proxy.configfile.trust import Trust
 from proxy.control.admin import Admin
-from proxy.control.ask import SOCKET_NAME, ask, is_taken
-from proxy.control.configfile import dump
 from proxy.control.history import Version
 from proxy.control.http import MAX_BODY, PLACES
 from proxy.control.outcome import Conflict, Outcome, Trouble
-from proxy.control.trust import Trust
+from proxy.ctl.ask import SOCKET_NAME, ask, is_taken
 from proxy.errors import ProxyError
 from proxy.metrics import Metrics
 from proxy.net.stream import Ending
@@ -293,7 +293,7 @@ class TestSocket:
     def test_also_by_one_that_has_no_time_to_answer(
         self, directory: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("proxy.control.ask._PATIENCE", 0.05)
+        monkeypatch.setattr("proxy.ctl.ask._PATIENCE", 0.05)
         with socket.socket(std_socket.AF_UNIX) as busy:
             busy.bind(str(directory / SOCKET_NAME))
             busy.listen()

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from proxy.control.history import History, Version, state_dir, state_dir_of
+from proxy.configfile.load import state_dir, state_dir_of
+from proxy.control.history import History, Version
 
 TEXT = "[auth_users]\nalice = wonderland\n"
 
@@ -179,7 +180,7 @@ def test_the_state_lives_next_to_the_file_unless_it_says_otherwise(tmp_path, con
 
 @pytest.mark.parametrize("endless", ["/dev/zero", "/dev/urandom"])
 def test_the_state_of_an_endless_file_is_found_without_reading_all_of_it(endless):
-    code = f"import resource; from proxy.control.history import state_dir_of; state_dir_of({endless!r})"
+    code = f"import resource; from proxy.configfile.load import state_dir_of; state_dir_of({endless!r})"
     limit = "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))"
     subprocess.run([sys.executable, "-c", f"import resource; {limit}; {code}"], check=True, timeout=60)
 

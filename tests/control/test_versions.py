@@ -13,10 +13,11 @@ import gevent
 import pytest
 
 from proxy.config import ProxyConfig
-from proxy.control import configfile, files
-from proxy.control.configfile import InvalidConfigError
+from proxy.configfile import load as configfile
+from proxy.configfile.load import InvalidConfigError
+from proxy.configfile.outline import MAX_BYTES
+from proxy.control import files
 from proxy.control.outcome import Conflict, Outcome
-from proxy.control.outline import MAX_BYTES
 from proxy.control.versions import Versions
 from proxy.errors import LimitError, ProxyError
 from tests.integration.certificates import Authority, Certificate
@@ -615,7 +616,7 @@ class TestRollingBack:
 
         house.write(OTHER)
         house.versions.reload()
-        monkeypatch.setattr("proxy.control.configfile.load", refuse)
+        monkeypatch.setattr("proxy.configfile.load.load", refuse)
         monkeypatch.setattr(house.versions._file, "may_be_judged_otherwise", lambda: True)
         outcome = house.versions.rollback()
         assert (outcome.status, outcome.problems) == (

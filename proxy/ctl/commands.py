@@ -15,12 +15,12 @@ from typing import Any
 
 from proxy.auth import hash_password, is_hash
 from proxy.config import check_user, to_bytes
+from proxy.configfile.load import InvalidConfigError, read_file, state_dir_of
+from proxy.configfile.syntax import is_text
+from proxy.configfile.trust import Trust, UntrustedError
 from proxy.console import InputError, read_secret
-from proxy.control import configfile, show
-from proxy.control.ask import SOCKET_NAME, ask
-from proxy.control.history import state_dir_of
-from proxy.control.inisyntax import is_text
-from proxy.control.trust import Trust, UntrustedError
+from proxy.ctl import show
+from proxy.ctl.ask import SOCKET_NAME, ask
 from proxy.errors import ConfigError, reason_of
 from proxy.logs import say
 from proxy.options import Option, UsageError, describe, read
@@ -133,8 +133,8 @@ class _Call:
 
     def _why_nobody(self, place: Path) -> str:
         try:
-            configfile.read(self._config)
-        except configfile.InvalidConfigError as exc:
+            read_file(self._config)
+        except InvalidConfigError as exc:
             # It was asked all the same: a rollback brings back a file that somebody took away.
             return f"{exc}, and no server is found by where it would be: nothing listens on {place}"
         return (

@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from proxy.control import inisyntax
-from proxy.control.configspec import Path, is_secret, why_no_key, why_no_section
-from proxy.control.inisyntax import CONTROL, Fault, Header, Setting
+from proxy.configfile import syntax
+from proxy.configfile.spec import Path, is_secret, why_no_key, why_no_section
+from proxy.configfile.syntax import CONTROL, Fault, Header, Setting
 
 MAX_BYTES = 16 << 20  # far more than any configuration; what is larger is another kind of file
 
@@ -126,7 +126,7 @@ class Outline:
 
     def _blocks(self, lines: list[str]) -> list[_Block]:
         blocks = [_Block(None)]
-        for item in inisyntax.scan(lines):
+        for item in syntax.scan(lines):
             if isinstance(item, Setting):
                 blocks[-1].settings.append(item)
                 continue
@@ -174,13 +174,13 @@ class Outline:
             if is_secret(path, setting.key):
                 self._read_secret(place, setting)
             else:
-                inisyntax.read_value(setting.raw)
+                syntax.read_value(setting.raw)
         except ValueError as exc:
             return str(exc)
         return ""
 
     def _read_secret(self, place: tuple[Path, str], setting: Setting) -> None:
-        value = inisyntax.read_secret(setting.raw)
+        value = syntax.read_secret(setting.raw)
         self.secrets[place] = value.text
         if value.comment and not value.is_quoted:
             message = "the text after # is taken as a comment; quote the value if it belongs to it"

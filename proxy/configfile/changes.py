@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Iterable, Iterator
 
 from proxy.accesslog import quoted
-from proxy.control.configspec import Path, is_secret, shown
-from proxy.control.edit import Document, Place, dotted, redact
+from proxy.configfile.document import Document, Place, dotted, redact
+from proxy.configfile.spec import Path, is_secret, shown
 
 _MOST_NAMES = 10
 _MOST_CHANGES = 20

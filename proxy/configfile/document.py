@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterable, Iterator
 
 from proxy.address import REDACTED
-from proxy.control import inisyntax
-from proxy.control.configspec import SPEC, Path, did_you_mean, is_secret, keys_of, knows, shown
-from proxy.control.inisyntax import CONTROL, Header, Setting
+from proxy.configfile import syntax
+from proxy.configfile.spec import SPEC, Path, did_you_mean, is_secret, keys_of, knows, shown
+from proxy.configfile.syntax import CONTROL, Header, Setting
 from proxy.errors import ConfigError
 
 Place = tuple[Path, str]  # of a setting; with the key "" it is the section itself
@@ -116,7 +116,7 @@ class _Block:
             return
         self._last += 1
         self.at[key] = self._last
-        line = self._indent() + self._padded(inisyntax.quote_key(key))
+        line = self._indent() + self._padded(syntax.quote_key(key))
         self.lines.insert(self._last, f"{line} = {_written(self._kind(key), value)}".rstrip() + end)
 
     def take(self, key: str) -> None:
@@ -149,7 +149,7 @@ class Document:
 
     def __init__(self, text: str) -> None:
         lines = text.removeprefix("\ufeff").split("\n")
-        items = {item.line: item for item in inisyntax.scan([line.removesuffix("\r") for line in lines])}
+        items = {item.line: item for item in syntax.scan([line.removesuffix("\r") for line in lines])}
         self._end = "\r" if lines[0].endswith("\r") else ""
         self._blocks = [_Block(())]
         for number, line in enumerate(lines, 1):
@@ -254,14 +254,14 @@ class Document:
                 assert line is not None, "it would not be listed"
                 setting = _setting(line)
                 try:
-                    yield block, line, Setting(0, key, setting.raw), inisyntax.read_value(setting.raw).text
+                    yield block, line, Setting(0, key, setting.raw), syntax.read_value(setting.raw).text
                 except ValueError:
                     continue
 
 
 def _setting(line: str) -> Setting:
     # In a file that is damaged a later line may close its quotes.
-    item = next(inisyntax.scan([line.removesuffix("\r"), "'''", '"""']))
+    item = next(syntax.scan([line.removesuffix("\r"), "'''", '"""']))
     assert isinstance(item, Setting), "it was one before"
     return item
 
@@ -275,7 +275,7 @@ def _head(line: str, setting: Setting) -> str:
 def _rewritten(line: str, place: Place, value: str) -> str:
     """Write another value in a line; its comment stays, and in its column if there is room."""
     setting = _setting(line)
-    old = inisyntax.read_value(setting.raw)
+    old = syntax.read_value(setting.raw)
     head = _head(line, setting)
     if not old.text and not old.is_quoted:
         head = head.rstrip() + " "
@@ -290,7 +290,7 @@ def _written(place: Place, value: str, *, beside_a_comment: bool = False) -> str
     path, key = place
     if path[0] == "listeners" and key == "upstream" and _NAMES.fullmatch(value):
         return value  # a list, where a comma is no part of a value
-    return inisyntax.quote(value, always=beside_a_comment and is_secret(path, key))
+    return syntax.quote(value, always=beside_a_comment and is_secret(path, key))
 
 
 def _redacted(line: str, path: Path, key: str, *, is_header: bool) -> str:
@@ -315,7 +315,7 @@ def _redacted_setting(line: str, path: Path, key: str) -> str:
     setting = _setting(line)
     head = _head(line, setting)
     try:
-        value = inisyntax.read_value(setting.raw)
+        value = syntax.read_value(setting.raw)
     except ValueError:  # in a file that is damaged
         return f"{head.rstrip()} {REDACTED}"
     text = shown(path, key, value.text)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from proxy import cli
-from proxy.control import trust
+from proxy.configfile import trust
+from proxy.configfile.trust import Trust, UntrustedError
 from proxy.control.history import History, Version
-from proxy.control.trust import Trust, UntrustedError
 from tests.integration.programs import run_proxy
 
 STRANGER = 54321

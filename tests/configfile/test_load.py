@@ -21,9 +21,9 @@ from proxy.config import (
     UpstreamConfig,
     UpstreamType,
 )
-from proxy.control import configfile
-from proxy.control.configfile import InvalidConfigError, dump, load, parse
-from proxy.control.configspec import SPEC
+from proxy.configfile import load as configfile
+from proxy.configfile.load import InvalidConfigError, dump, load, parse
+from proxy.configfile.spec import SPEC
 from tests.integration.certificates import Authority
 
 EXAMPLE = """\

@@ -9,6 +9,7 @@ comes out only if there was none.
 
 import errno
 import os
+import pathlib
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,8 +32,10 @@ from proxy.config import (
     UpstreamType,
     check_user,
 )
-from proxy.control import inisyntax
-from proxy.control.configspec import (
+from proxy.configfile import syntax
+from proxy.configfile.document import settings
+from proxy.configfile.outline import MAX_BYTES, Outline, Problem
+from proxy.configfile.spec import (
     ENUMS,
     FILES,
     NO_FILES,
@@ -44,9 +47,8 @@ from proxy.control.configspec import (
     keys_of,
     shown,
 )
-from proxy.control.inisyntax import NO_CLOSING_QUOTE, QUOTE_IT
-from proxy.control.outline import MAX_BYTES, Outline, Problem
-from proxy.control.trust import Trust
+from proxy.configfile.syntax import NO_CLOSING_QUOTE, QUOTE_IT
+from proxy.configfile.trust import Trust
 from proxy.errors import ConfigError, is_shortage, reason_of
 from proxy.net.limits import from_reserve, untold_shortage
 from proxy.net.tls import check_readable, client_context, server_context
@@ -85,10 +87,10 @@ class Content(NamedTuple):
 
 def load(path: str) -> Loaded:
     """Read a configuration file. Raises ``InvalidConfigError``, also for a file that cannot be read."""
-    return understand(read(path), path)
+    return understand(read_file(path), path)
 
 
-def read(path: str) -> Content:
+def read_file(path: str) -> Content:
     """
     Read a file without a look at what is in it.
 
@@ -123,6 +125,25 @@ def understand(content: Content, path: str) -> Loaded:
 def folder_of(path: str) -> str:
     """Tell where the relative paths start that stand in a configuration file."""
     return os.path.dirname(os.path.abspath(path))
+
+
+def state_dir(config_path: str, configured: str) -> pathlib.Path:
+    """Tell where the state of a server is kept; a relative folder starts at the file's own."""
+    return pathlib.Path(os.path.abspath(config_path)).parent / (os.path.expanduser(configured) or ".proxy")
+
+
+def state_dir_of(config_path: str) -> pathlib.Path:
+    """Tell the same of a file that may be missing or invalid, as well as can be."""
+    return state_dir(config_path, peek(config_path, "state_dir"))
+
+
+def peek(config_path: str, key: str) -> str:
+    """Read a setting of [proxy] from a file that may be missing or invalid; "" if there is none."""
+    try:
+        text = read_file(config_path).data.decode("utf-8", "replace")
+    except InvalidConfigError:
+        return ""
+    return settings(text).get((("proxy",), key), "")
 
 
 def parse(data: bytes, path: str, *, folder: str = "", with_files: bool = False) -> Loaded:
@@ -191,7 +212,7 @@ class _Builder:
             for error in exc.errors:
                 place = places.get(error.line_number, ((), ""))
                 self._outline.refused.add(place)
-                is_open = inisyntax.lacks_a_quote(lines[error.line_number - 1].partition("=")[2])
+                is_open = syntax.lacks_a_quote(lines[error.line_number - 1].partition("=")[2])
                 what = NO_CLOSING_QUOTE if is_open else "cannot be read: check the quotes and commas"
                 self._outline.report(error.line_number, what, *place)
                 lines[error.line_number - 1] = ""
@@ -360,14 +381,12 @@ def _dump(config: ProxyConfig, show: Show) -> str:
     # All that listeners share comes from [proxy] and [auth_users], so any of them will do.
     first = config.listeners[0]
     users = {
-        inisyntax.quote_key(name): show(("auth_users",), name, secret)
+        syntax.quote_key(name): show(("auth_users",), name, secret)
         for name, secret in first.auth_users.items()
     }
     blocks = [
         _write_section(("proxy",), lambda key: getattr(config if hasattr(config, key) else first, key), show),
-        "\n".join(
-            ["[auth_users]", *(f"{name} = {inisyntax.quote(secret)}" for name, secret in users.items())]
-        ),
+        "\n".join(["[auth_users]", *(f"{name} = {syntax.quote(secret)}" for name, secret in users.items())]),
         "[listeners]",
         *(
             _write_section(("listeners", each.name), partial(_setting_of, each), show)
@@ -405,4 +424,4 @@ def _write_value(value: Any) -> str:
         return ", ".join(value)
     if isinstance(value, float):
         return write_duration(value)
-    return inisyntax.quote(str(value))
+    return syntax.quote(str(value))

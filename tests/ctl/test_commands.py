@@ -14,7 +14,8 @@ import pytest
 
 from proxy import cli, console
 from proxy.auth import Authenticator, hash_password
-from proxy.control import ctl, show
+from proxy.ctl import commands as ctl
+from proxy.ctl import show
 
 STATUS: dict[str, Any] = {
     "program": "proxy-server 1.0",

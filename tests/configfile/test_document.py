@@ -8,8 +8,9 @@ from configobj import ConfigObj
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from proxy.control import changes, configfile
-from proxy.control.edit import edit, redact, settings
+from proxy.configfile import changes
+from proxy.configfile import load as configfile
+from proxy.configfile.document import edit, redact, settings
 from proxy.errors import ConfigError
 
 TEXT = """\
@@ -185,7 +186,7 @@ def test_refuses_a_name_that_is_no_text(name):
 
 
 def test_a_value_that_reads_back_as_another_one_is_refused_whatever_the_reason(monkeypatch):
-    monkeypatch.setattr("proxy.control.edit.inisyntax.quote", lambda text, **how: text.partition("#")[0])
+    monkeypatch.setattr("proxy.configfile.document.syntax.quote", lambda text, **how: text.partition("#")[0])
     with pytest.raises(ConfigError, match="read back"):
         edit(TEXT, [("auth_users.alice", "a#b")])
 

@@ -21,13 +21,13 @@ from proxy.config import (
     Strategy,
     UpstreamType,
 )
-from proxy.control.inisyntax import QUOTE_IT
+from proxy.configfile.syntax import QUOTE_IT
 from proxy.units import check_count, parse_duration, parse_size
 
 Path = tuple[str, ...]  # of a section: ("proxy",) or ("listeners", "web")
 
 SPEC = ConfigObj(
-    resources.files("proxy.control").joinpath("configspec.ini").read_text("utf-8").splitlines(),
+    resources.files("proxy.configfile").joinpath("configspec.ini").read_text("utf-8").splitlines(),
     interpolation=False,
     list_values=False,
     _inspec=True,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxy.control import changes
+from proxy.configfile import changes
 
 GOOD = "[proxy]\ntimeout = 30s\n\n[auth_users]\nalice = wonderland\n"
 

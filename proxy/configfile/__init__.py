@@ -1,0 +1,1 @@
+"""The INI file: its text to a configuration, and back."""
