@@ -14,8 +14,8 @@ import struct
 import time
 from collections.abc import Callable, Sequence
 
-from tests.integration.clients import read_exact
-from tests.integration.targets import Target
+from tests.wire.sockets import read_exact
+from tests.wire.targets import Target
 
 Step = bytes | Callable[[socket.socket], object]
 Script = Sequence[Step]

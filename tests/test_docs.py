@@ -23,8 +23,10 @@ from proxy import config
 from proxy.errors import Failure
 from proxy.socks5.codec import code_of
 from proxy.websocket.refusals import refusal
-from tests.integration import peers, targets
-from tests.integration.programs import COMMAND, Program, clean_environment, free_port, run_proxy
+from tests.integration import peers
+from tests.integration.programs import COMMAND, Program, clean_environment, run_proxy
+from tests.wire import targets
+from tests.wire.sockets import free_port
 
 ROOT = Path(__file__).parent.parent
 README, API, ARCHITECTURE = ROOT / "README.md", ROOT / "docs" / "api.md", ROOT / "ARCHITECTURE.md"

@@ -19,7 +19,7 @@ from proxy.listeners import Listeners, Plan, make_server
 from proxy.metrics import Metrics
 from proxy.net import opening
 from proxy.net.listen import Acceptor
-from tests.integration.programs import free_port
+from tests.wire.sockets import free_port
 
 NOT_OURS = "192.0.2.1"  # RFC 5737: no machine has it
 

@@ -10,7 +10,6 @@ import os
 import random
 import select
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,9 +19,10 @@ import pytest
 
 from tests.doors import KIB, MIB, WAYS, Doors, cut_of, how_it_ends
 from tests.integration import clients
-from tests.integration.clients import HttpRefused, SocksRefused, Tunnel, read_exact, read_to_end
-from tests.integration.programs import free_port
-from tests.integration.targets import (
+from tests.integration.clients import HttpRefused, SocksRefused, Tunnel
+from tests.wire.processes import ESTABLISHED, memory_of, sockets_of
+from tests.wire.sockets import TIMEOUT, free_port, read_exact, read_to_end, reset
+from tests.wire.targets import (
     Target,
     answer_after_end,
     banner,
@@ -31,10 +31,8 @@ from tests.integration.targets import (
     echo,
     end_then_read,
     exchange,
-    reset,
     reset_after,
 )
-from tests.wire.processes import ESTABLISHED, memory_of, sockets_of
 from tests.wire.waits import stands_still, wait_until
 
 IDLE = 1.0  # seconds: long enough for a busy machine to say a byte in between
@@ -76,7 +74,7 @@ def test_a_client_that_half_closes_still_gets_its_answer(doors: Doors, way: str)
         tunnel = doors.open(way, target.port)
         tunnel.sendall(b"question")
         tunnel.end()
-        assert read_to_end(tunnel.recv) == answer
+        assert read_to_end(tunnel) == answer
         assert target.result() == b"question"
         tunnel.close()
 
@@ -109,19 +107,13 @@ def test_a_websocket_client_that_knows_no_half_close_gets_a_moment_for_the_rest(
 # -- resets
 
 
-def reset_by_client(tunnel: Tunnel) -> None:
-    """Close with a reset."""
-    tunnel.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    tunnel.close()
-
-
 @every_way
 def test_a_client_that_resets_while_it_receives_is_taken_from_the_target(doors: Doors, way: str) -> None:
     """CASES E130."""
     with Target(blast_until_it_breaks) as target:
         tunnel = doors.open(way, target.port)
         read_exact(tunnel, 100 * KIB)
-        reset_by_client(tunnel)
+        reset(tunnel.sock)
         target.result()
 
 
@@ -138,10 +130,10 @@ def blast_until_it_breaks(connection: socket.socket) -> int:
 @every_way
 def test_a_reset_by_the_client_is_no_clean_end_to_the_target(doors: Doors, way: str) -> None:
     """CASES E130: a target that reads must not take what came for all of it."""
-    with Target(lambda connection: read_to_end(connection.recv)) as target:
+    with Target(lambda connection: read_to_end(connection)) as target:
         tunnel = doors.open(way, target.port)
         tunnel.sendall(b"half of it")
-        reset_by_client(tunnel)
+        reset(tunnel.sock)
         with pytest.raises(ConnectionResetError):
             target.result(2.0)
 
@@ -161,7 +153,7 @@ def test_a_client_that_resets_is_missed_although_the_target_takes_nothing(doors:
         tunnel.sock.settimeout(0.3)
         with pytest.raises(TimeoutError):
             tunnel.sendall(bytes(256 * MIB))
-        reset_by_client(tunnel)
+        reset(tunnel.sock)
         assert target.result() == 1
 
 
@@ -206,7 +198,7 @@ def test_what_a_target_said_before_it_refused_the_rest_is_heard(doors: Doors, wa
             sender = threading.Thread(target=send_until_it_breaks, args=(tunnel, upload))
             sender.start()
             if reads == "when sending failed":
-                sender.join(clients.TIMEOUT)
+                sender.join(TIMEOUT)
             heard = b""
             with contextlib.suppress(ConnectionError):
                 while data := tunnel.recv(1000 if reads == "slowly" else MIB):
@@ -214,7 +206,7 @@ def test_what_a_target_said_before_it_refused_the_rest_is_heard(doors: Doors, wa
                     if reads == "slowly" and len(heard) % 10_000 < 1000:
                         time.sleep(0.002)
             assert heard == answers[0]
-            sender.join(clients.TIMEOUT)
+            sender.join(TIMEOUT)
             assert not sender.is_alive()
             tunnel.close()
 
@@ -301,7 +293,7 @@ def test_hundreds_of_stalled_tunnels_hold_little_memory(doors: Doors, way: str) 
         stands_still(lambda: doors.memory)
         assert doors.memory - before < count * hops * 100 * KIB
         for tunnel in tunnels:
-            reset_by_client(tunnel)
+            reset(tunnel.sock)
         doors.wait_until_empty()
 
 
@@ -575,7 +567,7 @@ def test_urgent_data_from_the_target_does_no_harm(doors: Doors, way: str) -> Non
         assert read_exact(tunnel, 6) == b"before"
         tunnel.sendall(b"x")
         tunnel.end()
-        assert read_to_end(tunnel.recv) in (b"after", b"!after")
+        assert read_to_end(tunnel) in (b"after", b"!after")
         tunnel.close()
 
 
@@ -617,13 +609,13 @@ def transfer(doors: Doors, way: str, port: int, seed: int) -> bool:
     cuts = sorted(rng.randrange(len(data) + 1) for _ in range(rng.randrange(8)))
     tunnel = doors.open(way, port)
     received: list[bytes] = []
-    reader = threading.Thread(target=lambda: received.append(read_to_end(tunnel.recv)))
+    reader = threading.Thread(target=lambda: received.append(read_to_end(tunnel)))
     reader.start()
     for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True):
         if start < end:  # an empty message would be the end of the stream
             tunnel.sendall(data[start:end])
     tunnel.end()
-    reader.join(clients.TIMEOUT)
+    reader.join(TIMEOUT)
     tunnel.close()
     return received == [data]
 

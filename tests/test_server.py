@@ -19,8 +19,8 @@ from proxy.config import Overload, Protocol, ServerConfig, Strategy, UpstreamCon
 from proxy.errors import ConfigError, DialError, Failure, ProxyError, UpstreamError
 from proxy.session import Session
 from proxy.socks5.server import Socks5Server
-from tests.integration.programs import free_port
 from tests.net.wires import PATIENCE, patience
+from tests.wire.sockets import free_port
 
 LATE = 8.0  # seconds: how late a busy machine may be
 

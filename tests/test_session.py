@@ -24,7 +24,8 @@ from proxy.net.relay import DataForwarder
 from proxy.net.stream import Ending, Stream, TcpStream
 from proxy.runtime import Runtime
 from proxy.session import Session, Wanted
-from tests.net.wires import patience, reset, tcp_pair
+from tests.net.wires import patience, tcp_pair
+from tests.wire.sockets import reset
 
 CLIENT = Address("192.0.2.1", 50000)
 TARGET = Address("target.example", 443)

@@ -21,13 +21,15 @@ import pytest
 
 from tests import scripted_upstreams as script
 from tests.doors import cut_of, how_it_ends
-from tests.integration import clients, targets
+from tests.integration import clients
 from tests.integration.certificates import Authority
-from tests.integration.clients import HttpRefused, SocksRefused, Tunnel, read_exact
-from tests.integration.programs import Proxy, free_port, socks_door, upstream, web_door
-from tests.integration.targets import Target, close_after_accept, reset
+from tests.integration.clients import HttpRefused, SocksRefused, Tunnel
+from tests.integration.programs import Proxy, socks_door, upstream, web_door
 from tests.scripted_upstreams import GRANTED, SOCKS_GREETED, Step, switch
+from tests.wire import targets
 from tests.wire.processes import sockets_of
+from tests.wire.sockets import connect, free_port, read_exact, reset
+from tests.wire.targets import Target, close_after_accept
 from tests.wire.waits import wait_until
 
 TARGET = ("192.0.2.1", 80)  # RFC 5737: a documentation address, never dialled here
@@ -370,7 +372,7 @@ def test_early_data_of_the_client_reaches_the_upstream_behind_its_answer_once(
         (*SOCKS_GREETED, GRANTED, read_five) if kind == "socks5" else (switch(), read_frame)
     )
     door = node.door(f"socks-by-{kind}")
-    with played(ports[kind], *steps) as upstream_, clients.connect(door) as sock:
+    with played(ports[kind], *steps) as upstream_, connect(door) as sock:
         sock.sendall(b"\x05\x01\x00" + clients.socks_request(*TARGET) + b"early")
         assert read_exact(sock, 2) == b"\x05\x00"
         assert clients.read_socks_reply(sock) == 0
@@ -572,7 +574,7 @@ def test_a_retry_that_succeeds_is_all_that_the_client_sees(kind: str) -> None:
 
     way = upstream(kind, ("127.0.0.1", port), retry_count=2)
     with Node({"way": way}) as node, Target(behave, port=port) as flaky:
-        with clients.connect(node.door("socks-by-way")) as sock:
+        with connect(node.door("socks-by-way")) as sock:
             sock.sendall(b"\x05\x01\x00" + clients.socks_request(*TARGET) + b"early")
             assert read_exact(sock, 2) == b"\x05\x00"
             assert clients.read_socks_reply(sock) == 0

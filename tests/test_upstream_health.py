@@ -23,9 +23,9 @@ from proxy.upstream import Health, Upstream, upstreams_of
 from proxy.websocket.server import WebSocketServer
 from tests import scripted_upstreams as script
 from tests.integration.certificates import Authority
-from tests.integration.programs import free_port
-from tests.integration.targets import Target, reset
 from tests.scripted_upstreams import SOCKS_GREETED, Step, hear_head, http_answer, switch
+from tests.wire.sockets import free_port, reset
+from tests.wire.targets import Target
 
 TARGET = Address("target.example", 443)
 LOGIN = {"proxy_username": "alice", "proxy_password": "open sesame"}

@@ -16,17 +16,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.integration import peers
-from tests.integration.programs import (
-    REPOSITORY,
-    Config,
-    Door,
-    Program,
-    Proxy,
-    free_port,
-    socks_door,
-    upstream,
-    web_door,
-)
+from tests.integration.programs import REPOSITORY, Config, Program, Proxy, socks_door, upstream, web_door
+from tests.wire.sockets import Door, free_port
 
 
 class Missing(Exception):

@@ -20,7 +20,7 @@ import struct
 import time
 from collections.abc import Callable, Generator, Sequence
 
-from tests.integration.programs import Door
+from tests.wire.sockets import Door
 
 BLOCK = 1 << 20
 MESSAGE = bytes(64)

@@ -11,7 +11,7 @@ import threading
 import time
 
 from tests.integration import clients
-from tests.integration.targets import Target
+from tests.wire.targets import Target
 
 CHUNK = bytes(1 << 18)
 

@@ -19,10 +19,9 @@ from typing import Protocol
 
 from websockets.frames import apply_mask  # type: ignore[attr-defined,unused-ignore]
 
-from tests.integration.programs import Door
+from tests.wire.sockets import CHUNK, TIMEOUT, Door, connect, read_exact, read_to_end
 
-TIMEOUT = 20.0
-CHUNK = 1 << 16
+MESSAGE = 1 << 16  # bytes of payload in a frame, at the most
 
 Credentials = tuple[str, str]
 
@@ -89,37 +88,7 @@ class SocksTunnel:
         self.sock.shutdown(socket.SHUT_WR)
 
 
-class Receiver(Protocol):
-    """A socket, or a tunnel."""
-
-    def recv(self, size: int, /) -> bytes:
-        """Receive some bytes; none at the end."""
-
-
-def read_exact(stream: Receiver, size: int) -> bytes:
-    """Read so many bytes; raise ``ConnectionError`` if the stream ends before."""
-    data = b""
-    while len(data) < size:
-        piece = stream.recv(size - len(data))
-        if not piece:
-            raise ConnectionError(f"the stream ended after {data!r}, {size - len(data)} bytes early")
-        data += piece
-    return data
-
-
-def read_to_end(receive: Callable[[int], bytes]) -> bytes:
-    """Read until the stream ends."""
-    return b"".join(iter(lambda: receive(CHUNK), b""))
-
-
 # SOCKS5
-
-
-def connect(door: Door, timeout: float = TIMEOUT) -> socket.socket:
-    """Connect to a door, with a deadline on whatever follows."""
-    sock = socket.create_connection(door, timeout)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return sock
 
 
 def socks_greeting(credentials: Credentials | None = None) -> bytes:
@@ -238,8 +207,8 @@ class WebTunnel:
 
     def sendall(self, data: bytes) -> None:
         """Send bytes as binary messages."""
-        for start in range(0, len(data), CHUNK):
-            self.send_frame(BINARY, data[start : start + CHUNK])
+        for start in range(0, len(data), MESSAGE):
+            self.send_frame(BINARY, data[start : start + MESSAGE])
 
     def recv(self, size: int) -> bytes:
         """Receive bytes; none at the end of the stream, which a Close frame is as well."""
@@ -354,7 +323,7 @@ def websocket(
 
 def _read_body(sock: socket.socket, headers: Mapping[str, str], start: bytes) -> bytes:
     if "content-length" not in headers:
-        return start + read_to_end(sock.recv)
+        return start + read_to_end(sock)
     return start + read_exact(sock, int(headers["content-length"]) - len(start))
 
 

@@ -20,7 +20,8 @@ from types import TracebackType
 import pytest
 
 from tests.integration.clients import Credentials
-from tests.integration.programs import Door, Program, clean_environment, free_port
+from tests.integration.programs import Program, clean_environment
+from tests.wire.sockets import Door, free_port
 
 
 def require(condition: object, what: str) -> None:

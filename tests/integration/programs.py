@@ -8,7 +8,6 @@ place, or leaves a line in a log, that a test counts.
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from typing import IO, Any, ClassVar, TypeVar
 import pytest
 
 from tests.wire.processes import listening_ports
+from tests.wire.sockets import Door, free_port
 from tests.wire.waits import wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -30,25 +30,6 @@ START_TIMEOUT = 30.0  # seconds: two busy cores may take long to start Python
 T = TypeVar("T")
 AnyProgram = TypeVar("AnyProgram", bound="Program")
 Config = Mapping[str, Mapping[str, Any]]
-Door = tuple[str, int]
-
-_reserved: list[socket.socket] = []
-
-
-def free_port() -> int:
-    """
-    Reserve a port until the tests end; a connection to it is refused until a program listens on it.
-
-    The reservation is a socket that is bound and never listens. Linux lets a program that sets
-    SO_REUSEADDR, as servers do, listen on the port beside it, but gives the port to nobody unasked.
-    """
-    sock = socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET)
-    if sock.family == socket.AF_INET6:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.bind(("", 0))
-    _reserved.append(sock)
-    return int(sock.getsockname()[1])
 
 
 def clean_environment(home: Path | str, **extra: str) -> dict[str, str]:

@@ -35,17 +35,17 @@ from tests.integration.clients import (
     SocksTunnel,
     Tunnel,
     WebTunnel,
-    read_exact,
     socks_greeting,
     socks_request,
     upgrade_request,
 )
 from tests.integration.programs import COMMAND, Proxy, socks_door, upstream, web_door
-from tests.integration.targets import Target, blackhole, end_then_read, exchange, reset, when
 from tests.websocket import wire
 from tests.websocket.tunnels import chain, sending, tunnel
 from tests.websocket.wire import BINARY, CONTINUATION, FIN, PING, PONG
 from tests.wire.processes import CLOSE_WAIT, Memory, descriptors_of, memory_of, sockets_of, table
+from tests.wire.sockets import connect, read_exact, read_rest, reset
+from tests.wire.targets import Listener, Target, blackhole, end_then_read, exchange, when
 from tests.wire.waits import stands_still, wait_until
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -429,12 +429,12 @@ def test_a_declared_length_costs_nothing(node: Node) -> None:
             client.write(
                 wire.header(FIN | BINARY, (1 << 63) - 1, wire.KEY) + wire.xor(b"some of it", wire.KEY)
             )
-            assert wire.read_exact(target, 10) == b"some of it"
+            assert read_exact(target, 10) == b"some of it"
         assert memory.growth <= 2 * MIB
         for client, target in ends:
             reset(client.sock)
             client.sock.close()
-            assert wire.read_rest(target) == (b"", "reset")
+            assert read_rest(target) == (b"", "reset")
 
 
 # -- nothing is lost
@@ -678,13 +678,13 @@ class Visitor:
     def leave_in_greeting(self) -> None:
         """Leave before all of the request is said."""
         said = self.request(self.port)
-        with clients.connect(self.node.door(self.mode)) as sock:
+        with connect(self.node.door(self.mode)) as sock:
             sock.sendall(said[: self.choice.randrange(len(said))])
             self.depart(sock)
 
     def leave_in_dial(self) -> None:
         """Leave while the target is dialled, which neither takes nor refuses it."""
-        with clients.connect(self.node.door(self.mode)) as sock:
+        with connect(self.node.door(self.mode)) as sock:
             sock.sendall(self.request(self.hole))
             if self.choice.random() < 0.5:
                 time.sleep(0.02)
@@ -873,7 +873,7 @@ def test_the_door_answers_pings_between_spliced_frames(node: Node, way: str, is_
         assert client.recv() == wire.Frame(FIN | PONG, None, b"after the end")
         client.send(BINARY)
         assert client.recv_close() == 1000
-        assert wire.read_rest(target) == (b"", "FIN")
+        assert read_rest(target) == (b"", "FIN")
 
 
 class Pinger:
@@ -910,7 +910,7 @@ class Pinger:
 class Upstream(Proxy):
     """A program whose way out is a WebSocket proxy that a test plays."""
 
-    def __init__(self, behind: wire.Target) -> None:
+    def __init__(self, behind: Listener) -> None:
         """Describe it."""
         way = upstream("websocket", ("127.0.0.1", behind.port))
         super().__init__({"listeners": {"socks": socks_door(upstream="way")}, "upstreams": {"way": way}})
@@ -923,7 +923,7 @@ def test_pings_between_big_frames_of_an_upstream_are_answered(uploads: bool) -> 
     script, down, pings = big_frames(choice, 16 * MIB)
     up = (BLOCK * 9)[: 8 * MIB] if uploads else b"ready"
     with (
-        wire.Target() as behind,
+        Listener() as behind,
         Upstream(behind) as node,
         chain(node.door("socks"), behind) as (client, server),
     ):
@@ -946,7 +946,7 @@ def test_pings_between_big_frames_of_an_upstream_are_answered(uploads: bool) -> 
                 threads.submit(client.sendall, up),
                 threads.submit(write_in_segments, server, script, choice),
             ]
-            assert wire.read_exact(client, len(down)) == down
+            assert read_exact(client, len(down)) == down
             for one in work:
                 one.result(30)
         assert uploaded == up
@@ -956,7 +956,7 @@ def test_pings_between_big_frames_of_an_upstream_are_answered(uploads: bool) -> 
         assert pongs[-1] == pings[-1]
         last = wire.frame(FIN | BINARY, b"the last", None)
         server.write(last + wire.frame(FIN | wire.CLOSE, wire.close_payload(1000), None))
-        assert wire.read_rest(client) == (b"the last", "FIN")
+        assert read_rest(client) == (b"the last", "FIN")
         assert server.recv_close() == 1000
 
 

@@ -13,21 +13,21 @@ from pathlib import Path
 import pytest
 from websockets.sync.server import serve
 
-from tests.integration import clients, peers, targets
-from tests.integration.clients import read_exact
+from tests.integration import clients, peers
 from tests.integration.netns import Namespace
 from tests.integration.programs import (
     COMMAND,
     Program,
     Proxy,
     clean_environment,
-    free_port,
     run_proxy,
     socks_door,
     web_door,
 )
-from tests.integration.targets import Target
+from tests.wire import targets
 from tests.wire.processes import catches
+from tests.wire.sockets import connect, free_port, read_exact
+from tests.wire.targets import Target
 from tests.wire.waits import wait_until
 
 PAYLOAD = os.urandom(4 << 20)
@@ -374,7 +374,7 @@ def test_listen_carries_each_local_connection(guarded: Proxy, protocol: str) -> 
         command = [*COMMAND, *arguments, *to_target(target.port)]
         with Program(command, environment={"PROXY_PASSWORD": PASSWORD}) as program:
             program.wait_listening(port)
-            tunnels = [clients.connect(("127.0.0.1", port)) for _ in range(3)]
+            tunnels = [connect(("127.0.0.1", port)) for _ in range(3)]
             for number, sock in enumerate(tunnels):
                 sock.sendall(bytes([number]) * 1000)
             for number, sock in enumerate(tunnels):

@@ -25,19 +25,20 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests import scripted_upstreams as scripted
-from tests.integration import clients, peers, targets
+from tests.integration import clients, peers
 from tests.integration.clients import SocksRefused, Tunnel, WebTunnel
 from tests.integration.programs import (
     REPOSITORY,
     Proxy,
     clean_environment,
-    free_port,
     run_proxy,
     socks_door,
     upstream,
     web_door,
 )
-from tests.integration.targets import Target
+from tests.wire import targets
+from tests.wire.sockets import connect, free_port, read_exact, read_to_end
+from tests.wire.targets import Target
 from tests.wire.waits import wait_until
 
 TOKEN = "open sesame"
@@ -88,7 +89,7 @@ def ask(node: Proxy, path: str) -> Any:
         sock.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         status, _, body = clients.read_response(sock)
         assert status == 200
-        return json.loads(body + clients.read_to_end(sock.recv))
+        return json.loads(body + read_to_end(sock))
 
 
 def status_of(node: Proxy) -> dict[str, Any]:
@@ -134,7 +135,7 @@ class TestLooking:
             ]
             for tunnel in tunnels:
                 tunnel.sendall(b"x" * 3000)
-                clients.read_exact(tunnel, 3000)
+                read_exact(tunnel, 3000)
             status = status_of(node)
             assert (status["live"], status["total"]) == (2, 2)
             assert [(each["sent"], each["received"]) for each in status["listeners"]] == [(3000, 3000)] * 2
@@ -169,9 +170,9 @@ class TestLooking:
     def test_failures_are_counted_by_their_cause(self, node: Proxy) -> None:
         with pytest.raises(SocksRefused):
             clients.socks5(node.door("socks"), "127.0.0.1", free_port())
-        with contextlib.closing(clients.connect(node.door("web"))) as sock:
+        with contextlib.closing(connect(node.door("web"))) as sock:
             sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
-            clients.read_to_end(sock.recv)
+            read_to_end(sock)
         samples = metrics(node)
         assert samples["proxy_failures_total", frozenset({"socks", "target", "connection_refused"})] == 1
         assert samples["proxy_failures_total", frozenset({"web", "handshake", "malformed_request"})] == 1
@@ -333,7 +334,7 @@ class TestKill:
                 tunnel.recv(1)
 
     def test_one_that_still_dials_ends_too(self, node: Proxy) -> None:
-        with targets.blackhole() as port, contextlib.closing(clients.connect(node.door("socks"))) as client:
+        with targets.blackhole() as port, contextlib.closing(connect(node.door("socks"))) as client:
             client.sendall(clients.socks_greeting() + clients.socks_request("127.0.0.1", port))
             wait_until(
                 lambda: [row["state"] for row in connections_of(node)] == ["dialling"], "the dial to begin"
@@ -598,7 +599,7 @@ def test_a_restart_with_inherited_sockets_loses_nobody(host: str) -> None:
             def use(results: list[bytes] = results) -> None:
                 tunnel = clients.socks5(("127.0.0.1", port), "127.0.0.1", target.port)
                 tunnel.sendall(b"hello")
-                results.append(clients.read_exact(tunnel, 5))
+                results.append(read_exact(tunnel, 5))
                 tunnel.close()
 
             waiting = [threading.Thread(target=use) for _ in range(10)]
@@ -635,7 +636,7 @@ def test_the_tool_of_systemd_starts_it() -> None:
         with node:
             tunnel = clients.socks5(node.door("socks"), "127.0.0.1", target.port)
             tunnel.sendall(b"hello")
-            assert clients.read_exact(tunnel, 5) == b"hello"
+            assert read_exact(tunnel, 5) == b"hello"
             tunnel.close()
             # A signal that comes during the start ends it without a drain.
             wait_until(control_socket(node).exists, "the control socket")

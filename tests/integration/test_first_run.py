@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration import clients, peers, targets
+from tests.integration import clients, peers
 from tests.integration.netns import Namespace
 from tests.integration.programs import (
     COMMAND,
@@ -23,7 +23,9 @@ from tests.integration.programs import (
     run_proxy,
     socks_door,
 )
-from tests.integration.targets import Target
+from tests.wire import targets
+from tests.wire.sockets import read_exact
+from tests.wire.targets import Target
 
 PAGE = b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 
@@ -57,7 +59,7 @@ class TestTheFileOfTheProject:
             echo = stack.enter_context(space.run(lambda: Target(targets.echo)))
             tunnel = space.run(lambda: clients.websocket(("127.0.0.1", 8080), "localhost", echo.port))
             tunnel.sendall(b"hello")
-            assert clients.read_exact(tunnel, 5) == b"hello"
+            assert read_exact(tunnel, 5) == b"hello"
             tunnel.close()
             assert "Traceback" not in program.log
             assert "open proxy" not in program.log.lower(), "it listens on this machine's own addresses only"

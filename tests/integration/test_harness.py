@@ -8,12 +8,14 @@ import sys
 
 import pytest
 
-from tests.integration import peers, targets
-from tests.integration.clients import SocksRefused, read_exact, socks5
+from tests.integration import peers
+from tests.integration.clients import SocksRefused, socks5
 from tests.integration.netns import Namespace
-from tests.integration.programs import Program, clean_environment, free_port
-from tests.integration.targets import Target
+from tests.integration.programs import Program, clean_environment
+from tests.wire import targets
 from tests.wire.processes import listening_ports
+from tests.wire.sockets import free_port, read_exact
+from tests.wire.targets import Target
 
 
 def test_a_reserved_port_refuses_connections() -> None:

@@ -21,20 +21,13 @@ from typing import Any
 
 import pytest
 
-from tests.integration import clients, targets
+from tests.integration import clients
 from tests.integration.clients import HttpRefused, SocksRefused, Tunnel
-from tests.integration.programs import (
-    COMMAND,
-    Door,
-    Program,
-    Proxy,
-    free_port,
-    socks_door,
-    upstream,
-    web_door,
-)
-from tests.integration.targets import Target
+from tests.integration.programs import COMMAND, Program, Proxy, socks_door, upstream, web_door
+from tests.wire import targets
 from tests.wire.processes import CLOSE_WAIT, ESTABLISHED, SYN_SENT, descriptors_of, sockets_of, table
+from tests.wire.sockets import TIMEOUT, Door, Readable, connect, free_port, read_exact, read_to_end, reset
+from tests.wire.targets import Target
 from tests.wire.waits import wait_until
 
 PAYLOAD = os.urandom(4 << 20)
@@ -54,7 +47,7 @@ def make_node(proxy: dict[str, object] | None = None, **sections: Mapping[str, A
     return Proxy({"proxy": proxy or {}, "listeners": {"socks": socks_door(), "web": web_door()}, **sections})
 
 
-def open_both(node: Proxy, port: int, *, timeout: float = clients.TIMEOUT) -> list[Tunnel]:
+def open_both(node: Proxy, port: int, *, timeout: float = TIMEOUT) -> list[Tunnel]:
     """Open a tunnel through each door."""
     return [
         clients.socks5(node.door("socks"), "127.0.0.1", port, timeout=timeout),
@@ -71,10 +64,10 @@ def refuses(door: Door) -> bool:
     return False
 
 
-def ends(receive: Callable[[int], bytes]) -> bool:
+def ends(stream: Readable) -> bool:
     """Read on until the stream ends, or is reset."""
     try:
-        clients.read_to_end(receive)
+        read_to_end(stream)
     except ConnectionError:
         pass
     return True
@@ -98,7 +91,7 @@ class TestStopping:
             go.set()
             digest = hashlib.sha256(PAYLOAD).hexdigest()
             for tunnel in tunnels:
-                assert hashlib.sha256(clients.read_to_end(tunnel.recv)).hexdigest() == digest
+                assert hashlib.sha256(read_to_end(tunnel)).hexdigest() == digest
                 tunnel.close()
             assert node.wait(20) == 0
 
@@ -125,7 +118,7 @@ class TestStopping:
             node.signal(number)
             assert node.wait(20) == 0
             for tunnel in tunnels:
-                assert ends(tunnel.recv)
+                assert ends(tunnel)
 
     def test_an_idle_node_stops_at_once(self) -> None:
         with make_node({"drain_timeout": "1h"}) as node:
@@ -136,13 +129,13 @@ class TestStopping:
         """CASES 216."""
         config = {"drain_timeout": "1s", "handshake_timeout": "1h"}
         with make_node(config) as node:  # type: ignore[arg-type]
-            socks, web = clients.connect(node.door("socks")), clients.connect(node.door("web"))
+            socks, web = connect(node.door("socks")), connect(node.door("web"))
             socks.sendall(b"\x05")
             web.sendall(b"GET / HTTP/1.1\r\n")
             node.signal(signal.SIGTERM)
             assert node.wait(20) == 0
-            assert ends(socks.recv)
-            assert ends(web.recv)
+            assert ends(socks)
+            assert ends(web)
 
     def test_a_signal_in_the_first_moments_is_obeyed(self) -> None:
         """CASES 216: before Python itself can, the operating system ends it."""
@@ -191,7 +184,7 @@ class TestRestart:
             with Proxy(node.config) as again:
                 for tunnel in open_both(again, target.port):
                     tunnel.sendall(b"x")
-                    assert clients.read_exact(tunnel, 1) == b"x"
+                    assert read_exact(tunnel, 1) == b"x"
                     tunnel.close()
             for tunnel in old:
                 tunnel.close()
@@ -223,7 +216,7 @@ class TestRestart:
             for _ in range(20):
                 for tunnel in open_both(node, target.port):
                     tunnel.sendall(b"x")
-                    assert clients.read_exact(tunnel, 1) == b"x"
+                    assert read_exact(tunnel, 1) == b"x"
                     tunnel.close()
 
 
@@ -245,7 +238,7 @@ class TestStalledLog:
                 for _ in range(100):
                     for tunnel in open_both(node, target.port, timeout=5):
                         tunnel.sendall(b"x")
-                        assert clients.read_exact(tunnel, 1) == b"x"
+                        assert read_exact(tunnel, 1) == b"x"
                         tunnel.close()
                 node.signal(signal.SIGTERM)
                 assert node.wait(20) == 0
@@ -259,7 +252,7 @@ class TestTime:
         with make_node({"idle_timeout": "1s"}) as node, Target(targets.hold) as target:
             began = time.monotonic()
             for tunnel in open_both(node, target.port):
-                assert ends(tunnel.recv)
+                assert ends(tunnel)
                 assert time.monotonic() - began > 0.9
                 target.results.get(timeout=5)
 
@@ -278,7 +271,7 @@ class TestTime:
                         tunnel.sendall(b"x")
                         time.sleep(0.3)  # the pace of a slow talker
                     else:
-                        assert clients.read_exact(tunnel, 1) == b"x"
+                        assert read_exact(tunnel, 1) == b"x"
                 tunnel.close()
 
     def test_a_client_that_reads_nothing_is_closed(self) -> None:
@@ -303,7 +296,7 @@ class TestTime:
     ) -> None:
         """CASES 9, 35, 36, 85: the deadline is a total."""
         began = time.monotonic()
-        sock = clients.connect(hasty.door(door))
+        sock = connect(hasty.door(door))
         sock.sendall(beginning)
         sock.settimeout(0.1)
         ended = False
@@ -334,10 +327,10 @@ class TestTime:
         with make_node() as node, Target(targets.echo) as target, ExitStack() as stack:
             for door, start in (("socks", b"\x05"), ("web", b"GET / HT")):
                 for _ in range(200):
-                    stack.enter_context(clients.connect(node.door(door))).sendall(start)
+                    stack.enter_context(connect(node.door(door))).sendall(start)
             for tunnel in open_both(node, target.port, timeout=3):
                 tunnel.sendall(b"served")
-                assert clients.read_exact(tunnel, 6) == b"served"
+                assert read_exact(tunnel, 6) == b"served"
                 tunnel.close()
 
 
@@ -384,7 +377,7 @@ class TestLimits:
                 assert (len(served), refused) == (self.LIMIT, self.CLIENTS - self.LIMIT)
                 for tunnel in served:
                     tunnel.sendall(b"x")
-                    assert clients.read_exact(tunnel, 1) == b"x"
+                    assert read_exact(tunnel, 1) == b"x"
                     stack.callback(tunnel.close)
                 served[0].close()
                 wait_until(lambda n=name, o=opener: _is_served(o, node.door(n), target.port), "a place")  # type: ignore[misc]
@@ -395,13 +388,13 @@ class TestLimits:
             Target(targets.echo) as target,
         ):
             request = clients.socks_greeting() + clients.socks_request("127.0.0.1", target.port)
-            waiting = [clients.connect(node.door("socks")) for _ in range(self.CLIENTS)]
+            waiting = [connect(node.door("socks")) for _ in range(self.CLIENTS)]
             for sock in waiting:
                 sock.sendall(request)
             wait_until(lambda: target.accepted == self.LIMIT, "the first to be served")
             for index, sock in enumerate(waiting):
                 sock.settimeout(10)
-                assert clients.read_exact(sock, 2) == b"\x05\x00"
+                assert read_exact(sock, 2) == b"\x05\x00"
                 assert clients.read_socks_reply(sock) == 0
                 assert target.accepted <= self.LIMIT + index + 1
                 sock.close()
@@ -429,16 +422,16 @@ class TestLimits:
         with make_node({"max_connections": 1, "timeout": "30s"}) as node, ExitStack() as stack:
             hole = stack.enter_context(targets.blackhole())
             target = stack.enter_context(Target(targets.echo))
-            first = clients.connect(node.door(door))
+            first = connect(node.door(door))
             if door == "socks":
                 first.sendall(clients.socks_greeting())
-                assert clients.read_exact(first, 2) == b"\x05\x00"
+                assert read_exact(first, 2) == b"\x05\x00"
                 first.sendall(clients.socks_request("127.0.0.1", hole))
             else:
                 first.sendall(clients.upgrade_request("127.0.0.1", hole))
             wait_until(lambda: _dials(node, hole), "the target to be dialled")
             if how == "resets":
-                targets.reset(first)
+                reset(first)
             first.close()
             opener = clients.OPEN["socks5" if door == "socks" else "websocket"]
             opener(node.door(door), "127.0.0.1", target.port, timeout=10).close()
@@ -446,12 +439,12 @@ class TestLimits:
     def test_a_client_that_half_closes_after_its_request_is_still_served(self) -> None:
         """CASES 37: it says nothing more, but it listens."""
         with make_node() as node, Target(targets.banner(b"220 ready")) as target:
-            sock = clients.connect(node.door("socks"))
+            sock = connect(node.door("socks"))
             sock.sendall(clients.socks_greeting() + clients.socks_request("127.0.0.1", target.port))
             sock.shutdown(socket.SHUT_WR)
-            assert clients.read_exact(sock, 2) == b"\x05\x00"
+            assert read_exact(sock, 2) == b"\x05\x00"
             assert clients.read_socks_reply(sock) == 0
-            assert clients.read_to_end(sock.recv) == b"220 ready"
+            assert read_to_end(sock) == b"220 ready"
 
 
 def _is_served(opener: Callable[..., Tunnel], door: Door, port: int) -> bool:
@@ -478,7 +471,7 @@ class TestFaults:
         with Proxy({"listeners": doors}, prefix=prefix) as node, Target(targets.echo) as target:
             with ExitStack() as stack:
                 for _ in range(2 * limit):
-                    sock = stack.enter_context(clients.connect(node.door("socks")))
+                    sock = stack.enter_context(connect(node.door("socks")))
                     sock.sendall(clients.socks_greeting() + clients.socks_request("127.0.0.1", target.port))
                 before = _cpu_seconds(node.pid)
                 time.sleep(1)  # the span over which its use of the processor is measured
@@ -500,7 +493,7 @@ class TestFaults:
             node.signal(signal.SIGCONT)
             for tunnel in (*tunnels, *open_both(node, target.port)):
                 tunnel.sendall(b"x")
-                assert clients.read_exact(tunnel, 1) in (b"w", b"x")
+                assert read_exact(tunnel, 1) in (b"w", b"x")
                 tunnel.close()
 
     def test_junk_costs_a_line_at_most_and_nobody_else_anything(self) -> None:
@@ -521,10 +514,10 @@ class TestFaults:
             for _ in range(5):
                 for data in junk:
                     for door in ("socks", "web"):
-                        sock = clients.connect(node.door(door), 5)
+                        sock = connect(node.door(door), 5)
                         sock.sendall(data)
                         sock.shutdown(socket.SHUT_WR)
-                        assert ends(sock.recv)
+                        assert ends(sock)
                         sock.close()
             for tunnel in open_both(node, target.port):
                 tunnel.close()
@@ -548,16 +541,16 @@ def _abuse(node: Proxy, echo: int, resetting: int, times: int) -> None:
     for _ in range(times):
         for tunnel in open_both(node, echo):
             tunnel.sendall(b"x" * 1000)
-            targets.reset(tunnel.sock)
+            reset(tunnel.sock)
             tunnel.close()
         for tunnel in open_both(node, resetting):
             tunnel.sendall(b"x")
-            assert ends(tunnel.recv)
+            assert ends(tunnel)
             tunnel.close()
         for opener, door in ((clients.socks5, "socks"), (clients.websocket, "web")):
             with pytest.raises((SocksRefused, HttpRefused)):
                 opener(node.door(door), "127.0.0.1", _CLOSED)
-            clients.connect(node.door(door)).close()
+            connect(node.door(door)).close()
 
 
 _CLOSED = free_port()
@@ -626,5 +619,5 @@ def _slowdown(before: tuple[int, int], after: tuple[int, int]) -> float:
 def _round_trip(tunnel: Tunnel) -> float:
     began = time.monotonic()
     tunnel.sendall(bytes(64))
-    clients.read_exact(tunnel, 64)
+    read_exact(tunnel, 64)
     return time.monotonic() - began

@@ -17,10 +17,12 @@ from contextlib import ExitStack, suppress
 import pytest
 
 from tests import scripted_upstreams as script
-from tests.integration import clients, targets
+from tests.integration import clients
 from tests.integration.netns import Namespace
 from tests.integration.programs import Proxy, run_proxy, socks_door, upstream, web_door
-from tests.integration.targets import Target
+from tests.wire import targets
+from tests.wire.sockets import connect, read_exact
+from tests.wire.targets import Target
 from tests.wire.waits import wait_until
 
 CLIENTS = 96
@@ -28,7 +30,7 @@ CLIENTS = 96
 
 def ask(node: Proxy, stack: ExitStack, port: int, *, door: str = "socks") -> socket.socket:
     """Be a client that has sent all it has to say, for a target on this machine."""
-    sock = stack.enter_context(clients.connect(node.door(door)))
+    sock = stack.enter_context(connect(node.door(door)))
     if door == "socks":
         sock.sendall(clients.socks_greeting() + clients.socks_request("127.0.0.1", port))
     else:
@@ -38,7 +40,7 @@ def ask(node: Proxy, stack: ExitStack, port: int, *, door: str = "socks") -> soc
 
 def reply(sock: socket.socket) -> int:
     """Read what a SOCKS5 client is told."""
-    assert clients.read_exact(sock, 2) == b"\x05\x00"
+    assert read_exact(sock, 2) == b"\x05\x00"
     return clients.read_socks_reply(sock)
 
 
@@ -136,7 +138,7 @@ def test_local_ports_that_are_used_up_are_not_the_targets_fault() -> None:
     with Namespace() as here, ExitStack() as stack:
         target = here.run(lambda: stack.enter_context(Target(targets.echo)))
         node = stack.enter_context(Proxy({"listeners": {"socks": socks_door()}}, prefix=here.prefix))
-        both = [here.run(lambda: stack.enter_context(clients.connect(node.door("socks")))) for _ in "12"]
+        both = [here.run(lambda: stack.enter_context(connect(node.door("socks")))) for _ in "12"]
 
         def leave_one_port() -> None:
             with open("/proc/sys/net/ipv4/ip_local_port_range", "w") as file:

@@ -15,20 +15,12 @@ from typing import Any
 
 import pytest
 
-from tests.integration import clients, targets
+from tests.integration import clients
 from tests.integration.netns import Namespace
-from tests.integration.programs import (
-    COMMAND,
-    Program,
-    Proxy,
-    free_port,
-    ini,
-    run_proxy,
-    socks_door,
-    upstream,
-    web_door,
-)
-from tests.integration.targets import Target
+from tests.integration.programs import COMMAND, Program, Proxy, ini, run_proxy, socks_door, upstream, web_door
+from tests.wire import targets
+from tests.wire.sockets import free_port, read_exact
+from tests.wire.targets import Target
 from tests.wire.waits import wait_until
 
 LATER = "10.77.0.1"  # an address that a test gives to the loopback of its namespace
@@ -292,7 +284,7 @@ class TestSideBySide:
             tunnel = clients.socks5(("::1", port), "127.0.0.1", target.port)
             ctl(node, "set", "listeners.socks.listen_addr", f"127.0.0.1:{port}")
             tunnel.sendall(b"hello")
-            assert clients.read_exact(tunnel, 5) == b"hello"
+            assert read_exact(tunnel, 5) == b"hello"
             tunnel.close()
             assert is_answered("127.0.0.1", port)
             assert not is_answered("::1", port)

@@ -21,12 +21,14 @@ from typing import Any
 
 import pytest
 
-from tests.integration import clients, targets
+from tests.integration import clients
 from tests.integration.certificates import Authority
 from tests.integration.clients import LoginRefused, SocksRefused, Tunnel, WebTunnel
-from tests.integration.programs import Door, Proxy, free_port, ini, run_proxy, socks_door, upstream, web_door
-from tests.integration.targets import Target
+from tests.integration.programs import Proxy, ini, run_proxy, socks_door, upstream, web_door
+from tests.wire import targets
 from tests.wire.processes import LISTEN, catches, listening_ports, sockets_of
+from tests.wire.sockets import Door, connect, free_port, read_exact, read_to_end
+from tests.wire.targets import Target
 from tests.wire.waits import wait_until
 
 INTERVAL = 0.1  # seconds
@@ -85,7 +87,7 @@ def works(tunnel: Tunnel) -> bool:
     """Tell whether what is sent comes back."""
     data = os.urandom(100)
     tunnel.sendall(data)
-    return clients.read_exact(tunnel, len(data)) == data
+    return read_exact(tunnel, len(data)) == data
 
 
 def logs_in(door: Door, port: int, credentials: tuple[str, str] | None) -> bool:
@@ -261,10 +263,10 @@ class TestListeners:
         door = socks_door(max_connections=1)
         with Live(listeners={"socks": door}) as node:
             first = clients.socks5(node.door("socks"), "127.0.0.1", target.port)
-            with clients.connect(node.door("socks")) as waiting:
+            with connect(node.door("socks")) as waiting:
                 waiting.sendall(clients.socks_greeting())
                 node.change(listeners={"socks": None, "other": door})
-                assert clients.read_exact(waiting, 2) == b"\x05\x00"
+                assert read_exact(waiting, 2) == b"\x05\x00"
             assert works(first)
 
     def test_two_can_change_places(self, target: Target) -> None:
@@ -298,10 +300,10 @@ class TestListeners:
     def test_more_connections_are_let_in_at_once(self, target: Target) -> None:
         with Live(listeners={"socks": socks_door(max_connections=1)}) as node:
             first = clients.socks5(node.door("socks"), "127.0.0.1", target.port)
-            with clients.connect(node.door("socks")) as waiting:
+            with connect(node.door("socks")) as waiting:
                 waiting.sendall(clients.socks_greeting())
                 node.change(listeners={"socks": {**node.config["listeners"]["socks"], "max_connections": 2}})
-                assert clients.read_exact(waiting, 2) == b"\x05\x00"
+                assert read_exact(waiting, 2) == b"\x05\x00"
             first.close()
 
 
@@ -328,19 +330,19 @@ class TestUsers:
             node.change(auth_users={"alice": "looking glass", "bob": None, "carol": "x"})
             assert [tunnel.recv_close() for tunnel in ended] == [1008, 1008]  # RFC 6455, section 7.4.1
             with pytest.raises(ConnectionResetError):
-                clients.read_exact(cut, 1)
+                read_exact(cut, 1)
             stays = clients.socks5(socks, "127.0.0.1", target.port, ("carol", "x"))
             node.change(auth_users={"alice": "again"})
             assert works(stays)
 
     def test_a_client_in_its_login_is_judged_by_the_new_users(self, target: Target) -> None:
         with Live({"on_user_change": "close"}, auth_users=dict([ALICE])) as node:
-            with clients.connect(node.door("socks")) as early:
+            with connect(node.door("socks")) as early:
                 early.sendall(clients.socks_greeting(ALICE))
-                assert clients.read_exact(early, 2) == b"\x05\x02"
+                assert read_exact(early, 2) == b"\x05\x02"
                 node.change(auth_users={"alice": "looking glass"})
                 early.sendall(clients.socks_login(ALICE) + clients.socks_request("127.0.0.1", target.port))
-                answer = clients.read_to_end(early.recv)
+                answer = read_to_end(early)
             assert answer[:2] != b"\x01\x00" or answer[2:4] != b"\x05\x00", "it got in"
             assert target.accepted == 0
 
@@ -348,12 +350,12 @@ class TestUsers:
         with (
             Live({"on_user_change": "close"}, auth_users=dict([ALICE])) as node,
             targets.blackhole() as port,
-            clients.connect(node.door("web")) as sock,
+            connect(node.door("web")) as sock,
         ):
             sock.sendall(clients.upgrade_request("127.0.0.1", port, ALICE))
             wait_until(lambda: "alice" in node.ctl("connections"), "the client to be known")
             node.change(auth_users={"alice": "looking glass"})
-            assert b" 101 " not in clients.read_to_end(sock.recv)
+            assert b" 101 " not in read_to_end(sock)
 
 
 class TestUpstreams:
@@ -566,7 +568,7 @@ class TestTransfers:
                     tunnel.sendall(data)
                 node.wait_for_version()
                 for tunnel, data in zip(tunnels, sent, strict=True):
-                    assert clients.read_exact(tunnel, size) == data
+                    assert read_exact(tunnel, size) == data
             assert target.accepted == len(tunnels)
 
     def test_a_large_file_holds_up_nobody(self) -> None:

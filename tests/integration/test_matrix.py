@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 
-from tests.integration import peers, targets
-from tests.integration.clients import OPEN, Credentials, HttpRefused, SocksRefused, WebTunnel, read_exact
+from tests.integration import peers
+from tests.integration.clients import OPEN, Credentials, HttpRefused, SocksRefused, WebTunnel
 from tests.integration.programs import Proxy, socks_door, upstream, web_door
-from tests.integration.targets import Target
+from tests.wire import targets
+from tests.wire.sockets import read_exact, reset
+from tests.wire.targets import Target
 
 SIZE = 8 << 20
 UP, DOWN = os.urandom(SIZE), os.urandom(SIZE)
@@ -157,7 +159,7 @@ def test_a_target_that_closes_at_once_was_reached(door: str, way: str, house: Ho
 @pytest.mark.parametrize("door", DOORS)
 def test_a_target_that_dies_never_looks_as_if_it_had_ended(door: str, way: str, house: House) -> None:
     """CASES 120, 130, 131, 143: it resets the connection, at once or in mid-stream."""
-    for behave, first in ((targets.reset, b""), (targets.reset_after(b"half of i"), b"x")):
+    for behave, first in ((reset, b""), (targets.reset_after(b"half of i"), b"x")):
         with Target(behave) as target:
             try:
                 tunnel = OPEN[door](
@@ -184,6 +186,6 @@ def test_a_client_that_dies_is_no_end_of_its_stream_for_the_target(door: str, wa
     with Target(targets.sink) as target:
         tunnel = OPEN[door](house.node.door(f"{door}-{way}"), "127.0.0.1", target.port, house.credentials)
         tunnel.sendall(b"half of i")
-        targets.reset(tunnel.sock)
+        reset(tunnel.sock)
         tunnel.close()
         assert isinstance(target.results.get(timeout=5), ConnectionError)

@@ -9,21 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration import clients, targets
+from tests.integration import clients
 from tests.integration.certificates import Authority
-from tests.integration.clients import HttpRefused, SocksRefused, read_exact
+from tests.integration.clients import HttpRefused, SocksRefused
 from tests.integration.netns import Namespace
 from tests.integration.peers import StubDns
-from tests.integration.programs import (
-    Config,
-    Proxy,
-    free_port,
-    run_proxy,
-    socks_door,
-    upstream,
-    web_door,
-)
-from tests.integration.targets import Target
+from tests.integration.programs import Config, Proxy, run_proxy, socks_door, upstream, web_door
+from tests.wire import targets
+from tests.wire.sockets import free_port, read_exact
+from tests.wire.targets import Target
 
 NAMES = {
     # IDNA 2008; what IDNA 2003 makes of them does not exist.

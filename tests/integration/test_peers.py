@@ -19,18 +19,12 @@ import websocket as websocket_client
 import websockets
 import websockets.sync.client
 
-from tests.integration import clients, peers, targets
+from tests.integration import clients, peers
 from tests.integration.clients import Credentials
-from tests.integration.programs import (
-    Door,
-    Proxy,
-    clean_environment,
-    free_port,
-    socks_door,
-    upstream,
-    web_door,
-)
-from tests.integration.targets import Target
+from tests.integration.programs import Proxy, clean_environment, socks_door, upstream, web_door
+from tests.wire import targets
+from tests.wire.sockets import Door, connect, free_port, read_exact, read_to_end
+from tests.wire.targets import Target
 
 TIMEOUT = 20.0
 PAYLOAD = os.urandom(1 << 20)
@@ -143,7 +137,7 @@ class TestPySocks:
             closing(self.connect(node.door("socks"), (host, target.port))) as sock,
         ):
             sock.sendall(PAYLOAD[:50_000])
-            assert clients.read_exact(sock, 50_000) == PAYLOAD[:50_000]
+            assert read_exact(sock, 50_000) == PAYLOAD[:50_000]
 
     def test_logs_in(self, guarded: Proxy) -> None:
         """CASES 41."""
@@ -152,7 +146,7 @@ class TestPySocks:
             closing(self.connect(guarded.door("socks"), ("127.0.0.1", target.port), ALICE)) as sock,
         ):
             sock.sendall(b"hello")
-            assert clients.read_exact(sock, 5) == b"hello"
+            assert read_exact(sock, 5) == b"hello"
 
     def test_is_told_that_its_login_is_wrong(self, guarded: Proxy) -> None:
         """CASES 42."""
@@ -370,14 +364,14 @@ class TestUpstreams:
             for door, connect in clients.OPEN.items():
                 tunnel = connect(node.door(door), "localhost", target.port)
                 tunnel.sendall(PAYLOAD[:100_000])
-                assert clients.read_exact(tunnel, 100_000) == PAYLOAD[:100_000]
+                assert read_exact(tunnel, 100_000) == PAYLOAD[:100_000]
                 tunnel.close()
 
     def test_v2ray_is_a_client_of_ours(self, guarded: Proxy) -> None:
         with peers.v2ray(guarded.door("socks"), ALICE) as way, Target(targets.echo) as target:
             tunnel = clients.socks5(way, "localhost", target.port)
             tunnel.sendall(PAYLOAD[:100_000])
-            assert clients.read_exact(tunnel, 100_000) == PAYLOAD[:100_000]
+            assert read_exact(tunnel, 100_000) == PAYLOAD[:100_000]
             tunnel.close()
 
 
@@ -425,7 +419,7 @@ class TestReverseProxies:
             tunnel = clients.socks5(between.node.door("socks"), "localhost", target.port)
             tunnel.sendall(b"question")
             tunnel.end()
-            assert hashlib.sha256(clients.read_to_end(tunnel.recv)).hexdigest() == DIGEST
+            assert hashlib.sha256(read_to_end(tunnel)).hexdigest() == DIGEST
             assert target.result() == b"question"
 
     def test_the_true_cause_goes_through(self, between: Between) -> None:
@@ -437,19 +431,19 @@ class TestReverseProxies:
     def test_frames_glued_to_the_request_are_not_lost(self, between: Between) -> None:
         """CASES 82."""
         with Target(targets.echo) as target:
-            sock = clients.connect(between.middle)
+            sock = connect(between.middle)
             glued = b"\x82\x85\x00\x00\x00\x00early"  # a masked binary frame, whose key is zero
             sock.sendall(clients.upgrade_request("localhost", target.port, ALICE) + glued)
             status, headers, rest = clients.read_response(sock)
             assert status == 101
             tunnel = clients.WebTunnel(sock, rest, headers)
-            assert clients.read_exact(tunnel, 5) == b"early"
+            assert read_exact(tunnel, 5) == b"early"
             tunnel.close()
 
     def test_a_request_with_a_body_of_length_0_goes_through(self, between: Between) -> None:
         """CASES 304."""
         with Target(targets.echo) as target:
-            sock = clients.connect(between.middle)
+            sock = connect(between.middle)
             request = clients.upgrade_request("localhost", target.port, ALICE)
             sock.sendall(request.replace(b"Upgrade:", b"Content-Length: 0\r\nUpgrade:", 1))
             assert clients.read_response(sock)[0] == 101

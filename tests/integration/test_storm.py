@@ -9,10 +9,11 @@ import time
 import pytest
 
 from tests.doors import WAYS, Doors, how_it_ends
-from tests.integration import clients, targets
-from tests.integration.clients import read_exact, read_to_end
+from tests.integration import clients
 from tests.integration.programs import Proxy, socks_door, web_door
-from tests.integration.targets import Target
+from tests.wire import targets
+from tests.wire.sockets import connect, read_exact, read_to_end
+from tests.wire.targets import Target
 
 PLAIN_WAYS = [way for way in WAYS if way != "tls-chain"]
 
@@ -23,7 +24,7 @@ def test_a_killed_node_resets_whatever_it_carried(way: str) -> None:
 
     def speak_and_listen(connection: socket.socket) -> bytes:
         connection.sendall(b"half of an answer")
-        return read_to_end(connection.recv)
+        return read_to_end(connection)
 
     with Doors() as doors, Target(speak_and_listen) as target:
         tunnel = doors.open(way, target.port)
@@ -46,7 +47,7 @@ def test_after_a_stop_nobody_is_judged_before_what_came_meanwhile_was_read() -> 
         opcode, payload = tunnel.recv_frame()
         assert opcode == clients.PING
         idle = clients.socks5(impatient.door("socks"), "127.0.0.1", target.port)
-        early = clients.connect(impatient.door("socks"))
+        early = connect(impatient.door("socks"))
         early.sendall(clients.socks_greeting())
         assert read_exact(early, 2) == b"\x05\x00"
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.integration import clients
 from tests.integration.programs import Proxy, socks_door, web_door
+from tests.wire.sockets import connect, read_to_end
 
 LONGEST = ".".join(["n" * 63] * 4)  # 255 bytes
 
@@ -30,9 +30,9 @@ def node(request: pytest.FixtureRequest) -> Iterator[Proxy]:
 
 def send(node: Proxy, door: str, said: bytes) -> bytes:
     """Say something at a door, and hear all that it answers."""
-    with clients.connect(node.door(door)) as sock:
+    with connect(node.door(door)) as sock:
         sock.sendall(said)
-        return clients.read_to_end(sock.recv)
+        return read_to_end(sock)
 
 
 def upgrade(host: bytes = b"h.invalid", *more: bytes, path: bytes = b"/") -> bytes:
@@ -90,7 +90,7 @@ def test_no_log_line_has_more_than_1_kb(node: Proxy, byte: bytes) -> None:
 
 def send_last(node: Proxy) -> str:
     """Connect once more, and tell what the access log will have of it."""
-    with clients.connect(node.door("socks")) as sock:
+    with connect(node.door("socks")) as sock:
         sock.sendall(b"\x05")
         return "{}:{}".format(*sock.getsockname()[:2])
 

@@ -17,20 +17,13 @@ from typing import Any
 
 import pytest
 
-from tests.integration import clients, peers, targets
+from tests.integration import clients, peers
 from tests.integration.certificates import Authority, Certificate
 from tests.integration.clients import SocksRefused
-from tests.integration.programs import (
-    COMMAND,
-    Program,
-    Proxy,
-    free_port,
-    run_proxy,
-    socks_door,
-    upstream,
-    web_door,
-)
-from tests.integration.targets import Target
+from tests.integration.programs import COMMAND, Program, Proxy, run_proxy, socks_door, upstream, web_door
+from tests.wire import targets
+from tests.wire.sockets import connect, free_port, read_exact, read_to_end
+from tests.wire.targets import Target
 from tests.wire.waits import wait_until
 
 PAYLOAD = os.urandom(4 << 20)
@@ -105,7 +98,7 @@ class TestTrust:
             tunnel = clients.socks5(chain.door("socks"), "localhost", target.port)
             tunnel.sendall(b"question")
             tunnel.end()
-            assert hashlib.sha256(clients.read_to_end(tunnel.recv)).hexdigest() == DIGEST
+            assert hashlib.sha256(read_to_end(tunnel)).hexdigest() == DIGEST
             assert target.result() == b"question"
 
     def test_the_true_cause_comes_through_tls(self, node: Proxy, authority: Authority) -> None:
@@ -141,7 +134,7 @@ class TestTrust:
         with Program(command) as program, Target(targets.banner(b"hello")) as target:
             program.wait_listening(port)
             tunnel = clients.socks5(("127.0.0.1", port), "localhost", target.port)
-            assert clients.read_exact(tunnel, 5) == b"hello"
+            assert read_exact(tunnel, 5) == b"hello"
             tunnel.close()
 
     def test_tls_verify_no_accepts_anybody(self, node: Proxy) -> None:
@@ -255,7 +248,7 @@ class TestServing:
             context = authority.client_context()
             tunnel = clients.websocket(node.door("web"), "localhost", target.port, tls=context)
             tunnel.sendall(PAYLOAD[:100_000])
-            assert clients.read_exact(tunnel, 100_000) == PAYLOAD[:100_000]
+            assert read_exact(tunnel, 100_000) == PAYLOAD[:100_000]
             tunnel.close()
 
     @pytest.mark.parametrize("ending", ["Close", "a refusal"])
@@ -270,7 +263,7 @@ class TestServing:
                 sock = tunnel.sock
         else:
             sock = authority.client_context().wrap_socket(
-                clients.connect(node.door("web")), server_hostname="localhost"
+                connect(node.door("web")), server_hostname="localhost"
             )
             sock.sendall(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
         sock.suppress_ragged_eofs = False  # then an end without close_notify is an error
@@ -288,13 +281,13 @@ class TestServing:
             "listeners": {"web": web_door(**good.settings)},
         }
         with Proxy(config) as node, Target(targets.echo) as target, ExitStack() as stack:
-            silent = [stack.enter_context(clients.connect(node.door("web"), 8)) for _ in range(10)]
-            half = stack.enter_context(clients.connect(node.door("web"), 8))
+            silent = [stack.enter_context(connect(node.door("web"), 8)) for _ in range(10)]
+            half = stack.enter_context(connect(node.door("web"), 8))
             half.sendall(b"\x16\x03\x01\x02\x00\x01")  # the beginning of a ClientHello
             context = authority.client_context()
             tunnel = clients.websocket(node.door("web"), "localhost", target.port, tls=context)
             tunnel.sendall(b"served")
-            assert clients.read_exact(tunnel, 6) == b"served"
+            assert read_exact(tunnel, 6) == b"served"
             assert "timed out" not in node.log  # they are all still there
             tunnel.close()
             for sock in (*silent, half):
@@ -307,7 +300,7 @@ class TestServing:
     )
     def test_a_peer_that_speaks_no_tls_is_closed(self, node: Proxy, junk: bytes) -> None:
         """CASES 12."""
-        sock = clients.connect(node.door("web"), 8)
+        sock = connect(node.door("web"), 8)
         sock.sendall(junk)
         assert _ends(sock)
         sock.close()
@@ -333,6 +326,6 @@ class TestServing:
 def _ends(sock: socket.socket) -> bool:
     """Tell whether the peer closes, whatever it says before."""
     try:
-        return clients.read_to_end(sock.recv) is not None
+        return read_to_end(sock) is not None
     except ConnectionResetError:
         return True

@@ -6,7 +6,6 @@ import re
 import shlex
 import shutil
 import socket
-import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,12 +19,12 @@ from tests.integration.programs import (
     REPOSITORY,
     Proxy,
     clean_environment,
-    free_port,
     run_proxy,
     socks_door,
     upstream,
     web_door,
 )
+from tests.wire.sockets import connect, free_port, read_to_end, reset
 from tests.wire.waits import wait_until
 
 LOGIN = {"alice": "wonderland"}
@@ -49,13 +48,13 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
 
 def send_and_leave(node: Proxy, name: str, *said: bytes) -> str:
     """Say something, hear the answer to the end, and give the client's address."""
-    with clients.connect(node.door(name)) as sock:
+    with connect(node.door(name)) as sock:
         address = "{}:{}".format(*sock.getsockname()[:2])
         with contextlib.suppress(OSError):  # it may be closed before we have said all
             for data in said:
                 sock.sendall(data)
             sock.shutdown(socket.SHUT_WR)
-            clients.read_to_end(sock.recv)
+            read_to_end(sock)
     return address
 
 
@@ -104,14 +103,14 @@ def test_a_failed_connection_names_the_upstream_that_was_tried(node: Proxy) -> N
 
 
 @pytest.mark.parametrize("name", ["socks", "locked", "web", "tls"])
-@pytest.mark.parametrize("reset", [False, True], ids=["close", "reset"])
-def test_a_balancers_look_at_a_port_is_no_failure_and_no_line(node: Proxy, name: str, reset: bool) -> None:
+@pytest.mark.parametrize("by_reset", [False, True], ids=["close", "reset"])
+def test_a_balancers_look_at_a_port_is_no_failure_and_no_line(node: Proxy, name: str, by_reset: bool) -> None:
     """Case 361."""
     failed = failures(node)
-    with clients.connect(node.door(name)) as sock:
+    with connect(node.door(name)) as sock:
         address = "{}:{}".format(*sock.getsockname()[:2])
-        if reset:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if by_reset:
+            reset(sock)
     assert " debug " in node.wait_for_log(address)
     assert f"client={address}" not in node.log
     assert failures(node) == failed

@@ -13,12 +13,14 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from tests.integration import clients, targets
+from tests.integration import clients
 from tests.integration.clients import HttpRefused, LoginRefused, SocksRefused, Tunnel
 from tests.integration.netns import Namespace
 from tests.integration.peers import StubDns
-from tests.integration.programs import Proxy, free_port, socks_door, upstream, web_door
-from tests.integration.targets import Target
+from tests.integration.programs import Proxy, socks_door, upstream, web_door
+from tests.wire import targets
+from tests.wire.sockets import connect, free_port, read_exact, reset
+from tests.wire.targets import Target
 from tests.wire.waits import wait_until
 
 ALICE = ("alice", "wonderland")
@@ -169,7 +171,7 @@ class TestCauses:
             for _ in range(2):
                 tunnel = bench.connect(way, "here.test", target.port)
                 tunnel.sendall(b"still here")
-                assert clients.read_exact(tunnel, 10) == b"still here"
+                assert read_exact(tunnel, 10) == b"still here"
                 tunnel.close()
 
 
@@ -182,7 +184,7 @@ class TestNamesWithTwoAddresses:
         with bench.space.run(lambda: Target(targets.echo)) as target:
             tunnel = bench.connect(way, name, target.port)
             tunnel.sendall(b"second")
-            assert clients.read_exact(tunnel, 6) == b"second"
+            assert read_exact(tunnel, 6) == b"second"
             tunnel.close()
 
     def test_the_second_is_used_if_the_first_never_answers(self, bench: Bench, way: str) -> None:
@@ -192,7 +194,7 @@ class TestNamesWithTwoAddresses:
             try:
                 tunnel = bench.connect(way, "two.test", target.port)  # within the one timeout
                 tunnel.sendall(b"second")
-                assert clients.read_exact(tunnel, 6) == b"second"
+                assert read_exact(tunnel, 6) == b"second"
                 tunnel.close()
             finally:
                 hole.__exit__(None, None, None)
@@ -204,11 +206,11 @@ def test_an_ip_address_is_not_looked_up(bench: Bench) -> None:
         before = len(bench.dns.asked)
         for spelling in ("127.0.0.1", "127.1", "0x7f.1", "2130706433", "::1", "::ffff:127.0.0.1"):
             door = bench.exit.door("socks")
-            sock = bench.space.run(lambda door=door: clients.connect(door))  # type: ignore[misc]
+            sock = bench.space.run(lambda door=door: connect(door))  # type: ignore[misc]
             name = spelling.encode()
             sock.sendall(b"\x05\x01\x00" + b"\x05\x01\x00\x03" + bytes([len(name)]) + name)
             sock.sendall(target.port.to_bytes(2, "big"))
-            assert clients.read_exact(sock, 2) == b"\x05\x00"
+            assert read_exact(sock, 2) == b"\x05\x00"
             assert clients.read_socks_reply(sock) == 0, spelling
             sock.close()
         assert bench.dns.asked[before:] == []
@@ -279,7 +281,7 @@ class TestWithoutIPv6:
         ):
             tunnel = old.space.run(lambda: clients.socks5(node.door("socks"), "127.0.0.1", target.port))
             tunnel.sendall(b"x")
-            assert clients.read_exact(tunnel, 1) == b"x"
+            assert read_exact(tunnel, 1) == b"x"
 
 
 class TestLimit:
@@ -349,16 +351,16 @@ class TestBrokenRequests:
         self, node: Proxy, request_bytes: bytes, reply: int
     ) -> None:
         """CASES 14-17, 30."""
-        sock = clients.connect(node.door("open"))
+        sock = connect(node.door("open"))
         sock.sendall(clients.socks_greeting() + request_bytes)
-        assert clients.read_exact(sock, 2) == b"\x05\x00"
+        assert read_exact(sock, 2) == b"\x05\x00"
         assert clients.read_socks_reply(sock) == reply
         assert sock.recv(1) == b""
         sock.close()
 
     def test_a_malformed_upgrade_is_400(self, node: Proxy) -> None:
         """CASES 77."""
-        sock = clients.connect(node.door("open-web"))
+        sock = connect(node.door("open-web"))
         request = clients.upgrade_request("127.0.0.1", 80).replace(b"X-Proxy-Target-Host", b"X-Other")
         sock.sendall(request)
         status, _, _ = clients.read_response(sock)
@@ -385,12 +387,12 @@ def socks_upstream(answer: bytes) -> targets.Behaviour:
     """Behave as a SOCKS5 server without users that answers every request with these bytes."""
 
     def behave(connection: socket.socket) -> None:
-        _, count = clients.read_exact(connection, 2)
-        clients.read_exact(connection, count)
+        _, count = read_exact(connection, 2)
+        read_exact(connection, count)
         connection.sendall(b"\x05\x00")
-        _, _, _, kind = clients.read_exact(connection, 4)
-        length = {1: 4, 4: 16}.get(kind) or clients.read_exact(connection, 1)[0]
-        clients.read_exact(connection, length + 2)
+        _, _, _, kind = read_exact(connection, 4)
+        length = {1: 4, 4: 16}.get(kind) or read_exact(connection, 1)[0]
+        read_exact(connection, length + 2)
         connection.sendall(answer)
         _linger(connection)
 
@@ -463,7 +465,7 @@ SCRIPTS: dict[str, tuple[str, targets.Behaviour, Answer | None]] = {
         for code, answer in {**SAID, **dict.fromkeys(UNASSIGNED, GENERAL)}.items()
     },
     "socks-closes": ("socks5", targets.close_after_accept, UPSTREAM),
-    "socks-resets": ("socks5", targets.reset, UPSTREAM),
+    "socks-resets": ("socks5", reset, UPSTREAM),
     "socks-closes-before-reply": ("socks5", socks_upstream(b""), UPSTREAM),
     "socks-cut-reply": ("socks5", socks_upstream(b"\x05\x00\x00\x01\x7f"), UPSTREAM),
     "socks-is-http": ("socks5", says(b"HTTP/1.1 400 Bad Request\r\n\r\n"), UPSTREAM),

@@ -12,8 +12,9 @@ import pytest
 from tests import scripted_upstreams as script
 from tests.integration import clients
 from tests.integration.clients import HttpRefused, SocksRefused
-from tests.integration.programs import Proxy, free_port, socks_door, upstream, web_door
-from tests.integration.targets import Target, blackhole, sink
+from tests.integration.programs import Proxy, socks_door, upstream, web_door
+from tests.wire.sockets import free_port
+from tests.wire.targets import Target, blackhole, sink
 from tests.wire.waits import wait_until
 
 WAYS = ("socks5", "websocket")

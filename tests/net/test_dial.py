@@ -23,8 +23,8 @@ from proxy.net import dial as module
 from proxy.net import lookup
 from proxy.net.deadline import Deadline
 from proxy.net.dial import IPAddress, dial, interleave
-from tests.integration.programs import free_port
-from tests.integration.targets import blackhole
+from tests.wire.sockets import free_port
+from tests.wire.targets import blackhole
 
 LATE = 4.0  # seconds: how late a busy machine may be
 NAME = Address("name.example", 80)

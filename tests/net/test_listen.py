@@ -11,8 +11,8 @@ from proxy.address import Address, Endpoint
 from proxy.net.listen import Acceptor
 from proxy.net.opening import bind
 from proxy.net.places import Places
-from tests.integration.programs import free_port
 from tests.net.wires import PATIENCE
+from tests.wire.sockets import free_port
 
 
 class Service:

@@ -13,8 +13,8 @@ from proxy.address import Endpoint, Place
 from proxy.errors import Failure, ProxyError
 from proxy.net import opening
 from proxy.net.opening import BACKLOG, Latecomers, Opening, bind, place_of
-from tests.integration.programs import free_port
 from tests.net.wires import PATIENCE
+from tests.wire.sockets import free_port
 
 NOT_OURS = "192.0.2.1"  # RFC 5737: no machine has it
 

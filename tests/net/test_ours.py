@@ -17,7 +17,8 @@ from proxy.net import ours
 from proxy.net.listen import SocketServer
 from proxy.net.opening import bind
 from tests.integration.netns import Namespace
-from tests.integration.programs import free_port, wait_until
+from tests.wire.sockets import free_port
+from tests.wire.waits import wait_until
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ from proxy.net import relay as module
 from proxy.net.relay import DataForwarder, Transfer
 from proxy.net.splice import PIPES
 from proxy.net.stream import Buffer, Ending, TcpStream
-from tests.net.wires import Spy, read_to_end, reset, send_and_end, tcp_pair
+from tests.net.wires import Spy, send_and_end, tcp_pair
+from tests.wire.sockets import read_to_end, reset
 
 LATE = 8.0  # seconds: how late a busy machine may be
 MIB = 1 << 20

@@ -19,7 +19,8 @@ from proxy.net.relay import DataForwarder
 from proxy.net.sock import Sock
 from proxy.net.stdio import StdioStream
 from proxy.net.stream import BUFFER_SIZE, Buffer, Ending, TcpStream, address_of
-from tests.net.wires import read_to_end, reset, send_and_end, tcp_pair
+from tests.net.wires import send_and_end, tcp_pair
+from tests.wire.sockets import read_to_end, reset
 
 LATE = 8.0  # seconds: how late a busy machine may be
 

@@ -5,7 +5,6 @@ These tests run gevent in a process that is not monkey-patched, so whatever bloc
 """
 
 import socket as std_socket
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -36,21 +35,10 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
     return one, other
 
 
-def reset(sock: socket.socket) -> None:
-    """Close with a reset."""
-    sock.setsockopt(std_socket.SOL_SOCKET, std_socket.SO_LINGER, struct.pack("ii", 1, 0))
-    sock.close()
-
-
 def send_and_end(sock: socket.socket, data: bytes) -> None:
     """Send data, and half-close."""
     sock.sendall(data)
     sock.shutdown(std_socket.SHUT_WR)
-
-
-def read_to_end(sock: socket.socket) -> bytes:
-    """Read until the peer ends."""
-    return b"".join(iter(lambda: sock.recv(65536), b""))
 
 
 class Spy(TcpStream):

@@ -21,12 +21,14 @@ from proxy.auth import hash_password
 from tests.bench.meter import clock
 from tests.bench.tables import Table
 from tests.doors import MIB
-from tests.integration import clients, targets
+from tests.integration import clients
 from tests.integration.certificates import Authority
 from tests.integration.programs import REPOSITORY, Proxy, socks_door, upstream, web_door
-from tests.integration.targets import Target
 from tests.siege.attacks import ATTACKS, HERE, Ports
+from tests.wire import targets
 from tests.wire.processes import memory_of
+from tests.wire.sockets import read_exact
+from tests.wire.targets import Target
 
 SECONDS = 8.0
 GRACE = 10.0  # seconds in which an attack ends that is told to
@@ -114,7 +116,7 @@ class Siege:
         start = time.monotonic()
         try:
             self._tunnel.sendall(MESSAGE)
-            clients.read_exact(self._tunnel, len(MESSAGE))
+            read_exact(self._tunnel, len(MESSAGE))
             return time.monotonic() - start
         except OSError:
             self._tunnel.close()
@@ -141,7 +143,7 @@ class Siege:
             tunnel = self._open("chain" if self.name == "targets" else "open")
         with tunnel.sock:
             tunnel.sendall(MESSAGE)
-            clients.read_exact(tunnel, len(MESSAGE))
+            read_exact(tunnel, len(MESSAGE))
 
     def _open(self, door: str, login: clients.Credentials | None = None) -> clients.Tunnel:
         return clients.socks5((HERE, self.ports[door]), HERE, self.ports["echo"], login, timeout=PATIENCE)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from tests.integration import clients
 from tests.integration.clients import BINARY, PING
+from tests.wire.sockets import read_exact
 
 HERE = "127.0.0.1"
 TUNNELS = int(os.environ.get("TUNNELS") or 100)
@@ -152,7 +153,7 @@ def loop(ports: Ports, seconds: float, sent: Sent) -> None:
             for _ in range(DEPTH):
                 sock.sendall(b"\x05\x01\x00" + own)
                 sent.requests, sent.size = sent.requests + 1, sent.size + 3 + len(own)
-                clients.read_exact(sock, 2)
+                read_exact(sock, 2)
                 if clients.read_socks_reply(sock):
                     break
 

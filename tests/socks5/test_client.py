@@ -18,9 +18,10 @@ import pytest
 
 from tests.integration import clients
 from tests.integration.clients import SocksRefused, SocksTunnel
-from tests.integration.programs import COMMAND, Program, Proxy, free_port, socks_door, upstream
-from tests.integration.targets import Target
+from tests.integration.programs import COMMAND, Program, Proxy, socks_door, upstream
 from tests.socks5.wire import AT_ONCE, CHOSEN, LOGGED_IN, LOGIN_CHOSEN, login, to_ip, to_name
+from tests.wire.sockets import free_port, read_exact
+from tests.wire.targets import Target
 
 GLUED = random.Random(40).randbytes(3000)
 PORT = b"\xff\x00"
@@ -141,8 +142,8 @@ class Upstream(Target):
 
 
 def _read(connection: socket.socket, size: int, more: Callable[[bytes], int]) -> bytes:
-    head = clients.read_exact(connection, size)
-    return head + clients.read_exact(connection, more(head))
+    head = read_exact(connection, size)
+    return head + read_exact(connection, more(head))
 
 
 def _rest_of_request(head: bytes) -> int:
@@ -236,7 +237,7 @@ def test_no_password_is_sent_to_an_upstream_that_wants_none(bench):
     bench.upstream.script(method=CHOSEN)
     tunnel = bench.connect("1-byte")
     tunnel.sendall(b"hello")
-    assert clients.read_exact(tunnel, 5) == b"hello"
+    assert read_exact(tunnel, 5) == b"hello"
     tunnel.close()
     heard = bench.upstream.heard()
     assert heard.login == b""
@@ -282,8 +283,8 @@ def check_glued(bench: Bench, door: str) -> None:
     """Connect, and receive what was glued to the reply, and then an echo."""
     tunnel = bench.connect(door)
     tunnel.sendall(b"and more")
-    assert clients.read_exact(tunnel, len(GLUED)) == GLUED
-    assert clients.read_exact(tunnel, 8) == b"and more"
+    assert read_exact(tunnel, len(GLUED)) == GLUED
+    assert read_exact(tunnel, 8) == b"and more"
     tunnel.end()
     assert tunnel.recv(1) == b""
     tunnel.close()
@@ -306,7 +307,7 @@ def test_every_form_of_a_reply_may_come_byte_by_byte(bench, bound):
     bench.upstream.script(method=LOGIN_CHOSEN, reply=reply, cut=bytewise)
     tunnel = bench.connect("1-byte")
     tunnel.sendall(b"hello")
-    assert clients.read_exact(tunnel, 5) == b"hello"
+    assert read_exact(tunnel, 5) == b"hello"
     tunnel.close()
 
 

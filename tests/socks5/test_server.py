@@ -21,20 +21,10 @@ from typing import Any
 
 import pytest
 
-from tests.integration import clients, targets
+from tests.integration import clients
 from tests.integration.netns import Namespace
 from tests.integration.peers import StubDns
-from tests.integration.programs import (
-    COMMAND,
-    Door,
-    Program,
-    Proxy,
-    free_port,
-    run_proxy,
-    socks_door,
-    upstream,
-)
-from tests.integration.targets import Target
+from tests.integration.programs import COMMAND, Program, Proxy, run_proxy, socks_door, upstream
 from tests.socks5.wire import (
     AT_ONCE,
     CHOSEN,
@@ -51,7 +41,10 @@ from tests.socks5.wire import (
     to_ip,
     to_name,
 )
+from tests.wire import targets
 from tests.wire.processes import memory_of, sockets_of
+from tests.wire.sockets import Door, free_port, read_exact
+from tests.wire.targets import Target
 from tests.wire.waits import wait_until
 
 ALICE = (b"alice", b"wonderland")
@@ -514,7 +507,7 @@ class TestTowardsAnUpstream:
         """Run a node that goes out through an upstream which writes down what it is asked for."""
 
         def behave(connection: socket.socket) -> bytes:
-            clients.read_exact(connection, 3)
+            read_exact(connection, 3)
             connection.sendall(CHOSEN)
             request = connection.recv(1000)
             connection.sendall(b"\x05\x00\x00\x01" + bytes(6))
@@ -887,7 +880,7 @@ def round_trip(tunnel: clients.Tunnel, *, seconds: float) -> float:
     while time.monotonic() < ends:
         began = time.monotonic()
         tunnel.sendall(bytes(64))
-        clients.read_exact(tunnel, 64)
+        read_exact(tunnel, 64)
         times.append(time.monotonic() - began)
         time.sleep(0.002)
     return sorted(times)[len(times) // 2]

@@ -14,7 +14,7 @@ from types import TracebackType
 import pytest
 
 from tests.integration import clients
-from tests.integration.programs import Door
+from tests.wire.sockets import Door, connect, read_exact
 
 AT_ONCE = 8.0  # seconds, for a machine that has other things to do
 
@@ -58,8 +58,7 @@ class Peer:
 
     def __init__(self, door: Door, source: str = "127.0.0.1") -> None:
         """Connect, from an address of the loopback."""
-        self.sock = socket.create_connection(door, clients.TIMEOUT, (source, 0))
-        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sock = connect(door, source=source)
 
     def send(self, data: bytes) -> None:
         """Send bytes."""
@@ -71,7 +70,7 @@ class Peer:
 
     def read(self, size: int) -> bytes:
         """Read exactly so many bytes."""
-        return clients.read_exact(self.sock, size)
+        return read_exact(self.sock, size)
 
     def reply(self) -> int:
         """Read a reply, and give its code."""

@@ -14,25 +14,10 @@ from proxy import __version__
 from proxy.net.channel import Channel
 from proxy.websocket.server import switch_protocols
 from tests.integration.programs import Proxy, web_door
-from tests.integration.targets import blackhole
-from tests.websocket.wire import (
-    ACCEPT,
-    BINARY,
-    FIN,
-    NONCE,
-    PING,
-    PONG,
-    Door,
-    Peer,
-    Target,
-    frame,
-    is_silent,
-    read_exact,
-    read_rest,
-    reset,
-    upgrade,
-)
+from tests.websocket.wire import ACCEPT, BINARY, FIN, NONCE, PING, PONG, Peer, frame, upgrade
 from tests.wire.processes import Memory
+from tests.wire.sockets import Door, is_silent, read_exact, read_rest, reset
+from tests.wire.targets import Listener, blackhole
 from tests.wire.waits import Stopwatch, wait_until
 
 USERS = {"alice": "wonderland"}
@@ -66,8 +51,8 @@ def door(proxy: Proxy) -> Door:
 
 
 @pytest.fixture
-def target() -> Iterator[Target]:
-    with Target() as listener:
+def target() -> Iterator[Listener]:
+    with Listener() as listener:
         yield listener
 
 
@@ -105,7 +90,7 @@ def switched(door: Door, request: bytes) -> dict[str, str]:
 # -- what is accepted
 
 
-def test_answers_the_example_of_the_rfc(door: Door, target: Target) -> None:
+def test_answers_the_example_of_the_rfc(door: Door, target: Listener) -> None:
     """CASES C61."""
     headers = switched(door, upgrade(target.port))
     assert headers["sec-websocket-accept"] == ACCEPT  # RFC 6455, section 1.3
@@ -113,12 +98,12 @@ def test_answers_the_example_of_the_rfc(door: Door, target: Target) -> None:
     assert headers["connection"].lower() == "upgrade"
 
 
-def test_a_request_with_a_body_of_length_0_is_an_upgrade(door: Door, target: Target) -> None:
+def test_a_request_with_a_body_of_length_0_is_an_upgrade(door: Door, target: Listener) -> None:
     """CASES 304."""
     assert switched(door, upgrade(target.port, Content_Length="0"))["sec-websocket-accept"] == ACCEPT
 
 
-def test_tells_the_address_that_the_target_sees(door: Door, target: Target) -> None:
+def test_tells_the_address_that_the_target_sees(door: Door, target: Listener) -> None:
     headers = switched(door, upgrade(target.port))
     host, port = target.accept().getpeername()
     assert headers["x-proxy-bound"] == f"{host}:{port}"
@@ -134,14 +119,14 @@ def test_tells_the_address_that_the_target_sees(door: Door, target: Target) -> N
     ],
 )
 def test_reads_upgrade_and_connection_as_lists_in_any_case(
-    door: Door, target: Target, changes: dict[str, str]
+    door: Door, target: Listener, changes: dict[str, str]
 ) -> None:
     """CASES C62."""
     assert switched(door, upgrade(target.port, **changes))["sec-websocket-accept"] == ACCEPT
 
 
 @pytest.mark.parametrize("change", [str.lower, str.upper, str.swapcase])
-def test_reads_header_names_in_any_case(door: Door, target: Target, change: object) -> None:
+def test_reads_header_names_in_any_case(door: Door, target: Listener, change: object) -> None:
     """CASES C62."""
     assert callable(change)
     line, *fields = upgrade(target.port).decode().split("\r\n")
@@ -152,11 +137,11 @@ def test_reads_header_names_in_any_case(door: Door, target: Target, change: obje
 @pytest.mark.parametrize(
     "uri", ["/", "/any/path?query=1", "/%2e%2e/", "//", "/" + "a" * (8 * 1024 - len("GET / HTTP/1.1"))]
 )
-def test_takes_any_path_if_none_is_configured(door: Door, target: Target, uri: str) -> None:
+def test_takes_any_path_if_none_is_configured(door: Door, target: Listener, uri: str) -> None:
     assert switched(door, upgrade(target.port, line=f"GET {uri} HTTP/1.1"))
 
 
-def test_serves_only_the_configured_path(proxy: Proxy, target: Target) -> None:
+def test_serves_only_the_configured_path(proxy: Proxy, target: Listener) -> None:
     assert switched(proxy.door("path"), upgrade(target.port, line="GET /tunnel HTTP/1.1"))
     target.accept()
     for uri in ("/", "/tunnel/", "/tunnels", "/Tunnel", "/x/../tunnel"):
@@ -165,13 +150,13 @@ def test_serves_only_the_configured_path(proxy: Proxy, target: Target) -> None:
     assert target.untouched
 
 
-def test_half_close_is_agreed_on_only_with_a_client_that_says_so(door: Door, target: Target) -> None:
+def test_half_close_is_agreed_on_only_with_a_client_that_says_so(door: Door, target: Listener) -> None:
     agreed = switched(door, upgrade(target.port, X_Proxy_Half_Close="1"))
     assert agreed["x-proxy-half-close"] == "1"
     assert "x-proxy-half-close" not in switched(door, upgrade(target.port))
 
 
-def test_frames_glued_to_the_request_are_not_lost(door: Door, target: Target) -> None:
+def test_frames_glued_to_the_request_are_not_lost(door: Door, target: Listener) -> None:
     """CASES C82."""
     with Peer.connect(door) as client:
         client.write(upgrade(target.port) + frame(FIN | BINARY, b"early") + frame(FIN | PING, b"?"))
@@ -181,7 +166,7 @@ def test_frames_glued_to_the_request_are_not_lost(door: Door, target: Target) ->
         assert read_exact(target.accept(), 5) == b"early"
 
 
-def test_many_frames_glued_to_the_request_are_not_lost(door: Door, target: Target) -> None:
+def test_many_frames_glued_to_the_request_are_not_lost(door: Door, target: Listener) -> None:
     """CASES C82."""
     data = bytes(range(256)) * 256  # more than one read of a handshake takes
     pieces = [frame(FIN | BINARY, data[at : at + 300]) for at in range(0, len(data), 300)]
@@ -191,7 +176,7 @@ def test_many_frames_glued_to_the_request_are_not_lost(door: Door, target: Targe
         assert read_exact(target.accept(), len(data)) == data
 
 
-def test_a_handshake_may_arrive_in_any_two_pieces(door: Door, target: Target) -> None:
+def test_a_handshake_may_arrive_in_any_two_pieces(door: Door, target: Listener) -> None:
     """CASES C82."""
     script = upgrade(target.port) + frame(FIN | BINARY, b"early")
     cuts = range(1, len(script))
@@ -209,7 +194,7 @@ def test_a_handshake_may_arrive_in_any_two_pieces(door: Door, target: Target) ->
             client.sock.close()
 
 
-def test_a_second_request_behind_the_first_is_read_as_frames(door: Door, target: Target) -> None:
+def test_a_second_request_behind_the_first_is_read_as_frames(door: Door, target: Listener) -> None:
     """CASES C83."""
     with Peer.connect(door) as client:
         client.write(upgrade(target.port) * 2)
@@ -222,21 +207,21 @@ def test_a_second_request_behind_the_first_is_read_as_frames(door: Door, target:
 # -- what is negotiated
 
 
-def test_negotiates_no_extension(door: Door, target: Target) -> None:
+def test_negotiates_no_extension(door: Door, target: Listener) -> None:
     """CASES C87."""
     offer = "permessage-deflate; client_max_window_bits"
     headers = switched(door, upgrade(target.port, Sec_WebSocket_Extensions=offer))
     assert "sec-websocket-extensions" not in headers
 
 
-def test_answers_no_subprotocol_that_was_not_offered(door: Door, target: Target) -> None:
+def test_answers_no_subprotocol_that_was_not_offered(door: Door, target: Listener) -> None:
     """CASES C88."""
     headers = switched(door, upgrade(target.port, Sec_WebSocket_Protocol="chat, superchat"))
     assert headers.get("sec-websocket-protocol", "chat") in ("chat", "superchat")
     assert "sec-websocket-protocol" not in switched(door, upgrade(target.port))
 
 
-def test_expects_nothing(door: Door, target: Target) -> None:
+def test_expects_nothing(door: Door, target: Listener) -> None:
     """CASES C81."""
     answer = ask(door, upgrade(target.port, Expect="100-continue"))
     assert answer.status == 417
@@ -247,14 +232,14 @@ def test_expects_nothing(door: Door, target: Target) -> None:
 
 
 @pytest.mark.parametrize("missing", ["Host", "Upgrade", "Connection", "Sec-WebSocket-Key"])
-def test_refuses_a_handshake_without_one_of_its_headers(door: Door, target: Target, missing: str) -> None:
+def test_refuses_a_handshake_without_one_of_its_headers(door: Door, target: Listener, missing: str) -> None:
     """CASES C63."""
     assert ask(door, upgrade(target.port, without=missing)).status == 400
     assert target.untouched
 
 
 @pytest.mark.parametrize("version", ["", "0", "7", "8", "12", "14", "99", "13, 8", "013", "13x"])
-def test_names_the_version_that_it_speaks(door: Door, target: Target, version: str) -> None:
+def test_names_the_version_that_it_speaks(door: Door, target: Listener, version: str) -> None:
     """CASES C63."""
     answer = ask(door, upgrade(target.port, Sec_WebSocket_Version=version))
     assert answer.status == 426
@@ -262,7 +247,7 @@ def test_names_the_version_that_it_speaks(door: Door, target: Target, version: s
     assert target.untouched
 
 
-def test_names_the_version_to_a_client_that_names_none(door: Door, target: Target) -> None:
+def test_names_the_version_to_a_client_that_names_none(door: Door, target: Listener) -> None:
     """CASES C63."""
     answer = ask(door, upgrade(target.port, without="Sec-WebSocket-Version"))
     assert answer.status == 426
@@ -274,7 +259,7 @@ def test_names_the_version_to_a_client_that_names_none(door: Door, target: Targe
     ("header", "value"),
     [("Upgrade", "h2c"), ("Upgrade", "websockets"), ("Connection", "close"), ("Connection", "upgrades")],
 )
-def test_refuses_an_upgrade_to_anything_else(door: Door, target: Target, header: str, value: str) -> None:
+def test_refuses_an_upgrade_to_anything_else(door: Door, target: Listener, header: str, value: str) -> None:
     """CASES C63."""
     assert ask(door, upgrade(target.port, **{header: value})).status in (400, 426)
     assert target.untouched
@@ -294,14 +279,14 @@ def test_refuses_an_upgrade_to_anything_else(door: Door, target: Target, header:
         pytest.param("dGhlIHNhbXBs\xe9SBub25jZQ==", id="not ASCII"),
     ],
 )
-def test_refuses_a_key_that_is_not_16_bytes_in_base64(door: Door, target: Target, key: str) -> None:
+def test_refuses_a_key_that_is_not_16_bytes_in_base64(door: Door, target: Listener, key: str) -> None:
     """CASES C64."""
     assert ask(door, upgrade(target.port, Sec_WebSocket_Key=key)).status == 400
     assert target.untouched
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "OPTIONS", "DELETE", "PATCH", "TRACE", "get"])
-def test_refuses_every_method_but_get(door: Door, target: Target, method: str) -> None:
+def test_refuses_every_method_but_get(door: Door, target: Listener, method: str) -> None:
     """CASES C68."""
     answer = ask(door, upgrade(target.port, line=f"{method} / HTTP/1.1"))
     assert answer.status == 405
@@ -309,7 +294,7 @@ def test_refuses_every_method_but_get(door: Door, target: Target, method: str) -
     assert target.untouched
 
 
-def test_answers_head_without_a_body(door: Door, target: Target) -> None:
+def test_answers_head_without_a_body(door: Door, target: Listener) -> None:
     """CASES C68."""
     with Peer.connect(door) as client:
         client.write(upgrade(target.port, line="HEAD / HTTP/1.1"))
@@ -320,7 +305,7 @@ def test_answers_head_without_a_body(door: Door, target: Target) -> None:
     assert target.untouched
 
 
-def test_is_no_http_proxy(door: Door, target: Target) -> None:
+def test_is_no_http_proxy(door: Door, target: Listener) -> None:
     """CASES C68."""
     where = f"127.0.0.1:{target.port}"
     assert ask(door, f"CONNECT {where} HTTP/1.1\r\nHost: {where}\r\n\r\n".encode()).status in (400, 405)
@@ -329,13 +314,13 @@ def test_is_no_http_proxy(door: Door, target: Target) -> None:
     assert target.untouched
 
 
-def test_http_1_0_cannot_upgrade(door: Door, target: Target) -> None:
+def test_http_1_0_cannot_upgrade(door: Door, target: Listener) -> None:
     """CASES C69."""
     assert ask(door, upgrade(target.port, line="GET / HTTP/1.0")).status in (400, 426)
     assert target.untouched
 
 
-def test_http_1_0_does_not_get_round_authentication(proxy: Proxy, target: Target) -> None:
+def test_http_1_0_does_not_get_round_authentication(proxy: Proxy, target: Listener) -> None:
     """CASES C69."""
     login = {"X_Proxy_Username": "alice", "X_Proxy_Password": "wonderland"}
     for credentials in ({}, login):
@@ -372,9 +357,9 @@ def test_answers_garbage_with_400(door: Door, garbage: bytes) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["ws", "wss", "http", "tcp"])
-def test_an_absolute_uri_does_not_change_the_target(door: Door, target: Target, scheme: str) -> None:
+def test_an_absolute_uri_does_not_change_the_target(door: Door, target: Listener, scheme: str) -> None:
     """CASES C71."""
-    with Target() as decoy, Peer.connect(door) as client:
+    with Listener() as decoy, Peer.connect(door) as client:
         client.write(upgrade(target.port, line=f"GET {scheme}://127.0.0.1:{decoy.port}/ HTTP/1.1"))
         status = client.read_status()
         assert status in (101, 400)
@@ -382,9 +367,9 @@ def test_an_absolute_uri_does_not_change_the_target(door: Door, target: Target, 
         assert decoy.untouched
 
 
-def test_an_underscore_is_no_hyphen(door: Door, target: Target) -> None:
+def test_an_underscore_is_no_hyphen(door: Door, target: Listener) -> None:
     """CASES C74."""
-    with Target() as decoy:
+    with Listener() as decoy:
         decoys = ("X_Proxy_Target_Host: 127.0.0.1", f"X_Proxy_Target_Port: {decoy.port}")
         both_as_decoys = upgrade(0, *decoys, without="X-Proxy-Target-Host").replace(
             b"X-Proxy-Target-Port: 0\r\n", b""
@@ -417,7 +402,7 @@ def test_an_underscore_is_no_hyphen(door: Door, target: Target) -> None:
         pytest.param("a..b", id="an empty label"),
     ],
 )
-def test_refuses_a_host_that_is_none(door: Door, target: Target, host: str) -> None:
+def test_refuses_a_host_that_is_none(door: Door, target: Listener, host: str) -> None:
     """CASES C76."""
     assert ask(door, upgrade(target.port, X_Proxy_Target_Host=host)).status == 400
     assert target.untouched
@@ -433,7 +418,7 @@ def test_refuses_a_port_that_is_none(door: Door, port: str) -> None:
 
 
 @pytest.mark.parametrize("missing", ["X-Proxy-Target-Host", "X-Proxy-Target-Port"])
-def test_refuses_a_request_without_a_target(door: Door, target: Target, missing: str) -> None:
+def test_refuses_a_request_without_a_target(door: Door, target: Listener, missing: str) -> None:
     """CASES C77."""
     assert ask(door, upgrade(target.port, without=missing)).status == 400
     assert target.untouched
@@ -450,7 +435,7 @@ def test_refuses_a_request_without_a_target(door: Door, target: Target, missing:
         "X-Proxy-Timeout: 5",
     ],
 )
-def test_refuses_a_header_that_stands_there_twice(door: Door, target: Target, repeated: str) -> None:
+def test_refuses_a_header_that_stands_there_twice(door: Door, target: Listener, repeated: str) -> None:
     """CASES C77."""
     first = ["X-Proxy-Timeout: 5"] if "Timeout" in repeated else []
     assert ask(door, upgrade(target.port, *first, repeated)).status == 400
@@ -458,7 +443,7 @@ def test_refuses_a_header_that_stands_there_twice(door: Door, target: Target, re
 
 
 @pytest.mark.parametrize("header", ["X-Proxy-Username: alice", "X-Proxy-Password: wonderland"])
-def test_refuses_repeated_credentials(proxy: Proxy, target: Target, header: str) -> None:
+def test_refuses_repeated_credentials(proxy: Proxy, target: Listener, header: str) -> None:
     """CASES C77."""
     login = ("X-Proxy-Username: alice", "X-Proxy-Password: wonderland")
     assert ask(proxy.door("login"), upgrade(target.port, *login, header)).status == 400
@@ -478,13 +463,13 @@ def test_refuses_repeated_credentials(proxy: Proxy, target: Target, header: str)
     ],
 )
 def test_lets_nobody_in_who_does_not_log_in(
-    proxy: Proxy, target: Target, credentials: dict[str, str]
+    proxy: Proxy, target: Listener, credentials: dict[str, str]
 ) -> None:
     assert ask(proxy.door("login"), upgrade(target.port, **credentials)).status == 401
     assert target.untouched
 
 
-def test_lets_a_user_in(proxy: Proxy, target: Target) -> None:
+def test_lets_a_user_in(proxy: Proxy, target: Listener) -> None:
     login = {"X_Proxy_Username": "alice", "X_Proxy_Password": "wonderland"}
     assert switched(proxy.door("login"), upgrade(target.port, **login))
 
@@ -497,7 +482,7 @@ def filler(size: int) -> str:
     return "X: ".ljust(size, "a")
 
 
-def test_takes_as_many_and_as_long_headers_as_it_says(door: Door, target: Target) -> None:
+def test_takes_as_many_and_as_long_headers_as_it_says(door: Door, target: Listener) -> None:
     """CASES C78."""
     assert switched(door, upgrade(target.port, filler(8 * 1024)))
     assert switched(door, upgrade(target.port, *[filler(20)] * (100 - 7)))
@@ -512,13 +497,13 @@ def test_takes_as_many_and_as_long_headers_as_it_says(door: Door, target: Target
         pytest.param([filler(60 * 1024)], id="a header of 60 KiB"),
     ],
 )
-def test_refuses_headers_that_are_too_large(door: Door, target: Target, extra: list[str]) -> None:
+def test_refuses_headers_that_are_too_large(door: Door, target: Listener, extra: list[str]) -> None:
     """CASES C78."""
     assert ask(door, upgrade(target.port, *extra)).status == 431
     assert target.untouched
 
 
-def test_refuses_a_request_line_that_is_too_long(door: Door, target: Target) -> None:
+def test_refuses_a_request_line_that_is_too_long(door: Door, target: Listener) -> None:
     """CASES C78."""
     line = "GET /".ljust(8 * 1024, "a") + " HTTP/1.1"
     assert ask(door, upgrade(target.port, line=line)).status == 414
@@ -561,7 +546,7 @@ def test_megabytes_of_headers_cost_no_memory(proxy: Proxy) -> None:
     ],
 )
 def test_refuses_what_two_parsers_could_read_differently(
-    door: Door, target: Target, good: bytes, bad: bytes
+    door: Door, target: Listener, good: bytes, bad: bytes
 ) -> None:
     """CASES C79."""
     request = upgrade(target.port)
@@ -570,7 +555,7 @@ def test_refuses_what_two_parsers_could_read_differently(
     assert target.untouched
 
 
-def test_serves_no_second_request_after_a_refusal(door: Door, target: Target) -> None:
+def test_serves_no_second_request_after_a_refusal(door: Door, target: Listener) -> None:
     """CASES C84."""
     good = upgrade(target.port)
     posted = upgrade(target.port, line="POST / HTTP/1.1")
@@ -580,7 +565,7 @@ def test_serves_no_second_request_after_a_refusal(door: Door, target: Target) ->
     assert target.untouched
 
 
-def test_slow_clients_are_cut_and_hold_up_nobody(impatient: Proxy, target: Target) -> None:
+def test_slow_clients_are_cut_and_hold_up_nobody(impatient: Proxy, target: Listener) -> None:
     """CASES C85."""
     door = impatient.door("web")
     watch = Stopwatch()
@@ -622,7 +607,7 @@ def drip(client: Peer) -> None:
         "GET /127.0.0.1/{port}?target=127.0.0.1:{port} HTTP/1.1",
     ],
 )
-def test_a_page_in_a_browser_reaches_nothing(door: Door, target: Target, request_line: str) -> None:
+def test_a_page_in_a_browser_reaches_nothing(door: Door, target: Listener, request_line: str) -> None:
     """CASES C86."""
     answer = ask(
         door,
@@ -718,7 +703,7 @@ def test_a_stranger_learns_nothing(proxy: Proxy) -> None:
 
 @pytest.mark.parametrize("leave", [socket.socket.close, reset])
 def test_a_client_that_leaves_during_the_dial_frees_its_place(
-    proxy: Proxy, target: Target, leave: object
+    proxy: Proxy, target: Listener, leave: object
 ) -> None:
     """CASES C89."""
     assert callable(leave)
@@ -769,7 +754,7 @@ def test_a_client_cannot_stretch_the_time(impatient: Proxy) -> None:
     assert watch.seconds < 20
 
 
-def test_reports_a_target_that_is_not_allowed(door: Door, target: Target) -> None:
+def test_reports_a_target_that_is_not_allowed(door: Door, target: Listener) -> None:
     """CASES C92."""
     answer = ask(door, upgrade(target.port, X_Proxy_Target_Host="0.0.0.0"))
     assert answer.status == 403

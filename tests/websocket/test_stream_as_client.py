@@ -24,29 +24,27 @@ from tests.websocket.wire import (
     PONG,
     SAID_IN_TEN_FRAMES,
     Peer,
-    Target,
     close_payload,
     frame,
     header,
-    read_exact,
-    read_rest,
-    reset,
     ten_frames,
 )
 from tests.wire.processes import Memory
+from tests.wire.sockets import read_exact, read_rest, reset
+from tests.wire.targets import Listener
 
 MEBIBYTE = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def behind() -> Iterator[Target]:
+def behind() -> Iterator[Listener]:
     """Listen where the way out leads to."""
-    with Target() as listener:
+    with Listener() as listener:
         yield listener
 
 
 @pytest.fixture(scope="module", params=["auto", "off"])
-def proxy(request: pytest.FixtureRequest, behind: Target) -> Iterator[Proxy]:
+def proxy(request: pytest.FixtureRequest, behind: Listener) -> Iterator[Proxy]:
     address = ("127.0.0.1", behind.port)
     config = {
         "proxy": {"splice": request.param},
@@ -58,14 +56,14 @@ def proxy(request: pytest.FixtureRequest, behind: Target) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def plain(proxy: Proxy, behind: Target) -> Iterator[Chain]:
+def plain(proxy: Proxy, behind: Listener) -> Iterator[Chain]:
     """Open a tunnel to a server that knows nothing of half-close."""
     with chain(proxy.door("socks"), behind) as opened:
         yield opened
 
 
 @pytest.fixture
-def agreed(proxy: Proxy, behind: Target) -> Iterator[Chain]:
+def agreed(proxy: Proxy, behind: Listener) -> Iterator[Chain]:
     """Open a tunnel to a server that agrees on half-close."""
     with chain(proxy.door("socks"), behind, half_close=True) as opened:
         yield opened
@@ -220,7 +218,7 @@ def test_a_frame_that_declares_a_gibibyte_costs_no_memory(proxy: Proxy, plain: C
 
 @pytest.mark.parametrize("glued", [False, True])
 def test_a_script_of_ten_frames_may_come_byte_by_byte_or_at_once(
-    proxy: Proxy, behind: Target, glued: bool
+    proxy: Proxy, behind: Listener, glued: bool
 ) -> None:
     """CASES D122."""
     script = ten_frames(None)
@@ -349,7 +347,7 @@ MID_FRAME = {
 @pytest.mark.parametrize("half_close", [False, True])
 @pytest.mark.parametrize("where", MID_FRAME)
 def test_the_loss_of_tcp_in_a_frame_resets_the_client(
-    proxy: Proxy, behind: Target, where: str, half_close: bool
+    proxy: Proxy, behind: Listener, where: str, half_close: bool
 ) -> None:
     """CASES D120."""
     with chain(proxy.door("socks"), behind, half_close=half_close) as (client, server):
@@ -385,7 +383,7 @@ def test_the_end_of_tcp_without_a_close_is_the_end_for_any_other_server(plain: C
 
 
 @pytest.mark.parametrize("half_close", [False, True])
-def test_a_reset_is_passed_on(proxy: Proxy, behind: Target, half_close: bool) -> None:
+def test_a_reset_is_passed_on(proxy: Proxy, behind: Listener, half_close: bool) -> None:
     """CASES D120."""
     with chain(proxy.door("socks"), behind, half_close=half_close) as (client, server):
         server.send(BINARY, b"all of it")

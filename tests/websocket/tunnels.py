@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
-from tests.websocket.wire import BINARY, FIN, TIMEOUT, Door, Frame, Peer, Target, frame, read_exact, upgrade
+from tests.websocket.wire import BINARY, FIN, Frame, Peer, frame, upgrade
 from tests.wire.processes import Memory
+from tests.wire.sockets import TIMEOUT, Door, read_exact
+from tests.wire.targets import Listener
 
 GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
 
@@ -30,7 +32,7 @@ class Tunnel(NamedTuple):
 def tunnel(door: Door, *, half_close: bool = False, receive_buffer: int = 0) -> Iterator[Tunnel]:
     """Open a tunnel; a small receive buffer lets the server feel at once that we do not read."""
     agreed = {"X_Proxy_Half_Close": "1"} if half_close else {}
-    with Target() as listener, Peer.connect(door, receive_buffer=receive_buffer) as client:
+    with Listener() as listener, Peer.connect(door, receive_buffer=receive_buffer) as client:
         client.write(upgrade(listener.port, **agreed))
         target = listener.accept()
         first, headers = client.read_head()
@@ -83,7 +85,7 @@ _one_at_a_time = threading.Lock()  # then the next connection behind belongs to 
 
 
 @contextmanager
-def chain(door: Door, behind: Target, *, half_close: bool = False, glued: bytes = b"") -> Iterator[Chain]:
+def chain(door: Door, behind: Listener, *, half_close: bool = False, glued: bytes = b"") -> Iterator[Chain]:
     """Open a tunnel through the program; the server may have something glued to its 101."""
     with socket.create_connection(door, TIMEOUT) as client:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

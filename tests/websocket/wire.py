@@ -5,15 +5,13 @@ A ``Peer`` sends whatever it is told, right or wrong, and takes apart what comes
 where tunnels end: a listener whose connections a test takes itself, so it knows when there were none.
 """
 
-import select
 import socket
 import struct
 import time
 from types import TracebackType
 from typing import NamedTuple
 
-TIMEOUT = 15.0  # seconds on every socket
-CHUNK = 1 << 18
+from tests.wire.sockets import CHUNK, TIMEOUT, Door, connect, is_silent, read_rest
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 FIN = 0x80
@@ -22,8 +20,6 @@ FIN = 0x80
 KEY = bytes.fromhex("37fa213d")
 NONCE = "dGhlIHNhbXBsZSBub25jZQ=="
 ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
-
-Door = tuple[str, int]
 
 
 class Frame(NamedTuple):
@@ -122,16 +118,7 @@ class Peer:
     @classmethod
     def connect(cls, door: Door, *, receive_buffer: int = 0) -> "Peer":
         """Connect to a door; a small receive buffer lets the other side feel that we do not read."""
-        sock = socket.socket()
-        if receive_buffer:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        sock.settimeout(TIMEOUT)
-        try:
-            sock.connect(door)
-        except BaseException:
-            sock.close()
-            raise
-        return cls(sock)
+        return cls(connect(door, receive_buffer=receive_buffer))
 
     def __enter__(self) -> "Peer":
         return self
@@ -154,7 +141,7 @@ class Peer:
         while len(self._unread) < size:
             data = self.sock.recv(CHUNK)
             if not data:
-                raise EOFError(f"the connection ended after {self._unread!r}")
+                raise ConnectionError(f"the connection ended after {self._unread!r}")
             self._unread += data
         data, self._unread = self._unread[:size], self._unread[size:]
         return data
@@ -164,7 +151,7 @@ class Peer:
         while b"\r\n\r\n" not in self._unread:
             data = self.sock.recv(CHUNK)
             if not data:
-                raise EOFError(f"the connection ended after {self._unread!r}")
+                raise ConnectionError(f"the connection ended after {self._unread!r}")
             self._unread += data
         head, _, self._unread = self._unread.partition(b"\r\n\r\n")
         first, *lines = head.decode("latin-1").split("\r\n")
@@ -219,70 +206,3 @@ class Peer:
     def is_silent(self, seconds: float) -> bool:
         """Tell whether nothing arrives for so long, not even an end."""
         return not self._unread and is_silent(self.sock, seconds)
-
-
-def read_rest(sock: socket.socket) -> tuple[bytes, str]:
-    """Read to the end of a connection, and tell how it ended: by a ``FIN`` or a ``reset``."""
-    data = bytearray()
-    try:
-        while piece := sock.recv(CHUNK):
-            data += piece
-    except ConnectionResetError:
-        return bytes(data), "reset"
-    return bytes(data), "FIN"
-
-
-def read_exact(sock: socket.socket, size: int) -> bytes:
-    """Read exactly so many bytes."""
-    data = bytearray()
-    while len(data) < size:
-        piece = sock.recv(size - len(data))
-        if not piece:
-            raise EOFError(f"the connection ended after {len(data)} of {size} bytes")
-        data += piece
-    return bytes(data)
-
-
-def is_silent(sock: socket.socket, seconds: float) -> bool:
-    """Tell whether nothing arrives for so long, not even an end."""
-    poll = select.poll()  # select() takes no descriptor above 1023
-    poll.register(sock, select.POLLIN)
-    return not poll.poll(1000 * seconds)
-
-
-def reset(sock: socket.socket) -> None:
-    """Close a connection by a reset."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    sock.close()
-
-
-class Target:
-    """A listener whose connections wait in the kernel until a test takes them."""
-
-    def __init__(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
-        self._taken: list[socket.socket] = []
-        self.port: int = self._listener.getsockname()[1]
-
-    def __enter__(self) -> "Target":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for sock in (self._listener, *self._taken):
-            sock.close()
-
-    def accept(self) -> socket.socket:
-        """Take the next connection."""
-        self._listener.settimeout(TIMEOUT)
-        sock, _ = self._listener.accept()
-        self._taken.append(sock)
-        sock.settimeout(TIMEOUT)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return sock
-
-    @property
-    def untouched(self) -> bool:
-        """True if no connection has been made that was not taken."""
-        return is_silent(self._listener, 0)

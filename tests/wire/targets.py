@@ -9,16 +9,12 @@ import contextlib
 import hashlib
 import queue
 import socket
-import struct
 import threading
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
-from tests.integration.programs import free_port
-
-TIMEOUT = 30.0
-CHUNK = 1 << 18
+from tests.wire.sockets import CHUNK, TIMEOUT, free_port, is_silent, read_to_end, reset
 
 Behaviour = Callable[[socket.socket], Any]
 
@@ -77,6 +73,38 @@ class Target:
             finally:
                 with self._lock:
                     self._connections.discard(connection)
+
+
+class Listener:
+    """A target whose connections wait in the kernel until a test takes them, and knows if there were none."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self._taken: list[socket.socket] = []
+        self.port: int = self._listener.getsockname()[1]
+
+    def __enter__(self) -> "Listener":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for sock in (self._listener, *self._taken):
+            sock.close()
+
+    def accept(self) -> socket.socket:
+        """Take the next connection."""
+        self._listener.settimeout(TIMEOUT)
+        sock, _ = self._listener.accept()
+        self._taken.append(sock)
+        sock.settimeout(TIMEOUT)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sock
+
+    @property
+    def untouched(self) -> bool:
+        """True if no connection has been made that was not taken."""
+        return is_silent(self._listener, 0)
 
 
 def _listen_on_loopback(port: int, backlog: int) -> Iterator[socket.socket]:
@@ -171,7 +199,7 @@ def answer_after_end(data: bytes) -> Behaviour:
     """Read to the end of the stream, and only then send; give what was read."""
 
     def behave(connection: socket.socket) -> bytes:
-        received = b"".join(iter(lambda: connection.recv(CHUNK), b""))
+        received = read_to_end(connection)
         connection.sendall(data)
         return received
 
@@ -186,11 +214,6 @@ def end_then_read(connection: socket.socket) -> tuple[int, str]:
 
 def close_after_accept(connection: socket.socket) -> None:
     """Do nothing, so that the connection is closed."""
-
-
-def reset(connection: socket.socket) -> None:
-    """Reset the connection."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def reset_after(data: bytes) -> Behaviour:
