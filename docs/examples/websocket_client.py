@@ -1,5 +1,5 @@
 """
-Fetch a page through the WebSocket door, with nothing but the websocket-client package.
+Fetch a page through a WebSocket listener, with nothing but the websocket-client package.
 
     python websocket_client.py ws://127.0.0.1:8080/ www.example.com 80
 """
@@ -9,11 +9,11 @@ import sys
 import websocket
 
 
-def main(door: str, host: str, port: str) -> None:
-    """Ask the door for the target, say one HTTP request, and print all that comes back."""
+def main(listener: str, host: str, port: str) -> None:
+    """Ask the listener for the target, say one HTTP request, and print all that comes back."""
     # Where users are set: X-Proxy-Username and X-Proxy-Password too.
     headers = {"X-Proxy-Target-Host": host, "X-Proxy-Target-Port": port}
-    tunnel = websocket.create_connection(door, header=headers, timeout=30)
+    tunnel = websocket.create_connection(listener, header=headers, timeout=30)
     tunnel.send_binary(f"GET / HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
     while data := tunnel.recv():
         sys.stdout.buffer.write(data)
