@@ -21,8 +21,8 @@ import pytest
 
 from proxy import config
 from proxy.errors import Failure
+from proxy.http.refusals import refusal
 from proxy.socks5.codec import code_of
-from proxy.websocket.refusals import refusal
 from tests.integration import peers
 from tests.integration.programs import COMMAND, Program, clean_environment, run_proxy
 from tests.wire import targets

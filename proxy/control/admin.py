@@ -32,10 +32,10 @@ from proxy.control.outcome import Conflict, Outcome
 from proxy.control.versions import Versions
 from proxy.ctl.ask import CONFIG_HEADER, SOCKET_NAME, is_taken, why_not_ours
 from proxy.errors import reason_of
+from proxy.http.heads import HttpError, RequestHead
 from proxy.metrics import render
 from proxy.net.opening import PATIENCE, Latecomers, Opening
 from proxy.net.stream import Ending, Socket
-from proxy.websocket.headers import HttpError, RequestHead
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """
 HTTP for a handful of clients: one request a connection, and a bound on all of it.
 
-Heads are read by the strict parser of the WebSocket door. What a request means is its handler's
+Heads are read by the strict parser of the doors. What a request means is its handler's
 business; what it may cost is decided here.
 """
 
@@ -19,11 +19,11 @@ from gevent.pool import Pool
 
 from proxy.address import Address
 from proxy.errors import reason_of
+from proxy.http.heads import Fields, HeadBuffer, Headers, HttpError, RequestHead, parse_request
 from proxy.net.channel import Channel
 from proxy.net.deadline import Deadline
 from proxy.net.listen import SocketServer
 from proxy.net.stream import Socket, address_of
-from proxy.websocket.headers import Fields, HeadBuffer, Headers, HttpError, RequestHead, parse_request
 
 log = logging.getLogger(__name__)
 

@@ -25,6 +25,8 @@ from proxy.address import DEFAULT_PORTS, UNKNOWN, Address, Endpoint, without_que
 from proxy.client import REACH, Connected, UpstreamClient, speaker_of
 from proxy.config import ClientConfig
 from proxy.errors import DialError, Failure, ProtocolError, reason_of
+from proxy.http.heads import HeadBuffer, HttpError, ResponseHead, parse_response
+from proxy.http.refusals import PROXY_NAME, failure_reported
 from proxy.net.channel import Channel
 from proxy.net.deadline import Deadline
 from proxy.net.tls import client_context, connect_tls
@@ -36,12 +38,7 @@ from proxy.websocket.headers import (
     TARGET_PORT,
     TIMEOUT,
     USERNAME,
-    HeadBuffer,
-    HttpError,
-    ResponseHead,
-    parse_response,
 )
-from proxy.websocket.refusals import PROXY_NAME, failure_reported
 from proxy.websocket.stream import WebSocketStream
 
 log = logging.getLogger(__name__)

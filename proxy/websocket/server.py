@@ -15,6 +15,8 @@ from geventwebsocket.handler import WebSocketHandler
 from proxy.address import UNKNOWN, Address
 from proxy.auth import name_of
 from proxy.errors import AuthError, ProxyError
+from proxy.http.heads import Fields, HeadBuffer, HttpError, parse_request
+from proxy.http.refusals import encode_response, refusal
 from proxy.net.channel import Channel
 from proxy.net.deadline import Deadline
 from proxy.net.stream import Stream
@@ -24,14 +26,9 @@ from proxy.session import Wanted
 from proxy.websocket.headers import (
     BOUND,
     HALF_CLOSE,
-    Fields,
-    HeadBuffer,
-    HttpError,
     TunnelRequest,
-    parse_request,
     vet_request,
 )
-from proxy.websocket.refusals import encode_response, refusal
 from proxy.websocket.stream import WebSocketStream
 
 

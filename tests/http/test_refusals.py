@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import Failure
-from proxy.websocket.headers import ResponseHead, parse_response
-from proxy.websocket.refusals import encode_response, failure_reported, refusal
+from proxy.http.heads import ResponseHead, parse_response
+from proxy.http.refusals import encode_response, failure_reported, refusal
 
 
 def read_by_http_client(data: bytes) -> tuple[HTTPResponse, bytes]:

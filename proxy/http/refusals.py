@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from proxy.errors import Failure
-from proxy.websocket.headers import Fields, Headers, HttpError, ResponseHead
+from proxy.http.heads import Fields, Headers, HttpError, ResponseHead
 
 PROXY_NAME = "proxy-server"  # how we sign Proxy-Status
 

@@ -1,0 +1,1 @@
+"""HTTP without I/O: strict heads, and failures as statuses."""
