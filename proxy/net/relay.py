@@ -17,6 +17,7 @@ has heard enough answers and closes, and its reset, which comes right behind the
 noticed first by whoever is still sending to it.
 """
 
+import errno
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -111,7 +112,7 @@ class Relay:
 
     __slots__ = (
         *("_clock", "_detail", "_down", "_end", "_ending", "_idle_timeout", "_lingering_since", "_moved_at"),
-        *("_moved_before", "_streams", "_up", "broken", "is_over"),
+        *("_moved_before", "_streams", "_up", "broken", "had_ended", "is_over"),
     )
 
     def __init__(
@@ -132,7 +133,8 @@ class Relay:
         self.is_over = False  # once it was stopped nothing moves any more
         self._ending = Ending.FINISHED
         self._detail = ""
-        self.broken = ""  # why one side takes nothing more, though it may have said something before
+        self.broken = ""  # why one side takes nothing more, though it may have said something before,
+        self.had_ended = False  # and even come to its end
         self._clock = clock
         self._moved_before = 0
         self._moved_at = clock()
@@ -221,12 +223,12 @@ class Relay:
         else:
             self._linger(self._clock())
 
-    def break_off(self, why: str) -> None:
+    def break_off(self, why: str, *, had_ended: bool) -> None:
         """Note that one side takes nothing more; the other direction may still deliver what it said."""
         if self.broken or self._up.ended or self._down.ended:
             self.stop(Ending.CUT, self.broken or why)
         else:
-            self.broken = why
+            self.broken, self.had_ended = why, had_ended
             self._linger(self._clock())
 
     def tick(self, now: float) -> None:
@@ -368,7 +370,8 @@ class _Direction:
     def lose(self, exc: OSError) -> None:
         """Stop, because the sink takes nothing more; the opposite direction ends the relay."""
         self.pause()
-        self._relay.break_off(f"{self._sink_name}: {reason_of(exc)}")
+        # A reset that comes behind a FIN is EPIPE, and any other one is ECONNRESET (tcp_reset in Linux).
+        self._relay.break_off(f"{self._sink_name}: {reason_of(exc)}", had_ended=exc.errno == errno.EPIPE)
 
     def _cut(self, exc: Exception) -> None:
         """End the relay, or this direction: in a callback no caller would take an exception."""
@@ -475,8 +478,11 @@ class _Direction:
         """Pass the end of the source on."""
         self._at = self._sink_name
         if self._relay.broken:
-            # Of a peer that broke off this is no end: its error was told once, to the other direction.
+            # The kernel tells an error once, and that was to the other direction. Here it looks like an end,
+            # which it is only if the peer had ended before it broke off.
             if not self._sink.blocked:
+                if self._relay.had_ended:
+                    self._sink.end()
                 self._relay.stop(Ending.CUT, self._relay.broken)
             return
         if not self._told:

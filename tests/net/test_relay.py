@@ -229,6 +229,28 @@ def test_what_a_peer_said_before_it_broke_off_is_delivered_to_one_who_takes_it_s
     assert tunnel.result().detail.startswith(f"{side}: ")
 
 
+@both_copies
+@both_sides
+def test_what_a_peer_said_before_it_ended_and_closed_is_all_to_one_who_takes_it_slowly(
+    tunnel: Tunnel, side: str
+) -> None:
+    """Case 346: a FIN came behind the answer, and the reset only behind that, for what is still sent."""
+    one, other = tunnel.sides(side)
+    direction = tunnel.relay._up if side == "client" else tunnel.relay._down
+    sent = 0
+    while not direction.held:
+        one.sendall(bytes(40_000))
+        sent += 40_000
+        gevent.sleep(0.001)
+    one.close()
+    other.sendall(b"more")
+    while not tunnel.relay.broken:
+        other.sendall(b"more")
+        gevent.sleep(0.01)
+    assert len(read_to_end(other)) == sent
+    assert tunnel.result().ending is Ending.CUT
+
+
 def unread(stream: TcpStream) -> int:
     """Tell how much a socket has received that nobody has read."""
     return int.from_bytes(fcntl.ioctl(stream._sock, termios.FIONREAD, bytes(4)), sys.byteorder)
