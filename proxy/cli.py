@@ -374,7 +374,7 @@ def _listen(address: str, target: Address, proxy: UpstreamConfig) -> int:
 
 
 def _hash_password(given: Mapping[str, str]) -> int:
-    from proxy.auth import hash_password
+    from proxy.policy.auth import hash_password
 
     password = console.read_secret("Password: ", again="Again: ")
     if not 1 <= len(to_bytes(password)) <= 255 or "\0" in password:

@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from functools import partial
 
-from proxy import rules
 from proxy.address import Address, IPAddress
 from proxy.config import ClientConfig, to_bytes
 from proxy.errors import DialError, Failure, ProxyError, UpstreamError, is_shortage
@@ -20,6 +19,7 @@ from proxy.net.limits import shortage
 from proxy.net.relay import DataForwarder, Transfer
 from proxy.net.sock import Sock
 from proxy.net.stream import Ending, Socket, Stream, TcpStream, address_of
+from proxy.policy import rules
 
 REACH = 1.0  # seconds in which an upstream is connected to that is asked for a sign of life
 

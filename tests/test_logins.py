@@ -14,11 +14,11 @@ import gevent
 import pytest
 from gevent import socket
 
-from proxy import auth
 from proxy import runtime as module
 from proxy.config import Protocol, ServerConfig
 from proxy.net import checking
 from proxy.net.checking import Checkers
+from proxy.policy import auth
 from proxy.socks5.server import Socks5Server
 from tests.net.wires import PATIENCE, patience
 

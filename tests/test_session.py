@@ -14,7 +14,6 @@ import pytest
 
 from proxy.accesslog import AccessLog, Record
 from proxy.address import Address
-from proxy.auth import Authenticator
 from proxy.client import Connected, ProxyClient
 from proxy.config import Protocol, ServerConfig
 from proxy.errors import AuthError, DialError, Failure, ProtocolError, ProxyError, UpstreamError
@@ -22,6 +21,7 @@ from proxy.net.channel import Channel
 from proxy.net.deadline import Deadline
 from proxy.net.relay import DataForwarder
 from proxy.net.stream import Ending, Stream, TcpStream
+from proxy.policy.auth import Authenticator
 from proxy.runtime import Runtime
 from proxy.session import Session, Wanted
 from tests.net.wires import patience, tcp_pair

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from proxy.auth import hash_password, is_hash
 from proxy.config import check_user, to_bytes
 from proxy.configfile.load import InvalidConfigError, read_file, state_dir_of
 from proxy.configfile.syntax import is_text
@@ -24,6 +23,7 @@ from proxy.ctl.ask import SOCKET_NAME, ask
 from proxy.errors import ConfigError, reason_of
 from proxy.logs import say
 from proxy.options import Option, UsageError, describe, read
+from proxy.policy.auth import hash_password, is_hash
 
 OK, FAILED, BAD_USAGE = 0, 1, 2
 _PATIENCE = 60.0  # seconds

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from proxy import cli, console
-from proxy.auth import Authenticator, hash_password
 from proxy.ctl import commands as ctl
 from proxy.ctl import show
+from proxy.policy.auth import Authenticator, hash_password
 
 STATUS: dict[str, Any] = {
     "program": "proxy-server 1.0",

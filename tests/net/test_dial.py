@@ -16,13 +16,13 @@ import gevent
 import pytest
 from gevent import socket
 
-from proxy import rules
 from proxy.address import Address, Endpoint
 from proxy.errors import DialError, Failure
 from proxy.net import dial as module
 from proxy.net import lookup
 from proxy.net.deadline import Deadline
 from proxy.net.dial import IPAddress, dial, interleave
+from proxy.policy import rules
 from tests.wire.sockets import free_port
 from tests.wire.targets import blackhole
 

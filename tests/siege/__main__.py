@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from proxy.auth import hash_password
+from proxy.policy.auth import hash_password
 from tests.bench.meter import clock
 from tests.bench.tables import Table
 from tests.doors import MIB

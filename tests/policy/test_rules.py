@@ -4,8 +4,8 @@ from ipaddress import ip_address
 
 import pytest
 
-from proxy import rules
 from proxy.errors import DialError, Failure
+from proxy.policy import rules
 
 
 @pytest.mark.parametrize(

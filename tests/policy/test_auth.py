@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy import auth
-from proxy.auth import Authenticator, Logins, hash_password, is_hash, verify
 from proxy.config import check_user
 from proxy.configfile import load as configfile
 from proxy.errors import AuthError, ConfigError
+from proxy.policy import auth
+from proxy.policy.auth import Authenticator, Logins, hash_password, is_hash, verify
 from tests.integration.programs import run_proxy
 
 SALT = bytes(range(16))

@@ -1,0 +1,1 @@
+"""Who may come, and where to: values and decisions, without sockets."""
