@@ -21,6 +21,11 @@ from proxy.net.sock import Sock, take_over
 from proxy.net.stream import BUFFER_SIZE, TcpStream, TlsStream, say_no_more
 
 _READ_SIZE = 4096  # bytes: more than any handshake needs at once
+# A peer that sends byte by byte costs as much for each as for a whole request. So after some such pieces
+# the next ones are let gather for a moment.
+_CRUMB = 64  # bytes
+_CRUMBS = 32
+_GATHER = 0.05  # seconds
 _LAST_WORD = 1.0  # seconds
 _LOOK_AGAIN = 0.1  # seconds
 _poll = get_original("select", "poll")
@@ -29,13 +34,14 @@ _poll = get_original("select", "poll")
 class Channel:
     """A connected socket during its handshake."""
 
-    __slots__ = ("_asked", "_client", "_early", "_handed_over", "heard", "sock")
+    __slots__ = ("_asked", "_client", "_crumbs", "_early", "_handed_over", "heard", "sock")
 
     def __init__(self, sock: Any, client: Address | None = None) -> None:
         self._client = client
         self.sock = take_over(sock)
         self.heard = False  # the peer has sent something
         self._early = b""
+        self._crumbs = 0
         self._asked = False
         self._handed_over = False
 
@@ -77,10 +83,15 @@ class Channel:
         while True:
             try:
                 data: bytes = self.sock.recv(_READ_SIZE)
-                self.heard = self.heard or bool(data)
-                return data
+                break
             except BlockingIOError:
                 wait(self.sock.reader)
+        self.heard = self.heard or bool(data)
+        if 0 < len(data) < _CRUMB:
+            self._crumbs += 1
+            if self._crumbs > _CRUMBS:
+                gevent.sleep(_GATHER)
+        return data
 
     def push_back(self, data: bytes) -> None:
         """Put bytes back in front of what is still to be read."""

@@ -368,6 +368,30 @@ def test_pipes_that_others_made_non_blocking_are_an_end_of_a_relay(pair: Pair) -
     assert not os.get_blocking(pipes.stdin)
 
 
+# -- a handshake
+
+
+def test_a_peer_that_sends_byte_by_byte_is_not_read_byte_by_byte() -> None:
+    """Each would cost as much as a whole request."""
+    ours, peer = tcp_pair()
+    channel = Channel(ours)
+
+    def drip() -> None:
+        for _ in range(300):
+            peer.send(b"x")
+            gevent.sleep(0.001)
+
+    started = time.monotonic()
+    dripping = gevent.spawn(drip)
+    pieces: list[bytes] = []
+    with gevent.Timeout(10):
+        while len(b"".join(pieces)) < 300:
+            pieces.append(channel.recv(4096))
+        dripping.join()
+    # The first 32 at once, and then twenty times a second.
+    assert len(pieces) < 34 + (time.monotonic() - started) * 20
+
+
 # -- buffers and addresses
 
 

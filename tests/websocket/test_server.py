@@ -669,8 +669,11 @@ def test_a_refused_login_repeats_nothing_of_the_request(proxy: Proxy) -> None:
 @pytest.mark.parametrize(("password", "status"), [("wrong", 401), ("wonderland", 400)])
 def test_a_login_comes_before_the_target(proxy: Proxy, password: str, status: int) -> None:
     """Case 370: only who may come in can make us read a host."""
+    before = len(proxy.log)
     request = upgrade(1, X_Proxy_Username="alice", X_Proxy_Password=password, X_Proxy_Target_Host="a b")
     assert ask(proxy.door("login"), request).status == status
+    if status == 401:  # no later test shall find this one's line
+        wait_until(lambda: FAILED_LOGIN.search(proxy.log, before), "the line for fail2ban")
 
 
 @pytest.mark.parametrize(
