@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.integration import clients
-from tests.integration.clients import Tunnel, WebTunnel
 from tests.integration.programs import Proxy, socks_door, upstream, web_door
+from tests.wire import clients
+from tests.wire.clients import Tunnel, WebTunnel
 from tests.wire.processes import memory_of, sockets_of
 from tests.wire.waits import wait_until
 

@@ -18,8 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.doors import KIB, MIB, WAYS, Doors, cut_of, how_it_ends
-from tests.integration import clients
-from tests.integration.clients import HttpRefused, SocksRefused, Tunnel
+from tests.wire import clients
+from tests.wire.clients import HttpRefused, SocksRefused, Tunnel
 from tests.wire.processes import ESTABLISHED, memory_of, sockets_of
 from tests.wire.sockets import TIMEOUT, free_port, read_exact, read_to_end, reset
 from tests.wire.targets import (

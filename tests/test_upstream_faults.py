@@ -19,17 +19,17 @@ from typing import Any
 
 import pytest
 
-from tests import scripted_upstreams as script
 from tests.doors import cut_of, how_it_ends
-from tests.integration import clients
 from tests.integration.certificates import Authority
-from tests.integration.clients import HttpRefused, SocksRefused, Tunnel
 from tests.integration.programs import Proxy, socks_door, upstream, web_door
-from tests.scripted_upstreams import GRANTED, SOCKS_GREETED, Step, switch
-from tests.wire import targets
+from tests.wire import clients, targets
+from tests.wire import upstreams as script
+from tests.wire.clients import HttpRefused, SocksRefused, Tunnel
 from tests.wire.processes import sockets_of
 from tests.wire.sockets import connect, free_port, read_exact, reset
+from tests.wire.socks5 import GRANTED, hear_greeting, hear_login, read_socks_reply, socks_reply, socks_request
 from tests.wire.targets import Target, close_after_accept
+from tests.wire.upstreams import SOCKS_GREETED, Step, switch
 from tests.wire.waits import wait_until
 
 TARGET = ("192.0.2.1", 80)  # RFC 5737: a documentation address, never dialled here
@@ -117,9 +117,9 @@ def is_upstreams_fault(refusal: Refusal) -> bool:
 SOCKS_FAULTS: dict[str, tuple[Step, ...]] = {
     "closes at once": (close_after_accept,),
     "resets at once": (reset,),
-    "closes after the greeting": (script.hear_greeting, script.end),
-    "closes in the method": (script.hear_greeting, b"\x05", script.end),
-    "closes after the method": (script.hear_greeting, b"\x05\x00", script.end),
+    "closes after the greeting": (hear_greeting, script.end),
+    "closes in the method": (hear_greeting, b"\x05", script.end),
+    "closes after the method": (hear_greeting, b"\x05\x00", script.end),
     "closes after the request": (*SOCKS_GREETED, script.end),
     "resets after the request": (*SOCKS_GREETED, reset),
     **{
@@ -129,8 +129,8 @@ SOCKS_FAULTS: dict[str, tuple[Step, ...]] = {
     "is an HTTP server": (b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", script.end),
     "is an SSH server": (b"SSH-2.0-OpenSSH_9.9\r\n", script.stall),
     "is garbage": (bytes(range(256)) * 4, script.end),
-    "has version 4": (script.hear_greeting, b"\x04\x00", script.stall),
-    "chooses a method that was not offered": (script.hear_greeting, b"\x05\x80", script.stall),
+    "has version 4": (hear_greeting, b"\x04\x00", script.stall),
+    "chooses a method that was not offered": (hear_greeting, b"\x05\x80", script.stall),
     "replies with version 4": (*SOCKS_GREETED, b"\x04" + GRANTED[1:], script.stall),
     "replies with address type 2": (*SOCKS_GREETED, b"\x05\x00\x00\x02" + GRANTED[4:], script.stall),
 }
@@ -186,7 +186,7 @@ def test_a_websocket_upstream_that_breaks_the_protocol_is_to_blame(
 
 STALLS: dict[str, tuple[str, tuple[Step, ...]]] = {
     "at once": ("socks5", (script.stall,)),
-    "after the method": ("socks5", (script.hear_greeting, b"\x05\x00", script.stall)),
+    "after the method": ("socks5", (hear_greeting, b"\x05\x00", script.stall)),
     "in the reply": ("socks5", (*SOCKS_GREETED, GRANTED[:6], script.stall)),
     "before its answer": ("websocket", (script.stall,)),
     "never, but drips": ("websocket", (script.drip,)),
@@ -239,7 +239,7 @@ def test_the_reply_of_a_socks5_upstream_is_passed_on(
     node: Node, ports: dict[str, int], door: str, code: int
 ) -> None:
     """CASES F164, F174."""
-    with played(ports["socks5"], *SOCKS_GREETED, script.socks_reply(code), script.end) as refusing:
+    with played(ports["socks5"], *SOCKS_GREETED, socks_reply(code), script.end) as refusing:
         assert node.refusal(door, "socks5").is_one_of(*MAPPED[code])
         assert refusing.requests == 1
 
@@ -279,8 +279,8 @@ def test_a_redirect_is_not_followed(node: Node, ports: dict[str, int], door: str
 
 LOGIN = {"proxy_username": "alice", "proxy_password": "open sesame", "retry_count": 3}
 LOGIN_REFUSALS: dict[str, tuple[str, tuple[Step, ...]]] = {
-    "status 1": ("socks5", (script.hear_greeting, b"\x05\x02", script.hear_login, b"\x01\x01", script.end)),
-    "no method": ("socks5", (script.hear_greeting, b"\x05\xff", script.end)),
+    "status 1": ("socks5", (hear_greeting, b"\x05\x02", hear_login, b"\x01\x01", script.end)),
+    "no method": ("socks5", (hear_greeting, b"\x05\xff", script.end)),
     "401": ("websocket", (script.hear_head, script.http_answer(401), script.end)),
     "407": ("websocket", (script.hear_head, script.http_answer(407), script.end)),
 }
@@ -318,7 +318,7 @@ def test_refused_credentials_are_logged_although_the_upstream_has_just_failed_ot
 def test_a_wrong_version_of_the_login_answer_is_a_fault() -> None:
     """CASES F166: RFC 1929, section 2, has version 1."""
     port = free_port()
-    steps = (script.hear_greeting, b"\x05\x02", script.hear_login, b"\x05\x00", script.stall)
+    steps = (hear_greeting, b"\x05\x02", hear_login, b"\x05\x00", script.stall)
     way = upstream("socks5", ("127.0.0.1", port), **{**LOGIN, "retry_count": 0})
     with Node({"way": way}) as node, played(port, *steps):
         started = time.monotonic()
@@ -341,8 +341,8 @@ GLUED: dict[str, tuple[str, tuple[Step, ...]]] = {
     "101": (
         "websocket",
         (
-            switch(behind=script.frame(2, b"first ")),
-            script.frame(2, b"second") + script.frame(2),
+            switch(behind=script.unmasked(2, b"first ")),
+            script.unmasked(2, b"second") + script.unmasked(2),
             script.stall,
         ),
     ),
@@ -373,9 +373,9 @@ def test_early_data_of_the_client_reaches_the_upstream_behind_its_answer_once(
     )
     door = node.door(f"socks-by-{kind}")
     with played(ports[kind], *steps) as upstream_, connect(door) as sock:
-        sock.sendall(b"\x05\x01\x00" + clients.socks_request(*TARGET) + b"early")
+        sock.sendall(b"\x05\x01\x00" + socks_request(*TARGET) + b"early")
         assert read_exact(sock, 2) == b"\x05\x00"
-        assert clients.read_socks_reply(sock) == 0
+        assert read_socks_reply(sock) == 0
         assert upstream_.result()[-1] == b"early"
 
 
@@ -430,7 +430,7 @@ class TlsUpstream:
             contextlib.suppress(ssl.SSLError),
             self._context.wrap_socket(connection, server_side=True) as tls,
         ):
-            step = switch(behind=script.frame(2, b"over TLS"))
+            step = switch(behind=script.unmasked(2, b"over TLS"))
             assert callable(step)
             step(tls)
             script.stall(tls)
@@ -533,7 +533,7 @@ def test_plain_text_behind_a_tls_port_is_refused_and_no_password_goes_out(author
 # -- retries
 
 FLAKY: dict[str, tuple[str, tuple[Step, ...]]] = {
-    "socks5": ("socks5", (script.hear_greeting, script.end)),
+    "socks5": ("socks5", (hear_greeting, script.end)),
     "socks5-reply": ("socks5", (*SOCKS_GREETED, GRANTED[:5], script.end)),
     "websocket": ("websocket", (script.hear_head, script.end)),
 }
@@ -575,9 +575,9 @@ def test_a_retry_that_succeeds_is_all_that_the_client_sees(kind: str) -> None:
     way = upstream(kind, ("127.0.0.1", port), retry_count=2)
     with Node({"way": way}) as node, Target(behave, port=port) as flaky:
         with connect(node.door("socks-by-way")) as sock:
-            sock.sendall(b"\x05\x01\x00" + clients.socks_request(*TARGET) + b"early")
+            sock.sendall(b"\x05\x01\x00" + socks_request(*TARGET) + b"early")
             assert read_exact(sock, 2) == b"\x05\x00"
-            assert clients.read_socks_reply(sock) == 0
+            assert read_socks_reply(sock) == 0
             assert flaky.result() is None
             assert flaky.result() == b"early"
         assert flaky.accepted == 2
@@ -598,7 +598,7 @@ def test_nothing_is_tried_again_once_the_tunnel_stands(kind: str) -> None:
 
 FINAL: dict[str, tuple[str, tuple[Step, ...]]] = {
     **{
-        f"reply {code}": ("socks5", (*SOCKS_GREETED, script.socks_reply(code), script.end))
+        f"reply {code}": ("socks5", (*SOCKS_GREETED, socks_reply(code), script.end))
         for code in (1, 2, 4, 5, 6)
     },
     **{
@@ -708,16 +708,16 @@ BREAKS: dict[str, tuple[Step, ...]] = {
         f"Close {code}": (
             switch(),
             client_frame_heard,
-            script.frame(2, b"some") + script.close_frame(code),
+            script.unmasked(2, b"some") + script.close_frame(code),
             script.end,
         )
         for code in (1001, 1008, 1011, 1013)
     },
     "a reset": (switch(), client_frame_heard, reset),
     "a FIN in mid-frame": (switch(), client_frame_heard, PARTIAL, script.end),
-    "a FIN without Close": (switch(), client_frame_heard, script.frame(2, b"some"), script.end),
-    "a text frame": (switch(), client_frame_heard, script.frame(1, b"text"), script.stall),
-    "a reserved opcode": (switch(), client_frame_heard, script.frame(3, b"what"), script.stall),
+    "a FIN without Close": (switch(), client_frame_heard, script.unmasked(2, b"some"), script.end),
+    "a text frame": (switch(), client_frame_heard, script.unmasked(1, b"text"), script.stall),
+    "a reserved opcode": (switch(), client_frame_heard, script.unmasked(3, b"what"), script.stall),
 }
 
 
@@ -735,9 +735,13 @@ def test_a_tunnel_that_breaks_is_cut_and_not_ended(
 
 
 ENDS: dict[str, tuple[Step, ...]] = {
-    "Close 1000": (switch(), script.frame(2, b"all") + script.close_frame(1000), script.end),
-    "an empty Close": (switch(), script.frame(2, b"all") + script.frame(8), script.end),
-    "a FIN of one who knows no half-close": (switch(half_close=False), script.frame(2, b"all"), script.end),
+    "Close 1000": (switch(), script.unmasked(2, b"all") + script.close_frame(1000), script.end),
+    "an empty Close": (switch(), script.unmasked(2, b"all") + script.unmasked(8), script.end),
+    "a FIN of one who knows no half-close": (
+        switch(half_close=False),
+        script.unmasked(2, b"all"),
+        script.end,
+    ),
 }
 
 

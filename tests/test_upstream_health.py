@@ -21,11 +21,13 @@ from proxy.net.deadline import Deadline
 from proxy.socks5.server import Socks5Server
 from proxy.upstream import Health, Upstream, upstreams_of
 from proxy.websocket.server import WebSocketServer
-from tests import scripted_upstreams as script
 from tests.integration.certificates import Authority
-from tests.scripted_upstreams import SOCKS_GREETED, Step, hear_head, http_answer, switch
+from tests.wire import upstreams as script
 from tests.wire.sockets import free_port, reset
+from tests.wire.socks5 import hear_greeting, hear_login, socks_reply
 from tests.wire.targets import Target
+from tests.wire.upstreams import SOCKS_GREETED, Step, hear_head, http_answer, switch
+from tests.wire.websocket import switching
 
 TARGET = Address("target.example", 443)
 LOGIN = {"proxy_username": "alice", "proxy_password": "open sesame"}
@@ -87,10 +89,10 @@ def test_a_living_socks5_proxy_is_known_by_its_negotiation(login: dict[str, str]
     """CASES 300: RFC 1928, section 3, and RFC 1929; a request follows only where there is a target."""
 
     def behave(connection: socket.socket) -> bytes:
-        script.hear_greeting(connection)
+        hear_greeting(connection)
         connection.sendall(b"\x05\x02" if login else b"\x05\x00")
         if login:
-            script.hear_login(connection)
+            hear_login(connection)
             connection.sendall(b"\x01\x00")
         heard = connection.recv(1)
         script.stall(connection)
@@ -128,7 +130,7 @@ def test_a_silent_proxy_is_cut_on_time_and_counted(who: str) -> None:
 def test_a_general_failure_is_an_answer_about_the_target(reply: int) -> None:
     """CASES 371: by a proxy that lives and knows its protocol."""
     port = free_port()
-    with played(port, *SOCKS_GREETED, script.socks_reply(reply), script.end) as far:
+    with played(port, *SOCKS_GREETED, socks_reply(reply), script.end) as far:
         home = made("socks5", port, retry_count=3)
         for attempts in (1, 2, 3):
             error = refusal(home)
@@ -210,7 +212,7 @@ def test_one_that_is_back_is_up_although_nobody_needs_it(caplog: pytest.LogCaptu
         rests_until = home.health.rests_until
         assert rests_until > time.monotonic() + 2
         port = place.getsockname()[1]
-    with played(port, script.hear_greeting, b"\x05\x00", script.stall), caplog.at_level(logging.INFO):
+    with played(port, hear_greeting, b"\x05\x00", script.stall), caplog.at_level(logging.INFO):
         while home.health.failures:
             gevent.sleep(0.01)
         assert time.monotonic() < rests_until
@@ -233,7 +235,7 @@ def test_one_that_accepts_and_says_nothing_is_not_back() -> None:
 @pytest.mark.parametrize(
     "steps",
     [
-        (script.hear_greeting, b"\x05\x02", script.hear_login, b"\x01\x01", script.end),
+        (hear_greeting, b"\x05\x02", hear_login, b"\x01\x01", script.end),
         (b"SSH-2.0-OpenSSH_9.9\r\n", script.end),
     ],
     ids=["refused credentials", "another protocol"],
@@ -277,7 +279,7 @@ def test_a_reload_goes_on_looking_after_what_is_down() -> None:
     assert new is not old
     assert new.health is old.health
     assert new.health.failures == 1
-    with played(port, script.hear_greeting, b"\x05\x00", script.stall):
+    with played(port, hear_greeting, b"\x05\x00", script.stall):
         while new.health.failures:
             gevent.sleep(0.01)
     server.shutdown()
@@ -376,12 +378,8 @@ def test_interim_answers_before_the_101_are_passed_over(status: int) -> None:
 
     def both(connection: socket.socket) -> str:
         head = hear_head(connection)
-        key = script.accept_of(head)
-        connection.sendall(
-            interim + interim + b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n"
-            b"Connection: Upgrade\r\nX-Proxy-Half-Close: 1\r\nX-Proxy-Bound: 192.0.2.1:80\r\n"
-            b"Sec-WebSocket-Accept: " + key.encode() + b"\r\n\r\n"
-        )
+        bound = "X-Proxy-Bound: 192.0.2.1:80"
+        connection.sendall(interim + interim + switching(script.key_of(head), bound))
         return head
 
     for steps in ((answer, switch("X-Proxy-Bound: 192.0.2.1:80")), (both,)):
@@ -449,7 +447,7 @@ def test_a_proxy_that_does_not_tell_where_it_is_bound_only_promises(
 @pytest.mark.parametrize(
     ("kind", "steps", "confirms"),
     [
-        ("socks5", (*SOCKS_GREETED, script.socks_reply(0)), True),  # bound to 0.0.0.0:0, as many say it
+        ("socks5", (*SOCKS_GREETED, socks_reply(0)), True),  # bound to 0.0.0.0:0, as many say it
         ("websocket", (switch("X-Proxy-Bound: 192.0.2.1:80"),), True),
         ("websocket", (switch(),), False),
     ],
@@ -471,12 +469,12 @@ def test_a_promise_is_passed_on_as_one(kind: str, steps: tuple[Step, ...], confi
 
 NAMES: dict[str, tuple[str, dict[str, Any], tuple[Step, ...], str]] = {
     "SOCKS5 at HTTP": (
-        *("socks5", {}, (script.hear_greeting, http_answer(400), script.end)),
+        *("socks5", {}, (hear_greeting, http_answer(400), script.end)),
         "no SOCKS5 proxy: an HTTP server answered",
     ),
     "SOCKS5 at TLS": (
         # RFC 8446, section 6: an alert, which is fatal, of an unexpected message
-        *("socks5", {}, (script.hear_greeting, b"\x15\x03\x01\x00\x02\x02\x0a", script.end)),
+        *("socks5", {}, (hear_greeting, b"\x15\x03\x01\x00\x02\x02\x0a", script.end)),
         "no SOCKS5 proxy: a TLS server answered",
     ),
     "SOCKS5 at TLS that waits": ("socks5", {"timeout": 0.3}, (script.stall,), "answers no SOCKS5 greeting"),
@@ -485,11 +483,11 @@ NAMES: dict[str, tuple[str, dict[str, Any], tuple[Step, ...], str]] = {
         "no SOCKS5 proxy: an SSH server answered",
     ),
     "SOCKS5 without a login": (
-        *("socks5", {}, (script.hear_greeting, b"\x05\xff", script.end)),
+        *("socks5", {}, (hear_greeting, b"\x05\xff", script.end)),
         "wants a login, and none is set (it takes no method that we offer)",
     ),
     "SOCKS5 with a login": (
-        *("socks5", LOGIN, (script.hear_greeting, b"\x05\xff", script.end)),
+        *("socks5", LOGIN, (hear_greeting, b"\x05\xff", script.end)),
         "refused our credentials (it takes no method that we offer)",
     ),
     "WebSocket at TLS": (

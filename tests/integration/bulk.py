@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 
-from tests.integration import clients
+from tests.wire import clients
 from tests.wire.targets import Target
 
 CHUNK = bytes(1 << 18)

@@ -19,9 +19,8 @@ from types import TracebackType
 
 import pytest
 
-from tests.integration.clients import Credentials
 from tests.integration.programs import Program, clean_environment
-from tests.wire.sockets import Door, free_port
+from tests.wire.sockets import Credentials, Door, free_port
 
 
 def require(condition: object, what: str) -> None:

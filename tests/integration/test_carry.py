@@ -29,24 +29,16 @@ from typing import Any
 import pytest
 
 from tests.doors import Doors, how_it_ends
-from tests.integration import clients
-from tests.integration.clients import (
-    OPEN,
-    SocksTunnel,
-    Tunnel,
-    WebTunnel,
-    socks_greeting,
-    socks_request,
-    upgrade_request,
-)
 from tests.integration.programs import COMMAND, Proxy, socks_door, upstream, web_door
-from tests.websocket import wire
 from tests.websocket.tunnels import chain, sending, tunnel
-from tests.websocket.wire import BINARY, CONTINUATION, FIN, PING, PONG
+from tests.wire import websocket as wire
+from tests.wire.clients import OPEN, SocksTunnel, Tunnel, WebTunnel
 from tests.wire.processes import CLOSE_WAIT, Memory, descriptors_of, memory_of, sockets_of, table
 from tests.wire.sockets import connect, read_exact, read_rest, reset
+from tests.wire.socks5 import read_socks_reply, socks_greeting, socks_request
 from tests.wire.targets import Listener, Target, blackhole, end_then_read, exchange, when
 from tests.wire.waits import stands_still, wait_until
+from tests.wire.websocket import BINARY, CONTINUATION, FIN, PING, PONG, upgrade_request
 
 KIB, MIB = 1 << 10, 1 << 20
 LONG = os.environ.get("LONG") == "1"
@@ -312,7 +304,7 @@ def greet(sock: socket.socket, mode: str, port: int) -> None:
         sock.sendall(socks_greeting())
         assert read_exact(sock, 2) == b"\x05\x00"
         sock.sendall(socks_request("127.0.0.1", port))
-        assert clients.read_socks_reply(sock) == 0
+        assert read_socks_reply(sock) == 0
     else:
         sock.sendall(upgrade_request("127.0.0.1", port))
         assert read_exact(sock, 12) == b"HTTP/1.1 101"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from websockets.sync.server import serve
 
-from tests.integration import clients, peers
+from tests.integration import peers
 from tests.integration.netns import Namespace
 from tests.integration.programs import (
     COMMAND,
@@ -24,7 +24,7 @@ from tests.integration.programs import (
     socks_door,
     web_door,
 )
-from tests.wire import targets
+from tests.wire import clients, targets
 from tests.wire.processes import catches
 from tests.wire.sockets import connect, free_port, read_exact
 from tests.wire.targets import Target

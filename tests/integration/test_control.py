@@ -24,9 +24,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests import scripted_upstreams as scripted
-from tests.integration import clients, peers
-from tests.integration.clients import SocksRefused, Tunnel, WebTunnel
+from tests.integration import peers
 from tests.integration.programs import (
     REPOSITORY,
     Proxy,
@@ -36,10 +34,14 @@ from tests.integration.programs import (
     upstream,
     web_door,
 )
-from tests.wire import targets
+from tests.wire import clients, targets
+from tests.wire import upstreams as scripted
+from tests.wire.clients import SocksRefused, Tunnel, WebTunnel
 from tests.wire.sockets import connect, free_port, read_exact, read_to_end
+from tests.wire.socks5 import hear_greeting, hear_login, socks_greeting, socks_request
 from tests.wire.targets import Target
 from tests.wire.waits import wait_until
+from tests.wire.websocket import Peer
 
 TOKEN = "open sesame"
 SECRETS = (b"wonderland", b"looking-glass", b"cheshire", TOKEN.encode())
@@ -87,9 +89,10 @@ def ask(node: Proxy, path: str) -> Any:
         sock.settimeout(10)
         sock.connect(str(control_socket(node)))
         sock.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-        status, _, body = clients.read_response(sock)
+        peer = Peer(sock)
+        status, headers = peer.read_answer()
         assert status == 200
-        return json.loads(body + read_to_end(sock))
+        return json.loads(peer.read_body(headers))
 
 
 def status_of(node: Proxy) -> dict[str, Any]:
@@ -192,7 +195,7 @@ class TestLooking:
             assert metrics(node)["proxy_upstream_up", frozenset({"socks", "home"})] == 0
             assert "down (1 failure)" in said(ctl(node, "status"))
             # Case 354: it is back, and nobody needs it.
-            login = (scripted.hear_greeting, b"\x05\x02", scripted.hear_login, b"\x01\x00", scripted.stall)
+            login = (hear_greeting, b"\x05\x02", hear_login, b"\x01\x00", scripted.stall)
             with scripted.upstream(port, *login):
                 wait_until(lambda: status_of(node)["upstreams"][0]["health"] == "up", "it to be seen")
                 assert metrics(node)["proxy_upstream_up", frozenset({"socks", "home"})] == 1
@@ -335,7 +338,7 @@ class TestKill:
 
     def test_one_that_still_dials_ends_too(self, node: Proxy) -> None:
         with targets.blackhole() as port, contextlib.closing(connect(node.door("socks"))) as client:
-            client.sendall(clients.socks_greeting() + clients.socks_request("127.0.0.1", port))
+            client.sendall(socks_greeting() + socks_request("127.0.0.1", port))
             wait_until(
                 lambda: [row["state"] for row in connections_of(node)] == ["dialling"], "the dial to begin"
             )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration import clients, peers
+from tests.integration import peers
 from tests.integration.netns import Namespace
 from tests.integration.programs import (
     COMMAND,
@@ -23,7 +23,7 @@ from tests.integration.programs import (
     run_proxy,
     socks_door,
 )
-from tests.wire import targets
+from tests.wire import clients, targets
 from tests.wire.sockets import read_exact
 from tests.wire.targets import Target
 

@@ -9,10 +9,10 @@ import sys
 import pytest
 
 from tests.integration import peers
-from tests.integration.clients import SocksRefused, socks5
 from tests.integration.netns import Namespace
 from tests.integration.programs import Program, clean_environment
 from tests.wire import targets
+from tests.wire.clients import SocksRefused, socks5
 from tests.wire.processes import listening_ports
 from tests.wire.sockets import free_port, read_exact
 from tests.wire.targets import Target

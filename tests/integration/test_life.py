@@ -21,14 +21,15 @@ from typing import Any
 
 import pytest
 
-from tests.integration import clients
-from tests.integration.clients import HttpRefused, SocksRefused, Tunnel
 from tests.integration.programs import COMMAND, Program, Proxy, socks_door, upstream, web_door
-from tests.wire import targets
+from tests.wire import clients, targets
+from tests.wire.clients import HttpRefused, SocksRefused, Tunnel
 from tests.wire.processes import CLOSE_WAIT, ESTABLISHED, SYN_SENT, descriptors_of, sockets_of, table
 from tests.wire.sockets import TIMEOUT, Door, Readable, connect, free_port, read_exact, read_to_end, reset
+from tests.wire.socks5 import read_socks_reply, socks_greeting, socks_request
 from tests.wire.targets import Target
 from tests.wire.waits import wait_until
+from tests.wire.websocket import upgrade_request
 
 PAYLOAD = os.urandom(4 << 20)
 
@@ -387,7 +388,7 @@ class TestLimits:
             make_node({"max_connections": self.LIMIT, "overload": "wait"}) as node,
             Target(targets.echo) as target,
         ):
-            request = clients.socks_greeting() + clients.socks_request("127.0.0.1", target.port)
+            request = socks_greeting() + socks_request("127.0.0.1", target.port)
             waiting = [connect(node.door("socks")) for _ in range(self.CLIENTS)]
             for sock in waiting:
                 sock.sendall(request)
@@ -395,7 +396,7 @@ class TestLimits:
             for index, sock in enumerate(waiting):
                 sock.settimeout(10)
                 assert read_exact(sock, 2) == b"\x05\x00"
-                assert clients.read_socks_reply(sock) == 0
+                assert read_socks_reply(sock) == 0
                 assert target.accepted <= self.LIMIT + index + 1
                 sock.close()
             wait_until(lambda: target.accepted == self.CLIENTS, "all to have been served")
@@ -424,11 +425,11 @@ class TestLimits:
             target = stack.enter_context(Target(targets.echo))
             first = connect(node.door(door))
             if door == "socks":
-                first.sendall(clients.socks_greeting())
+                first.sendall(socks_greeting())
                 assert read_exact(first, 2) == b"\x05\x00"
-                first.sendall(clients.socks_request("127.0.0.1", hole))
+                first.sendall(socks_request("127.0.0.1", hole))
             else:
-                first.sendall(clients.upgrade_request("127.0.0.1", hole))
+                first.sendall(upgrade_request("127.0.0.1", hole))
             wait_until(lambda: _dials(node, hole), "the target to be dialled")
             if how == "resets":
                 reset(first)
@@ -440,10 +441,10 @@ class TestLimits:
         """CASES 37: it says nothing more, but it listens."""
         with make_node() as node, Target(targets.banner(b"220 ready")) as target:
             sock = connect(node.door("socks"))
-            sock.sendall(clients.socks_greeting() + clients.socks_request("127.0.0.1", target.port))
+            sock.sendall(socks_greeting() + socks_request("127.0.0.1", target.port))
             sock.shutdown(socket.SHUT_WR)
             assert read_exact(sock, 2) == b"\x05\x00"
-            assert clients.read_socks_reply(sock) == 0
+            assert read_socks_reply(sock) == 0
             assert read_to_end(sock) == b"220 ready"
 
 
@@ -472,7 +473,7 @@ class TestFaults:
             with ExitStack() as stack:
                 for _ in range(2 * limit):
                     sock = stack.enter_context(connect(node.door("socks")))
-                    sock.sendall(clients.socks_greeting() + clients.socks_request("127.0.0.1", target.port))
+                    sock.sendall(socks_greeting() + socks_request("127.0.0.1", target.port))
                 before = _cpu_seconds(node.pid)
                 time.sleep(1)  # the span over which its use of the processor is measured
                 assert _cpu_seconds(node.pid) - before < 0.6, "it spins"

@@ -16,14 +16,21 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
-from tests import scripted_upstreams as script
-from tests.integration import clients
 from tests.integration.netns import Namespace
 from tests.integration.programs import Proxy, run_proxy, socks_door, upstream, web_door
 from tests.wire import targets
 from tests.wire.sockets import connect, read_exact
+from tests.wire.socks5 import (
+    GRANTED,
+    hear_greeting,
+    hear_request,
+    read_socks_reply,
+    socks_greeting,
+    socks_request,
+)
 from tests.wire.targets import Target
 from tests.wire.waits import wait_until
+from tests.wire.websocket import Peer, upgrade_request
 
 CLIENTS = 96
 
@@ -32,16 +39,16 @@ def ask(node: Proxy, stack: ExitStack, port: int, *, door: str = "socks") -> soc
     """Be a client that has sent all it has to say, for a target on this machine."""
     sock = stack.enter_context(connect(node.door(door)))
     if door == "socks":
-        sock.sendall(clients.socks_greeting() + clients.socks_request("127.0.0.1", port))
+        sock.sendall(socks_greeting() + socks_request("127.0.0.1", port))
     else:
-        sock.sendall(clients.upgrade_request("127.0.0.1", port))
+        sock.sendall(upgrade_request("127.0.0.1", port))
     return sock
 
 
 def reply(sock: socket.socket) -> int:
     """Read what a SOCKS5 client is told."""
     assert read_exact(sock, 2) == b"\x05\x00"
-    return clients.read_socks_reply(sock)
+    return read_socks_reply(sock)
 
 
 def answered(waiting: list[socket.socket]) -> list[socket.socket]:
@@ -60,11 +67,11 @@ def when_let_go(go: threading.Event) -> targets.Behaviour:
     """Make a SOCKS5 proxy that answers a request when it is told to."""
 
     def behave(connection: socket.socket) -> None:
-        script.hear_greeting(connection)
+        hear_greeting(connection)
         connection.sendall(b"\x05\x00")
-        script.hear_request(connection)
+        hear_request(connection)
         go.wait(20)
-        connection.sendall(script.GRANTED)
+        connection.sendall(GRANTED)
         connection.recv(1)
 
     return behave
@@ -111,7 +118,7 @@ def test_at_the_end_of_its_descriptors_everybody_is_told_and_nobody_blamed(door:
             if door == "socks":
                 assert reply(sock) == 1
             else:
-                status, headers, _ = clients.read_response(sock)
+                status, headers = Peer(sock).read_answer()
                 assert status == 503
                 assert "error=connection_limit_reached" in headers["proxy-status"]
                 assert headers["retry-after"]
@@ -147,7 +154,7 @@ def test_local_ports_that_are_used_up_are_not_the_targets_fault() -> None:
         here.run(lambda: [leave_one_port()])
         replies = []
         for sock in both:
-            sock.sendall(clients.socks_greeting() + clients.socks_request("127.0.0.1", target.port))
+            sock.sendall(socks_greeting() + socks_request("127.0.0.1", target.port))
             replies.append(reply(sock))
         assert replies == [0, 1]
         node.wait_for_log("ip_local_port_range")

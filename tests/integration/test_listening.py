@@ -15,10 +15,9 @@ from typing import Any
 
 import pytest
 
-from tests.integration import clients
 from tests.integration.netns import Namespace
 from tests.integration.programs import COMMAND, Program, Proxy, ini, run_proxy, socks_door, upstream, web_door
-from tests.wire import targets
+from tests.wire import clients, targets
 from tests.wire.sockets import free_port, read_exact
 from tests.wire.targets import Target
 from tests.wire.waits import wait_until

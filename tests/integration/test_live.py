@@ -21,15 +21,16 @@ from typing import Any
 
 import pytest
 
-from tests.integration import clients
 from tests.integration.certificates import Authority
-from tests.integration.clients import LoginRefused, SocksRefused, Tunnel, WebTunnel
 from tests.integration.programs import Proxy, ini, run_proxy, socks_door, upstream, web_door
-from tests.wire import targets
+from tests.wire import clients, targets
+from tests.wire.clients import LoginRefused, SocksRefused, Tunnel, WebTunnel
 from tests.wire.processes import LISTEN, catches, listening_ports, sockets_of
 from tests.wire.sockets import Door, connect, free_port, read_exact, read_to_end
+from tests.wire.socks5 import login, socks_greeting, socks_request
 from tests.wire.targets import Target
 from tests.wire.waits import wait_until
+from tests.wire.websocket import upgrade_request
 
 INTERVAL = 0.1  # seconds
 ALICE, BOB = ("alice", "wonderland"), ("bob", "builder")
@@ -264,7 +265,7 @@ class TestListeners:
         with Live(listeners={"socks": door}) as node:
             first = clients.socks5(node.door("socks"), "127.0.0.1", target.port)
             with connect(node.door("socks")) as waiting:
-                waiting.sendall(clients.socks_greeting())
+                waiting.sendall(socks_greeting())
                 node.change(listeners={"socks": None, "other": door})
                 assert read_exact(waiting, 2) == b"\x05\x00"
             assert works(first)
@@ -301,7 +302,7 @@ class TestListeners:
         with Live(listeners={"socks": socks_door(max_connections=1)}) as node:
             first = clients.socks5(node.door("socks"), "127.0.0.1", target.port)
             with connect(node.door("socks")) as waiting:
-                waiting.sendall(clients.socks_greeting())
+                waiting.sendall(socks_greeting())
                 node.change(listeners={"socks": {**node.config["listeners"]["socks"], "max_connections": 2}})
                 assert read_exact(waiting, 2) == b"\x05\x00"
             first.close()
@@ -338,10 +339,10 @@ class TestUsers:
     def test_a_client_in_its_login_is_judged_by_the_new_users(self, target: Target) -> None:
         with Live({"on_user_change": "close"}, auth_users=dict([ALICE])) as node:
             with connect(node.door("socks")) as early:
-                early.sendall(clients.socks_greeting(ALICE))
+                early.sendall(socks_greeting(ALICE))
                 assert read_exact(early, 2) == b"\x05\x02"
                 node.change(auth_users={"alice": "looking glass"})
-                early.sendall(clients.socks_login(ALICE) + clients.socks_request("127.0.0.1", target.port))
+                early.sendall(login(b"alice", ALICE[1].encode()) + socks_request("127.0.0.1", target.port))
                 answer = read_to_end(early)
             assert answer[:2] != b"\x01\x00" or answer[2:4] != b"\x05\x00", "it got in"
             assert target.accepted == 0
@@ -352,7 +353,7 @@ class TestUsers:
             targets.blackhole() as port,
             connect(node.door("web")) as sock,
         ):
-            sock.sendall(clients.upgrade_request("127.0.0.1", port, ALICE))
+            sock.sendall(upgrade_request("127.0.0.1", port, ALICE))
             wait_until(lambda: "alice" in node.ctl("connections"), "the client to be known")
             node.change(auth_users={"alice": "looking glass"})
             assert b" 101 " not in read_to_end(sock)

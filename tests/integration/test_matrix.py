@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from tests.integration import peers
-from tests.integration.clients import OPEN, Credentials, HttpRefused, SocksRefused, WebTunnel
 from tests.integration.programs import Proxy, socks_door, upstream, web_door
 from tests.wire import targets
-from tests.wire.sockets import read_exact, reset
+from tests.wire.clients import OPEN, HttpRefused, SocksRefused, WebTunnel
+from tests.wire.sockets import Credentials, read_exact, reset
 from tests.wire.targets import Target
 
 SIZE = 8 << 20

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration import clients
 from tests.integration.certificates import Authority
-from tests.integration.clients import HttpRefused, SocksRefused
 from tests.integration.netns import Namespace
 from tests.integration.peers import StubDns
 from tests.integration.programs import Config, Proxy, run_proxy, socks_door, upstream, web_door
-from tests.wire import targets
+from tests.wire import clients, targets
+from tests.wire.clients import HttpRefused, SocksRefused
 from tests.wire.sockets import free_port, read_exact
 from tests.wire.targets import Target
 

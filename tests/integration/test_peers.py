@@ -19,12 +19,12 @@ import websocket as websocket_client
 import websockets
 import websockets.sync.client
 
-from tests.integration import clients, peers
-from tests.integration.clients import Credentials
+from tests.integration import peers
 from tests.integration.programs import Proxy, clean_environment, socks_door, upstream, web_door
-from tests.wire import targets
-from tests.wire.sockets import Door, connect, free_port, read_exact, read_to_end
+from tests.wire import clients, targets
+from tests.wire.sockets import Credentials, Door, connect, free_port, read_exact, read_to_end
 from tests.wire.targets import Target
+from tests.wire.websocket import Peer, upgrade_request
 
 TIMEOUT = 20.0
 PAYLOAD = os.urandom(1 << 20)
@@ -433,10 +433,11 @@ class TestReverseProxies:
         with Target(targets.echo) as target:
             sock = connect(between.middle)
             glued = b"\x82\x85\x00\x00\x00\x00early"  # a masked binary frame, whose key is zero
-            sock.sendall(clients.upgrade_request("localhost", target.port, ALICE) + glued)
-            status, headers, rest = clients.read_response(sock)
+            sock.sendall(upgrade_request("localhost", target.port, ALICE) + glued)
+            peer = Peer(sock)
+            status, headers = peer.read_answer()
             assert status == 101
-            tunnel = clients.WebTunnel(sock, rest, headers)
+            tunnel = clients.WebTunnel(peer, headers)
             assert read_exact(tunnel, 5) == b"early"
             tunnel.close()
 
@@ -444,9 +445,9 @@ class TestReverseProxies:
         """CASES 304."""
         with Target(targets.echo) as target:
             sock = connect(between.middle)
-            request = clients.upgrade_request("localhost", target.port, ALICE)
+            request = upgrade_request("localhost", target.port, ALICE)
             sock.sendall(request.replace(b"Upgrade:", b"Content-Length: 0\r\nUpgrade:", 1))
-            assert clients.read_response(sock)[0] == 101
+            assert Peer(sock).read_answer()[0] == 101
             sock.close()
 
     def test_a_foreign_client_goes_through(self, between: Between) -> None:

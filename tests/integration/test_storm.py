@@ -9,11 +9,12 @@ import time
 import pytest
 
 from tests.doors import WAYS, Doors, how_it_ends
-from tests.integration import clients
 from tests.integration.programs import Proxy, socks_door, web_door
-from tests.wire import targets
+from tests.wire import clients, targets
 from tests.wire.sockets import connect, read_exact, read_to_end
+from tests.wire.socks5 import read_socks_reply, socks_greeting, socks_request
 from tests.wire.targets import Target
+from tests.wire.websocket import PING, PONG
 
 PLAIN_WAYS = [way for way in WAYS if way != "tls-chain"]
 
@@ -45,23 +46,23 @@ def test_after_a_stop_nobody_is_judged_before_what_came_meanwhile_was_read() -> 
     with impatient, pinging, Target(targets.echo) as target:
         tunnel = clients.websocket(pinging.door("web"), "127.0.0.1", target.port)
         opcode, payload = tunnel.recv_frame()
-        assert opcode == clients.PING
+        assert opcode == PING
         idle = clients.socks5(impatient.door("socks"), "127.0.0.1", target.port)
         early = connect(impatient.door("socks"))
-        early.sendall(clients.socks_greeting())
+        early.sendall(socks_greeting())
         assert read_exact(early, 2) == b"\x05\x00"
 
         for node in (impatient, pinging):
             node.signal(signal.SIGSTOP)
-        tunnel.send_frame(clients.PONG, payload)
+        tunnel.send_frame(PONG, payload)
         idle.sendall(b"data")
-        early.sendall(clients.socks_request("127.0.0.1", target.port))
+        early.sendall(socks_request("127.0.0.1", target.port))
         time.sleep(2.0)  # the time for which they are stopped
         for node in (impatient, pinging):
             node.signal(signal.SIGCONT)
 
         assert read_exact(idle, 4) == b"data"
-        assert clients.read_socks_reply(early) == 0
+        assert read_socks_reply(early) == 0
         tunnel.sendall(b"alive")
         assert read_exact(tunnel, 5) == b"alive"
         for end in (idle, early, tunnel):

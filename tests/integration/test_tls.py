@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from tests.integration import clients, peers
+from tests.integration import peers
 from tests.integration.certificates import Authority, Certificate
-from tests.integration.clients import SocksRefused
 from tests.integration.programs import COMMAND, Program, Proxy, run_proxy, socks_door, upstream, web_door
-from tests.wire import targets
+from tests.wire import clients, targets
+from tests.wire.clients import SocksRefused
 from tests.wire.sockets import connect, free_port, read_exact, read_to_end
 from tests.wire.targets import Target
 from tests.wire.waits import wait_until

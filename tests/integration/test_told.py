@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration import clients
 from tests.integration.certificates import Authority
 from tests.integration.peers import find
 from tests.integration.programs import (
@@ -25,6 +24,7 @@ from tests.integration.programs import (
     web_door,
 )
 from tests.wire.sockets import connect, free_port, read_to_end, reset
+from tests.wire.socks5 import socks_greeting, socks_request
 from tests.wire.waits import wait_until
 
 LOGIN = {"alice": "wonderland"}
@@ -96,7 +96,7 @@ def test_whoever_says_anything_has_an_access_line(node: Proxy, name: str, said: 
 
 def test_a_failed_connection_names_the_upstream_that_was_tried(node: Proxy) -> None:
     """Case 358."""
-    request = clients.socks_greeting() + clients.socks_request("192.0.2.1", 80)
+    request = socks_greeting() + socks_request("192.0.2.1", 80)
     fields = access_of(node, send_and_leave(node, "socks", request))
     assert fields["upstream"] == "home"
     assert fields["target"] == "192.0.2.1:80"

@@ -13,15 +13,16 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from tests.integration import clients
-from tests.integration.clients import HttpRefused, LoginRefused, SocksRefused, Tunnel
 from tests.integration.netns import Namespace
 from tests.integration.peers import StubDns
 from tests.integration.programs import Proxy, socks_door, upstream, web_door
-from tests.wire import targets
+from tests.wire import clients, targets
+from tests.wire.clients import HttpRefused, LoginRefused, SocksRefused, Tunnel
 from tests.wire.sockets import connect, free_port, read_exact, reset
+from tests.wire.socks5 import read_socks_reply, socks_greeting
 from tests.wire.targets import Target
 from tests.wire.waits import wait_until
+from tests.wire.websocket import Peer, upgrade_request
 
 ALICE = ("alice", "wonderland")
 
@@ -211,7 +212,7 @@ def test_an_ip_address_is_not_looked_up(bench: Bench) -> None:
             sock.sendall(b"\x05\x01\x00" + b"\x05\x01\x00\x03" + bytes([len(name)]) + name)
             sock.sendall(target.port.to_bytes(2, "big"))
             assert read_exact(sock, 2) == b"\x05\x00"
-            assert clients.read_socks_reply(sock) == 0, spelling
+            assert read_socks_reply(sock) == 0, spelling
             sock.close()
         assert bench.dns.asked[before:] == []
 
@@ -352,19 +353,18 @@ class TestBrokenRequests:
     ) -> None:
         """CASES 14-17, 30."""
         sock = connect(node.door("open"))
-        sock.sendall(clients.socks_greeting() + request_bytes)
+        sock.sendall(socks_greeting() + request_bytes)
         assert read_exact(sock, 2) == b"\x05\x00"
-        assert clients.read_socks_reply(sock) == reply
+        assert read_socks_reply(sock) == reply
         assert sock.recv(1) == b""
         sock.close()
 
     def test_a_malformed_upgrade_is_400(self, node: Proxy) -> None:
         """CASES 77."""
         sock = connect(node.door("open-web"))
-        request = clients.upgrade_request("127.0.0.1", 80).replace(b"X-Proxy-Target-Host", b"X-Other")
+        request = upgrade_request("127.0.0.1", 80).replace(b"X-Proxy-Target-Host", b"X-Other")
         sock.sendall(request)
-        status, _, _ = clients.read_response(sock)
-        assert status == 400
+        assert Peer(sock).read_answer()[0] == 400
         sock.close()
 
     @pytest.mark.parametrize("credentials", [("alice", "wrong"), ("eve", "wonderland")])

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from tests import scripted_upstreams as script
-from tests.integration import clients
-from tests.integration.clients import HttpRefused, SocksRefused
 from tests.integration.programs import Proxy, socks_door, upstream, web_door
+from tests.wire import clients
+from tests.wire import upstreams as script
+from tests.wire.clients import HttpRefused, SocksRefused
 from tests.wire.sockets import free_port
+from tests.wire.socks5 import socks_reply
 from tests.wire.targets import Target, blackhole, sink
 from tests.wire.waits import wait_until
 
@@ -79,7 +80,7 @@ def test_a_far_end_that_is_told_knows_the_cause(near: Proxy, far: Proxy) -> None
 
 
 GENERAL: dict[str, tuple[str, tuple[script.Step, ...]]] = {
-    "reply-01": ("socks5", (*script.SOCKS_GREETED, script.socks_reply(1), script.end)),
+    "reply-01": ("socks5", (*script.SOCKS_GREETED, socks_reply(1), script.end)),
     "plain-502": ("websocket", (script.judge(script.http_answer(502)), script.end)),
 }
 

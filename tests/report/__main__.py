@@ -18,10 +18,9 @@ from itertools import product
 from statistics import median
 from typing import NamedTuple
 
-from tests.integration import clients
-from tests.integration.clients import OPEN, Tunnel
 from tests.integration.programs import Proxy, socks_door, upstream, web_door
-from tests.wire import targets
+from tests.wire import clients, targets
+from tests.wire.clients import OPEN, Tunnel
 from tests.wire.targets import Target
 
 CONNECTIONS = 250  # through each door by each way out

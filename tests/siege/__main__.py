@@ -21,13 +21,12 @@ from proxy.policy.auth import hash_password
 from tests.bench.meter import clock
 from tests.bench.tables import Table
 from tests.doors import MIB
-from tests.integration import clients
 from tests.integration.certificates import Authority
 from tests.integration.programs import REPOSITORY, Proxy, socks_door, upstream, web_door
 from tests.siege.attacks import ATTACKS, HERE, Ports
-from tests.wire import targets
+from tests.wire import clients, targets
 from tests.wire.processes import memory_of
-from tests.wire.sockets import read_exact
+from tests.wire.sockets import Credentials, read_exact
 from tests.wire.targets import Target
 
 SECONDS = 8.0
@@ -145,7 +144,7 @@ class Siege:
             tunnel.sendall(MESSAGE)
             read_exact(tunnel, len(MESSAGE))
 
-    def _open(self, door: str, login: clients.Credentials | None = None) -> clients.Tunnel:
+    def _open(self, door: str, login: Credentials | None = None) -> clients.Tunnel:
         return clients.socks5((HERE, self.ports[door]), HERE, self.ports["echo"], login, timeout=PATIENCE)
 
     @contextmanager

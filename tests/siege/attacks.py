@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
-from tests.integration import clients
-from tests.integration.clients import BINARY, PING
 from tests.wire.sockets import read_exact
+from tests.wire.socks5 import read_socks_reply
+from tests.wire.websocket import BINARY, PING, Peer, upgrade_request
 
 HERE = "127.0.0.1"
 TUNNELS = int(os.environ.get("TUNNELS") or 100)
@@ -63,7 +63,7 @@ def strange(count: int, first: int = 0x4E00, last: int = 0x9FFF) -> str:
 
 def request(host: str) -> bytes:
     """Write an upgrade request without a login, for a host in any characters."""
-    return clients.upgrade_request("HOST", 80).replace(b"HOST", host.encode(), 1)
+    return upgrade_request("HOST", 80).replace(b"HOST", host.encode(), 1)
 
 
 def connects(ports: Ports, seconds: float, sent: Sent) -> None:
@@ -118,8 +118,8 @@ def _flood(ports: Ports, seconds: float, sent: Sent, frame: bytes) -> None:
         socks = []
         for _ in range(TUNNELS):
             sock = stack.enter_context(socket.create_connection((HERE, ports["open-web"]), 5))
-            sock.sendall(clients.upgrade_request(HERE, ports["sink"]))
-            assert clients.read_response(sock)[0] == 101
+            sock.sendall(upgrade_request(HERE, ports["sink"]))
+            assert Peer(sock).read_answer()[0] == 101
             sock.setblocking(False)
             socks.append(sock)
         left = dict.fromkeys(socks, b"")
@@ -154,7 +154,7 @@ def loop(ports: Ports, seconds: float, sent: Sent) -> None:
                 sock.sendall(b"\x05\x01\x00" + own)
                 sent.requests, sent.size = sent.requests + 1, sent.size + 3 + len(own)
                 read_exact(sock, 2)
-                if clients.read_socks_reply(sock):
+                if read_socks_reply(sock):
                     break
 
 

@@ -16,11 +16,22 @@ from typing import Any
 
 import pytest
 
-from tests.integration import clients
-from tests.integration.clients import SocksRefused, SocksTunnel
 from tests.integration.programs import COMMAND, Program, Proxy, socks_door, upstream
-from tests.socks5.wire import AT_ONCE, CHOSEN, LOGGED_IN, LOGIN_CHOSEN, login, to_ip, to_name
+from tests.wire import clients
+from tests.wire.clients import SocksRefused, SocksTunnel
 from tests.wire.sockets import free_port, read_exact
+from tests.wire.socks5 import (
+    AT_ONCE,
+    CHOSEN,
+    LOGGED_IN,
+    LOGIN_CHOSEN,
+    hear_greeting,
+    hear_login,
+    hear_request,
+    login,
+    to_ip,
+    to_name,
+)
 from tests.wire.targets import Target
 
 GLUED = random.Random(40).randbytes(3000)
@@ -94,13 +105,12 @@ class Script:
         """Read one message, answer it, and so on; then echo."""
         heard = Heard()
         try:
-            heard.greeting = _read(connection, 2, lambda head: head[1])
+            heard.greeting = hear_greeting(connection)
             self._say(connection, self.method)
             if self.method == LOGIN_CHOSEN:
-                heard.login = _read(connection, 2, lambda head: head[1])
-                heard.login += _read(connection, 1, lambda head: head[0])
+                heard.login = hear_login(connection)
                 self._say(connection, self.status)
-            heard.request = _read(connection, 5, _rest_of_request)
+            heard.request = hear_request(connection)
             self._say(connection, self.reply)
             while data := connection.recv(1 << 16):
                 heard.payload += data
@@ -139,16 +149,6 @@ class Upstream(Target):
     def _begin(self, connection: socket.socket) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._script.play(connection)
-
-
-def _read(connection: socket.socket, size: int, more: Callable[[bytes], int]) -> bytes:
-    head = read_exact(connection, size)
-    return head + read_exact(connection, more(head))
-
-
-def _rest_of_request(head: bytes) -> int:
-    """Tell what follows VER, CMD, RSV, ATYP and one more byte (RFC 1928, section 4)."""
-    return {1: 3, 4: 15}.get(head[3], head[4]) + 2
 
 
 @dataclass

@@ -21,11 +21,13 @@ from typing import Any
 
 import pytest
 
-from tests.integration import clients
 from tests.integration.netns import Namespace
 from tests.integration.peers import StubDns
 from tests.integration.programs import COMMAND, Program, Proxy, run_proxy, socks_door, upstream
-from tests.socks5.wire import (
+from tests.wire import clients, targets
+from tests.wire.processes import memory_of, sockets_of
+from tests.wire.sockets import Door, free_port, read_exact
+from tests.wire.socks5 import (
     AT_ONCE,
     CHOSEN,
     GREETING,
@@ -41,9 +43,6 @@ from tests.socks5.wire import (
     to_ip,
     to_name,
 )
-from tests.wire import targets
-from tests.wire.processes import memory_of, sockets_of
-from tests.wire.sockets import Door, free_port, read_exact
 from tests.wire.targets import Target
 from tests.wire.waits import wait_until
 

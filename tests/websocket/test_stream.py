@@ -17,7 +17,11 @@ import pytest
 from tests.integration.programs import Config, Proxy, web_door
 from tests.websocket.tunnels import Tunnel, assert_bears_frames_of_one_byte, assert_relays, sending, tunnel
 from tests.websocket.violations import VIOLATIONS, Violation
-from tests.websocket.wire import (
+from tests.wire.processes import Memory
+from tests.wire.sockets import Door, is_silent, read_exact, read_rest, reset
+from tests.wire.targets import Listener
+from tests.wire.waits import Stopwatch
+from tests.wire.websocket import (
     BINARY,
     CLOSE,
     CONTINUATION,
@@ -34,10 +38,6 @@ from tests.websocket.wire import (
     upgrade,
     xor,
 )
-from tests.wire.processes import Memory
-from tests.wire.sockets import Door, is_silent, read_exact, read_rest, reset
-from tests.wire.targets import Listener
-from tests.wire.waits import Stopwatch
 
 MEBIBYTE = 1 << 20
 
@@ -236,7 +236,7 @@ def play_in_two_pieces(door: Door, script: bytes, cuts: range, clock: Tunnel) ->
             client.write(upgrade(listener.port))
         targets = [listener.accept() for _ in cuts]
         for client, cut in zip(clients, cuts, strict=True):
-            assert client.read_status() == 101
+            assert client.read_answer()[0] == 101
             client.write(script[:cut])
         assert_relays(*clock)
         for client, cut in zip(clients, cuts, strict=True):

@@ -14,7 +14,10 @@ import pytest
 from tests.integration.programs import Proxy, socks_door, upstream
 from tests.websocket.tunnels import Chain, assert_bears_frames_of_one_byte, chain, recv_masked, sending
 from tests.websocket.violations import VIOLATIONS, Violation
-from tests.websocket.wire import (
+from tests.wire.processes import Memory
+from tests.wire.sockets import read_exact, read_rest, reset
+from tests.wire.targets import Listener
+from tests.wire.websocket import (
     BINARY,
     CLOSE,
     CONTINUATION,
@@ -29,9 +32,6 @@ from tests.websocket.wire import (
     header,
     ten_frames,
 )
-from tests.wire.processes import Memory
-from tests.wire.sockets import read_exact, read_rest, reset
-from tests.wire.targets import Listener
 
 MEBIBYTE = 1 << 20
 

@@ -20,10 +20,10 @@ from proxy.net.stream import Ending, TcpStream
 from proxy.websocket.stream import WebSocketStream
 from tests.integration.programs import Proxy, socks_door, upstream, web_door
 from tests.websocket.tunnels import assert_relays, chain, recv_masked, sending, tunnel
-from tests.websocket.wire import BINARY, CLOSE, CONTINUATION, FIN, PING, PONG, close_payload, frame, header
 from tests.wire.sockets import TIMEOUT, Door, is_silent, read_exact, read_rest, reset
 from tests.wire.targets import Listener
 from tests.wire.waits import Stopwatch
+from tests.wire.websocket import BINARY, CLOSE, CONTINUATION, FIN, PING, PONG, close_payload, frame, header
 
 MEBIBYTE = 1 << 20
 PING_INTERVAL = 0.5

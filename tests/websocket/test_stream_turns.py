@@ -16,7 +16,7 @@ from proxy.net.turns import FEW_FRAMES, FRAMES_A_TURN, FRAMES_AT_A_TIME, TURNS
 from proxy.websocket.frames import Decoder
 from proxy.websocket.stream import WebSocketStream
 from tests.net.wires import patience, tcp_pair
-from tests.websocket.wire import BINARY, CLOSE, FIN, PING, PONG, close_payload, frame
+from tests.wire.websocket import BINARY, CLOSE, FIN, PING, PONG, close_payload, frame
 
 TUNNELS = 12
 CRUMBS = 9000  # frames of a byte: 63,000 bytes, which are there at once

@@ -5,20 +5,16 @@ A ``tunnel`` goes in through a WebSocket door and out directly; a ``chain`` goes
 door and out through a WebSocket proxy, which is the test.
 """
 
-import base64
-import hashlib
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
-from tests.websocket.wire import BINARY, FIN, Frame, Peer, frame, upgrade
 from tests.wire.processes import Memory
 from tests.wire.sockets import TIMEOUT, Door, read_exact
 from tests.wire.targets import Listener
-
-GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
+from tests.wire.websocket import BINARY, FIN, Frame, Peer, frame, switching, upgrade
 
 
 class Tunnel(NamedTuple):
@@ -106,15 +102,7 @@ def switch(server: Peer, *, half_close: bool, glued: bytes) -> None:
     line, headers = server.read_head()
     assert line == "GET / HTTP/1.1"
     assert headers["x-proxy-half-close"] == "1"
-    accept = base64.b64encode(hashlib.sha1((headers["sec-websocket-key"] + GUID).encode()).digest())
-    answer = [
-        "HTTP/1.1 101 Switching Protocols",
-        "Upgrade: websocket",
-        "Connection: Upgrade",
-        f"Sec-WebSocket-Accept: {accept.decode()}",
-        *(["X-Proxy-Half-Close: 1"] if half_close else []),
-    ]
-    server.write("\r\n".join([*answer, "", ""]).encode() + glued)
+    server.write(switching(headers["sec-websocket-key"], half_close=half_close) + glued)
 
 
 def recv_masked(server: Peer, first: int) -> Frame:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.websocket.wire import BINARY, CLOSE, CONTINUATION, FIN, PING, PONG, TEXT, close_payload, frame
+from tests.wire.websocket import BINARY, CLOSE, CONTINUATION, FIN, PING, PONG, TEXT, close_payload, frame
 
 RSV1, RSV2, RSV3 = 0x40, 0x20, 0x10
 

@@ -6,6 +6,7 @@ import struct
 from typing import Protocol
 
 Door = tuple[str, int]
+Credentials = tuple[str, str]
 
 TIMEOUT = 20.0  # seconds on every socket
 CHUNK = 1 << 18

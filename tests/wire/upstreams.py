@@ -5,17 +5,16 @@ A script is a list of steps; each is bytes to send, or a function of the connect
 counts its connections, keeps what each of them heard, and can come and go on one port.
 """
 
-import base64
 import contextlib
-import hashlib
 import re
 import socket
-import struct
 import time
 from collections.abc import Callable, Sequence
 
 from tests.wire.sockets import read_exact
+from tests.wire.socks5 import hear_greeting, hear_request
 from tests.wire.targets import Target
+from tests.wire.websocket import CLOSE, FIN, close_payload, frame, switching
 
 Step = bytes | Callable[[socket.socket], object]
 Script = Sequence[Step]
@@ -91,46 +90,7 @@ def drip(connection: socket.socket) -> None:
             time.sleep(0.05)
 
 
-def echo(connection: socket.socket) -> None:
-    """Send everything back."""
-    while data := connection.recv(4096):
-        connection.sendall(data)
-
-
-# SOCKS5, RFC 1928.
-
-GRANTED = b"\x05\x00\x00\x01\x7f\x00\x00\x01\x04\xd2"  # section 6: bound to 127.0.0.1:1234
-
-
-def hear_greeting(connection: socket.socket) -> bytes:
-    """Read a greeting (section 3)."""
-    head = read_exact(connection, 2)
-    return head + read_exact(connection, head[1])
-
-
-def hear_login(connection: socket.socket) -> bytes:
-    """Read a login (RFC 1929, section 2)."""
-    head = read_exact(connection, 2)
-    name = read_exact(connection, head[1] + 1)
-    return head + name + read_exact(connection, name[-1])
-
-
-def hear_request(connection: socket.socket) -> bytes:
-    """Read a request (section 4)."""
-    head = read_exact(connection, 5)
-    length = {1: 4, 3: head[4] + 1, 4: 16}[head[3]]
-    return head + read_exact(connection, length + 1)
-
-
 SOCKS_GREETED: tuple[Step, ...] = (hear_greeting, b"\x05\x00", hear_request)
-
-
-def socks_reply(code: int) -> bytes:
-    """Write a reply with an unknown bound address."""
-    return bytes([5, code, 0, 1, 0, 0, 0, 0, 0, 0])
-
-
-# WebSocket, RFC 6455.
 
 
 def hear_head(connection: socket.socket) -> str:
@@ -153,27 +113,18 @@ def switch(
 
     def step(connection: socket.socket) -> str:
         head = hear_head(connection)
-        fields = {
-            "Upgrade": "websocket",
-            "Connection": "Upgrade",
-            "Sec-WebSocket-Accept": accept if accept is not None else accept_of(head),
-        }
-        if half_close:
-            fields["X-Proxy-Half-Close"] = "1"
-        lines = [f"{name}: {value}" for name, value in fields.items() if name != without]
-        answer = "\r\n".join(["HTTP/1.1 101 Switching Protocols", *lines, *headers, "", ""])
-        connection.sendall(answer.encode() + behind)
+        answer = switching(key_of(head), *headers, accept=accept, without=without, half_close=half_close)
+        connection.sendall(answer + behind)
         return head
 
     return step
 
 
-def accept_of(head: str) -> str:
-    """Compute the answer to a key (section 1.3)."""
+def key_of(head: str) -> str:
+    """Find the key in the head of a request."""
     match = re.search(r"^Sec-WebSocket-Key: *(\S+)\r$", head, re.MULTILINE | re.IGNORECASE)
     assert match, head
-    digest = hashlib.sha1(match[1].encode() + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
-    return base64.b64encode(digest).decode()
+    return match[1]
 
 
 def http_answer(status: int, *headers: str, body: bytes = b"a body of its own") -> bytes:
@@ -194,12 +145,11 @@ def judge(with_target: Step) -> Step:
     return step
 
 
-def frame(opcode: int, payload: bytes = b"") -> bytes:
-    """Write an unmasked frame, as servers do (section 5.2)."""
-    assert len(payload) < 126
-    return bytes([0x80 | opcode, len(payload)]) + payload
+def unmasked(opcode: int, payload: bytes = b"") -> bytes:
+    """Write a server's frame (section 5.2)."""
+    return frame(FIN | opcode, payload, None)
 
 
 def close_frame(code: int) -> bytes:
-    """Write a Close frame (section 5.5.1)."""
-    return frame(8, struct.pack("!H", code))
+    """Write a server's Close frame (section 5.5.1)."""
+    return unmasked(CLOSE, close_payload(code))

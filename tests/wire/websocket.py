@@ -1,17 +1,19 @@
 """
 A WebSocket spoken byte by byte, in either role, by nothing of what is under test.
 
-A ``Peer`` sends whatever it is told, right or wrong, and takes apart what comes back. A ``Target`` is
-where tunnels end: a listener whose connections a test takes itself, so it knows when there were none.
+A ``Peer`` sends whatever it is told, right or wrong, and takes apart what comes back.
 """
 
+import base64
+import hashlib
 import socket
 import struct
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import NamedTuple
 
-from tests.wire.sockets import CHUNK, TIMEOUT, Door, connect, is_silent, read_rest
+from tests.wire.sockets import CHUNK, Credentials, Door, connect, is_silent, read_rest
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 FIN = 0x80
@@ -83,6 +85,12 @@ def ten_frames(key: bytes | None) -> bytes:
 SAID_IN_TEN_FRAMES = b"alphabetagamma" + b"d" * 130
 
 
+def accept_of(key: str) -> str:
+    """Compute the answer to a key (RFC 6455, section 1.3)."""
+    digest = hashlib.sha1(f"{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest()
+    return base64.b64encode(digest).decode()
+
+
 def upgrade(
     port: int | str,
     *extra: str,
@@ -105,15 +113,48 @@ def upgrade(
     return "\r\n".join([line, *lines, *extra, "", ""]).encode("latin-1")
 
 
+def upgrade_request(
+    host: str,
+    port: int | str,
+    credentials: Credentials | None = None,
+    *,
+    path: str = "/",
+    half_close: bool = True,
+    key: str = NONCE,
+) -> bytes:
+    """Write an opening handshake that names a target, with the fields that a good client sends."""
+    fields = {"X-Proxy-Target-Host": host, "Sec-WebSocket-Key": key}
+    if credentials:
+        fields["X-Proxy-Username"], fields["X-Proxy-Password"] = (
+            text.encode().decode("latin-1") for text in credentials
+        )
+    if half_close:
+        fields["X-Proxy-Half-Close"] = "1"
+    return upgrade(port, line=f"GET {path} HTTP/1.1", **fields)
+
+
+def switching(
+    key: str, *headers: str, accept: str | None = None, without: str = "", half_close: bool = True
+) -> bytes:
+    """Write a 101 (RFC 6455, section 4.2.2): the good one, but for what is said, left out or added."""
+    fields = {
+        "Upgrade": "websocket",
+        "Connection": "Upgrade",
+        "Sec-WebSocket-Accept": accept_of(key) if accept is None else accept,
+    }
+    if half_close:
+        fields["X-Proxy-Half-Close"] = "1"
+    lines = [f"{name}: {value}" for name, value in fields.items() if name != without]
+    return "\r\n".join(["HTTP/1.1 101 Switching Protocols", *lines, *headers, "", ""]).encode()
+
+
 class Peer:
     """One end of a connection; with a key it masks, as clients do."""
 
     def __init__(self, sock: socket.socket, key: bytes | None = KEY) -> None:
-        sock.settimeout(TIMEOUT)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock = sock
         self.key = key
-        self._unread = b""
+        self._unread = bytearray()
 
     @classmethod
     def connect(cls, door: Door, *, receive_buffer: int = 0) -> "Peer":
@@ -139,32 +180,39 @@ class Peer:
     def read(self, size: int) -> bytes:
         """Read exactly so many bytes."""
         while len(self._unread) < size:
-            data = self.sock.recv(CHUNK)
-            if not data:
-                raise ConnectionError(f"the connection ended after {self._unread!r}")
-            self._unread += data
-        data, self._unread = self._unread[:size], self._unread[size:]
+            self._read_more()
+        data = bytes(self._unread[:size])
+        del self._unread[:size]
         return data
 
     def read_head(self) -> tuple[str, dict[str, str]]:
         """Read the head of an HTTP message: its first line, and its headers, names in lower case."""
         while b"\r\n\r\n" not in self._unread:
-            data = self.sock.recv(CHUNK)
-            if not data:
-                raise ConnectionError(f"the connection ended after {self._unread!r}")
-            self._unread += data
+            self._read_more()
         head, _, self._unread = self._unread.partition(b"\r\n\r\n")
         first, *lines = head.decode("latin-1").split("\r\n")
-        pairs = [line.split(": ", 1) for line in lines]
-        headers = {name.lower(): value for name, value in pairs}
+        pairs = [line.partition(":") for line in lines]
+        headers = {name.lower(): value.strip() for name, _, value in pairs}
         assert len(headers) == len(pairs), f"a header is repeated: {lines}"
         return first, headers
 
-    def read_status(self) -> int:
-        """Read the head of an HTTP answer, and give its status."""
-        version, status, _ = self.read_head()[0].split(" ", 2)
+    def _read_more(self) -> None:
+        data = self.sock.recv(CHUNK)
+        if not data:
+            raise ConnectionError(f"the connection ended after {bytes(self._unread)!r}")
+        self._unread += data
+
+    def read_answer(self) -> tuple[int, dict[str, str]]:
+        """Read the head of an HTTP answer: its status, and its headers."""
+        first, headers = self.read_head()
+        version, status, *_ = first.split(" ", 2)
         assert version == "HTTP/1.1"
-        return int(status)
+        return int(status), headers
+
+    def read_body(self, headers: Mapping[str, str]) -> bytes:
+        """Read what is behind a head: as much as it says, or all."""
+        length = headers.get("content-length")
+        return self.read_rest()[0] if length is None else self.read(int(length))
 
     def recv(self) -> Frame:
         """Receive the next frame."""
@@ -200,7 +248,8 @@ class Peer:
     def read_rest(self) -> tuple[bytes, str]:
         """Read to the end of the connection, and tell how it ended."""
         data, end = read_rest(self.sock)
-        data, self._unread = self._unread + data, b""
+        data = bytes(self._unread) + data
+        self._unread.clear()
         return data, end
 
     def is_silent(self, seconds: float) -> bool:

@@ -1,7 +1,7 @@
 """
-What a SOCKS5 client writes, and what it sees of the answers.
+SOCKS5 in bytes: what a client writes and what a server answers, put together without our codec.
 
-The messages are put together as RFC 1928 and RFC 1929 print them, without our codec.
+The messages are as RFC 1928 and RFC 1929 print them.
 """
 
 import re
@@ -13,8 +13,7 @@ from types import TracebackType
 
 import pytest
 
-from tests.integration import clients
-from tests.wire.sockets import Door, connect, read_exact
+from tests.wire.sockets import Credentials, Door, Readable, connect, read_exact
 
 AT_ONCE = 8.0  # seconds, for a machine that has other things to do
 
@@ -24,9 +23,18 @@ CHOSEN = b"\x05\x00"  # version 5, no authentication
 LOGIN_CHOSEN = b"\x05\x02"  # version 5, username and password
 NONE_ACCEPTABLE = b"\x05\xff"
 LOGGED_IN = b"\x01\x00"  # version 1, success
+GRANTED = bytes.fromhex("05 00 00 01 7f000001 04d2")  # RFC 1928, section 6: bound to 127.0.0.1:1234
 
 # Version 5, reserved 0, address type 1 with 4 bytes or 4 with 16, a port of 2 bytes.
 REPLY = re.compile(rb"\x05(?P<code>.)\x00(?:\x01.{4}|\x04.{16})..", re.DOTALL)
+
+
+# What a client says.
+
+
+def socks_greeting(credentials: Credentials | None = None) -> bytes:
+    """Write a greeting that offers one method (RFC 1928, section 3)."""
+    return LOGIN_GREETING if credentials else GREETING
 
 
 def login(user: bytes, password: bytes) -> bytes:
@@ -46,11 +54,53 @@ def to_name(name: bytes, port: int) -> bytes:
     return bytes([5, 1, 0, 3, len(name)]) + name + struct.pack("!H", port)
 
 
+def socks_request(host: str, port: int) -> bytes:
+    """Write a request: for an IP address as such, for anything else as a name."""
+    try:
+        return to_ip(host, port)
+    except ValueError:
+        return to_name(host.encode(), port)
+
+
+def read_socks_reply(stream: Readable) -> int:
+    """Read a reply, check its form (CASES 39), and give its code."""
+    head = read_exact(stream, 4)
+    return code_of(head + read_exact(stream, (16 if head[3] == 4 else 4) + 2))
+
+
 def code_of(answer: bytes) -> int:
     """Check that these bytes are one reply and nothing else, and give its code (RFC 1928, section 6)."""
     reply = REPLY.fullmatch(answer)
     assert reply, f"not a reply: {answer.hex(' ')}"
     return reply["code"][0]
+
+
+# What a server says and hears.
+
+
+def socks_reply(code: int) -> bytes:
+    """Write a reply with an unknown bound address."""
+    return bytes([5, code, 0, 1, 0, 0, 0, 0, 0, 0])
+
+
+def hear_greeting(stream: Readable) -> bytes:
+    """Read a greeting (RFC 1928, section 3)."""
+    head = read_exact(stream, 2)
+    return head + read_exact(stream, head[1])
+
+
+def hear_login(stream: Readable) -> bytes:
+    """Read a login (RFC 1929, section 2)."""
+    head = read_exact(stream, 2)
+    name = read_exact(stream, head[1] + 1)
+    return head + name + read_exact(stream, name[-1])
+
+
+def hear_request(stream: Readable) -> bytes:
+    """Read a request (RFC 1928, section 4)."""
+    head = read_exact(stream, 5)
+    length = {1: 4, 3: head[4] + 1, 4: 16}[head[3]]
+    return head + read_exact(stream, length + 1)
 
 
 class Peer:
@@ -74,7 +124,7 @@ class Peer:
 
     def reply(self) -> int:
         """Read a reply, and give its code."""
-        return clients.read_socks_reply(self.sock)
+        return read_socks_reply(self.sock)
 
     def rest(self, within: float = AT_ONCE) -> bytes:
         """Give all that comes until the server closes; fail if it is still open after ``within``."""
