@@ -7,7 +7,6 @@ import logging
 import signal
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import ip_address
 from time import monotonic
@@ -17,14 +16,13 @@ import gevent
 from gevent.event import Event
 
 from proxy import signals
-from proxy.accesslog import AccessLog, nowhere
 from proxy.config import ProxyConfig
-from proxy.errors import ProxyError, reason_of
+from proxy.errors import ProxyError
 from proxy.listeners import Listeners, MakeServer, Plan, make_server
-from proxy.logs import LineWriter, finish, set_up
+from proxy.logs import Logs
 from proxy.metrics import Metrics
 from proxy.net import lookup
-from proxy.net.limits import RESERVE, RESERVED, raise_limit
+from proxy.net.limits import make_room
 from proxy.net.splice import AVAILABLE, MOST_PIPES
 from proxy.net.stream import Socket
 from proxy.net.threads import Workers
@@ -32,27 +30,40 @@ from proxy.server import ProxyServer, places
 
 log = logging.getLogger(__name__)
 
-_OPEN_AGAIN = 1.0  # seconds between two attempts to open an access log
-_OWN_DESCRIPTORS = 64  # logs, the control interface and its clients, the file and its versions
 _M_MMAP_THRESHOLD, _LARGE_BLOCK = -3, 1 << 20  # mallopt(3); bytes
 _NEW_OBJECTS = 10_000  # before the collector looks at them; some are always new when many clients come
 
-Act = Callable[[], object]
 
+class Companion:
+    """What goes on beside a program: it is called at the turning points of its life, and may do something."""
 
-@dataclass
-class Hooks:
-    """What others do at the turning points of a program's life, in the order in which they came."""
+    def opened(self) -> None:
+        """Clients can connect; a ``ProxyError`` ends it all."""
 
-    opened: list[Act] = field(default_factory=list)  # clients can connect; ``ProxyError`` ends it all
-    ready: list[Act] = field(default_factory=list)
-    reloading: list[Act] = field(default_factory=list)  # SIGHUP came:
-    reload: list[Act] = field(default_factory=list)  # this is what it does,
-    reloaded: list[Act] = field(default_factory=list)  # and it is done, whatever came of it
-    applied: list[Act] = field(default_factory=list)  # another configuration is in effect
-    arrived: list[Act] = field(default_factory=list)  # a listener has an address that it waited for
-    stopping: list[Act] = field(default_factory=list)  # no more clients are accepted
-    stopped: list[Act] = field(default_factory=list)
+    def ready(self) -> None:
+        """The program serves."""
+
+    def reloading(self) -> None:
+        """SIGHUP came."""
+
+    def reload(self) -> None:
+        """Do what SIGHUP asks for."""
+        log.warning("SIGHUP: there is no configuration file to read again")
+
+    def reloaded(self) -> None:
+        """It is done, whatever came of it."""
+
+    def applied(self) -> None:
+        """Another configuration is in effect."""
+
+    def arrived(self) -> None:
+        """A listener has an address that it waited for."""
+
+    def stopping(self) -> None:
+        """No more clients are accepted."""
+
+    def stopped(self) -> None:
+        """All connections have ended, and the program is about to."""
 
 
 class App:
@@ -62,7 +73,6 @@ class App:
         self,
         config: ProxyConfig,
         make: MakeServer = make_server,
-        hooks: Hooks | None = None,
         *,
         patient: bool = False,
     ) -> None:
@@ -73,15 +83,12 @@ class App:
         """
         self.config = config
         self.metrics = Metrics()
+        self.companion = Companion()
         self.inherited: list[Socket] = []  # sockets that listen already, to be used instead of new ones
-        self._hooks = hooks or Hooks()
         self._patient = patient
-        self._stderr = LineWriter()
-        self._file: LineWriter | None = None  # of the access log, if it has one
-        self._opens_log = False  # because it could not be opened until now
-        self._access_log = AccessLog(nowhere)
+        self._logs = Logs()
         self._workers = Workers(1)
-        self._listeners = Listeners(make, self._access_log, self.metrics, self._arrived)
+        self._listeners = Listeners(make, self._logs.access, self.metrics, self._arrived)
         self._plan = self._listeners.plan(config)
         self._opened = Event()
         self._stopping = Event()
@@ -112,16 +119,14 @@ class App:
             self._watch_signals()
             self._open()
             _spare_the_collector()
-            _act(self._hooks.ready)
+            self.companion.ready()
             self._stopping.wait()
-            _act(self._hooks.stopping)
+            self.companion.stopping()
             self._drain()
         finally:
             self._listeners.stop()
-            _act(self._hooks.stopped)
-            finish()
-            if self._file:
-                self._file.flush()
+            self.companion.stopped()
+            self._logs.finish()
 
     def _open(self) -> None:
         for note in self.reopen_logs():
@@ -133,7 +138,7 @@ class App:
             self._announce(server)
         for note in self._waits(self.servers):
             log.warning("%s", note)
-        _act(self._hooks.opened)
+        self.companion.opened()
         self._opened.set()
 
     def apply(self, config: ProxyConfig) -> tuple[str, ...]:
@@ -172,58 +177,16 @@ class App:
         if self.config.on_user_change == "close":
             for server in self.servers:
                 server.end_sessions_of_changed(self.config.listeners[0].auth_users)
-        _act(self._hooks.applied)
+        self.companion.applied()
         return notes
-
-    # -- logs
 
     def reopen_logs(self) -> tuple[str, ...]:
-        """Write the logs where, and as, the configuration says; returns what there is to say of it."""
-        as_json, path = self.config.log_format == "json", self.config.access_log
-        set_up(self._stderr, self.config.log_level, as_json=as_json)
-        old, notes = self._file, tuple[str, ...]()
-        try:
-            self._file = self._open_file(path)
-        except OSError as exc:
-            where = self._file.path if self._file else "stderr"
-            notes = (f"access_log {path}: {reason_of(exc)}; it is written to {where} until it can be opened",)
-            if not self._opens_log:
-                self._opens_log = True
-                gevent.spawn(self._open_log_later)
-        writer = self._file or self._stderr
-        writer.formatter = self._stderr.formatter
-        self._access_log.change(nowhere if path == "off" else writer.write, as_json=as_json)
-        if old and old is not self._file:
-            old.close()
-        return notes
-
-    def _open_log_later(self) -> None:
-        # Its folder may be mounted later, its disk be full, its reader be about to start.
-        while self._opens_log and not self.draining:
-            gevent.sleep(_OPEN_AGAIN)
-            if not self.reopen_logs():
-                self._opens_log = False
-                if self._file:
-                    log.info("access_log %s is open", self._file.path)
-
-    def _open_file(self, path: str) -> LineWriter | None:
-        if path in ("-", "off"):
-            return None
-        if self._file and self._file.path == path:
-            self._file.reopen()
-            return self._file
-        return LineWriter(path, partial(self._tell_of_access_log, path))
-
-    def _tell_of_access_log(self, path: str, trouble: str) -> None:
-        about = {"collapse": (path, trouble)}
-        if trouble:
-            log.error("access_log %s: %s; its lines wait until it can be written", path, trouble, extra=about)
-        else:
-            log.info("access_log %s is written again", path, extra=about)
+        """Open the log files anew, as they may have been moved; returns what there is to say of it."""
+        return self._logs.change(self.config)
 
     def _arrived(self, server: ProxyServer) -> None:
         self._announce(server)
-        _act(self._hooks.arrived)
+        self.companion.arrived()
 
     def _waits(self, servers: Iterable[ProxyServer]) -> tuple[str, ...]:
         """Say which listeners wait for an address, and why."""
@@ -249,17 +212,12 @@ class App:
     # -- the process
 
     def _make_room(self) -> None:
-        """Allow as many descriptors as the system lets us have, and tell if that may not be enough."""
-        RESERVE.keep(RESERVED)
-        needed = _descriptors_needed(self.config)
-        limit = raise_limit(needed)
-        if limit < needed:
-            log.warning(
-                "max_connections may need %d file descriptors, but the limit is %d: raise it (ulimit -Hn, "
-                "LimitNOFILE), or lower max_connections",
-                needed,
-                limit,
-            )
+        make_room(
+            connections=sum(places(each) for each in self.config.listeners),
+            listeners=len(self.config.listeners),
+            pipes=MOST_PIPES if AVAILABLE and self.config.splice == "auto" else 0,
+            lookups=lookup.THREADS,
+        )
 
     def _watch_signals(self) -> None:
         handlers: dict[int, Callable[[], None]] = {
@@ -286,14 +244,12 @@ class App:
             log.warning("%s", note)
         if self.draining:
             log.info("SIGHUP: no reload, because the server is stopping")
-        elif not self._hooks.reload:
-            log.warning("SIGHUP: there is no configuration file to read again")
         else:
             try:
-                _act(self._hooks.reloading)
-                _act(self._hooks.reload)
+                self.companion.reloading()
+                self.companion.reload()
             finally:
-                _act(self._hooks.reloaded)  # else the service manager would wait for it
+                self.companion.reloaded()  # else the service manager would wait for it
 
     def _drain(self) -> None:
         servers = self.servers
@@ -313,17 +269,6 @@ class App:
             )
 
 
-def _descriptors_needed(config: ProxyConfig) -> int:
-    """Count what all connections may need at their peak, with what is needed beside them."""
-    connections = sum(places(each) for each in config.listeners)
-    # A client's socket, and two for its target: while it is dialled, two addresses of it are raced.
-    needed = 3 * connections
-    needed += 2 * min(2 * connections, MOST_PIPES) if AVAILABLE and config.splice == "auto" else 0
-    needed += 2 * min(2 * connections, lookup.THREADS)  # a name server, and the file that says where it is
-    needed += 2 * 2 * len(config.listeners)  # two families, and their copies while they change hands
-    return needed + RESERVED + _OWN_DESCRIPTORS
-
-
 def _give_memory_back() -> None:
     """
     Have the C library give large blocks back as soon as they are freed.
@@ -341,11 +286,6 @@ def _spare_the_collector() -> None:
     """Have garbage looked for less often: a connection leaves none, as nothing of it refers to itself."""
     gc.freeze()  # what is there by now stays
     gc.set_threshold(_NEW_OBJECTS, *gc.get_threshold()[1:])
-
-
-def _act(hooks: list[Act]) -> None:
-    for act in hooks:
-        act()
 
 
 def _log_error(context: object, kind: type[BaseException], value: BaseException, traceback: object) -> None:

@@ -6,7 +6,7 @@ This is where the control plane meets the data plane, which knows nothing of it.
 
 import logging
 
-from proxy.app import App, Hooks
+from proxy.app import App, Companion
 from proxy.config import ProxyConfig
 from proxy.configfile.load import peek, state_dir_of
 from proxy.configfile.trust import Trust
@@ -38,24 +38,55 @@ def serve(path: str, *, last_good: bool = False) -> None:
     begin(as_json=versions.config.log_format == "json")
     for warning in warnings:
         say(f"warning: {warning}", logging.WARNING)
-    hooks = Hooks()
-    app = App(versions.config, hooks=hooks, patient=True)
+    app = App(versions.config, patient=True)
     app.inherited = inherited_sockets()
     admin = Admin(app, versions, path, folder, trust, why_not_ours=reason)
-    watcher = Watcher(versions.files, lambda: versions.config.reload_interval, versions.look)
-    notifier = Notifier()
-
-    def tell_what_is_missing() -> None:
-        notifier.waiting_for([address for server in app.servers for address in server.missing])
-
-    hooks.opened += [admin.start, versions.record]  # only what did come into effect
-    hooks.ready += [watcher.start, notifier.ready, notifier.start_watchdog, tell_what_is_missing]
-    hooks.reloading += [notifier.reloading]
-    hooks.reload += [versions.reload]
-    hooks.reloaded += [notifier.ready, admin.reopen]
-    hooks.applied += [tell_what_is_missing]
-    hooks.applied += [watcher.start]  # its greenlet goes on when the new interval is in effect
-    hooks.arrived += [tell_what_is_missing]
-    hooks.stopping += [watcher.stop, notifier.stopping]
-    hooks.stopped += [versions.catch_up, admin.stop]
+    app.companion = _Control(app, versions, admin)
     app.run()
+
+
+class _Control(Companion):
+    """Watches a file, changes the program and tells of it."""
+
+    def __init__(self, app: App, versions: Versions, admin: Admin) -> None:
+        self._app = app
+        self._versions = versions
+        self._admin = admin
+        self._watcher = Watcher(versions.files, lambda: versions.config.reload_interval, versions.look)
+        self._notifier = Notifier()
+
+    def opened(self) -> None:
+        self._admin.start()
+        self._versions.record()  # only what did come into effect
+
+    def ready(self) -> None:
+        self._watcher.start()
+        self._notifier.ready()
+        self._notifier.start_watchdog()
+        self.arrived()
+
+    def reloading(self) -> None:
+        self._notifier.reloading()
+
+    def reload(self) -> None:
+        self._versions.reload()
+
+    def reloaded(self) -> None:
+        self._notifier.ready()
+        self._admin.reopen()
+
+    def applied(self) -> None:
+        self.arrived()
+        self._watcher.start()  # its greenlet goes on when the new interval is in effect
+
+    def arrived(self) -> None:
+        missing = [address for server in self._app.servers for address in server.missing]
+        self._notifier.waiting_for(missing)
+
+    def stopping(self) -> None:
+        self._watcher.stop()
+        self._notifier.stopping()
+
+    def stopped(self) -> None:
+        self._versions.catch_up()
+        self._admin.stop()

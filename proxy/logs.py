@@ -12,30 +12,100 @@ import os
 import sys
 import time
 from _queue import SimpleQueue  # queue.SimpleQueue as it is in C: the patched one is for greenlets
-from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from functools import partial
 
 import gevent
 from gevent.monkey import get_original
 
+from proxy.accesslog import AccessLog, nowhere
+from proxy.collapse import Collapse, make_record
+from proxy.config import ProxyConfig
 from proxy.errors import reason_of
 from proxy.net import descriptors
 from proxy.net.limits import from_reserve
 from proxy.net.threads import start_thread
 
 QUEUE_SIZE = 10_000  # lines
-COLLAPSE = 30.0  # seconds for which a repeated error is only counted
-_PEERS = 500  # of which errors are counted at a time
-_DIFFERENT = 10  # errors of one peer in that time; all others are one more
-_TEXT = 200  # characters by which two errors are told apart
 _FLUSH_TIMEOUT = 1.0  # seconds
 _BATCH = 0.02  # seconds between two writes
 _TRY_AGAIN = 0.5  # seconds between two attempts to write where it fails
+_OPEN_AGAIN = 1.0  # seconds between two attempts to open an access log
 _MOST_SAID = 2000  # characters of a line for the one who started us
+
 _native_sleep = get_original("time", "sleep")
 _native_lock = get_original("_thread", "allocate_lock")
+
+log = logging.getLogger(__name__)
+
+
+class Logs:
+    """The log and the access log of a program, which are written as its configuration says."""
+
+    def __init__(self) -> None:
+        self.access = AccessLog(nowhere)
+        self._config: ProxyConfig | None = None
+        self._stderr = LineWriter()
+        self._file: LineWriter | None = None  # of the access log, if it has one
+        self._opener: gevent.Greenlet[[], None] | None = None  # while it could not be opened
+
+    def change(self, config: ProxyConfig) -> tuple[str, ...]:
+        """
+        Write the logs where, and as, a configuration says; returns what there is to say of it.
+
+        A file is opened anew, also under the same name: the old one may have been moved.
+        """
+        self._config = config
+        as_json, path = config.log_format == "json", config.access_log
+        set_up(self._stderr, config.log_level, as_json=as_json)
+        old, notes = self._file, tuple[str, ...]()
+        try:
+            self._file = self._open(path)
+        except OSError as exc:
+            where = self._file.path if self._file else "stderr"
+            notes = (f"access_log {path}: {reason_of(exc)}; it is written to {where} until it can be opened",)
+            self._opener = self._opener or gevent.spawn(self._open_later)
+        writer = self._file or self._stderr
+        writer.formatter = self._stderr.formatter
+        self.access.change(nowhere if path == "off" else writer.write, as_json=as_json)
+        if old and old is not self._file:
+            old.close()
+        return notes
+
+    def finish(self) -> None:
+        """Write all that is to be written yet."""
+        if self._opener:
+            self._opener.kill(block=False)
+        finish()
+        if self._file:
+            self._file.flush()
+
+    def _open(self, path: str) -> "LineWriter | None":
+        if path in ("-", "off"):
+            return None
+        if self._file and self._file.path == path:
+            self._file.reopen()
+            return self._file
+        return LineWriter(path, partial(_tell_of_access_log, path))
+
+    def _open_later(self) -> None:
+        # Its folder may be mounted later, its disk be full, its reader be about to start.
+        while True:
+            gevent.sleep(_OPEN_AGAIN)
+            if self._config and not self.change(self._config):
+                break
+        self._opener = None
+        if self._file:
+            log.info("access_log %s is open", self._file.path)
+
+
+def _tell_of_access_log(path: str, trouble: str) -> None:
+    about = {"collapse": (path, trouble)}
+    if trouble:
+        log.error("access_log %s: %s; its lines wait until it can be written", path, trouble, extra=about)
+    else:
+        log.info("access_log %s is written again", path, extra=about)
 
 
 class LineWriter:
@@ -125,7 +195,7 @@ class LineWriter:
             lost, self._lost, why = self._lost, 0, self._why
         if not lost:
             return b""
-        record = _record(logging.WARNING, f"({lost} log lines were lost: {why})")
+        record = make_record(logging.WARNING, f"({lost} log lines were lost: {why})")
         return f"{self.formatter.format(record)}\n".encode()
 
     def _went(self, trouble: str) -> None:
@@ -161,7 +231,7 @@ class _Handler(logging.Handler):
             self.writer.write(self.format(record))
         except Exception as exc:  # a log line must never be what fails
             text = f"cannot format a log line: {type(exc).__name__}: {reason_of(exc)}: {record.msg!r}"
-            self.writer.write(self.format(_record(logging.ERROR, text)))
+            self.writer.write(self.format(make_record(logging.ERROR, text)))
 
 
 class TextFormatter(logging.Formatter):
@@ -190,98 +260,6 @@ class JsonFormatter(TextFormatter):
         return json.dumps(entry)
 
 
-@dataclass
-class _Error:
-    message: str
-    level: int
-    more: int = 0
-
-
-@dataclass
-class _Window:
-    """What one peer has done wrong in a while."""
-
-    ends: float
-    errors: dict[str, _Error] = field(default_factory=dict)
-    others: _Error | None = None
-
-
-class Collapse(logging.Filter):
-    """
-    Lets an error through once, and tells after a while how often it came again.
-
-    It looks at records that say whose error it is: ``extra={"collapse": who}``, or ``(who, what)`` where
-    the message is never the same, such as one with a client's port. Nobody fills the log with errors that
-    are always new: of one peer, a few different ones pass, and the rest are counted together.
-    """
-
-    def __init__(
-        self,
-        tell: Callable[[logging.LogRecord], object],
-        later: Callable[[float, Callable[[], None]], object] = gevent.spawn_later,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        super().__init__()
-        self._tell = tell
-        self._later = later
-        self._clock = clock
-        self._windows: OrderedDict[str, _Window] = OrderedDict()  # in the order in which they end
-        self._comes_back = False
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Decide on a record."""
-        about = getattr(record, "collapse", None)
-        if about is None:
-            return True
-        pair = about if isinstance(about, tuple) else (about, record.getMessage())
-        who, what = (str(each)[:_TEXT] for each in pair)
-        self._end_windows()
-        if who not in self._windows:
-            if len(self._windows) == _PEERS:
-                self._end_first()
-            self._windows[who] = _Window(self._clock() + COLLAPSE)
-        window = self._windows[who]
-        error = window.errors.get(what)
-        if error is None and len(window.errors) < _DIFFERENT:
-            window.errors[what] = _Error(record.getMessage()[:_TEXT], record.levelno)
-            return True
-        if error is None:
-            error = window.others = window.others or _Error(f"{who}: other errors", record.levelno)
-        error.more += 1
-        self._come_back_later()
-        return False
-
-    def finish(self) -> None:
-        """Tell what was held back until now."""
-        while self._windows:
-            self._end_first()
-
-    def _come_back_later(self) -> None:
-        if self._windows and not self._comes_back:
-            self._comes_back = True
-            self._later(self._first().ends - self._clock(), self._come_back)
-
-    def _come_back(self) -> None:
-        self._comes_back = False
-        self._end_windows()
-        self._come_back_later()
-
-    def _first(self) -> _Window:
-        return next(iter(self._windows.values()))
-
-    def _end_windows(self) -> None:
-        now = self._clock()
-        while self._windows and self._first().ends <= now:
-            self._end_first()
-
-    def _end_first(self) -> None:
-        _, window = self._windows.popitem(last=False)
-        for error in (*window.errors.values(), window.others):
-            if error and error.more:
-                text = f"{error.message} ({error.more} more like this)"
-                self._tell(_record(error.level, text))
-
-
 def set_up(writer: LineWriter, level: str, *, as_json: bool = False) -> None:
     """Send the log of this package to a writer, in another form from now on if it goes there already."""
     writer.formatter = JsonFormatter() if as_json else TextFormatter()
@@ -308,11 +286,6 @@ def _handlers() -> list[_Handler]:
 
 def _one_line(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-
-def _record(level: int, text: str) -> logging.LogRecord:
-    """Make a record of the log's own."""
-    return logging.LogRecord(__name__, level, "", 0, text, None, None)
 
 
 _said_as: list[logging.Formatter] = []  # JSON, or nothing for plain lines
@@ -345,6 +318,6 @@ def say(message: str, level: int = logging.ERROR) -> None:
     line = _one_line(message[:_MOST_SAID]) + (" ..." if message[_MOST_SAID:] else "")
     if _said_as:
         line = line.removeprefix(f"{logging.getLevelName(level).lower()}: ")
-        line = _said_as[0].format(_record(level, line))
+        line = _said_as[0].format(make_record(level, line))
     with suppress(OSError):
         print(line, file=sys.stderr, flush=True)

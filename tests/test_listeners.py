@@ -12,7 +12,7 @@ import pytest
 from gevent import socket
 
 from proxy.accesslog import NO_LOG
-from proxy.app import App
+from proxy.app import App, Companion
 from proxy.config import Protocol, ProxyConfig, ServerConfig
 from proxy.errors import ConfigError, ProxyError
 from proxy.listeners import Listeners, Plan, make_server
@@ -404,13 +404,18 @@ def test_the_end_of_a_reload_is_told_whatever_becomes_of_it() -> None:
     """A service manager that was told of its begin waits for it."""
     told: list[str] = []
 
-    def fail() -> None:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    class Failing(Companion):
+        def reloading(self) -> None:
+            told.append("reloading")
+
+        def reload(self) -> None:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        def reloaded(self) -> None:
+            told.append("reloaded")
 
     app = App(config(one="127.0.0.1:0"))
-    app._hooks.reloading.append(lambda: told.append("reloading"))
-    app._hooks.reload.append(fail)
-    app._hooks.reloaded.append(lambda: told.append("reloaded"))
+    app.companion = Failing()
     app._opened.set()
     with pytest.raises(OSError, match="Too many open files"):
         app._hang_up()
@@ -422,7 +427,9 @@ def test_a_log_is_opened_anew_while_the_program_stops(monkeypatch: pytest.Monkey
     app = App(config(one="127.0.0.1:0"))
     reopened: list[bool] = []
     monkeypatch.setattr(app, "reopen_logs", lambda: reopened.append(True) or ())
-    app._hooks.reload.append(lambda: pytest.fail("a program that stops takes no other configuration"))
+    monkeypatch.setattr(
+        app.companion, "reload", lambda: pytest.fail("a program that stops takes no other configuration")
+    )
     app._opened.set()
     app._stop()
     app._hang_up()

@@ -26,10 +26,34 @@ T = TypeVar("T")
 
 RESERVED = 20  # descriptors: some clients at a time can be told that there is no room,
 FOR_FILES = 4  # and these are left for the configuration file and what it names
+_OWN = 64  # descriptors: logs, the control interface and its clients, the file and its versions
 _ENOUGH = 1 << 20  # descriptors: more than any machine can make use of
 
 # gevent's close waits for the next turn of its loop, but these are wanted at once.
 _close = get_original("os", "close")
+
+
+def make_room(*, connections: int, listeners: int, pipes: int, lookups: int) -> None:
+    """
+    Allow as many descriptors as the system lets us have, and tell if that may not be enough.
+
+    What may be needed is counted at its peak, of each the most that there may be at a time.
+    """
+    RESERVE.keep(RESERVED)
+    # A client's socket, and two for its target: while it is dialled, two addresses of it are raced.
+    needed = 3 * connections
+    needed += 2 * min(2 * connections, pipes)  # the ends of a pipe, one for each direction
+    needed += 2 * min(2 * connections, lookups)  # a name server, and the file that says where it is
+    needed += 2 * 2 * listeners  # two families, and their copies while they change hands
+    needed += RESERVED + _OWN
+    limit = raise_limit(needed)
+    if limit < needed:
+        log.warning(
+            "max_connections may need %d file descriptors, but the limit is %d: raise it (ulimit -Hn, "
+            "LimitNOFILE), or lower max_connections",
+            needed,
+            limit,
+        )
 
 
 def raise_limit(needed: int) -> int:
