@@ -176,7 +176,7 @@ class App:
             self._announce(server)
         if self.config.on_user_change == "close":
             for server in self.servers:
-                server.end_sessions_of_changed(self.config.listeners[0].auth_users)
+                server.end_sessions_of_changed(self.config.auth_users)
         self.companion.applied()
         return notes
 

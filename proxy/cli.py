@@ -259,7 +259,7 @@ def _without_circle(listener: ServerConfig) -> ProxyConfig:
     """Make the configuration of a single listener, whose upstream must not be the listener."""
     from proxy import selfcheck
 
-    config = ProxyConfig(listeners=(listener,))
+    config = ProxyConfig(listeners=(listener,), auth_users=listener.auth_users)
     if any(selfcheck.problems(config)):
         raise ConfigError(
             "proxy_address", "this program itself listens there: connections would go in a circle"

@@ -270,11 +270,13 @@ class ProxyConfig:
     """
     A whole configuration file.
 
-    The ``field`` of its errors is the place in the file, such as ``control.token``.
+    Its users are those of each of its listeners. The ``field`` of its errors is the place in the file,
+    such as ``control.token``.
     """
 
     listeners: tuple[ServerConfig, ...]
     upstreams: tuple[UpstreamConfig, ...] = ()
+    auth_users: Mapping[str, str] = field(default_factory=dict, repr=False)
     drain_timeout: float = 30.0
     reload_interval: float = 1.0
     history_size: int = 20

@@ -232,5 +232,5 @@ def test_no_repr_shows_a_secret():
     users = {"alice": "hunter2"}
     upstream = UpstreamConfig("home", UpstreamType.SOCKS5, "h:1", "alice", "hunter2")
     listener = ServerConfig(":1080", Protocol.SOCKS5, auth_users=users, upstream_config=(upstream,))
-    config = ProxyConfig((listener,), (upstream,), control_token="hunter2")
+    config = ProxyConfig((listener,), (upstream,), users, control_token="hunter2")
     assert "hunter2" not in repr(config) + repr(upstream.client_config)

@@ -183,6 +183,7 @@ class _Builder:
         control = self._values(("control",), conf["control"])
         values = _only(ProxyConfig, self._values(("proxy",), conf["proxy"])) | {
             "listeners": tuple(listeners),
+            "auth_users": users,
             "upstreams": tuple(each for each in upstreams.values() if each),
             **{f"control_{key}": value for key, value in control.items()},
         }
@@ -361,11 +362,10 @@ def _place_in_file(name: str) -> tuple[Path, str]:
 
 
 def _has_plain_secrets(config: ProxyConfig) -> bool:
-    passwords = (password for each in config.listeners[:1] for password in each.auth_users.values())
     return bool(
         config.control_token
         or any(each.proxy_password for each in config.upstreams)
-        or any(not password.startswith("scrypt$") for password in passwords)
+        or any(not password.startswith("scrypt$") for password in config.auth_users.values())
     )
 
 
@@ -378,11 +378,11 @@ def dump(config: ProxyConfig) -> str:
 
 
 def _dump(config: ProxyConfig, show: Show) -> str:
-    # All that listeners share comes from [proxy] and [auth_users], so any of them will do.
+    # What listeners share of [proxy] is the same in each of them.
     first = config.listeners[0]
     users = {
         syntax.quote_key(name): show(("auth_users",), name, secret)
-        for name, secret in first.auth_users.items()
+        for name, secret in config.auth_users.items()
     }
     blocks = [
         _write_section(("proxy",), lambda key: getattr(config if hasattr(config, key) else first, key), show),

@@ -129,6 +129,7 @@ def test_the_documented_example_loads():
             ),
         ),
         upstreams=(home, backup),
+        **shared,
     )
     (warning,) = warnings
     assert str(warning) == (
@@ -240,6 +241,7 @@ timeout = 2s
     )
     b = UpstreamConfig("b", UpstreamType.DIRECT, timeout=2)
     assert read(text).config == ProxyConfig(
+        auth_users={"alice": "a#b"},
         listeners=(
             ServerConfig(
                 "[::1]:443",
@@ -967,6 +969,7 @@ def configurations(draw):
     return ProxyConfig(
         listeners,
         upstreams,
+        auth_users=shared["auth_users"],
         state_dir=draw(PATHS),
         access_log=draw(PATHS) or "off",
         drain_timeout=draw(SECONDS),
@@ -986,11 +989,11 @@ def test_what_is_written_reads_back_the_same(config):
 def test_a_dump_has_no_secret_and_is_a_file_itself(config):
     redacted = read(dump(config)).config
     listeners = config.listeners
-    assert set(redacted.listeners[0].auth_users.values()) <= {"********"}
+    assert set(redacted.auth_users.values()) <= {"********"}
     assert {each.proxy_password for each in redacted.upstreams} <= {"********"}
     assert redacted.control_token in ("", "********")
-    users = {"auth_users": redacted.listeners[0].auth_users}
-    assert redacted.listeners[0].auth_users.keys() == listeners[0].auth_users.keys()
+    users = {"auth_users": redacted.auth_users}
+    assert redacted.auth_users.keys() == config.auth_users.keys()
     assert [replace(each, upstream_config=(), **users) for each in redacted.listeners] == [
         replace(each, upstream_config=(), **users) for each in listeners
     ]
