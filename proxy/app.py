@@ -23,8 +23,8 @@ from proxy.logs import Logs
 from proxy.metrics import Metrics
 from proxy.net import lookup
 from proxy.net.limits import make_room
+from proxy.net.sock import GeventSocket
 from proxy.net.splice import AVAILABLE, MOST_PIPES
-from proxy.net.stream import Socket
 from proxy.net.threads import Workers
 from proxy.server import ProxyServer, places
 
@@ -84,7 +84,7 @@ class App:
         self.config = config
         self.metrics = Metrics()
         self.companion = Companion()
-        self.inherited: list[Socket] = []  # sockets that listen already, to be used instead of new ones
+        self.inherited: list[GeventSocket] = []  # sockets that listen already, to be used instead of new ones
         self._patient = patient
         self._logs = Logs()
         self._workers = Workers(1)

@@ -17,8 +17,8 @@ from proxy.net.deadline import Deadline
 from proxy.net.dial import dial
 from proxy.net.limits import shortage
 from proxy.net.relay import DataForwarder, Transfer
-from proxy.net.sock import Sock
-from proxy.net.stream import Ending, Socket, Stream, TcpStream, address_of
+from proxy.net.sock import GeventSocket, LoopSocket, address_of
+from proxy.net.stream import Ending, Stream, TcpStream
 from proxy.policy import rules
 
 REACH = 1.0  # seconds in which an upstream is connected to that is asked for a sign of life
@@ -89,7 +89,7 @@ class ProxyClient(ABC):
         """Use these credentials from the next connection on: that is when the proxy judges them."""
         self.credentials = (to_bytes(username), to_bytes(password)) if username else None
 
-    def forward_data(self, client: Stream | Socket) -> Transfer:
+    def forward_data(self, client: Stream | GeventSocket) -> Transfer:
         """Join a client to the connection until both directions have ended, and close both."""
         if self._connected is None:
             raise ProxyError("forward_data comes after connect")
@@ -120,7 +120,7 @@ class UpstreamClient(ProxyClient):
         self._config = replace(self._config, username=username, password=password)
         super().authenticate(username, password)
 
-    def dial_proxy(self, proxy: Address, deadline: Deadline) -> Sock:
+    def dial_proxy(self, proxy: Address, deadline: Deadline) -> LoopSocket:
         """Connect to the proxy itself; raises ``UpstreamError``, and ``LimitError``, which blames nobody."""
         try:
             return dial(proxy, deadline)

@@ -22,7 +22,7 @@ from proxy.errors import ProxyError, reason_of
 from proxy.metrics import Metrics
 from proxy.net.listen import Acceptor
 from proxy.net.opening import BACKLOG, PATIENCE, Latecomers, Opening, close_to_clients, place_of
-from proxy.net.stream import Socket
+from proxy.net.sock import GeventSocket
 from proxy.runtime import Runtime
 from proxy.server import ProxyServer
 
@@ -54,7 +54,7 @@ class Plan:
     renewed: dict[ProxyServer, Runtime] = field(default_factory=dict)  # those that serve on otherwise
     leaving: list[ProxyServer] = field(default_factory=list)
     openings: dict[ProxyServer, Opening] = field(default_factory=dict)  # of those that are new,
-    sockets: dict[ProxyServer, list[Socket]] = field(default_factory=dict)  # with what they listen on
+    sockets: dict[ProxyServer, list[GeventSocket]] = field(default_factory=dict)  # with what they listen on
 
 
 class Listeners:
@@ -74,7 +74,7 @@ class Listeners:
         self._arrived = arrived
         self.accepting: list[ProxyServer] = []
         self._leaving: list[ProxyServer] = []
-        self._inherited: list[Socket] = []
+        self._inherited: list[GeventSocket] = []
         self._latecomers = Latecomers()
 
     @property
@@ -98,7 +98,7 @@ class Listeners:
         plan.leaving = [server for server in self.accepting if server not in plan.servers]
         return plan
 
-    def open(self, plan: Plan, inherited: Iterable[Socket] = (), *, patient: bool = False) -> None:
+    def open(self, plan: Plan, inherited: Iterable[GeventSocket] = (), *, patient: bool = False) -> None:
         """
         Open the addresses that are new; raises ``ProxyError``, and then nothing has changed.
 
@@ -132,7 +132,7 @@ class Listeners:
                 self._resume(server, in_the_way)
             raise
 
-    def _inherit(self, sockets: Iterable[Socket], wanted: Sequence[Place]) -> None:
+    def _inherit(self, sockets: Iterable[GeventSocket], wanted: Sequence[Place]) -> None:
         """Keep sockets for good: only with them can an address be had again that a listener gives up."""
         for sock in sockets:
             self._inherited.append(sock)
@@ -181,7 +181,7 @@ class Listeners:
     def _expect(self, server: ProxyServer, opening: Opening) -> None:
         self._latecomers.expect(opening, partial(self._arrive, server))
 
-    def _arrive(self, server: ProxyServer, sockets: list[Socket]) -> None:
+    def _arrive(self, server: ProxyServer, sockets: list[GeventSocket]) -> None:
         server.accept_on(sockets)
         self._arrived(server)
 

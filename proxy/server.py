@@ -17,8 +17,8 @@ from proxy.net.fullness import Fullness
 from proxy.net.listen import Acceptor
 from proxy.net.opening import Opening, bind
 from proxy.net.places import Places
-from proxy.net.sock import Sock
-from proxy.net.stream import Ending, Socket, address_of
+from proxy.net.sock import GeventSocket, LoopSocket, address_of
+from proxy.net.stream import Ending
 from proxy.runtime import Runtime, build_runtime
 from proxy.session import Inbound, Session
 
@@ -99,7 +99,7 @@ class ProxyServer(ABC):
         """Open the listener, on the configuration's address if none is given; raises ``ProxyError``."""
         self.accept_on(bind(Endpoint.parse(address) if address else self.config.endpoint))
 
-    def accept_on(self, sockets: Iterable[Socket]) -> None:
+    def accept_on(self, sockets: Iterable[GeventSocket]) -> None:
         """Accept clients on sockets that listen already; they belong to this server from now on."""
         for sock in sockets:
             acceptor = Acceptor(sock, self.handle_connection, self._pool)
@@ -107,7 +107,7 @@ class ProxyServer(ABC):
             self.acceptors.append(acceptor)
         self.runtime.begin()
 
-    def handle_connection(self, sock: Sock | Socket, client: Address) -> None:
+    def handle_connection(self, sock: LoopSocket | GeventSocket, client: Address) -> None:
         """Serve one client until it is done."""
         runtime = self.runtime
         session = Session(next(_numbers), sock, client, runtime)

@@ -21,8 +21,8 @@ from proxy.metrics import CLIENT_LEFT, HANDSHAKE, TARGET
 from proxy.net.channel import Channel
 from proxy.net.deadline import Deadline
 from proxy.net.relay import Relay, Transfer
-from proxy.net.sock import Sock
-from proxy.net.stream import Ending, Socket, Stream
+from proxy.net.sock import GeventSocket, LoopSocket
+from proxy.net.stream import Ending, Stream
 from proxy.net.tls import accept_tls
 from proxy.runtime import Runtime
 
@@ -68,7 +68,9 @@ class Session:
 
     __slots__ = ("_channel", "_end", "_users", "client", "id", "relay", "runtime", "started", "via", "wanted")
 
-    def __init__(self, number: int, sock: Sock | Socket, client: Address, runtime: Runtime) -> None:
+    def __init__(
+        self, number: int, sock: LoopSocket | GeventSocket, client: Address, runtime: Runtime
+    ) -> None:
         self.id = number
         self.client = client
         self.runtime = runtime

@@ -35,7 +35,8 @@ from proxy.errors import reason_of
 from proxy.http.heads import HttpError, RequestHead
 from proxy.metrics import render
 from proxy.net.opening import PATIENCE, Latecomers, Opening
-from proxy.net.stream import Ending, Socket
+from proxy.net.sock import GeventSocket
+from proxy.net.stream import Ending
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +128,7 @@ class Admin:
             log.warning("the control interface waits for %s: %s", where, opening.problem)
             self._latecomers.expect(opening, self._serve_on)
 
-    def _serve_on(self, sockets: list[Socket]) -> None:
+    def _serve_on(self, sockets: list[GeventSocket]) -> None:
         for sock in sockets:
             self._tcp.append(HttpServer(sock, self.answer, self._guard))
             self._tcp[-1].start()
@@ -144,13 +145,13 @@ class Admin:
                 "no control socket: %s: %s; proxy-server ctl will not work", self._path, reason_of(exc)
             )
 
-    def _bind_unix(self) -> Socket:
+    def _bind_unix(self) -> GeventSocket:
         """Bind beside the place, and move it there: whatever is left of a predecessor gives way."""
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._trust.folder(self._path.parent):
             return self._bind_in_folder()
 
-    def _bind_in_folder(self) -> Socket:
+    def _bind_in_folder(self) -> GeventSocket:
         # As long as the real name, so that there is room for that one if there is for this.
         own = self._path.with_name(f".{os.getpid():07}.new")
         sock = socket.socket(std_socket.AF_UNIX, std_socket.SOCK_STREAM)

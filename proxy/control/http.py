@@ -23,7 +23,7 @@ from proxy.http.heads import Fields, HeadBuffer, Headers, HttpError, RequestHead
 from proxy.net.channel import Channel
 from proxy.net.deadline import Deadline
 from proxy.net.listen import SocketServer
-from proxy.net.stream import Socket, address_of
+from proxy.net.sock import GeventSocket, address_of
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,9 @@ class HttpServer:
     the oldest gives way: who knows the token sends it at once.
     """
 
-    def __init__(self, sock: Socket, handler: Handler, guard: Guard = lambda head, client: None) -> None:
+    def __init__(
+        self, sock: GeventSocket, handler: Handler, guard: Guard = lambda head, client: None
+    ) -> None:
         self._handler = handler
         self._guard = guard
         self._strangers: dict[Any, None] = {}  # greenlets, the oldest first
@@ -101,7 +103,7 @@ class HttpServer:
         """Close the listening socket; whoever is being answered gets a moment."""
         self._server.stop(timeout=1.0)
 
-    def _serve(self, sock: Socket, peer: Any) -> None:
+    def _serve(self, sock: GeventSocket, peer: Any) -> None:
         channel = Channel(sock)
         self._strangers[getcurrent()] = None
         if len(self._strangers) > STRANGERS:

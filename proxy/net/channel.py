@@ -17,7 +17,7 @@ from gevent.monkey import get_original
 from proxy.address import Address
 from proxy.errors import ClientLeftError
 from proxy.net.deadline import Deadline, wait
-from proxy.net.sock import Sock, take_over
+from proxy.net.sock import LoopSocket, take_over
 from proxy.net.stream import BUFFER_SIZE, TcpStream, TlsStream, say_no_more
 
 _READ_SIZE = 4096  # bytes: more than any handshake needs at once
@@ -101,7 +101,7 @@ class Channel:
         """Send all of ``data``."""
         # The answer is hardly ever there at once: to wait for it costs less than to look first. TLS has
         # to be looked at, as it may have read ahead.
-        self._asked = isinstance(self.sock, Sock)
+        self._asked = isinstance(self.sock, LoopSocket)
         sent = 0
         while sent < len(data):
             try:
@@ -157,9 +157,9 @@ class Channel:
         return _Watch(self.sock, grace)
 
 
-def _without_tls(sock: ssl.SSLSocket) -> Sock:
+def _without_tls(sock: ssl.SSLSocket) -> LoopSocket:
     """Take the TCP connection out of a TLS socket that has said its last word: what comes is only counted."""
-    return Sock(sock.family, std_socket.SOCK_STREAM, sock.proto, sock.detach())
+    return LoopSocket(sock.family, std_socket.SOCK_STREAM, sock.proto, sock.detach())
 
 
 class _Watch:

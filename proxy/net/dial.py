@@ -22,7 +22,7 @@ from proxy.errors import DialError, LimitError, ProxyError, failure_of, is_short
 from proxy.net.deadline import Deadline, wait
 from proxy.net.limits import shortage
 from proxy.net.lookup import Found, look_up, look_up_all
-from proxy.net.sock import Sock, set_options, sockaddr_of
+from proxy.net.sock import LoopSocket, set_options, sockaddr_of
 
 Check = Callable[[IPAddress], None]
 
@@ -30,7 +30,7 @@ ATTEMPT_DELAY = 0.25  # seconds: RFC 8305, section 5
 MOST_ADDRESSES = 16  # of a name: whoever has a name server could make us try thousands for one request
 
 
-def dial(address: Address, deadline: Deadline, check: Check = lambda ip: None) -> Sock:
+def dial(address: Address, deadline: Deadline, check: Check = lambda ip: None) -> LoopSocket:
     """
     Connect to an address.
 
@@ -52,12 +52,12 @@ def interleave(ips: Iterable[IPAddress]) -> list[IPAddress]:
     return [ip for pair in zip_longest(preferred, others) for ip in pair if ip is not None]
 
 
-def _connect(ip: IPAddress, address: Address, deadline: Deadline) -> Sock:
+def _connect(ip: IPAddress, address: Address, deadline: Deadline) -> LoopSocket:
     family = std_socket.AF_INET if ip.version == 4 else std_socket.AF_INET6
     sock = sockaddr = None
     try:
         sockaddr = sockaddr_of(ip, address.port)
-        sock = Sock(family, std_socket.SOCK_STREAM)
+        sock = LoopSocket(family, std_socket.SOCK_STREAM)
         set_options(sock)
         _await_connection(sock, sockaddr, deadline)
         return sock
@@ -85,7 +85,7 @@ def _ports_are_used_up(exc: OSError, family: int, sockaddr: tuple[Any, ...] | No
     if sockaddr is None or exc.errno not in (errno.EADDRNOTAVAIL, errno.EADDRINUSE):
         return False
     try:
-        probe = Sock(family, std_socket.SOCK_DGRAM)
+        probe = LoopSocket(family, std_socket.SOCK_DGRAM)
     except OSError:
         return False
     try:
@@ -94,7 +94,7 @@ def _ports_are_used_up(exc: OSError, family: int, sockaddr: tuple[Any, ...] | No
         probe.close()
 
 
-def _await_connection(sock: Sock, sockaddr: tuple[Any, ...], deadline: Deadline) -> None:
+def _await_connection(sock: LoopSocket, sockaddr: tuple[Any, ...], deadline: Deadline) -> None:
     error = sock.connect_ex(sockaddr)
     if error == errno.EINPROGRESS:
         # A host on this machine has answered by now, and the second call says what.
@@ -124,10 +124,10 @@ class _Race:
         self._refusals: list[DialError] = []
         self._runners: list[gevent.Greenlet[..., None]] = []
         self._attempts = 0  # that are under way
-        self._events: Queue[Sock | ProxyError | Found] = Queue()
+        self._events: Queue[LoopSocket | ProxyError | Found] = Queue()
         self._is_over = False
 
-    def run(self) -> Sock:
+    def run(self) -> LoopSocket:
         """Return the winner's socket; raises the first ``DialError`` when all have lost."""
         found = look_up(self._address.host, self._deadline)
         self._add(found.ips)
@@ -149,7 +149,7 @@ class _Race:
             except DialError as exc:
                 self._refusals.append(exc)
 
-    def _run(self, is_all: bool) -> Sock:
+    def _run(self, is_all: bool) -> LoopSocket:
         is_next_due = True
         while True:
             if self._waiting and is_next_due:

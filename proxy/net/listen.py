@@ -14,8 +14,7 @@ from proxy.net import ours
 from proxy.net.limits import FOR_FILES, RESERVE, from_reserve, shortage
 from proxy.net.opening import close_to_clients, listen_on, place_of
 from proxy.net.places import Handler, Places
-from proxy.net.sock import Sock
-from proxy.net.stream import address_of
+from proxy.net.sock import LoopSocket, address_of
 
 _PAUSE = 0.1  # seconds without accepting, when there is no room for another client
 
@@ -57,7 +56,7 @@ class SocketServer(StreamServer):
             if not accepted:
                 return None
             fileno, peer = accepted
-        return Sock(listening.family, std_socket.SOCK_STREAM, 0, fileno), peer
+        return LoopSocket(listening.family, std_socket.SOCK_STREAM, 0, fileno), peer
 
     def _accept_after(self, exc: OSError) -> Any:
         """Accept what could not be accepted, if that is to be; raises what is a bug."""

@@ -13,10 +13,10 @@ import gevent
 from gevent.pool import Pool
 
 from proxy.address import Address
-from proxy.net.sock import Sock
+from proxy.net.sock import LoopSocket
 
-Handler = Callable[[Sock, Address], object]
-Job = tuple[Handler, Sock, Address]
+Handler = Callable[[LoopSocket, Address], object]
+Job = tuple[Handler, LoopSocket, Address]
 
 _STAY = 0.1  # seconds
 
@@ -30,7 +30,7 @@ class Places(Pool):
         super().__init__(size)
         self._resting: dict[_Worker, None] = {}  # in the order in which they came; they have no place
 
-    def serve(self, handler: Handler, sock: Sock, client: Address) -> "_Worker":
+    def serve(self, handler: Handler, sock: LoopSocket, client: Address) -> "_Worker":
         """Have a greenlet of the pool serve a client, and close its socket; there has to be a place."""
         if not self._resting:
             worker = _Worker(self, (handler, sock, client))

@@ -29,7 +29,8 @@ from gevent.hub import Waiter
 
 from proxy.errors import ProtocolError, reason_of
 from proxy.net import splice
-from proxy.net.stream import BUFFER_SIZE, Buffer, Ending, Socket, Stream, as_stream, nobody_cares
+from proxy.net.sock import GeventSocket
+from proxy.net.stream import BUFFER_SIZE, Buffer, Ending, Stream, as_stream, nobody_cares
 from proxy.net.turns import TURNS
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class DataForwarder:
         self._sweeper: gevent.Greenlet[..., None] | None = None
         self._missed = 0.0  # seconds in which this process did not run
 
-    def forward_data(self, client: Stream | Socket, target: Stream | Socket) -> Transfer:
+    def forward_data(self, client: Stream | GeventSocket, target: Stream | GeventSocket) -> Transfer:
         """Relay until both directions have ended, and close both ends."""
         return self.run(self.relay(as_stream(client), as_stream(target)))
 

@@ -13,8 +13,11 @@ import ssl
 from typing import Any
 
 import gevent
+from gevent import socket
 
-from proxy.address import IPAddress
+from proxy.address import Address, IPAddress
+
+GeventSocket = socket.socket  # what blocks the greenlet; of such are the listening sockets
 
 READ, WRITE = 1, 2  # libev's names for what to wait for
 
@@ -34,7 +37,7 @@ _OPTIONS = [
 ]
 
 
-class Sock(_socket.socket):
+class LoopSocket(_socket.socket):
     """A non-blocking socket: what cannot be done at once raises ``BlockingIOError``."""
 
     __slots__ = ("_reader", "_writer")
@@ -88,10 +91,10 @@ def watcher(fileno: int, events: int) -> Any:
 
 
 def take_over(sock: Any) -> Any:
-    """Make a ``Sock`` of another socket, which is spent; TLS sockets stay what they are."""
-    if isinstance(sock, (Sock, ssl.SSLSocket)):
+    """Make a ``LoopSocket`` of another socket, which is spent; TLS sockets stay what they are."""
+    if isinstance(sock, (LoopSocket, ssl.SSLSocket)):
         return sock
-    return Sock(sock.family, std_socket.SOCK_STREAM, sock.proto, sock.detach())
+    return LoopSocket(sock.family, std_socket.SOCK_STREAM, sock.proto, sock.detach())
 
 
 def sockaddr_of(ip: IPAddress, port: int) -> tuple[Any, ...]:
@@ -104,3 +107,18 @@ def sockaddr_of(ip: IPAddress, port: int) -> tuple[Any, ...]:
     except OSError as exc:  # without an errno
         raise OSError(errno.ENODEV, f"there is no interface {zone}") from exc
     return str(ip).partition("%")[0], port, 0, index
+
+
+def address_of(sockaddr: Any) -> Address:
+    """Turn what ``getpeername`` and ``getsockname`` give into an address."""
+    if not isinstance(sockaddr, tuple) or not sockaddr:
+        return Address("0.0.0.0", 0)
+    zone = _interface(sockaddr[3]) if len(sockaddr) == 4 and sockaddr[3] else ""
+    return Address(sockaddr[0].partition("%")[0], sockaddr[1], zone)
+
+
+def _interface(index: int) -> str:
+    try:
+        return std_socket.if_indextoname(index)
+    except OSError:  # it has just gone
+        return str(index)

@@ -16,13 +16,8 @@ from contextlib import suppress
 from enum import Enum
 from typing import Any, Protocol
 
-from gevent import socket
-
-from proxy.address import Address
-from proxy.net.sock import READ, WRITE, Sock, take_over, watcher
+from proxy.net.sock import READ, WRITE, GeventSocket, LoopSocket, take_over, watcher
 from proxy.net.splice import Pipe
-
-Socket = socket.socket
 
 BUFFER_SIZE = 64 * 1024
 HEADROOM = 14  # the longest frame header of RFC 6455, section 5.2
@@ -385,23 +380,8 @@ def say_no_more(sock: ssl.SSLSocket) -> None:
         sock.unwrap()
 
 
-def as_stream(end: Stream | Socket) -> Stream:
+def as_stream(end: Stream | GeventSocket) -> Stream:
     """Take a plain socket for the stream that it is."""
     if isinstance(end, ssl.SSLSocket):
         return TlsStream(end)
-    return TcpStream(end) if isinstance(end, (Socket, std_socket.socket, Sock)) else end
-
-
-def address_of(sockaddr: Any) -> Address:
-    """Turn what ``getpeername`` and ``getsockname`` give into an address."""
-    if not isinstance(sockaddr, tuple) or not sockaddr:
-        return Address("0.0.0.0", 0)
-    zone = _interface(sockaddr[3]) if len(sockaddr) == 4 and sockaddr[3] else ""
-    return Address(sockaddr[0].partition("%")[0], sockaddr[1], zone)
-
-
-def _interface(index: int) -> str:
-    try:
-        return std_socket.if_indextoname(index)
-    except OSError:  # it has just gone
-        return str(index)
+    return TcpStream(end) if isinstance(end, (GeventSocket, std_socket.socket, LoopSocket)) else end

@@ -9,7 +9,7 @@ from gevent.ssl import SSLContext, SSLSocket
 
 from proxy.errors import ConfigError, ProtocolError, is_shortage
 from proxy.net.limits import check_descriptors, from_reserve, untold_shortage
-from proxy.net.sock import Sock
+from proxy.net.sock import LoopSocket
 
 # Of OpenSSL's X509_V_ERR_...: unable to get an issuer (2, 20, 21), self-signed (18, 19).
 _NOT_TRUSTED = (2, 18, 19, 20, 21)
@@ -93,21 +93,21 @@ def _explain(exc: ssl.SSLError) -> str:
     return f"refused by OpenSSL: {words}{cure}"
 
 
-def accept_tls(sock: Sock, context: SSLContext) -> SSLSocket:
+def accept_tls(sock: LoopSocket, context: SSLContext) -> SSLSocket:
     """Do the server's handshake; raises ``ProtocolError``."""
     return _shake_hands(
         context.wrap_socket(_cooperative(sock), server_side=True, do_handshake_on_connect=False)
     )
 
 
-def connect_tls(sock: Sock, context: SSLContext, host: str) -> SSLSocket:
+def connect_tls(sock: LoopSocket, context: SSLContext, host: str) -> SSLSocket:
     """Do the client's handshake, naming the host; raises ``ProtocolError``."""
     return _shake_hands(
         context.wrap_socket(_cooperative(sock), server_hostname=host, do_handshake_on_connect=False)
     )
 
 
-def _cooperative(sock: Sock) -> socket.socket:
+def _cooperative(sock: LoopSocket) -> socket.socket:
     return socket.socket(sock.family, sock.type, sock.proto, sock.detach())
 
 

@@ -431,7 +431,7 @@ def test_what_cannot_be_reached_is_said_to_be_unreachable(
     monkeypatch: pytest.MonkeyPatch, error: int, failure: Failure
 ) -> None:
     """Case 371: a general failure would tell the client, and the next proxy, nothing."""
-    monkeypatch.setattr(module.Sock, "connect_ex", lambda sock, address: error)
+    monkeypatch.setattr(module.LoopSocket, "connect_ex", lambda sock, address: error)
     with pytest.raises(DialError) as raised:
         dial(Address("192.0.2.1", 80), Deadline(5))
     assert raised.value.failure is failure

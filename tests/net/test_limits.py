@@ -23,7 +23,7 @@ from proxy.net.listen import Acceptor
 from proxy.net.lookup import look_up
 from proxy.net.opening import bind
 from proxy.net.places import Places
-from proxy.net.sock import Sock
+from proxy.net.sock import LoopSocket
 from proxy.net.threads import Workers
 from tests.net.wires import PATIENCE, patience
 
@@ -205,10 +205,10 @@ TARGET = Address("127.0.0.1", 9)
 def refuse_sockets(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Let no socket be made."""
 
-    def make(*_: object) -> Sock:
+    def make(*_: object) -> LoopSocket:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(dial_module, "Sock", make)
+    monkeypatch.setattr(dial_module, "LoopSocket", make)
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
@@ -235,7 +235,7 @@ def test_a_race_that_lacks_a_descriptor_does_not_speak_for_the_target(
     ]
     monkeypatch.setattr(lookup_module, "_getaddrinfo", lambda *_: [_info("192.0.2.1"), _info("192.0.2.2")])
 
-    def connect(*_: object) -> Sock:
+    def connect(*_: object) -> LoopSocket:
         raise outcomes.pop(0)
 
     monkeypatch.setattr(dial_module, "_connect", connect)
@@ -247,7 +247,7 @@ def _info(ip: str) -> tuple[Any, ...]:
     return (0, 0, 0, "", (ip, 0))
 
 
-class Exhausted(Sock):
+class Exhausted(LoopSocket):
     """A socket for which no port is left, or no address: the error of connect is the same."""
 
     __slots__ = ()
@@ -261,14 +261,14 @@ class Exhausted(Sock):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_ports_that_are_used_up_are_a_shortage_of_ours(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
-    monkeypatch.setattr(dial_module, "Sock", Exhausted)
+    monkeypatch.setattr(dial_module, "LoopSocket", Exhausted)
     with pytest.raises(LimitError, match="Cannot assign requested address"):
         dial(Address(host, 80), Deadline(5))
 
 
 def test_no_address_of_a_family_is_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """IPv6 without an address of ours: the same error as with all ports in use."""
-    monkeypatch.setattr(dial_module, "Sock", Exhausted)
+    monkeypatch.setattr(dial_module, "LoopSocket", Exhausted)
     monkeypatch.setattr(Exhausted, "has_address", False)
     with pytest.raises(DialError) as raised:
         dial(Address("2001:db8::1", 80), Deadline(5))

@@ -13,7 +13,7 @@ from gevent.event import Event
 
 from proxy.address import Address
 from proxy.net.places import Handler, Places
-from proxy.net.sock import Sock
+from proxy.net.sock import LoopSocket
 
 PATIENCE = 5.0  # seconds
 CLIENT = Address("192.0.2.1", 1)
@@ -30,7 +30,7 @@ def places() -> Iterator[Places]:
 
 def serve(places: Places, handler: Handler) -> "gevent.Greenlet[..., object]":
     """Have a client served whose socket is connected to nobody."""
-    return places.serve(handler, Sock(std_socket.AF_INET, std_socket.SOCK_STREAM), CLIENT)
+    return places.serve(handler, LoopSocket(std_socket.AF_INET, std_socket.SOCK_STREAM), CLIENT)
 
 
 def test_the_next_client_is_served_by_the_one_that_has_just_finished(places: Places) -> None:
@@ -53,10 +53,10 @@ def test_one_that_is_done_has_no_place_and_soon_ends(places: Places) -> None:
 
 
 def test_each_is_given_its_own_client_whose_socket_is_closed_in_the_end(places: Places) -> None:
-    seen: list[tuple[Sock, Address]] = []
+    seen: list[tuple[LoopSocket, Address]] = []
     clients = [Address("192.0.2.1", port) for port in (1, 2, 3)]
     for client in clients:
-        sock = Sock(std_socket.AF_INET, std_socket.SOCK_STREAM)
+        sock = LoopSocket(std_socket.AF_INET, std_socket.SOCK_STREAM)
         places.serve(lambda *given: seen.append(given), sock, client)
         places.join()
         assert sock.fileno() == -1
@@ -93,11 +93,11 @@ def test_one_at_work_is_not_disturbed_by_the_end_of_its_rest(
 def test_an_error_costs_neither_a_place_nor_a_socket(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gevent.get_hub(), "handle_error", lambda *_: None)
 
-    def fail(sock: Sock, client: Address) -> None:
+    def fail(sock: LoopSocket, client: Address) -> None:
         raise ValueError("a bug")
 
     for _ in range(5):
-        sock = Sock(std_socket.AF_INET, std_socket.SOCK_STREAM)
+        sock = LoopSocket(std_socket.AF_INET, std_socket.SOCK_STREAM)
         places.serve(fail, sock, CLIENT)
         places.join()
         assert sock.fileno() == -1

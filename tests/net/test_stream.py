@@ -16,9 +16,9 @@ from proxy.address import Address
 from proxy.errors import ClientLeftError
 from proxy.net.channel import Channel
 from proxy.net.relay import DataForwarder
-from proxy.net.sock import Sock
+from proxy.net.sock import LoopSocket, address_of
 from proxy.net.stdio import StdioStream
-from proxy.net.stream import BUFFER_SIZE, Buffer, Ending, TcpStream, address_of
+from proxy.net.stream import BUFFER_SIZE, Buffer, Ending, TcpStream
 from tests.net.wires import send_and_end, tcp_pair
 from tests.wire.sockets import read_to_end, reset
 
@@ -74,7 +74,7 @@ def test_what_is_pushed_back_is_read_again(pair: Pair) -> None:
 def test_after_a_question_nothing_is_read_before_there_is_an_answer(pair: Pair) -> None:
     """A look that finds nothing is a system call and an exception for nothing."""
 
-    class Watched(Sock):
+    class Watched(LoopSocket):
         reads = 0
 
         def recv(self, *args: int) -> bytes:
