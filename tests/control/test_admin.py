@@ -41,7 +41,7 @@ class FakeVersions:
 
     def __init__(self, **settings: Any) -> None:
         listener = ServerConfig("127.0.0.1:0", Protocol.SOCKS5, "socks", auth_users={"alice": SECRET})
-        self.config = ProxyConfig(listeners=(listener,), **settings)
+        self.config = ProxyConfig(listeners=(listener,), auth_users=listener.auth_users, **settings)
         self.outcomes = {"applied": 1, "unchanged": 0, "rejected": 0}
         self.asked: list[Any] = []
         self.outcome = Outcome("applied", 3, (), ())
