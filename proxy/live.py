@@ -11,8 +11,8 @@ from proxy.config import ProxyConfig
 from proxy.configfile.load import peek, state_dir_of
 from proxy.configfile.trust import Trust
 from proxy.control.admin import Admin
+from proxy.control.keeper import Keeper
 from proxy.control.notify import Notifier, inherited_sockets
-from proxy.control.versions import Versions
 from proxy.control.watcher import Watcher
 from proxy.ctl.ask import why_not_ours
 from proxy.logs import begin, say
@@ -31,33 +31,35 @@ def serve(path: str, *, last_good: bool = False) -> None:
     reason = why_not_ours(folder, trust)  # asked before anything is read there
     if reason and last_good:
         say(f"warning: {reason}, so no version there is started with", logging.WARNING)
-    versions = Versions(
+    keeper = Keeper(
         path, None if reason else folder, ProxyConfig.history_size, lambda config: app.apply(config), trust
     )
-    warnings = versions.start(last_good=last_good)
-    begin(as_json=versions.config.log_format == "json")
+    warnings = keeper.start(last_good=last_good)
+    begin(as_json=keeper.config.log_format == "json")
     for warning in warnings:
         say(f"warning: {warning}", logging.WARNING)
-    app = App(versions.config, patient=True)
+    app = App(keeper.config, patient=True)
     app.inherited = inherited_sockets()
-    admin = Admin(app, versions, path, folder, trust, why_not_ours=reason)
-    app.companion = _Control(app, versions, admin)
+    admin = Admin(app, keeper, path, folder, trust, why_not_ours=reason)
+    app.companion = _Control(app, keeper, admin)
     app.run()
 
 
 class _Control(Companion):
     """Watches a file, changes the program and tells of it."""
 
-    def __init__(self, app: App, versions: Versions, admin: Admin) -> None:
+    def __init__(self, app: App, keeper: Keeper, admin: Admin) -> None:
         self._app = app
-        self._versions = versions
+        self._keeper = keeper
         self._admin = admin
-        self._watcher = Watcher(versions.files, lambda: versions.config.reload_interval, versions.look)
+        self._watcher = Watcher(
+            keeper.fingerprint, lambda: keeper.config.reload_interval, keeper.reload_if_changed
+        )
         self._notifier = Notifier()
 
     def opened(self) -> None:
         self._admin.start()
-        self._versions.record()  # only what did come into effect
+        self._keeper.record()  # only what did come into effect
 
     def ready(self) -> None:
         self._watcher.start()
@@ -69,7 +71,7 @@ class _Control(Companion):
         self._notifier.reloading()
 
     def reload(self) -> None:
-        self._versions.reload()
+        self._keeper.reload()
 
     def reloaded(self) -> None:
         self._notifier.ready()
@@ -88,5 +90,5 @@ class _Control(Companion):
         self._notifier.stopping()
 
     def stopped(self) -> None:
-        self._versions.catch_up()
+        self._keeper.catch_up()
         self._admin.stop()

@@ -27,9 +27,9 @@ from gevent import socket
 from proxy.address import Address, Endpoint
 from proxy.configfile.trust import Trust
 from proxy.control import status
+from proxy.control.candidate import Conflict, Outcome
 from proxy.control.http import Answer, HttpServer, Request
-from proxy.control.outcome import Conflict, Outcome
-from proxy.control.versions import Versions
+from proxy.control.keeper import Keeper
 from proxy.ctl.ask import CONFIG_HEADER, SOCKET_NAME, is_taken, why_not_ours
 from proxy.errors import reason_of
 from proxy.http.heads import HttpError, RequestHead
@@ -51,7 +51,7 @@ class Admin:
     def __init__(
         self,
         app: status.Running,
-        versions: Versions,
+        keeper: Keeper,
         config: str,
         state_dir: Path,
         trust: Trust,
@@ -60,7 +60,7 @@ class Admin:
     ) -> None:
         """Take the path of the file that is served, and a folder for the socket, or why it is not ours."""
         self._app = app
-        self._versions = versions
+        self._keeper = keeper
         self._config = os.path.abspath(config)
         self._path = state_dir / SOCKET_NAME
         self._trust = trust
@@ -82,8 +82,8 @@ class Admin:
         self._why_not_ours = self._why_not_ours or why_not_ours(self._path.parent, self._trust)
         if self._why_not_ours:
             self._leave_folder()
-        if self._versions.config.control_listen_addr:
-            self._open_tcp(Endpoint.parse(self._versions.config.control_listen_addr))
+        if self._keeper.config.control_listen_addr:
+            self._open_tcp(Endpoint.parse(self._keeper.config.control_listen_addr))
         if not self._why_not_ours:
             self._open_unix()
 
@@ -110,7 +110,7 @@ class Admin:
         return False
 
     def _leave_folder(self) -> None:
-        self._versions.leave_folder()
+        self._keeper.leave_folder()
         log.warning(
             "%s: this server has no control socket, and keeps its versions in memory only; set another "
             "state_dir in %s, and start it again",
@@ -186,7 +186,7 @@ class Admin:
 
     def _is_token(self, authorization: str) -> bool:
         # The present one: it may have been changed by a reload.
-        token = self._versions.config.control_token
+        token = self._keeper.config.control_token
         kind, _, given = authorization.partition(" ")
         is_right = hmac.compare_digest(given.encode("latin-1"), token.encode())
         return kind.lower() == "bearer" and bool(token) and is_right
@@ -227,7 +227,7 @@ class Admin:
         raise HttpError(405, f"only {allowed} will do", headers=(("Allow", allowed),))
 
     def _status(self, request: Request) -> Answer:
-        return Answer(status.status(self._app, self._versions))
+        return Answer(status.status(self._app, self._keeper))
 
     def _connections(self, request: Request) -> Answer:
         return Answer({"connections": status.connections(self._app)})
@@ -241,20 +241,20 @@ class Admin:
         return Answer({"status": "ended", "id": session.id})
 
     def _versions_list(self, request: Request) -> Answer:
-        current = self._versions.current.number
+        current = self._keeper.current.number
         return Answer(
-            {"current": current, "versions": [status.describe(each) for each in self._versions.list()]}
+            {"current": current, "versions": [status.describe(each) for each in self._keeper.versions()]}
         )
 
     def _version(self, request: Request, number: str) -> Answer:
         """Show a version, and with ``?to=M`` or ``?to=current`` what differs from it to another one."""
         try:
-            version = self._versions.get(int(number))
-            content = status.describe(version) | {"text": self._versions.redacted(version.number)}
+            version = self._keeper.get(int(number))
+            content = status.describe(version) | {"text": self._keeper.redacted(version.number)}
             other = request.query.get("to")
             if other is not None:
-                current = self._versions.current.number
-                content["diff"] = self._versions.diff(
+                current = self._keeper.current.number
+                content["diff"] = self._keeper.diff(
                     version.number, current if other == "current" else _number(other)
                 )
         except KeyError:
@@ -262,13 +262,13 @@ class Admin:
         return Answer(content)
 
     def _show(self, request: Request) -> Answer:
-        return Answer({"version": self._versions.current.number, "text": self._versions.shown()})
+        return Answer({"version": self._keeper.current.number, "text": self._keeper.shown()})
 
     def _reload(self, request: Request) -> Answer:
         for note in self._app.reopen_logs():  # whatever becomes of the file
             log.warning("%s", note)
         self._refuse_while_draining()
-        return _told(self._versions.reload("ctl"))
+        return _told(self._keeper.reload("ctl"))
 
     def _rollback(self, request: Request) -> Answer:
         self._refuse_while_draining()
@@ -276,7 +276,7 @@ class Admin:
         if wanted is not None and (not isinstance(wanted, int) or isinstance(wanted, bool)):
             raise HttpError(400, "version is a number")
         try:
-            return _told(self._versions.rollback(wanted))
+            return _told(self._keeper.rollback(wanted))
         except KeyError:
             raise HttpError(404, "there is no such version") from None
 
@@ -284,7 +284,7 @@ class Admin:
         self._refuse_while_draining()
         edits, volatile = _read_change(request.body)
         try:
-            outcome = self._versions.change(edits, volatile=volatile, if_match=_if_match(request))
+            outcome = self._keeper.change(edits, volatile=volatile, if_match=_if_match(request))
         except Conflict as exc:
             number = exc.current.number
             message = f"the configuration has changed meanwhile: it is at version {number}"
@@ -292,7 +292,7 @@ class Admin:
         return _told(outcome)
 
     def _metrics(self, request: Request) -> Answer:
-        return Answer(render(status.families(self._app, self._versions)))
+        return Answer(render(status.families(self._app, self._keeper)))
 
     def _health(self, request: Request) -> Answer:
         waiting = status.waiting(self._app)

@@ -10,7 +10,9 @@ import io
 import os
 import stat
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 
 def replace(path: str, data: bytes) -> None:
@@ -28,6 +30,17 @@ def replace(path: str, data: bytes) -> None:
         if exc.errno not in (errno.EBUSY, errno.EROFS) and not _is_mounted(path):
             raise
         _overwrite(path, data)
+
+
+def exchange(path: str, data: bytes) -> Callable[[], None]:
+    """Write a file anew, and return what gives back all that it had. Raises ``OSError``."""
+    try:
+        had = Path(path).read_bytes()
+    except FileNotFoundError:
+        replace(path, data)
+        return lambda: os.unlink(os.path.realpath(path))  # a link that led to nothing is to do so again
+    replace(path, data)
+    return lambda: replace(path, had)
 
 
 def _replace(path: str, data: bytes) -> None:

@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 from proxy import __version__
 from proxy.address import without_query
+from proxy.control.candidate import Trouble
 from proxy.control.history import Version
-from proxy.control.outcome import Trouble
-from proxy.control.versions import Versions
+from proxy.control.keeper import Keeper
 from proxy.metrics import Family, ListenerMetrics, Metrics, listener_families
 from proxy.server import ProxyServer
 from proxy.session import Session
@@ -70,7 +70,7 @@ class _Start:
 started = _Start()
 
 
-def status(app: Running, versions: Versions) -> dict[str, Any]:
+def status(app: Running, keeper: Keeper) -> dict[str, Any]:
     """Describe the whole."""
     listeners = list(_listeners(app))
     moved = _bytes(app).values()
@@ -81,8 +81,8 @@ def status(app: Running, versions: Versions) -> dict[str, Any]:
         "started": started(),
         "uptime": uptime(),
         "draining_for": app.draining_for if app.draining else 0.0,
-        "version": describe(versions.current),
-        "file": trouble(versions.trouble),
+        "version": describe(keeper.current),
+        "file": trouble(keeper.trouble),
         "live": sum(each["live"] for each in listeners),
         "total": sum(one.accepted for one in app.metrics.listeners.values()),
         "sent": sum(sent for sent, _ in moved),
@@ -208,7 +208,7 @@ def _rest(upstream: Upstream) -> float:
 # Metrics
 
 
-def families(app: Running, versions: Versions) -> Iterator[Family]:
+def families(app: Running, keeper: Keeper) -> Iterator[Family]:
     """Make all that ``GET /metrics`` tells."""
     servers = app.servers
     yield _gauge("proxy_info", "The version of the program.", 1, version=__version__)
@@ -237,15 +237,15 @@ def families(app: Running, versions: Versions) -> Iterator[Family]:
     yield _of_upstreams(
         "proxy_upstream_failures", "Attempts that failed in a row.", servers, lambda one: one.health.failures
     )
-    yield _gauge("proxy_config_version", "The configuration in effect.", versions.current.number)
-    is_rejected = int(versions.trouble is not None)
+    yield _gauge("proxy_config_version", "The configuration in effect.", keeper.current.number)
+    is_rejected = int(keeper.trouble is not None)
     yield _gauge("proxy_config_file_rejected", "1 while the file is not what is in effect.", is_rejected)
-    yield _gauge("proxy_config_time_seconds", "When it was applied.", versions.current.time)
+    yield _gauge("proxy_config_time_seconds", "When it was applied.", keeper.current.time)
     yield Family(
         "proxy_reloads_total",
         "counter",
         "Reloads, changes and rollbacks, by what came of them.",
-        [({"outcome": outcome}, versions.outcomes[outcome]) for outcome in OUTCOMES],
+        [({"outcome": outcome}, keeper.outcomes[outcome]) for outcome in OUTCOMES],
     )
     yield from _process()
 

@@ -7,13 +7,13 @@ must look the same at two polls before anything is done, so that a file is not r
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from time import monotonic
 
 import gevent
 from gevent.event import Event
 
-from proxy.control.stamps import Stamps, stamps
+from proxy.control.fingerprint import Fingerprint
 from proxy.errors import ProxyError
 
 log = logging.getLogger(__name__)
@@ -24,21 +24,20 @@ class Watcher:
 
     def __init__(
         self,
-        files: Callable[[], Sequence[str]],
+        fingerprint: Callable[[], Fingerprint],
         interval: Callable[[], float],
-        look: Callable[[], object],
+        reload_if_changed: Callable[[], object],
     ) -> None:
         """
-        Watch for ``look``, which is called when there may be something new.
+        Watch for ``reload_if_changed``, which is called when there may be something new.
 
         It raises ``ProxyError`` when it cannot look now, and is called again at the next poll.
         """
-        self._files = files
+        self._fingerprint = fingerprint
         self._interval = interval
-        self._look = look
-        self._last = self._stamps()
-        # The first look is at what may have changed since the start.
-        self._acted_on: Stamps | None = None
+        self._reload_if_changed = reload_if_changed
+        self._last = fingerprint()
+        self._is_new = True  # at first, what may have changed since the start
         self._may_differ = Event()  # the interval, while it is waited for
         self._is_watching = False
         self._is_over = False
@@ -57,16 +56,15 @@ class Watcher:
 
     def poll(self) -> None:
         """Look once."""
-        now = self._stamps()
-        is_settled = now == self._last
-        self._last = now
-        if is_settled and now != self._acted_on:
-            self._acted_on = now
-            try:
-                self._look()
-            except ProxyError as exc:
-                self._acted_on = None
-                log.warning("%s; it is tried again", exc, extra={"collapse": exc})
+        try:
+            now = self._fingerprint()
+            if now != self._last:
+                self._last, self._is_new = now, True  # and may still be changing
+            elif self._is_new:
+                self._reload_if_changed()
+                self._is_new = False
+        except ProxyError as exc:
+            log.warning("%s; it is tried again", exc, extra={"collapse": exc})
 
     def _run(self) -> None:
         polled = monotonic()
@@ -82,6 +80,3 @@ class Watcher:
                 log.error("internal error: %s: %s", type(exc).__name__, exc)
                 log.debug("internal error", exc_info=True)
         self._is_watching = False
-
-    def _stamps(self) -> Stamps:
-        return stamps(self._files())

@@ -23,9 +23,9 @@ from proxy.config import Protocol, ProxyConfig, ServerConfig
 from proxy.configfile.load import dump
 from proxy.configfile.trust import Trust
 from proxy.control.admin import Admin
+from proxy.control.candidate import Conflict, Outcome, Trouble
 from proxy.control.history import Version
 from proxy.control.http import MAX_BODY, PLACES
-from proxy.control.outcome import Conflict, Outcome, Trouble
 from proxy.ctl.ask import SOCKET_NAME, ask, is_taken
 from proxy.errors import ProxyError
 from proxy.metrics import Metrics
@@ -36,8 +36,8 @@ TOKEN = "open sesame"
 SECRET = "wonderland"
 
 
-class FakeVersions:
-    """Versions that remember what they were asked."""
+class FakeKeeper:
+    """A keeper that remembers what it was asked."""
 
     def __init__(self, **settings: Any) -> None:
         listener = ServerConfig("127.0.0.1:0", Protocol.SOCKS5, "socks", auth_users={"alice": SECRET})
@@ -55,7 +55,7 @@ class FakeVersions:
     def leave_folder(self) -> None:
         self.has_left = True
 
-    def list(self) -> list[Version]:
+    def versions(self) -> list[Version]:
         return self._all
 
     def get(self, number: int) -> Version:
@@ -92,9 +92,9 @@ class House:
     """A running program with a control interface, all in this process."""
 
     def __init__(self, directory: Path, *, why_not_ours: str = "", **settings: Any) -> None:
-        self.versions = FakeVersions(**settings)
+        self.keeper = FakeKeeper(**settings)
         metrics = Metrics()
-        server = Socks5Server(self.versions.config.listeners[0], metrics=metrics)
+        server = Socks5Server(self.keeper.config.listeners[0], metrics=metrics)
         self.reopened = 0
         self.app = SimpleNamespace(
             servers=[server], metrics=metrics, draining=False, reopen_logs=self._reopen_logs
@@ -103,7 +103,7 @@ class House:
         self.config = directory / "proxy.ini"
         self.admin = Admin(
             self.app,  # type: ignore[arg-type]
-            self.versions,  # type: ignore[arg-type]
+            self.keeper,  # type: ignore[arg-type]
             str(self.config),
             directory,
             Trust(),
@@ -239,7 +239,7 @@ class TestSocket:
         folder = house.path.parent
         before = house.path.stat().st_ino
         with House(folder, why_not_ours="it is taken") as second:
-            assert second.versions.has_left
+            assert second.keeper.has_left
             assert house.path.stat().st_ino == before
         assert house.ask("GET", "/healthz")[0] == 200
         (said,) = caplog.messages
@@ -254,15 +254,15 @@ class TestSocket:
         """CASES H211: both started at once, and both found the folder free."""
         before = house.path.stat().st_ino
         with House(house.path.parent) as second:
-            assert second.versions.has_left
+            assert second.keeper.has_left
             assert house.path.stat().st_ino == before
         assert "is the state_dir of another server" in caplog.text
-        assert not house.versions.has_left
+        assert not house.keeper.has_left
 
     def test_it_does_not_come_back_when_the_other_one_has_gone(self, directory: Path) -> None:
         """CASES H211: what it knows of its versions is not what stands there."""
         with House(directory, why_not_ours="it was taken") as second:
-            assert second.versions.has_left
+            assert second.keeper.has_left
             assert not second.path.exists()
 
     def test_a_folder_where_others_may_write_is_left_alone(
@@ -271,7 +271,7 @@ class TestSocket:
         """Case 378."""
         directory.chmod(0o777)
         with House(directory) as house:
-            assert house.versions.has_left
+            assert house.keeper.has_left
             assert not house.path.exists()
         assert caplog.messages[0].startswith(
             f"others may write in {directory}: this server has no control socket"
@@ -399,7 +399,7 @@ class TestWhoIsMeant:
     def test_nothing_is_changed_for_somebody_else(self, house: House) -> None:
         for method, path in (("POST", "/reload"), ("POST", "/rollback"), ("PATCH", "/config")):
             assert house.ask(method, path, {}, X_Proxy_Config="/other.ini")[0] == 421
-        assert house.versions.asked == []
+        assert house.keeper.asked == []
 
     def test_on_tcp_it_is_the_same_for_who_knows_the_token(self, tcp: Callable[[bytes], bytes]) -> None:
         headers = {"X_Proxy_Config": "/other.ini"}
@@ -465,7 +465,7 @@ class TestLooking:
         status, answer = house.ask("GET", "/config")
         assert (status, answer["version"]) == (200, 2)
         assert "alice = ********" in answer["text"]
-        assert house.versions.asked == []
+        assert house.keeper.asked == []
 
     @pytest.mark.parametrize(
         "path", ["/status", "/connections", "/versions", "/versions/1", "/config", "/metrics"]
@@ -490,16 +490,16 @@ class TestChanging:
         status, headers, _ = parse(house.talk(request("GET", path)))
         assert status == 405
         assert "GET" not in headers["Allow"]
-        assert house.versions.asked == []
+        assert house.keeper.asked == []
 
     def test_reload(self, house: House) -> None:
         answer = {"status": "applied", "version": 3, "problems": [], "notes": []}
         assert house.ask("POST", "/reload") == (200, answer)
-        assert house.versions.asked == [("reload", "ctl")]
+        assert house.keeper.asked == [("reload", "ctl")]
 
     def test_what_is_rejected_says_why(self, house: House) -> None:
         """CASES 193, 211."""
-        house.versions.outcome = Outcome("rejected", 2, ("proxy.ini:3: [proxy] timeout: bad",), ())
+        house.keeper.outcome = Outcome("rejected", 2, ("proxy.ini:3: [proxy] timeout: bad",), ())
         status, answer = house.ask("POST", "/reload")
         assert (status, answer["status"], answer["version"]) == (422, "rejected", 2)
         assert answer["problems"] == ["proxy.ini:3: [proxy] timeout: bad"]
@@ -507,14 +507,14 @@ class TestChanging:
     def test_rollback(self, house: House) -> None:
         house.ask("POST", "/rollback")
         house.ask("POST", "/rollback", {"version": 1})
-        assert house.versions.asked == [("rollback", None), ("rollback", 1)]
+        assert house.keeper.asked == [("rollback", None), ("rollback", 1)]
         assert house.ask("POST", "/rollback", {"version": 9})[0] == 404
 
     def test_set_and_unset_are_one_change(self, house: House) -> None:
         """CASES 211."""
         body = {"set": {"proxy.timeout": "5s", "proxy.max_connections": 9, "proxy.enable_upstream": False}}
         assert house.ask("PATCH", "/config", body | {"unset": ["auth_users.bob"]})[0] == 200
-        ((_, edits, volatile),) = house.versions.asked
+        ((_, edits, volatile),) = house.keeper.asked
         assert edits == [
             ("proxy.timeout", "5s"),
             ("proxy.max_connections", "9"),
@@ -525,13 +525,13 @@ class TestChanging:
 
     def test_volatile(self, house: House) -> None:
         house.ask("PATCH", "/config", {"set": {"proxy.timeout": "5s"}, "volatile": True})
-        assert house.versions.asked == [("change", [("proxy.timeout", "5s")], True)]
+        assert house.keeper.asked == [("change", [("proxy.timeout", "5s")], True)]
 
     def test_the_loser_of_two_changes_is_told(self, house: House) -> None:
         body = {"unset": ["auth_users.bob"]}
         status, answer = house.ask("PATCH", "/config", body, If_Match='"1"')
         assert (status, answer["version"]) == (412, 2)
-        assert house.versions.asked == []
+        assert house.keeper.asked == []
         assert house.ask("PATCH", "/config", body, If_Match='"2"')[0] == 200
 
     @pytest.mark.parametrize(
@@ -561,7 +561,7 @@ class TestChanging:
     def test_a_body_that_is_not_understood_changes_nothing(self, house: House, body: bytes) -> None:
         status, answer = house.ask("PATCH", "/config", body)
         assert (status, list(answer)) == (400, ["error"])
-        assert house.versions.asked == []
+        assert house.keeper.asked == []
 
     @pytest.mark.parametrize(
         ("number", "written"),
@@ -570,12 +570,12 @@ class TestChanging:
     def test_a_number_may_have_a_fraction(self, house: House, number: str, written: str) -> None:
         """RFC 8259, section 6; the file knows no exponents."""
         assert house.ask("PATCH", "/config", b'{"set": {"proxy.timeout": %s}}' % number.encode())[0] == 200
-        assert house.versions.asked == [("change", [("proxy.timeout", written)], False)]
+        assert house.keeper.asked == [("change", [("proxy.timeout", written)], False)]
 
     @pytest.mark.parametrize("value", ["x", '"1', "1.5", 'W/"1"', '"1", "2"'])
     def test_an_if_match_that_is_no_version_is_refused(self, house: House, value: str) -> None:
         assert house.ask("PATCH", "/config", {"unset": ["a.b"]}, If_Match=value)[0] == 400
-        assert house.versions.asked == []
+        assert house.keeper.asked == []
 
     @pytest.mark.parametrize(
         ("method", "path"), [("POST", "/reload"), ("POST", "/rollback"), ("PATCH", "/config")]
@@ -584,7 +584,7 @@ class TestChanging:
         """CASES 206."""
         house.app.draining = True
         assert house.ask(method, path)[0] == 409
-        assert house.versions.asked == []
+        assert house.keeper.asked == []
 
     def test_kill_ends_a_connection_wherever_it_is(self, house: House) -> None:
         address = house.server.addresses[0]
@@ -629,7 +629,7 @@ class TestStrictness:
 
     def test_a_second_request_behind_the_first_is_not_served(self, house: House) -> None:
         house.talk(request("GET", "/healthz") + request("POST", "/reload"))
-        assert house.versions.asked == []
+        assert house.keeper.asked == []
 
     def test_a_request_in_pieces_is_understood(self, house: House) -> None:
         with socket.socket(std_socket.AF_UNIX) as sock:
@@ -656,7 +656,7 @@ class TestStrictness:
     def test_a_failure_of_ours_is_one_line(
         self, house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        monkeypatch.setattr(house.versions, "reload", lambda source: 1 // 0)
+        monkeypatch.setattr(house.keeper, "reload", lambda source: 1 // 0)
         assert house.ask("POST", "/reload") == (500, {"error": "internal error"})
         assert "control: internal error: ZeroDivisionError" in caplog.text
 
@@ -697,9 +697,9 @@ class TestTcp:
                 read, expired = house.admin._is_token, gevent.event.Event()
                 house.admin._is_token = lambda given: (read(given), expired.set())[0]  # type: ignore[method-assign]
                 expired.wait()
-                house.versions.config = replace(house.versions.config, control_token="another")
+                house.keeper.config = replace(house.keeper.config, control_token="another")
                 assert parse(talk(sock, head[-1:]))[0] == 401
-            assert house.versions.asked == []
+            assert house.keeper.asked == []
 
     @pytest.mark.parametrize(
         "host", ["attacker.example", "attacker.example:9180", "127.0.0.1.attacker.example", ""]

@@ -7,6 +7,7 @@ from pathlib import Path
 import gevent
 import pytest
 
+from proxy.control.fingerprint import take
 from proxy.control.watcher import Watcher
 from proxy.errors import LimitError
 
@@ -26,7 +27,7 @@ class House:
         self.failing = False
         self.files = [str(path)]
         self.interval = 1.0  # seconds
-        self.watcher = Watcher(lambda: self.files, lambda: self.interval, self.look)
+        self.watcher = Watcher(lambda: take(self.files), lambda: self.interval, self.look)
 
     def look(self) -> None:
         self.looks += 1
@@ -205,7 +206,7 @@ def test_what_could_not_be_looked_at_is_looked_at_again_at_the_next_poll(tmp_pat
 
     path = tmp_path / "proxy.ini"
     path.write_text("one")
-    watcher = Watcher(lambda: [str(path)], lambda: 1.0, look)
+    watcher = Watcher(lambda: take([str(path)]), lambda: 1.0, look)
     for _ in range(6):
         watcher.poll()
     assert len(looks) == 3

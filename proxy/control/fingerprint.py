@@ -1,5 +1,5 @@
 """
-Tell, without reading them, whether files are what they were.
+Fingerprint files, so that a change of theirs is seen without reading them.
 """
 
 import os
@@ -10,23 +10,22 @@ from proxy.configfile.syntax import Setting, read_value, scan
 
 _KEYS = ("tls_cert", "tls_key", "tls_ca")
 
-Stamps = dict[str, tuple[int, ...] | None]  # of files, by their paths; None is one that is not there
+Fingerprint = dict[str, tuple[int, ...] | None]  # by path; None is a file that is not there
 
 
-def stamps(paths: Iterable[str]) -> Stamps:
-    """Tell the present state of files from all others."""
-    return {path: _stamp(path) for path in paths}
+def take(paths: Iterable[str]) -> Fingerprint:
+    """Fingerprint files as they are now."""
+    return {path: _stat(path) for path in paths}
 
 
-def _stamp(path: str) -> tuple[int, ...] | None:
+def _stat(path: str) -> tuple[int, ...] | None:
     try:
         found = os.stat(path)
     except (OSError, ValueError):
         return None  # what cannot be the name of a file is one that is not there
-    return (
-        *(found.st_dev, found.st_ino, found.st_size, found.st_mode),
-        *(found.st_mtime_ns, found.st_ctime_ns),
-    )
+    # The inode and the time of its last change see also a file of the same size, dated back.
+    place, times = (found.st_dev, found.st_ino), (found.st_mtime_ns, found.st_ctime_ns)
+    return (*place, found.st_size, found.st_mode, *times)
 
 
 def tls_files(config: ProxyConfig) -> list[str]:

@@ -17,8 +17,8 @@ from proxy.configfile import load as configfile
 from proxy.configfile.load import InvalidConfigError
 from proxy.configfile.outline import MAX_BYTES
 from proxy.control import files
-from proxy.control.outcome import Conflict, Outcome
-from proxy.control.versions import Versions
+from proxy.control.candidate import Conflict, Outcome
+from proxy.control.keeper import Keeper
 from proxy.errors import LimitError, ProxyError
 from tests.integration.certificates import Authority, Certificate
 
@@ -63,14 +63,14 @@ class House:
         self.running: list[ProxyConfig] = []
         self.busy = ""  # a reason for which nothing can be applied
         self.short: LimitError | None = None  # and one that passes
-        self.versions = self.start()
+        self.keeper = self.start()
 
-    def start(self, **how: bool) -> Versions:
-        versions = Versions(str(self.path), self.folder, 20, self.apply)
-        self.warnings = versions.start(**how)
-        self.running.append(versions.config)
-        versions.record()
-        return versions
+    def start(self, **how: bool) -> Keeper:
+        keeper = Keeper(str(self.path), self.folder, 20, self.apply)
+        self.warnings = keeper.start(**how)
+        self.running.append(keeper.config)
+        keeper.record()
+        return keeper
 
     def apply(self, config: ProxyConfig) -> tuple[str, ...]:
         if self.busy:
@@ -89,7 +89,7 @@ class House:
 
     @property
     def numbers(self) -> list[int]:
-        return [version.number for version in self.versions.list()]
+        return [version.number for version in self.keeper.versions()]
 
 
 @pytest.fixture
@@ -102,19 +102,19 @@ def rejected(house: House, outcome: Outcome | None, *words: str, version: int = 
     assert outcome is not None
     assert (outcome.status, outcome.version) == ("rejected", version)
     assert all(word in " ".join(outcome.problems) for word in words), outcome.problems
-    assert house.versions.current.number == version
+    assert house.keeper.current.number == version
     assert house.timeout == 30
 
 
 class TestStarting:
     def test_the_first_version_is_what_the_file_says(self, house: House) -> None:
-        current = house.versions.current
+        current = house.keeper.current
         assert (current.number, current.source, current.text) == (1, "start", TEXT)
         assert abs(current.time - time.time()) < 60
-        assert house.versions.config.listeners[0].timeout == 30
+        assert house.keeper.config.listeners[0].timeout == 30
 
     def test_a_restart_with_the_same_file_is_the_same_version(self, house: House) -> None:
-        assert house.start().current == house.versions.current
+        assert house.start().current == house.keeper.current
 
     def test_a_restart_with_another_file_is_a_new_version(self, house: House) -> None:
         house.write(OTHER)
@@ -123,8 +123,8 @@ class TestStarting:
 
     def test_what_never_ran_is_no_version(self, house: House) -> None:
         house.write(OTHER)
-        Versions(str(house.path), house.folder, 20, house.apply).start()
-        assert [each.number for each in house.start().list()] == [1, 2]
+        Keeper(str(house.path), house.folder, 20, house.apply).start()
+        assert [each.number for each in house.start().versions()] == [1, 2]
 
     def test_an_invalid_file_is_an_error(self, house: House) -> None:
         house.write(BAD)
@@ -133,65 +133,65 @@ class TestStarting:
 
     def test_the_last_good_version_is_taken_if_that_is_wanted(self, house: House) -> None:
         house.write(BAD)
-        house.versions = house.start(last_good=True)
-        assert house.versions.current.number == 1
+        house.keeper = house.start(last_good=True)
+        assert house.keeper.current.number == 1
         assert any("tiemout" in each for each in house.warnings)
         assert "version 1" in house.warnings[-1]
-        assert house.versions.look() is None
+        assert house.keeper.reload_if_changed() is None
         assert house.path.read_text() == BAD
 
     def test_a_volatile_version_is_not_the_last_good_one(self, house: House) -> None:
-        house.versions.change([("proxy.timeout", "9s")], volatile=True)
+        house.keeper.change([("proxy.timeout", "9s")], volatile=True)
         house.write(BAD)
-        house.versions = house.start(last_good=True)
+        house.keeper = house.start(last_good=True)
         assert house.timeout == 30
 
     def test_without_a_good_version_there_is_no_start(self, tmp_path: Path) -> None:
         path = tmp_path / "proxy.ini"
         path.write_text(BAD)
         with pytest.raises(InvalidConfigError):
-            Versions(str(path), tmp_path / "state", 20, lambda config: ()).start(last_good=True)
+            Keeper(str(path), tmp_path / "state", 20, lambda config: ()).start(last_good=True)
 
 
 class TestWithoutAFolder:
     """CASES H211: it is another server's."""
 
     def test_nothing_is_read_or_written_there(self, house: House) -> None:
-        versions = Versions(str(house.path), None, 20, house.apply)
+        keeper = Keeper(str(house.path), None, 20, house.apply)
         house.write(BAD)
         with pytest.raises(InvalidConfigError):
-            versions.start(last_good=True)
+            keeper.start(last_good=True)
         house.write(OTHER)
-        versions.start()
-        versions.record()
-        assert (versions.current.number, versions.current.summary) == (1, "the first version")
-        assert versions.change([("proxy.timeout", "9s")]) == Outcome("applied", 2)
-        assert versions.rollback() == Outcome("applied", 3)
-        assert [each.number for each in versions.list()] == [1, 2, 3]
+        keeper.start()
+        keeper.record()
+        assert (keeper.current.number, keeper.current.summary) == (1, "the first version")
+        assert keeper.change([("proxy.timeout", "9s")]) == Outcome("applied", 2)
+        assert keeper.rollback() == Outcome("applied", 3)
+        assert [each.number for each in keeper.versions()] == [1, 2, 3]
         assert os.listdir(house.folder / "history") == ["000001.ini"]
 
     def test_it_can_be_left_at_the_last_moment(self, house: House) -> None:
         house.write(OTHER)
-        versions = Versions(str(house.path), house.folder, 20, house.apply)
-        versions.start()
-        versions.leave_folder()
-        versions.record()
-        assert [(each.number, each.text) for each in versions.list()] == [(1, OTHER)]
-        assert versions.change([("proxy.timeout", "9s")]) == Outcome("applied", 2)
+        keeper = Keeper(str(house.path), house.folder, 20, house.apply)
+        keeper.start()
+        keeper.leave_folder()
+        keeper.record()
+        assert [(each.number, each.text) for each in keeper.versions()] == [(1, OTHER)]
+        assert keeper.change([("proxy.timeout", "9s")]) == Outcome("applied", 2)
         assert os.listdir(house.folder / "history") == ["000001.ini"]
 
 
 class TestReloading:
     def test_another_text_is_a_new_version(self, house: House) -> None:
         house.write(OTHER)
-        assert house.versions.look() == Outcome("applied", 2)
-        assert (house.timeout, house.versions.current.source) == (20, "file")
-        assert house.versions.current.summary == "proxy.timeout 30s -> 20s"
+        assert house.keeper.reload_if_changed() == Outcome("applied", 2)
+        assert (house.timeout, house.keeper.current.source) == (20, "file")
+        assert house.keeper.current.summary == "proxy.timeout 30s -> 20s"
 
     def test_the_same_text_is_not(self, house: House) -> None:
         house.write(TEXT)
-        assert house.versions.look() is None
-        assert house.versions.reload() == Outcome("unchanged", 1)
+        assert house.keeper.reload_if_changed() is None
+        assert house.keeper.reload() == Outcome("unchanged", 1)
 
     @pytest.mark.parametrize(
         ("text", "words"),
@@ -210,45 +210,47 @@ class TestReloading:
     ) -> None:
         """CASES H193, H196, H207, H208."""
         house.path.write_bytes(text.encode(errors="surrogatepass"))
-        rejected(house, house.versions.look(), str(house.path), *words)
-        assert house.versions.look() is None
-        rejected(house, house.versions.reload(), *words)
+        rejected(house, house.keeper.reload_if_changed(), str(house.path), *words)
+        assert house.keeper.reload_if_changed() is None
+        rejected(house, house.keeper.reload(), *words)
         assert house.numbers == [1]
 
     def test_where_the_state_lives_stays_where_it_was_at_the_start(self, house: House) -> None:
         """CASES H211: from then on nobody would find the server."""
         elsewhere = TEXT.replace("[proxy]", "[proxy]\nstate_dir = elsewhere")
         house.write(elsewhere)
-        rejected(house, house.versions.look(), "proxy.state_dir: cannot change while the server runs")
+        rejected(
+            house, house.keeper.reload_if_changed(), "proxy.state_dir: cannot change while the server runs"
+        )
         house.write(TEXT)
-        rejected(house, house.versions.change([("proxy.state_dir", "elsewhere")]), "restart the server")
+        rejected(house, house.keeper.change([("proxy.state_dir", "elsewhere")]), "restart the server")
         assert house.path.read_text() == TEXT
         assert len(house.running) == 1
 
     def test_a_byte_order_mark_and_windows_line_ends_are_accepted(self, house: House) -> None:
         """CASES H208."""
         house.path.write_bytes(b"\xef\xbb\xbf" + OTHER.replace("\n", "\r\n").encode())
-        assert house.versions.look() == Outcome("applied", 2)
+        assert house.keeper.reload_if_changed() == Outcome("applied", 2)
 
     def test_a_missing_file_is_refused_and_its_return_is_nothing_new(self, house: House) -> None:
         """CASES H196."""
         house.path.unlink()
-        rejected(house, house.versions.look(), "No such file")
-        assert house.versions.look() is None
+        rejected(house, house.keeper.reload_if_changed(), "No such file")
+        assert house.keeper.reload_if_changed() is None
         house.write(TEXT)
-        assert house.versions.look() == Outcome("unchanged", 1)
+        assert house.keeper.reload_if_changed() == Outcome("unchanged", 1)
 
     def test_what_cannot_be_applied_is_not_tried_again_until_it_changes(self, house: House) -> None:
         house.busy = "cannot listen on 127.0.0.1:1080: Address already in use"
         house.write(OTHER)
-        rejected(house, house.versions.look(), "already in use")
+        rejected(house, house.keeper.reload_if_changed(), "already in use")
         house.busy = ""
-        assert house.versions.look() is None
-        assert house.versions.reload() == Outcome("applied", 2)
+        assert house.keeper.reload_if_changed() is None
+        assert house.keeper.reload() == Outcome("applied", 2)
 
     def test_what_takes_effect_later_only_is_said(self, house: House) -> None:
         house.write(f"{TEXT}[control]\nlisten_addr = 127.0.0.1:9180\ntoken = open sesame\n")
-        outcome = house.versions.reload()
+        outcome = house.keeper.reload()
         assert (outcome.status, outcome.notes) == (
             "applied",
             ("control.listen_addr takes effect at the next start",),
@@ -257,23 +259,23 @@ class TestReloading:
     def test_outcomes_are_counted(self, house: House) -> None:
         for text in (OTHER, OTHER, BAD):
             house.write(text)
-            house.versions.reload()
-        assert house.versions.outcomes == {"applied": 1, "unchanged": 1, "rejected": 1}
+            house.keeper.reload()
+        assert house.keeper.outcomes == {"applied": 1, "unchanged": 1, "rejected": 1}
 
     def test_passwords_that_others_may_read_are_warned_of(self, house: House) -> None:
         """CASES J223."""
         house.write(OTHER)
         house.path.chmod(0o644)
-        assert "chmod 600" in house.versions.reload().notes[0]
+        assert "chmod 600" in house.keeper.reload().notes[0]
 
     def test_a_reload_during_another_waits_for_it(self, house: House) -> None:
         def slow(config: ProxyConfig) -> tuple[str, ...]:
             gevent.sleep(0.02)
             return house.apply(config)
 
-        house.versions._apply = slow
+        house.keeper._apply = slow
         house.write(OTHER)
-        both = [gevent.spawn(house.versions.reload) for _ in range(2)]
+        both = [gevent.spawn(house.keeper.reload) for _ in range(2)]
         gevent.joinall(both, raise_error=True)
         assert [each.value.status for each in both] == ["applied", "unchanged"]
 
@@ -289,7 +291,7 @@ class TestLargeFiles:
         for attempt in range(3):
             users = "".join(f"user{number} = password-{number}-{attempt}\n" for number in range(5000))
             house.write(TEXT.replace("[listeners]", f"{users}[listeners]"))
-            reload = gevent.spawn(house.versions.reload)
+            reload = gevent.spawn(house.keeper.reload)
             turns = list(turns_beside(reload))
             parts.append(max(turns) / sum(turns))
             assert reload.get().status == "applied"
@@ -324,18 +326,18 @@ class TestCertificates:
         self, house: House, pairs: list[Certificate]
     ) -> None:
         renew(*pairs)
-        assert house.versions.look() == RENEWED
+        assert house.keeper.reload_if_changed() == RENEWED
         assert len(house.running) == 2
-        assert house.versions.look() is None
+        assert house.keeper.reload_if_changed() is None
 
     def test_a_certificate_without_its_key_is_refused_until_the_key_is_there(
         self, house: House, pairs: list[Certificate]
     ) -> None:
         pairs[1].cert.replace(pairs[0].cert)
-        rejected(house, house.versions.look(), "[listeners.web] tls_cert", "does not belong")
-        assert house.versions.look() is None
+        rejected(house, house.keeper.reload_if_changed(), "[listeners.web] tls_cert", "does not belong")
+        assert house.keeper.reload_if_changed() is None
         pairs[1].key.replace(pairs[0].key)
-        outcome = house.versions.look()
+        outcome = house.keeper.reload_if_changed()
         assert outcome is not None
         assert outcome.status == "applied"
 
@@ -347,15 +349,15 @@ class TestCertificates:
         name = pairs[1].cert.name
         pairs[1].cert.rename(house.path.parent / "later")
         changes = [("listeners.web.tls_cert", "one.pem"), ("listeners.web.tls_key", "./one.key")]
-        assert house.versions.change(changes).status == "applied"
+        assert house.keeper.change(changes).status == "applied"
         assert house.running[-1].listeners[-1].tls_cert == str(pairs[0].cert)
         house.write(house.path.read_text().replace("one.pem", name).replace("./one.key", "two.key"))
-        rejected(house, house.versions.look(), f"{name}: No such file", version=2)
+        rejected(house, house.keeper.reload_if_changed(), f"{name}: No such file", version=2)
         (house.path.parent / "later").rename(pairs[1].cert)
-        assert house.versions.look() == Outcome("applied", 3)
-        assert house.versions.rollback(2).status == "applied"
+        assert house.keeper.reload_if_changed() == Outcome("applied", 3)
+        assert house.keeper.rollback(2).status == "applied"
         house.write(BAD)
-        house.versions = house.start(last_good=True)
+        house.keeper = house.start(last_good=True)
         assert house.running[-1].listeners[-1].tls_key == f"{house.path.parent}/./one.key"
 
     def test_one_that_is_renewed_beside_a_broken_file_is_read_all_the_same(
@@ -363,10 +365,10 @@ class TestCertificates:
     ) -> None:
         """CASES H193: the old configuration stays, and its certificates are those of today."""
         house.write(BAD)
-        rejected(house, house.versions.look(), "tiemout")
+        rejected(house, house.keeper.reload_if_changed(), "tiemout")
         renew(*pairs)
-        assert house.versions.look() == RENEWED
-        assert house.versions.look() is None
+        assert house.keeper.reload_if_changed() == RENEWED
+        assert house.keeper.reload_if_changed() is None
 
     def test_one_that_is_renewed_while_the_file_breaks_is_not_forgotten(
         self, house: House, pairs: list[Certificate]
@@ -375,10 +377,10 @@ class TestCertificates:
         text = house.path.read_text()
         house.write(BAD)
         renew(*pairs)
-        rejected(house, house.versions.reload(), "tiemout")
+        rejected(house, house.keeper.reload(), "tiemout")
         house.write(text)
-        assert house.versions.reload() == RENEWED
-        assert house.versions.reload() == Outcome("unchanged", 1)
+        assert house.keeper.reload() == RENEWED
+        assert house.keeper.reload() == Outcome("unchanged", 1)
 
     def test_a_new_one_does_not_bring_back_a_text_that_was_rolled_back_from(
         self, house: House, pairs: list[Certificate], monkeypatch: pytest.MonkeyPatch
@@ -386,30 +388,30 @@ class TestCertificates:
         """CASES H202: what the file says counts again when it changes, and not before."""
         text = house.path.read_text()
         house.write(text.replace("30s", "20s"))
-        house.versions.reload()
+        house.keeper.reload()
         deny_writing(monkeypatch)
-        assert house.versions.rollback().version == 3
+        assert house.keeper.rollback().version == 3
         renew(*pairs)
-        assert house.versions.look() == replace(RENEWED, version=3)
-        assert (house.timeout, house.versions.look()) == (30, None)
+        assert house.keeper.reload_if_changed() == replace(RENEWED, version=3)
+        assert (house.timeout, house.keeper.reload_if_changed()) == (30, None)
         house.write(text.replace("30s", "10s"))
-        assert house.versions.look() == Outcome("applied", 4)
+        assert house.keeper.reload_if_changed() == Outcome("applied", 4)
         assert house.timeout == 10
 
-    @pytest.mark.parametrize("wish", ["look", "reload"])
+    @pytest.mark.parametrize("wish", ["reload_if_changed", "reload"])
     def test_one_that_was_missing_is_looked_for_until_it_is_there(
         self, house: House, pairs: list[Certificate], wish: str
     ) -> None:
         """CASES H193: a file is refused for a certificate that is not there yet."""
         away = pairs[1].cert.rename(pairs[1].cert.with_suffix(".away"))
         house.write(with_certificate(house, pairs[1]).replace("30s", "20s"))
-        rejected(house, getattr(house.versions, wish)(), "tls_cert", "No such file")
-        assert {str(pairs[1].cert), str(pairs[1].key)} < set(house.versions.files())
-        assert house.versions.look() is None
+        rejected(house, getattr(house.keeper, wish)(), "tls_cert", "No such file")
+        assert {str(pairs[1].cert), str(pairs[1].key)} < set(house.keeper.fingerprint())
+        assert house.keeper.reload_if_changed() is None
         away.rename(pairs[1].cert)
-        assert house.versions.look() == Outcome("applied", 2)
-        assert (house.timeout, house.versions.look()) == (20, None)
-        assert str(pairs[0].cert) not in house.versions.files()
+        assert house.keeper.reload_if_changed() == Outcome("applied", 2)
+        assert (house.timeout, house.keeper.reload_if_changed()) == (20, None)
+        assert str(pairs[0].cert) not in house.keeper.fingerprint()
 
     def test_one_that_was_missing_at_the_start_is_looked_for_too(
         self, house: House, pairs: list[Certificate]
@@ -417,10 +419,10 @@ class TestCertificates:
         """CASES H193."""
         away = pairs[1].cert.rename(pairs[1].cert.with_suffix(".away"))
         house.write(with_certificate(house, pairs[1]))
-        house.versions = house.start(last_good=True)
-        assert house.versions.look() is None
+        house.keeper = house.start(last_good=True)
+        assert house.keeper.reload_if_changed() is None
         away.rename(pairs[1].cert)
-        assert house.versions.look() == Outcome("applied", 2)
+        assert house.keeper.reload_if_changed() == Outcome("applied", 2)
 
     def test_one_that_appears_does_not_bring_back_a_text_that_was_rolled_back_from(
         self, house: House, pairs: list[Certificate], monkeypatch: pytest.MonkeyPatch
@@ -428,18 +430,18 @@ class TestCertificates:
         """CASES H202."""
         away = pairs[1].cert.rename(pairs[1].cert.with_suffix(".away"))
         house.write(with_certificate(house, pairs[1]).replace("30s", "20s"))
-        house.versions.reload()
+        house.keeper.reload()
         deny_writing(monkeypatch)
-        assert house.versions.rollback(1).version == 2
+        assert house.keeper.rollback(1).version == 2
         away.rename(pairs[1].cert)
-        assert house.versions.look() is None
+        assert house.keeper.reload_if_changed() is None
 
     def test_those_that_a_file_names_are_known_however_broken_it_is(self, house: House) -> None:
         """CASES H208."""
         house.path.write_bytes(b'[[\xff\ntls_cert = "/etc/a b.pem"  # ours\n= \ntls_key = /etc/\0\n[')
-        assert house.versions.reload().status == "rejected"
-        assert {"/etc/a b.pem", "/etc/\0"} < set(house.versions.files())
-        assert house.versions.look() is None
+        assert house.keeper.reload().status == "rejected"
+        assert {"/etc/a b.pem", "/etc/\0"} < set(house.keeper.fingerprint())
+        assert house.keeper.reload_if_changed() is None
 
 
 def with_certificate(house: House, pair: Certificate) -> str:
@@ -464,33 +466,33 @@ class TestTrouble:
     """Case 353: a file that is not in effect is seen."""
 
     def test_its_first_problem_and_since_when_are_known_until_it_is_mended(self, house: House) -> None:
-        assert house.versions.trouble is None
+        assert house.keeper.trouble is None
         house.write(BAD)
         before = time.time()
-        house.versions.look()
-        assert house.versions.trouble is not None
-        first = house.versions.trouble
+        house.keeper.reload_if_changed()
+        assert house.keeper.trouble is not None
+        first = house.keeper.trouble
         assert "tiemout" in first.problem
         assert before <= first.since <= time.time()
         house.write("")
-        house.versions.look()
-        assert house.versions.trouble == replace(first, problem=f"{house.path}: is empty")
+        house.keeper.reload_if_changed()
+        assert house.keeper.trouble == replace(first, problem=f"{house.path}: is empty")
         house.write(TEXT)
-        house.versions.look()
-        assert house.versions.trouble is None
+        house.keeper.reload_if_changed()
+        assert house.keeper.trouble is None
 
     def test_a_change_that_is_refused_is_no_trouble_of_the_file(self, house: House) -> None:
-        rejected(house, house.versions.change([("proxy.timeout", "x")]), "duration")
-        assert house.versions.trouble is None
+        rejected(house, house.keeper.change([("proxy.timeout", "x")]), "duration")
+        assert house.keeper.trouble is None
 
     def test_a_version_that_the_file_does_not_have_is_one(self, house: House) -> None:
         house.write(OTHER)
-        house.versions.reload()
+        house.keeper.reload()
         house.path.unlink()
         house.path.mkdir()
-        house.versions.rollback(1)
-        assert house.versions.trouble is not None
-        assert "could not be written" in house.versions.trouble.problem
+        house.keeper.rollback(1)
+        assert house.keeper.trouble is not None
+        assert "could not be written" in house.keeper.trouble.problem
 
     def test_so_is_a_mounted_file_in_whose_place_there_is_another_one(
         self, house: House, caplog: pytest.LogCaptureFixture
@@ -498,21 +500,21 @@ class TestTrouble:
         """An editor replaced it outside; inside, the name leads to one that has no other name left."""
         left = os.open(house.path, os.O_RDONLY)
         house.path.unlink()
-        house.versions._file.path = f"/proc/self/fd/{left}"
-        house.versions.look()
-        house.versions.look()
+        house.keeper._path = f"/proc/self/fd/{left}"
+        house.keeper.reload_if_changed()
+        house.keeper.reload_if_changed()
         os.close(left)
-        assert house.versions.trouble is not None
-        assert "mount its folder" in house.versions.trouble.problem
-        assert caplog.messages == [house.versions.trouble.problem]
+        assert house.keeper.trouble is not None
+        assert "mount its folder" in house.keeper.trouble.problem
+        assert caplog.messages == [house.keeper.trouble.problem]
 
     def test_so_is_a_start_with_the_last_good_version(self, house: House) -> None:
         house.write(BAD)
-        house.versions = house.start(last_good=True)
-        assert house.versions.trouble is not None
-        assert "tiemout" in house.versions.trouble.problem
-        house.versions.rollback()
-        assert (house.versions.trouble, house.path.read_text()) == (None, TEXT)
+        house.keeper = house.start(last_good=True)
+        assert house.keeper.trouble is not None
+        assert "tiemout" in house.keeper.trouble.problem
+        house.keeper.rollback()
+        assert (house.keeper.trouble, house.path.read_text()) == (None, TEXT)
 
 
 class TestRollingBack:
@@ -521,20 +523,20 @@ class TestRollingBack:
     def test_the_version_before_comes_back_as_a_new_one_and_into_the_file(self, house: House) -> None:
         first = house.running[-1]
         house.write(OTHER.replace("alice", "bob").replace("10.0.0.1", "10.0.0.2"))
-        house.versions.reload()
-        assert house.versions.rollback() == Outcome("applied", 3)
+        house.keeper.reload()
+        assert house.keeper.rollback() == Outcome("applied", 3)
         assert house.running[-1] == first
-        assert house.path.read_text() == house.versions.current.text == TEXT
-        assert house.versions.current.source == "rollback"
-        assert house.versions.current.summary.startswith("back to version 1: users +alice -bob")
-        assert house.versions.look() is None
+        assert house.path.read_text() == house.keeper.current.text == TEXT
+        assert house.keeper.current.source == "rollback"
+        assert house.keeper.current.summary.startswith("back to version 1: users +alice -bob")
+        assert house.keeper.reload_if_changed() is None
 
     def test_the_bad_file_is_replaced_by_the_version_in_effect(self, house: House) -> None:
         house.write(BAD)
-        house.versions.look()
-        assert house.versions.rollback(1) == Outcome("applied", 2)
+        house.keeper.reload_if_changed()
+        assert house.keeper.rollback(1) == Outcome("applied", 2)
         assert house.path.read_text() == TEXT
-        assert house.versions.look() is None
+        assert house.keeper.reload_if_changed() is None
 
     @pytest.mark.parametrize("when", ["running", "starting"])
     def test_a_file_that_is_no_text_is_replaced_by_the_version_in_effect(
@@ -543,47 +545,47 @@ class TestRollingBack:
         """CASES H208: also one with which the program was started (-last-good)."""
         house.path.write_bytes(LATIN_1)
         if when == "starting":
-            house.versions = house.start(last_good=True)
-        assert house.versions.rollback(1) == Outcome("applied", 2)
+            house.keeper = house.start(last_good=True)
+        assert house.keeper.rollback(1) == Outcome("applied", 2)
         assert house.path.read_text() == TEXT
-        assert house.versions.look() is None
+        assert house.keeper.reload_if_changed() is None
 
     def test_each_goes_one_further_back_and_not_forth_again(self, house: House) -> None:
         """Case 351."""
         for seconds in (20, 15, 10):
             house.write(TEXT.replace("30s", f"{seconds}s"))
-            house.versions.reload()
-        went = [(house.versions.rollback(), house.timeout) for _ in range(3)]
+            house.keeper.reload()
+        went = [(house.keeper.rollback(), house.timeout) for _ in range(3)]
         assert went == [(Outcome("applied", 5), 15), (Outcome("applied", 6), 20), (Outcome("applied", 7), 30)]
-        rejected(house, house.versions.rollback(), "no version before", version=7)
+        rejected(house, house.keeper.rollback(), "no version before", version=7)
 
     def test_so_it_does_after_a_restart_and_after_another_change(self, house: House) -> None:
         """Case 351."""
         for seconds in (20, 15):
             house.write(TEXT.replace("30s", f"{seconds}s"))
-            house.versions.reload()
-        house.versions.rollback()
-        house.versions = house.start()
-        house.versions.change([("proxy.timeout", "9s")])
-        went = [(house.versions.rollback().status, house.timeout) for _ in range(2)]
+            house.keeper.reload()
+        house.keeper.rollback()
+        house.keeper = house.start()
+        house.keeper.change([("proxy.timeout", "9s")])
+        went = [(house.keeper.rollback().status, house.timeout) for _ in range(2)]
         assert went == [("applied", 20), ("applied", 30)]
 
     def test_where_one_was_named_the_next_goes_on_from_that(self, house: House) -> None:
         """Case 351."""
         for seconds in (20, 15, 10):
             house.write(TEXT.replace("30s", f"{seconds}s"))
-            house.versions.reload()
-        house.versions.rollback(2)
-        assert (house.versions.rollback(), house.timeout) == (Outcome("applied", 6), 30)
+            house.keeper.reload()
+        house.keeper.rollback(2)
+        assert (house.keeper.rollback(), house.timeout) == (Outcome("applied", 6), 30)
 
     def test_what_it_went_back_to_may_be_forgotten_meanwhile(self, house: House) -> None:
         """Case 351: then nothing older is left, and what is newer is not older."""
         house.write(TEXT.replace("[proxy]", "[proxy]\nhistory_size = 2"))
-        house.versions.reload()
+        house.keeper.reload()
         house.write(house.path.read_text().replace("30s", "20s"))
-        house.versions.reload()
-        assert house.versions.rollback() == Outcome("applied", 4)
-        rejected(house, house.versions.rollback(), "no version before", version=4)
+        house.keeper.reload()
+        assert house.keeper.rollback() == Outcome("applied", 4)
+        rejected(house, house.keeper.rollback(), "no version before", version=4)
 
     @pytest.mark.parametrize("text", [BAD, "", None], ids=["bad", "empty", "missing"])
     @pytest.mark.parametrize("is_judged", [True, False])
@@ -592,19 +594,19 @@ class TestRollingBack:
     ) -> None:
         """Case 351: and not the version before that."""
         house.write(OTHER)
-        house.versions.reload()
+        house.keeper.reload()
         if text is None:
             house.path.unlink()
         else:
             house.write(text)
         if is_judged:
-            outcome = house.versions.reload()
+            outcome = house.keeper.reload()
             assert outcome.notes == ("proxy-server ctl rollback puts version 2 back into the file",)
         note = f"{house.path} is as version 2 again"
-        assert house.versions.rollback() == Outcome("unchanged", 2, notes=(note,))
+        assert house.keeper.rollback() == Outcome("unchanged", 2, notes=(note,))
         assert house.path.read_text() == OTHER
-        assert (house.versions.look(), house.timeout, house.numbers) == (None, 20, [1, 2])
-        assert house.versions.rollback() == Outcome("applied", 3)
+        assert (house.keeper.reload_if_changed(), house.timeout, house.numbers) == (None, 20, [1, 2])
+        assert house.keeper.rollback() == Outcome("applied", 3)
 
     def test_a_shortage_of_our_own_is_told_as_such(
         self, house: House, monkeypatch: pytest.MonkeyPatch
@@ -615,10 +617,10 @@ class TestRollingBack:
             raise LimitError("proxy.ini cannot be read now: too many open files")
 
         house.write(OTHER)
-        house.versions.reload()
+        house.keeper.reload()
         monkeypatch.setattr("proxy.configfile.load.load", refuse)
-        monkeypatch.setattr(house.versions._file, "may_be_judged_otherwise", lambda: True)
-        outcome = house.versions.rollback()
+        monkeypatch.setattr(house.keeper, "_is_file_new", lambda: True)
+        outcome = house.keeper.rollback()
         assert (outcome.status, outcome.problems) == (
             "rejected",
             ("proxy.ini cannot be read now: too many open files",),
@@ -628,68 +630,68 @@ class TestRollingBack:
         """Case 351."""
         house.busy = "Address already in use"
         house.write(OTHER)
-        house.versions.reload()
-        house.versions.rollback()
+        house.keeper.reload()
+        house.keeper.rollback()
         assert house.path.read_text() == TEXT
 
     def test_what_is_volatile_stays_so(self, house: House) -> None:
         """Case 351: the file gets back what it held, and not what lay over it."""
-        house.versions.change([("proxy.timeout", "9s")], volatile=True)
+        house.keeper.change([("proxy.timeout", "9s")], volatile=True)
         house.write(BAD)
-        house.versions.look()
-        house.versions.rollback()
+        house.keeper.reload_if_changed()
+        house.keeper.rollback()
         assert (house.path.read_text(), house.timeout) == (TEXT, 9)
 
     def test_a_file_that_was_mended_meanwhile_is_not_taken_for_rejected(self, house: House) -> None:
         """Case 351: nobody has looked at it yet."""
         house.write(OTHER)
-        house.versions.reload()
+        house.keeper.reload()
         house.write(BAD)
-        house.versions.reload()
+        house.keeper.reload()
         house.write(OTHER)
-        assert (house.versions.rollback(), house.timeout) == (Outcome("applied", 3), 30)
+        assert (house.keeper.rollback(), house.timeout) == (Outcome("applied", 3), 30)
 
     def test_an_earlier_run_s_version_can_be_gone_back_to(self, house: House) -> None:
         house.write(OTHER)
-        house.versions = house.start()
-        assert house.versions.rollback() == Outcome("applied", 3)
+        house.keeper = house.start()
+        assert house.keeper.rollback() == Outcome("applied", 3)
         assert house.timeout == 30
 
     def test_the_first_version_has_none_before(self, house: House) -> None:
-        rejected(house, house.versions.rollback(), "no version before")
+        rejected(house, house.keeper.rollback(), "no version before")
 
     def test_an_unknown_version_is_an_error(self, house: House) -> None:
         with pytest.raises(KeyError):
-            house.versions.rollback(7)
+            house.keeper.rollback(7)
 
     def test_what_cannot_be_applied_leaves_the_file_as_it_was(self, house: House) -> None:
         house.write(OTHER)
-        house.versions.reload()
+        house.keeper.reload()
         house.write(TEXT)
-        house.versions.reload()
+        house.keeper.reload()
         house.busy = "Address already in use"
-        rejected(house, house.versions.rollback(2), "in use", version=3)
+        rejected(house, house.keeper.rollback(2), "in use", version=3)
         assert house.path.read_text() == TEXT
-        assert house.versions.look() is None
+        assert house.keeper.reload_if_changed() is None
 
     def test_a_missing_file_stays_missing_if_what_it_would_get_cannot_be_applied(self, house: House) -> None:
         house.path.unlink()
         house.busy = "Address already in use"
-        rejected(house, house.versions.rollback(1), "in use")
+        rejected(house, house.keeper.rollback(1), "in use")
         assert not house.path.exists()
 
     def test_a_link_that_leads_to_nothing_stays_one(self, house: House, tmp_path: Path) -> None:
         house.path.unlink()
         house.path.symlink_to("real.ini")
         house.busy = "Address already in use"
-        rejected(house, house.versions.rollback(1), "in use")
+        rejected(house, house.keeper.rollback(1), "in use")
         assert (house.path.is_symlink(), house.path.exists()) == (True, False)
         assert sorted(os.listdir(tmp_path)) == ["proxy.ini", "state"]
 
     def test_what_cannot_be_read_is_not_replaced_because_it_could_not_be_put_back(self, house: House) -> None:
         house.path.unlink()
         house.path.symlink_to(house.path)
-        outcome = house.versions.rollback(1)
+        outcome = house.keeper.rollback(1)
         assert (outcome.status, outcome.version) == ("applied", 2)
         assert "could not be written: Too many levels of symbolic links" in outcome.notes[0]
         assert house.path.is_symlink()
@@ -698,7 +700,7 @@ class TestRollingBack:
         size = MAX_BYTES + 1000
         house.path.write_bytes(b"#" * size)
         house.busy = "Address already in use"
-        rejected(house, house.versions.rollback(1), "in use")
+        rejected(house, house.keeper.rollback(1), "in use")
         assert house.path.stat().st_size == size
 
     def test_a_file_that_cannot_be_put_back_is_named(
@@ -714,15 +716,15 @@ class TestRollingBack:
         def full(path: str, data: bytes) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        house.versions._apply = busy
-        outcome = house.versions.rollback(1)
+        house.keeper._apply = busy
+        outcome = house.keeper.rollback(1)
         told = f"{house.path} could not be put back, and holds what was refused: No space left on device"
         assert outcome.problems == ("Address already in use", told)
         assert (outcome.status, house.path.read_text()) == ("rejected", TEXT)
 
     def test_a_missing_file_is_written(self, house: House) -> None:
         house.path.unlink()
-        assert house.versions.rollback(1) == Outcome("applied", 2)
+        assert house.keeper.rollback(1) == Outcome("applied", 2)
         assert house.path.read_text() == TEXT
         assert stat.S_IMODE(house.path.stat().st_mode) == 0o600
 
@@ -733,23 +735,23 @@ class TestRollingBack:
                 "type = socks5", "type = websocket"
             )
         )
-        assert house.versions.reload().status == "applied"
+        assert house.keeper.reload().status == "applied"
         house.write(TEXT)
-        house.versions.reload()
+        house.keeper.reload()
         authorities.unlink()
-        rejected(house, house.versions.rollback(2), "version 2:", "tls_ca", version=3)
+        rejected(house, house.keeper.rollback(2), "version 2:", "tls_ca", version=3)
 
     def test_a_file_that_cannot_be_written_does_not_keep_anybody_from_going_back(
         self, house: House, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         house.write(OTHER)
-        house.versions.reload()
+        house.keeper.reload()
         deny_writing(monkeypatch)
-        outcome = house.versions.rollback()
+        outcome = house.keeper.rollback()
         assert (outcome.status, house.timeout) == ("applied", 30)
         assert "could not be written" in outcome.notes[0]
         assert house.path.read_text() == OTHER
-        assert house.versions.look() is None
+        assert house.keeper.reload_if_changed() is None
 
 
 def deny_writing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -765,20 +767,20 @@ class TestChanging:
     """CASES H211."""
 
     def test_a_change_is_applied_and_written_with_the_comments(self, house: House) -> None:
-        assert house.versions.change([("proxy.timeout", "20s")]) == Outcome("applied", 2)
+        assert house.keeper.change([("proxy.timeout", "20s")]) == Outcome("applied", 2)
         assert house.path.read_text() == OTHER
-        assert (house.timeout, house.versions.current.source) == (20, "ctl")
-        assert house.versions.current.summary == "proxy.timeout 30s -> 20s"
-        assert house.versions.look() is None
+        assert (house.timeout, house.keeper.current.source) == (20, "ctl")
+        assert house.keeper.current.summary == "proxy.timeout 30s -> 20s"
+        assert house.keeper.reload_if_changed() is None
 
     def test_several_are_one_or_none(self, house: House) -> None:
         edits = [("listeners.web.protocol", "websocket"), ("listeners.web.listen_addr", "127.0.0.1:8080")]
         rejected(
-            house, house.versions.change([("proxy.timeout", "20s"), *edits[:1]]), "listeners.web.listen_addr"
+            house, house.keeper.change([("proxy.timeout", "20s"), *edits[:1]]), "listeners.web.listen_addr"
         )
         assert house.path.read_text() == TEXT
-        assert house.versions.change(edits).status == "applied"
-        assert [each.name for each in house.versions.config.listeners] == ["socks", "web"]
+        assert house.keeper.change(edits).status == "applied"
+        assert [each.name for each in house.keeper.config.listeners] == ["socks", "web"]
 
     @pytest.mark.parametrize(
         ("name", "value", "words"),
@@ -797,11 +799,11 @@ class TestChanging:
     def test_what_cannot_be_is_refused_by_its_name(
         self, house: House, name: str, value: str | None, words: tuple[str, ...]
     ) -> None:
-        rejected(house, house.versions.change([(name, value)]), *words)
+        rejected(house, house.keeper.change([(name, value)]), *words)
         assert house.path.read_text() == TEXT
 
     def test_no_problem_repeats_a_password(self, house: House) -> None:
-        outcome = house.versions.change([("auth_users.carol", "scrypt$looking-glass")])
+        outcome = house.keeper.change([("auth_users.carol", "scrypt$looking-glass")])
         rejected(house, outcome, "auth_users.carol")
         assert "looking-glass" not in str(outcome)
 
@@ -810,7 +812,7 @@ class TestChanging:
         house.path.rename(real)
         real.chmod(0o640)
         house.path.symlink_to(real)
-        assert house.versions.change([("proxy.timeout", "20s")]).status == "applied"
+        assert house.keeper.change([("proxy.timeout", "20s")]).status == "applied"
         assert (house.path.is_symlink(), real.read_text()) == (True, OTHER)
         assert stat.S_IMODE(real.stat().st_mode) == 0o640
         assert sorted(os.listdir(tmp_path)) == ["proxy.ini", "real.ini", "state"]
@@ -818,20 +820,20 @@ class TestChanging:
     @pytest.mark.skipif(os.getuid() != 0, reason="only root gives files away")
     def test_the_owner_stays(self, house: House) -> None:
         os.chown(house.path, 1234, 4321)
-        house.versions.change([("proxy.timeout", "20s")])
+        house.keeper.change([("proxy.timeout", "20s")])
         assert (house.path.stat().st_uid, house.path.stat().st_gid) == (1234, 4321)
 
     def test_a_file_that_cannot_be_written_refuses_it(
         self, house: House, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         deny_writing(monkeypatch)
-        rejected(house, house.versions.change([("proxy.timeout", "20s")]), "Permission denied", "volatile")
+        rejected(house, house.keeper.change([("proxy.timeout", "20s")]), "Permission denied", "volatile")
 
     def test_what_cannot_be_applied_leaves_the_file_as_it_was(self, house: House) -> None:
         house.busy = "Address already in use"
-        rejected(house, house.versions.change([("proxy.timeout", "20s")]), "in use")
+        rejected(house, house.keeper.change([("proxy.timeout", "20s")]), "in use")
         assert house.path.read_text() == TEXT
-        assert house.versions.look() is None
+        assert house.keeper.reload_if_changed() is None
 
     def test_who_does_not_wait_for_the_end_leaves_it_to_the_next_look(self, house: House) -> None:
         def slow(config: ProxyConfig) -> tuple[str, ...]:
@@ -839,16 +841,16 @@ class TestChanging:
                 gevent.sleep(60)
             return ()
 
-        house.versions._apply = slow
+        house.keeper._apply = slow
         with pytest.raises(gevent.Timeout):
-            house.versions.change([("proxy.timeout", "20s")])
+            house.keeper.change([("proxy.timeout", "20s")])
         assert house.path.read_text() == OTHER
-        house.versions._apply = house.apply
-        assert house.versions.look() == Outcome("applied", 2)
+        house.keeper._apply = house.apply
+        assert house.keeper.reload_if_changed() == Outcome("applied", 2)
 
     def test_somebody_s_edit_that_is_not_in_effect_is_not_overwritten(self, house: House) -> None:
         house.write(BAD)
-        rejected(house, house.versions.change([("proxy.timeout", "20s")]), "not in effect")
+        rejected(house, house.keeper.change([("proxy.timeout", "20s")]), "not in effect")
         assert house.path.read_text() == BAD
 
     @pytest.mark.parametrize(
@@ -868,12 +870,12 @@ class TestChanging:
         """CASES H208."""
         damage(house.path)
         if when == "starting":
-            house.versions = house.start(last_good=True)
-        rejected(house, house.versions.change([("proxy.timeout", "20s")]), f"{house.path} has", why)
+            house.keeper = house.start(last_good=True)
+        rejected(house, house.keeper.change([("proxy.timeout", "20s")]), f"{house.path} has", why)
 
     def test_the_second_of_two_is_told_of_the_first(self, house: House) -> None:
-        first = gevent.spawn(house.versions.change, [("proxy.timeout", "20s")], if_match=1)
-        second = gevent.spawn(house.versions.change, [("auth_users.bob", "x")], if_match=1)
+        first = gevent.spawn(house.keeper.change, [("proxy.timeout", "20s")], if_match=1)
+        second = gevent.spawn(house.keeper.change, [("auth_users.bob", "x")], if_match=1)
         gevent.joinall([first, second])
         assert first.value == Outcome("applied", 2)
         assert isinstance(second.exception, Conflict)
@@ -882,66 +884,66 @@ class TestChanging:
 
     def test_two_at_once_that_match_nothing_are_both_made(self, house: House) -> None:
         edits = [("proxy.timeout", "20s"), ("auth_users.bob", "x")]
-        gevent.joinall([gevent.spawn(house.versions.change, [each]) for each in edits], raise_error=True)
+        gevent.joinall([gevent.spawn(house.keeper.change, [each]) for each in edits], raise_error=True)
         assert house.path.read_text() == OTHER.replace("wonderland\n", "wonderland\nbob = x\n")
 
     def test_what_is_set_already_is_no_change(self, house: House) -> None:
-        assert house.versions.change([("proxy.timeout", "30s")]) == Outcome("unchanged", 1)
+        assert house.keeper.change([("proxy.timeout", "30s")]) == Outcome("unchanged", 1)
 
 
 class TestVolatileChanges:
     @pytest.fixture(autouse=True)
     def changed(self, house: House) -> None:
-        outcome = house.versions.change([("proxy.timeout", "9s")], volatile=True)
+        outcome = house.keeper.change([("proxy.timeout", "9s")], volatile=True)
         assert (outcome.status, outcome.version) == ("applied", 2)
         assert "not written" in outcome.notes[0]
 
     def test_it_is_in_effect_and_not_in_the_file(self, house: House) -> None:
         assert (house.timeout, house.path.read_text()) == (9, TEXT)
-        assert house.versions.current.volatile
-        assert house.versions.look() is None
+        assert house.keeper.current.volatile
+        assert house.keeper.reload_if_changed() is None
 
     def test_the_next_text_of_the_file_replaces_it(self, house: House) -> None:
         house.write(TEXT.replace("alice", "bob"))
-        outcome = house.versions.look()
+        outcome = house.keeper.reload_if_changed()
         assert outcome is not None
         assert outcome.notes == ("volatile changes are gone: proxy.timeout",)
         assert house.timeout == 30
 
     def test_a_reload_that_was_asked_for_replaces_it_too(self, house: House) -> None:
-        assert house.versions.reload().status == "applied"
-        assert (house.timeout, house.versions.current.volatile) == (30, False)
+        assert house.keeper.reload().status == "applied"
+        assert (house.timeout, house.keeper.current.volatile) == (30, False)
 
     def test_a_change_that_is_written_leaves_it_in_effect_and_out_of_the_file(self, house: House) -> None:
-        house.versions.change([("auth_users.bob", "x")])
+        house.keeper.change([("auth_users.bob", "x")])
         assert house.timeout == 9
         assert "bob = x" in house.path.read_text()
         assert "timeout = 30s" in house.path.read_text()
 
     def test_a_change_of_the_same_setting_that_is_written_ends_it(self, house: House) -> None:
-        house.versions.change([("proxy.timeout", "20s")])
+        house.keeper.change([("proxy.timeout", "20s")])
         assert (house.timeout, house.path.read_text()) == (20, OTHER)
-        assert not house.versions.current.volatile
+        assert not house.keeper.current.volatile
 
     def test_going_back_makes_it_no_part_of_anything(self, house: House) -> None:
-        house.versions.rollback()
+        house.keeper.rollback()
         assert (house.timeout, house.path.read_text()) == (30, TEXT)
 
 
 class TestLookingBack:
     def test_no_secret_is_shown(self, house: House) -> None:
         """CASES H210."""
-        house.versions.change([("auth_users.alice", "looking glass"), ("auth_users.bob", "cheshire")])
-        said = house.versions.redacted(2) + house.versions.diff(1, 2) + repr(house.versions.list())
+        house.keeper.change([("auth_users.alice", "looking glass"), ("auth_users.bob", "cheshire")])
+        said = house.keeper.redacted(2) + house.keeper.diff(1, 2) + repr(house.keeper.versions())
         for secret in ("wonderland", "looking glass", "cheshire"):
             assert secret not in said
-        assert "+bob = ********" in house.versions.diff(1, 2)
+        assert "+bob = ********" in house.keeper.diff(1, 2)
 
     def test_an_unknown_version_is_an_error(self, house: House) -> None:
         for ask in (
-            house.versions.get,
-            house.versions.redacted,
-            lambda number: house.versions.diff(1, number),
+            house.keeper.get,
+            house.keeper.redacted,
+            lambda number: house.keeper.diff(1, number),
         ):
             with pytest.raises(KeyError):
                 ask(7)
@@ -949,9 +951,9 @@ class TestLookingBack:
     def test_the_current_version_is_listed_though_it_was_not_recorded(self, tmp_path: Path) -> None:
         path = tmp_path / "proxy.ini"
         path.write_text(TEXT)
-        versions = Versions(str(path), tmp_path / "state", 20, lambda config: ())
-        versions.start()
-        assert versions.list() == [versions.current]
+        keeper = Keeper(str(path), tmp_path / "state", 20, lambda config: ())
+        keeper.start()
+        assert keeper.versions() == [keeper.current]
 
     def test_damaged_files_of_the_history_stop_nothing(self, house: House) -> None:
         """CASES H202: a file with an odd text is compared, and one that is no version passed over."""
@@ -959,10 +961,10 @@ class TestLookingBack:
         about = (history / "000001.ini").read_text().partition("\n")[0].replace('"number": 1', '"number": 5')
         (history / "000005.ini").write_text(f"{about}\ntimeout = 1s\n{TEXT}")
         (history / "000006.ini").write_text(about.replace('"number": 5', '"number": "6"') + f"\n{TEXT}")
-        house.versions = house.start()
+        house.keeper = house.start()
         assert house.numbers == [1, 5, 7]
-        assert "-********" in house.versions.diff(5, 7)  # what stands above all sections can be anything
-        rejected(house, house.versions.rollback(5), "version 5:", version=7)
+        assert "-********" in house.keeper.diff(5, 7)  # what stands above all sections can be anything
+        rejected(house, house.keeper.rollback(5), "version 5:", version=7)
 
 
 class TestShortage:
@@ -991,11 +993,11 @@ class TestShortage:
         house.write(OTHER)
         full(True)
         with pytest.raises(LimitError, match=r"cannot be read now: Too many open files: raise the limit"):
-            house.versions.look()
-        assert not house.versions.outcomes
+            house.keeper.reload_if_changed()
+        assert not house.keeper.outcomes
         assert not [each for each in caplog.records if each.levelname == "ERROR"]
         full(False)
-        outcome = house.versions.look()
+        outcome = house.keeper.reload_if_changed()
         assert outcome is not None
         assert (outcome.status, house.timeout) == ("applied", 20)
 
@@ -1004,13 +1006,13 @@ class TestShortage:
         house.write(OTHER)
         house.short = LimitError("cannot listen on :1080: Too many open files")
         with pytest.raises(LimitError):
-            house.versions.look()
-        assert not house.versions.outcomes
+            house.keeper.reload_if_changed()
+        assert not house.keeper.outcomes
         house.short = None
-        outcome = house.versions.look()
+        outcome = house.keeper.reload_if_changed()
         assert outcome is not None
         assert (outcome.status, house.timeout) == ("applied", 20)
 
     def test_who_asks_is_told(self, house: House, full: Callable[[bool], None]) -> None:
         full(True)
-        rejected(house, house.versions.reload(), "cannot be read now: Too many open files")
+        rejected(house, house.keeper.reload(), "cannot be read now: Too many open files")

@@ -1,0 +1,137 @@
+"""
+What may come into effect, what the file was found to be, and what became of the attempt: plain values.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from proxy.config import ProxyConfig
+from proxy.configfile.document import edit
+from proxy.configfile.load import InvalidConfigError
+from proxy.control.fingerprint import Fingerprint
+from proxy.control.history import Version
+from proxy.errors import ConfigError, ProxyError
+
+Edits = Mapping[str, str | None]  # values by their dotted names; None takes a setting away
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What the file holds, volatile changes over that, and the text of both together, which is in effect."""
+
+    base: str
+    text: str
+    volatile: Edits = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, text: str) -> "Layers":
+        """Make what a file holds, with nothing over it."""
+        return cls(text, text)
+
+    def with_edits(self, edits: Edits) -> "Layers":
+        """
+        Change what the file holds; volatile changes of the same settings go away.
+
+        Raises ``ConfigError`` for what cannot be written.
+        """
+        base, kept = edit(self.base, edits.items()), self._unaffected_by(edits)
+        return Layers(base, edit(base, kept.items(), is_again=True), kept)
+
+    def with_volatile(self, edits: Edits) -> "Layers":
+        """Lay changes over what the file holds. Raises ``ConfigError`` for what cannot be written."""
+        volatile = {**self._unaffected_by(edits), **edits}
+        return Layers(self.base, edit(self.text, edits.items()), volatile)
+
+    def _unaffected_by(self, edits: Edits) -> Edits:
+        """List the volatile changes of other settings, and of other sections."""
+        return {
+            name: value
+            for name, value in self.volatile.items()
+            if not any(f"{name}.".startswith(f"{each}.") for each in edits)
+        }
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """All that a change needs, made in a native thread; nothing of it is in effect yet."""
+
+    layers: Layers
+    config: ProxyConfig
+    tls: Fingerprint  # of the TLS files, taken before they are read
+    version: Version | None = None  # it becomes this one; without it stays the same
+    notes: tuple[str, ...] = ()
+    is_to_apply: bool = True
+    is_for_file: bool = False
+    without_file: str = ""  # why it cannot be if the file cannot be written; empty if it can all the same
+
+
+@dataclass(frozen=True)
+class Judged:
+    """
+    The file as it was when it was last judged.
+
+    The TLS files that a rejected one ``waits_for`` may have been the cause, so it is judged again
+    when they change.
+    """
+
+    content: str = ""  # a digest; empty if it cannot be read
+    waits_for: Fingerprint = field(default_factory=dict)
+    is_rejected: bool = False
+
+
+def digest(data: bytes) -> str:
+    """Give a short text that stands for a file's content."""
+    return hashlib.sha256(data).hexdigest()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a wish for a change."""
+
+    status: str  # applied | unchanged | rejected
+    version: int  # the one in effect afterwards
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # such as what takes effect at the next start only
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Why the file is not what is in effect."""
+
+    problem: str  # the first one
+    since: float  # Unix time, in seconds
+
+
+class Conflict(ProxyError):
+    """The version that a change was meant for is not the current one any more."""
+
+    def __init__(self, current: Version) -> None:
+        super().__init__(f"the configuration has changed meanwhile: it is version {current.number} now")
+        self.current = current
+
+
+class RefusedError(ProxyError):
+    """A change cannot be, for all of these reasons."""
+
+    def __init__(self, problems: tuple[str, ...]) -> None:
+        super().__init__(problems[0])
+        self.problems = problems
+
+
+def refused_by_name(exc: InvalidConfigError) -> RefusedError:
+    """Say what is wrong with a text that nobody has seen: its lines would mean nothing."""
+    return RefusedError(
+        tuple(f"{'.'.join(filter(None, (each.section, each.key)))}: {each.message}" for each in exc.problems)
+    )
+
+
+def problems_of(exc: Exception) -> tuple[str, ...]:
+    """List the reasons of a failure, each on a line."""
+    if isinstance(exc, RefusedError):
+        return exc.problems
+    if isinstance(exc, InvalidConfigError):
+        return tuple(map(str, exc.problems))
+    if isinstance(exc, ConfigError) and exc.field:
+        return (f"{exc.field}: {exc}",)
+    return (str(exc),)

@@ -1,0 +1,522 @@
+"""
+The keeper of the configuration: what is in effect, how it came about, and the one way to change it.
+
+Whatever wants a change comes here: the watcher, a signal, the control interface. Each says how a
+``Candidate`` is made, and ``_commit`` does the rest. What must never be violated:
+
+- One at a time, under the lock, and to its end: nobody sees half a change.
+- The file and what is in effect change together or not at all. Where they differ all the same (the file
+  was rejected, or a version could not be written), ``trouble`` says why until they do not.
+- A file is judged once: ``_judged`` is what all was said of, and only another content is judged again,
+  or other TLS files if it was rejected. A shortage of our own says nothing of a file, so it is forgotten.
+- Certificates in effect are renewed whatever the file says: these two are asked apart.
+- Reading and judging a large file takes a while, and disks may stall, so native threads do all that;
+  to apply is for whoever runs the servers.
+"""
+
+import gc
+import logging
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from gevent.lock import BoundedSemaphore
+
+from proxy.config import ProxyConfig
+from proxy.configfile import changes, load
+from proxy.configfile.document import Edit, redact
+from proxy.configfile.load import InvalidConfigError, Loaded
+from proxy.configfile.trust import Trust
+from proxy.control import files, fingerprint
+from proxy.control.candidate import (
+    Candidate,
+    Conflict,
+    Edits,
+    Judged,
+    Layers,
+    Outcome,
+    RefusedError,
+    Trouble,
+    digest,
+    problems_of,
+    refused_by_name,
+)
+from proxy.control.fingerprint import Fingerprint, tls_files, tls_files_in
+from proxy.control.history import History, Version
+from proxy.errors import ConfigError, Failure, ProxyError, reason_of
+from proxy.net.threads import Workers
+
+log = logging.getLogger(__name__)
+
+_USUAL_TURN = sys.getswitchinterval()
+_TURN = 0.0005  # seconds for which a thread may keep the interpreter while others wait for it
+
+T = TypeVar("T")
+Apply = Callable[[ProxyConfig], tuple[str, ...]]
+Make = Callable[[], Candidate | None]  # in a native thread; None if that is in effect already
+
+
+class Keeper:
+    """
+    Keeps the configuration of one file.
+
+    ``start`` first: it says what to serve. ``record`` when that is being served.
+    """
+
+    current: Version
+
+    def __init__(
+        self,
+        path: str,
+        state_dir: Path | None,
+        history_size: int,
+        apply: Apply,
+        trust: Trust | None = None,
+    ) -> None:
+        """
+        Take what makes a configuration the running one; without a folder, versions are only in memory.
+
+        ``apply`` returns what it has to say, or raises ``ProxyError``; then it has changed nothing.
+        """
+        self.outcomes: Counter[str] = Counter()
+        self.trouble: Trouble | None = None  # with the file, while it is not what is in effect
+        self._path = path
+        self._history = History(state_dir and state_dir / "history", history_size, trust)
+        self._apply = apply
+        self._lock = BoundedSemaphore()
+        self._workers = Workers(1)
+        self._judged = Judged()
+        self._running: Candidate
+        self._is_new = False
+
+    @property
+    def config(self) -> ProxyConfig:
+        """The configuration in effect."""
+        return self._running.config
+
+    # -- the first one
+
+    def start(self, *, last_good: bool = False) -> tuple[str, ...]:
+        """
+        Read the file, and return what its author should know.
+
+        Raises ``InvalidConfigError`` for an invalid file, unless ``last_good`` is set and a valid
+        version exists.
+        """
+        try:
+            text, loaded = self._judge_file()
+        except InvalidConfigError as exc:
+            if not last_good or not self._take_last_good():
+                raise
+            self._note_trouble(exc)
+            instead = f"starting with version {self.current.number} instead, the last good one"
+            warnings = (*problems_of(exc), instead)
+        else:
+            self._judged = Judged(self._judged.content)
+            self._run_with(text, loaded.config)
+            self._take_first(text)
+            warnings = tuple(map(str, loaded.warnings))
+        self._history.size = self.config.history_size
+        self._started = self.config
+        return warnings
+
+    def _run_with(self, text: str, config: ProxyConfig) -> None:
+        self._running = Candidate(Layers.of(text), config, fingerprint.take(tls_files(config)))
+
+    def _take_first(self, text: str) -> None:
+        last = next(iter(self._history.versions[-1:]), None)
+        self._is_new = not last or last.text != text
+        if last and not self._is_new:
+            self.current = last
+        else:
+            summary = changes.summary(last.text, text) if last else "the first version"
+            self.current = self._version("start", Layers.of(text), summary)
+
+    def _take_last_good(self) -> bool:
+        for version in reversed(self._history.versions):
+            with suppress(InvalidConfigError):
+                if not version.volatile:
+                    self._run_with(version.text, self._parse(version.text))
+                    self.current = version
+                    return True
+        return False
+
+    def record(self) -> None:
+        """Remember the first version, now that it is known to work."""
+        with self._lock:
+            if self._is_new:
+                self._is_new = False
+                self._remember()
+
+    def _remember(self) -> None:
+        # Whoever works in a thread says nothing: the log is the event loop's.
+        note = self._run(partial(self._history.add, self.current))
+        if note:
+            log.warning("%s", note)
+
+    def catch_up(self) -> None:
+        """Write the versions that could not be written: now that it ends there may be room again."""
+        with self._lock:
+            self._run(self._history.catch_up)
+
+    def leave_folder(self) -> None:
+        """Have nothing more to do with the folder: it is another server's. Before ``record``."""
+        self._history = History(None, self.config.history_size)
+        self._take_first(self.current.text)  # without those that may be the other one's
+
+    # -- looking back
+
+    def versions(self) -> list[Version]:
+        """List the versions that can be gone back to, the oldest first; the current one is the last."""
+        known = self._history.versions
+        return known if self.current in known else [*known, self.current]
+
+    def get(self, number: int) -> Version:
+        """Give one version; raises ``KeyError``."""
+        for version in self.versions():
+            if version.number == number:
+                return version
+        raise KeyError(number)
+
+    def redacted(self, number: int) -> str:
+        """Give the text of a version without its secrets; raises ``KeyError``."""
+        text = self.get(number).text
+        return "\n".join(seen for seen, _ in self._run(partial(redact, text)))
+
+    def diff(self, a: int, b: int) -> str:
+        """Compare two versions, without their secrets; raises ``KeyError``."""
+        old, new = self.get(a).text, self.get(b).text
+        return self._run(partial(changes.diff, old, new, f"version {a}", f"version {b}"))
+
+    def shown(self) -> str:
+        """Give what is in effect, with all defaults and without secrets, as the text of a file."""
+        return self._run(partial(load.dump, self.config))
+
+    # -- the ways to a change
+
+    def reload(self, source: str = "file") -> Outcome:
+        """Read the file now, whatever was said of it before, and anew the files that it names."""
+        with self._lock:
+            return self._commit(partial(self._from_file, source, is_asked_for=True), cure=True)
+
+    def rollback(self, number: int | None = None) -> Outcome:
+        """
+        Apply an old version as a new one, and write it to the file.
+
+        If none is named, it is the one before; a file that is rejected gets back what is in effect.
+        Where the file cannot be written a version is applied nevertheless, with a note. Raises
+        ``KeyError`` for one that is not known.
+        """
+        with self._lock:
+            old = None if number is None else self.get(number)
+            return self._commit(partial(self._from_version, old) if old else self._from_before)
+
+    def change(
+        self, edits: Sequence[Edit], *, volatile: bool = False, if_match: int | None = None
+    ) -> Outcome:
+        """
+        Change settings by their dotted names, all or none of them, and write them to the file.
+
+        None as a value takes a setting away. A volatile change is not written, and lasts until the
+        file is read again. Raises ``Conflict`` if the current version is not the one to match.
+        """
+        with self._lock:
+            if if_match is not None and if_match != self.current.number:
+                raise Conflict(self.current)
+            return self._commit(partial(self._from_edits, dict(edits), volatile=volatile), cure=True)
+
+    def reload_if_changed(self) -> Outcome | None:
+        """
+        Reload the file if it has changed, and the TLS files in effect if they have; None if nothing has.
+
+        Raises ``ProxyError`` where that cannot be done now, for want of descriptors or the like.
+        """
+        outcome = None
+        with self._lock:
+            if self._run(self._is_file_new):
+                from_file = partial(self._from_file, "file", is_asked_for=False)
+                outcome = self._commit(from_file, cure=True, is_asked_for=False)
+            if not self.trouble and self._run(self._is_left_behind):
+                what = f"{self._path} was replaced where it is mounted from, which is not seen here"
+                self.trouble = Trouble(f"{what}: mount its folder, and start anew", time.time())
+                log.error("%s", self.trouble.problem)
+            # Whatever became of the file: certificates are renewed beside a broken one too.
+            tls = self._run(partial(fingerprint.take, self._running.tls))
+            if tls != self._running.tls:
+                outcome = self._commit(self._from_what_is_in_effect, is_asked_for=False)
+                if outcome.status == "rejected":  # which is said once, until they change again
+                    self._running = replace(self._running, tls=tls)
+        return outcome
+
+    def fingerprint(self) -> Fingerprint:
+        """Fingerprint what to look at: the file, the TLS files in effect, and those that it waits for."""
+        watched = [self._path, *self._running.tls, *self._judged.waits_for]
+        return self._run(partial(fingerprint.take, watched))
+
+    # -- what they all come to
+
+    def _commit(
+        self, make: Callable[[], Candidate], *, cure: bool = False, is_asked_for: bool = True
+    ) -> Outcome:
+        """
+        Have a candidate in the file and in effect, or leave both as they are, and say what became of it.
+
+        Says also what is the ``cure`` for a file that is rejected. A shortage of our own is raised if
+        nobody waits for an answer.
+        """
+        judged, running = self._judged, self._running
+        undo = unwritten = None
+        try:
+            with _politely():
+                new = self._run(make)
+                if new.is_for_file:
+                    try:
+                        undo = self._run(partial(files.exchange, self._path, new.layers.base.encode()))
+                    except OSError as exc:
+                        unwritten = ProxyError(f"{self._path} could not be written: {reason_of(exc)}")
+                        if new.without_file:
+                            raise ProxyError(f"{unwritten}; {new.without_file}") from exc
+                try:
+                    told = self._apply(new.config) if new.is_to_apply else ()
+                except Exception as exc:
+                    # Not for one who merely does not wait for the end: by then it may be in effect.
+                    if undo:
+                        self._put_back(undo, exc)
+                    raise
+        except ProxyError as exc:
+            if exc.failure is Failure.LIMIT:
+                self._judged = judged
+                if not is_asked_for:
+                    raise
+            elif self._judged is not judged:
+                self._note_trouble(exc)
+            outcome = Outcome("rejected", self.current.number, problems_of(exc))
+            if cure and self._judged.is_rejected:
+                note = f"proxy-server ctl rollback puts version {outcome.version} back into the file"
+                outcome = replace(outcome, notes=(note,))
+            return self._tell(outcome)
+        # From here on it is in effect.
+        self._running = new
+        if undo:
+            self._judged, self.trouble = Judged(digest(new.layers.base.encode())), None
+        elif unwritten:
+            # Not what the file says counts, but that this is over until it says something else.
+            self._judged = Judged(self._judged.content)
+            self._note_trouble(unwritten)
+        elif self._judged is not judged:
+            self._judged, self.trouble = Judged(self._judged.content), None
+        notes = told + new.notes
+        if unwritten:
+            notes = (f"{unwritten}; it is as it was", *notes)
+        if new.version:
+            self.current = new.version
+            self._history.size = new.config.history_size
+            told_of = new.version.number, new.version.source, new.version.summary
+            log.info("version %d of the configuration (%s): %s", *told_of)
+            self._remember()
+        elif new.tls != running.tls:
+            notes += ("the TLS files were read again",)
+        is_other = new.version or new.tls != running.tls
+        return self._tell(Outcome("applied" if is_other else "unchanged", self.current.number, notes=notes))
+
+    def _put_back(self, undo: Callable[[], None], cause: Exception) -> None:
+        try:
+            self._run(undo)
+        except OSError as exc:
+            left = f"{self._path} could not be put back, and holds what was refused: {reason_of(exc)}"
+            self.trouble = Trouble(left, time.time())
+            raise RefusedError((*problems_of(cause), left)) from cause
+
+    def _note_trouble(self, exc: ProxyError) -> None:
+        since = self.trouble.since if self.trouble else time.time()
+        self.trouble = Trouble(problems_of(exc)[0], since)
+
+    def _tell(self, outcome: Outcome) -> Outcome:
+        for problem in outcome.problems:
+            log.error("%s", problem)
+        if outcome.status == "rejected":
+            log.error("the configuration is not changed: version %d stays in effect", outcome.version)
+        if outcome.status == "unchanged":
+            log.info("the configuration is unchanged: version %d", outcome.version)
+        for note in outcome.notes:
+            log.warning("%s", note)
+        self.outcomes[outcome.status] += 1
+        return outcome
+
+    # -- in a native thread: what may come into effect
+
+    def _from_file(self, source: str, *, is_asked_for: bool) -> Candidate:
+        text, loaded = self._judge_file()
+        if text != self._running.layers.base or (self._running.layers.volatile and is_asked_for):
+            notes = tuple(map(str, loaded.warnings))
+            return self._candidate(source, Layers.of(text), loaded.config, notes=notes)
+        # The text is as it was, but the files that it names may have changed.
+        return self._running_again() if is_asked_for else self._unchanged()
+
+    def _from_what_is_in_effect(self) -> Candidate:
+        """Read the TLS files of what is in effect again; what the file says now is another matter."""
+        text, number = self.current.text, self.current.number
+        self._parse(text, self._path if self._file_holds(text) else f"version {number}")
+        return self._running_again()
+
+    def _from_before(self) -> Candidate:
+        """Go back to the version before; or have a rejected file hold what is in effect again."""
+        if not self._is_file_rejected():
+            return self._from_version(self._before())
+        number = self.current.number
+        return replace(
+            self._unchanged(),
+            is_for_file=True,
+            notes=(f"{self._path} is as version {number} again",),
+            without_file=f"version {number} is in effect all the same",
+        )
+
+    def _before(self) -> Version:
+        """Find the one before; after a rollback, that is before the one which it went back to."""
+        newest_first = self.versions()[::-1]
+        here: Version | None = self.current
+        while here and here.source == "rollback":
+            number = here.number
+            here = next((one for one in newest_first if one.number < number and one.text == here.text), None)
+        for one in newest_first:
+            if here and one.number < here.number and one.text != self.current.text:
+                return one
+        raise ProxyError("there is no version before this one")
+
+    def _from_version(self, old: Version) -> Candidate:
+        name = f"version {old.number}"
+        config = self._parse(old.text, name)
+        if old.text == self.current.text and self._file_holds(old.text):
+            return self._unchanged()
+        summary = f"back to {name}: {changes.summary(self.current.text, old.text)}"
+        candidate = self._candidate("rollback", Layers.of(old.text), config, summary)
+        return replace(candidate, is_for_file=True)
+
+    def _from_edits(self, edits: Edits, *, volatile: bool) -> Candidate:
+        old = self._running.layers
+        new = old.with_volatile(edits) if volatile else old.with_edits(edits)
+        try:
+            config = self._parse(new.text)
+        except InvalidConfigError as exc:
+            raise refused_by_name(exc) from exc
+        if (new.base, new.text) == (old.base, old.text):
+            return self._unchanged()
+        if volatile:
+            summary = f"{changes.summary(old.text, new.text)} (volatile)"
+            note = "not written to the file: the next time it is read, this is gone"
+            return self._candidate("ctl", new, config, summary, (note,))
+        if not self._file_holds(old.base):
+            what = "has changes that are not in effect: put them right, and reload it, first"
+            raise RefusedError((f"{self._path} {what}", *self._problems_of_file()))
+        candidate = self._candidate("ctl", new, config, changes.summary(old.base, new.base))
+        return replace(candidate, is_for_file=True, without_file="a volatile change does not need it")
+
+    def _candidate(
+        self, source: str, layers: Layers, config: ProxyConfig, summary: str = "", notes: tuple[str, ...] = ()
+    ) -> Candidate:
+        """Make a candidate for a new version."""
+        if config.state_dir != self._started.state_dir:
+            raise ConfigError(
+                "proxy.state_dir",
+                "cannot change while the server runs, as ctl would look for it in vain: "
+                "edit the file, and restart the server",
+            )
+        if config.control_listen_addr != self._started.control_listen_addr:
+            notes += ("control.listen_addr takes effect at the next start",)
+        gone = self._running.layers.volatile
+        if gone and not layers.volatile:
+            notes += (f"volatile changes are gone: {', '.join(gone)}",)
+        summary = summary or changes.summary(self.current.text, layers.text)
+        version = self._version(source, layers, summary)
+        return Candidate(layers, config, fingerprint.take(tls_files(config)), version, notes)
+
+    def _version(self, source: str, layers: Layers, summary: str) -> Version:
+        number = self._history.next_number()
+        return Version(number, time.time(), source, summary, layers.text, bool(layers.volatile))
+
+    def _running_again(self) -> Candidate:
+        tls = fingerprint.take(self._running.tls)
+        return Candidate(self._running.layers, self._running.config, tls)
+
+    def _unchanged(self) -> Candidate:
+        return replace(self._running, version=None, notes=(), is_for_file=False, is_to_apply=False)
+
+    def _parse(self, text: str, name: str = "") -> ProxyConfig:
+        """Read the text of a version; raises ``InvalidConfigError``."""
+        return load.parse(text.encode(), name, folder=load.folder_of(self._path), with_files=True).config
+
+    # -- in a native thread: the file
+
+    def _judge_file(self) -> tuple[str, Loaded]:
+        """Read the text of the file, and what it means. Raises ``InvalidConfigError``."""
+        self._judged = Judged(is_rejected=True)  # until it is known to be otherwise
+        content = load.read_file(self._path)
+        text = _text(content.data)
+        # Before they are read: one that appears right after that is another one than this.
+        waits_for = fingerprint.take(tls_files_in(text, load.folder_of(self._path)))
+        self._judged = Judged(digest(content.data), waits_for, is_rejected=True)
+        return text, load.understand(content, self._path)
+
+    def _is_file_new(self) -> bool:
+        """Tell whether it is another file than was judged, or may read another TLS file."""
+        data = self._data()
+        content = "" if data is None else digest(data)
+        judged = self._judged
+        return content != judged.content or fingerprint.take(judged.waits_for) != judged.waits_for
+
+    def _is_file_rejected(self) -> bool:
+        """Tell whether the file is, or would be; it may have changed since it was judged."""
+        return bool(self._problems_of_file()) if self._is_file_new() else self._judged.is_rejected
+
+    def _problems_of_file(self) -> tuple[str, ...]:
+        try:
+            load.load(self._path)
+        except InvalidConfigError as exc:
+            return problems_of(exc)
+        return ()
+
+    def _is_left_behind(self) -> bool:
+        """Tell whether there is another one where it is mounted from, which cannot be seen here."""
+        try:
+            return os.stat(self._path).st_nlink == 0
+        except (OSError, ValueError):
+            return False
+
+    def _file_holds(self, text: str) -> bool:
+        data = self._data()
+        return data is not None and _text(data) == text
+
+    def _data(self) -> bytes | None:
+        try:
+            return load.read_file(self._path).data
+        except InvalidConfigError:
+            return None
+
+    def _run(self, function: Callable[[], T]) -> T:
+        return self._workers.run(function)
+
+
+def _text(data: bytes) -> str:
+    # What is not UTF-8 is in no text that was applied, so it is not equal to any.
+    return data.decode("utf-8-sig", "surrogateescape")
+
+
+@contextmanager
+def _politely() -> Iterator[None]:
+    """Keep the threads that work on a large file from holding up the connections."""
+    # Every system call of the event loop gives the interpreter away, and has to get it back; and to
+    # collect the garbage of a file takes longer than anybody should wait.
+    sys.setswitchinterval(_TURN)
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        sys.setswitchinterval(_USUAL_TURN)
