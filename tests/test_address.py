@@ -31,7 +31,7 @@ from proxy.errors import ProtocolError
         ("0177.0.0.1", "127.0.0.1"),
     ],
 )
-def test_a_host_has_one_spelling(text, canonical):
+def test_a_host_has_one_spelling(text: str, canonical: str) -> None:
     """CASES A22, A25, A26."""
     assert canonical_host(text) == canonical
 
@@ -54,7 +54,7 @@ def test_a_host_has_one_spelling(text, canonical):
         "a/b",
     ],
 )
-def test_refuses_what_is_no_host(host):
+def test_refuses_what_is_no_host(host: str) -> None:
     """CASES A19, A26, C76."""
     with pytest.raises(ProtocolError):
         canonical_host(host)
@@ -77,7 +77,7 @@ def test_refuses_what_is_no_host(host):
         ("１２７。１", "127.0.0.1"),
     ],
 )
-def test_a_name_that_is_not_ascii_is_spelt_by_idna_2008(text, canonical):
+def test_a_name_that_is_not_ascii_is_spelt_by_idna_2008(text: str, canonical: str) -> None:
     """Case 308."""
     assert canonical_host(text) == canonical
     assert Endpoint.parse(f"wss://{text}/").host == canonical
@@ -98,14 +98,14 @@ def test_a_name_that_is_not_ascii_is_spelt_by_idna_2008(text, canonical):
         "\udcff.test",
     ],
 )
-def test_refuses_what_idna_2008_does_not_allow(host):
+def test_refuses_what_idna_2008_does_not_allow(host: str) -> None:
     """Case 308."""
     with pytest.raises(ProtocolError):
         canonical_host(host)
 
 
 @pytest.mark.parametrize("missing", ["idna", "unicodedata"])
-def test_without_the_means_for_other_names_only_these_are_refused(missing):
+def test_without_the_means_for_other_names_only_these_are_refused(missing: str) -> None:
     """Case 348: small appliances have a Python without some of its modules."""
     program = f"""
 import sys
@@ -122,7 +122,7 @@ except ProtocolError as exc:
     assert done.stdout.startswith("this Python cannot read a host name that is not ASCII: "), done.stderr
 
 
-def test_no_work_is_done_for_a_host_that_is_too_long(monkeypatch):
+def test_no_work_is_done_for_a_host_that_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """Case 370."""
     monkeypatch.setattr(module, "to_ascii", lambda host: pytest.fail("it was worked on"))
     for host in ("\u4e00" * 86, "".join(map(chr, range(0x4E00, 0x51E8)))):
@@ -130,7 +130,7 @@ def test_no_work_is_done_for_a_host_that_is_too_long(monkeypatch):
             canonical_host(host)
 
 
-def test_only_what_was_taken_is_remembered():
+def test_only_what_was_taken_is_remembered() -> None:
     """Case 373."""
     module._read_host.cache_clear()
     for host in ("x" * 8192, "a b", "☃.test", "a" * 64, "\udcff"):
@@ -143,7 +143,7 @@ def test_only_what_was_taken_is_remembered():
 
 
 @pytest.mark.parametrize("port", [-1, 65536])
-def test_refuses_a_port_that_does_not_exist(port):
+def test_refuses_a_port_that_does_not_exist(port: int) -> None:
     with pytest.raises(ProtocolError, match="port"):
         Address("example.com", port)
 
@@ -158,11 +158,11 @@ def test_refuses_a_port_that_does_not_exist(port):
         ("2001:db8::1", "2001:db8::/64"),
     ],
 )
-def test_an_ipv6_client_is_known_by_the_network_that_it_has_to_itself(host, network):
+def test_an_ipv6_client_is_known_by_the_network_that_it_has_to_itself(host: str, network: str) -> None:
     assert Address(host, 0).network == network
 
 
-def test_an_address_shows_an_ipv6_host_in_brackets():
+def test_an_address_shows_an_ipv6_host_in_brackets() -> None:
     assert str(Address("::1", 80)) == "[::1]:80"
     assert str(Address("example.com", 80)) == "example.com:80"
 
@@ -185,14 +185,14 @@ def test_an_address_shows_an_ipv6_host_in_brackets():
         ("ws://h?b=c", "tcp", Endpoint("ws", "h", 80, "/?b=c")),
     ],
 )
-def test_reads_each_form_of_an_endpoint(text, scheme, expected):
+def test_reads_each_form_of_an_endpoint(text: str, scheme: str, expected: Endpoint) -> None:
     assert Endpoint.parse(text, scheme=scheme) == expected
 
 
 @pytest.mark.parametrize(
     "text", ["[fe80::1%eth0]:1080", "tcp://[FE80:0::1%eth0]:1080/", "[fe80::1%25eth0]:1080"]
 )
-def test_an_endpoint_may_be_link_local_on_an_interface(text):
+def test_an_endpoint_may_be_link_local_on_an_interface(text: str) -> None:
     """Case 342; the last one as RFC 6874 writes it in a URL."""
     endpoint = Endpoint.parse(text)
     assert str(endpoint) == str(endpoint.address) == "[fe80::1%eth0]:1080"
@@ -200,13 +200,13 @@ def test_an_endpoint_may_be_link_local_on_an_interface(text):
     assert endpoint.server_name == "fe80::1"
 
 
-def test_a_host_cannot_name_the_interface():
+def test_a_host_cannot_name_the_interface() -> None:
     """Cases 26 and 342."""
     with pytest.raises(ProtocolError, match="zone"):
         Address("fe80::1%eth0", 80)
 
 
-def test_tls_and_http_know_a_server_without_the_dot_at_its_end():
+def test_tls_and_http_know_a_server_without_the_dot_at_its_end() -> None:
     """RFC 6066, section 3."""
     assert Endpoint.parse("wss://example.com./").server_name == "example.com"
     assert Endpoint.parse("wss://example.com./").host == "example.com."
@@ -244,14 +244,14 @@ def test_tls_and_http_know_a_server_without_the_dot_at_its_end():
         ("*:1080", "host name"),
     ],
 )
-def test_says_what_is_wrong_with_an_endpoint(text, hint):
+def test_says_what_is_wrong_with_an_endpoint(text: str, hint: str) -> None:
     with pytest.raises(ValueError, match=hint) as caught:
         Endpoint.parse(text)
     assert "secret" not in str(caught.value)
 
 
 @given(st.text(max_size=40))
-def test_any_text_is_an_endpoint_or_a_value_error(text):
+def test_any_text_is_an_endpoint_or_a_value_error(text: str) -> None:
     try:
         endpoint = Endpoint.parse(text)
     except ValueError:
@@ -280,7 +280,7 @@ def test_any_text_is_an_endpoint_or_a_value_error(text):
         ("0.0.0.0:80", "a.example:80", False),
     ],
 )
-def test_knows_which_endpoints_exclude_each_other(one, other, expected):
+def test_knows_which_endpoints_exclude_each_other(one: str, other: str, expected: bool) -> None:
     assert Endpoint.parse(one).overlaps(Endpoint.parse(other)) is expected
     assert Endpoint.parse(other).overlaps(Endpoint.parse(one)) is expected
 
@@ -294,6 +294,6 @@ def test_knows_which_endpoints_exclude_each_other(one, other, expected):
         ("wss://gw/t?", "wss://gw/t?"),
     ],
 )
-def test_the_query_of_an_address_is_not_shown(text, shown):
+def test_the_query_of_an_address_is_not_shown(text: str, shown: str) -> None:
     """CASES H210: it may be a token."""
     assert without_query(text) == shown

@@ -7,6 +7,7 @@ import pytest
 
 from proxy import cli
 from proxy.app import App
+from proxy.console import OutputError
 
 SERVER = ["-mode", "server", "-protocol", "socks5", "-addr", "127.0.0.1:0"]
 CLIENT = ["-mode", "client", "-protocol", "socks5", "-addr", "127.0.0.1:1", "-host", "h", "-port", "80"]
@@ -116,7 +117,7 @@ def test_a_password_may_begin_with_a_dash(monkeypatch: pytest.MonkeyPatch) -> No
 def test_output_that_fails_late_is_exit_1(capsys: pytest.CaptureFixture[str]) -> None:
     class Full(io.StringIO):
         def flush(self) -> None:
-            raise cli.OutputError(OSError(28, "No space left on device"))
+            raise OutputError(OSError(28, "No space left on device"))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.stdout", Full())

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import re
+from typing import Any, cast
 
 import pytest
 
@@ -24,11 +25,11 @@ from proxy.errors import ConfigError
 SOCKS = ServerConfig("127.0.0.1:1080", Protocol.SOCKS5, name="socks")
 
 
-def fields_of(caught):
+def fields_of(caught: pytest.ExceptionInfo[SettingsError]) -> set[str]:
     return {each.field for each in caught.value.problems}
 
 
-def test_a_listener_names_everything_that_is_wrong_with_it():
+def test_a_listener_names_everything_that_is_wrong_with_it() -> None:
     with pytest.raises(SettingsError) as caught:
         ServerConfig(
             "127.0.0.1",
@@ -65,7 +66,7 @@ def test_a_listener_names_everything_that_is_wrong_with_it():
         ("timeout", {"listen_addr": ":80", "protocol": Protocol.WEBSOCKET, "timeout": float("inf")}),
     ],
 )
-def test_a_listener_refuses_a_contradiction(field, settings):
+def test_a_listener_refuses_a_contradiction(field: str, settings: dict[str, Any]) -> None:
     with pytest.raises(SettingsError) as caught:
         ServerConfig(**settings)
     assert fields_of(caught) == {field}
@@ -81,28 +82,29 @@ def test_a_listener_refuses_a_contradiction(field, settings):
         ("tunnel", "begin with /"),
     ],
 )
-def test_a_path_that_nobody_could_ask_for_is_refused_with_the_cure(path, cure):
+def test_a_path_that_nobody_could_ask_for_is_refused_with_the_cure(path: str, cure: str) -> None:
     """CASES 305."""
     with pytest.raises(ConfigError, match=re.escape(cure)):
         ServerConfig(":80", Protocol.WEBSOCKET, path=path)
 
 
 @pytest.mark.parametrize("path", ["/", "/tunnel?ed=2048", "/a..b/.c", "/50%", "/t%c3%bc?a=../b"])
-def test_a_path_that_can_be_asked_for_is_taken(path):
+def test_a_path_that_can_be_asked_for_is_taken(path: str) -> None:
     """CASES 305."""
     assert ServerConfig(":80", Protocol.WEBSOCKET, path=path).path == path
 
 
-def test_a_word_is_as_good_as_the_member_that_it_names():
+def test_a_word_is_as_good_as_the_member_that_it_names() -> None:
     """Or "websocket" would be a listener of another protocol, and "refuse" one that lets clients wait."""
-    listener = ServerConfig(":80", "websocket", overload="refuse", auth="none", strategy="random")
+    words: dict[str, Any] = {"overload": "refuse", "auth": "none", "strategy": "random"}
+    listener = ServerConfig(":80", cast(Any, "websocket"), **words)
     assert (listener.protocol, listener.overload) == (Protocol.WEBSOCKET, Overload.REFUSE)
     assert (listener.auth, listener.strategy) == (AuthPolicy.NONE, Strategy.RANDOM)
-    assert UpstreamConfig("far", "socks5", "h:1").type is UpstreamType.SOCKS5
-    assert ClientConfig("ws://h:1", "websocket").protocol is Protocol.WEBSOCKET
+    assert UpstreamConfig("far", cast(Any, "socks5"), "h:1").type is UpstreamType.SOCKS5
+    assert ClientConfig("ws://h:1", cast(Any, "websocket")).protocol is Protocol.WEBSOCKET
 
 
-def test_an_auth_requirement_without_users_is_an_error():
+def test_an_auth_requirement_without_users_is_an_error() -> None:
     """CASES B52."""
     with pytest.raises(ConfigError, match="no users"):
         ServerConfig(":1080", Protocol.SOCKS5, auth=AuthPolicy.REQUIRED)
@@ -117,7 +119,9 @@ def test_an_auth_requirement_without_users_is_an_error():
         (AuthPolicy.NONE, {"alice": "wonderland"}, False),
     ],
 )
-def test_clients_log_in_where_there_are_users(policy, users, expected):
+def test_clients_log_in_where_there_are_users(
+    policy: AuthPolicy, users: dict[str, str], expected: bool
+) -> None:
     assert ServerConfig(":1080", Protocol.SOCKS5, auth=policy, auth_users=users).needs_auth is expected
 
 
@@ -125,19 +129,19 @@ def test_clients_log_in_where_there_are_users(policy, users, expected):
     ("name", "password"),
     [("a", "b"), ("a" * 255, "b" * 255), ("ä" * 127, "ö" * 127), ("a b", "#,=;[]'\"")],
 )
-def test_users_have_names_and_passwords_of_1_to_255_bytes(name, password):
+def test_users_have_names_and_passwords_of_1_to_255_bytes(name: str, password: str) -> None:
     """CASES B44."""
     check_user(name, password)
 
 
 @pytest.mark.parametrize(("name", "password"), [("", "b"), ("a", ""), ("a" * 256, "b"), ("a", "ö" * 128)])
-def test_refuses_a_user_who_could_never_log_in(name, password):
+def test_refuses_a_user_who_could_never_log_in(name: str, password: str) -> None:
     """CASES B43, B45."""
     with pytest.raises(ConfigError, match="255 bytes"):
         check_user(name, password)
 
 
-def scrypt_hash(log2_n=14, strip=""):
+def scrypt_hash(log2_n: int = 14, strip: str = "") -> str:
     salt = b"0123456789abcdef"
     digest = hashlib.scrypt(b"wonderland", salt=salt, n=1 << 10, r=8, p=1)
     parts = [base64.urlsafe_b64encode(each).decode().rstrip(strip) for each in (salt, digest)]
@@ -147,7 +151,7 @@ def scrypt_hash(log2_n=14, strip=""):
 @pytest.mark.parametrize(
     "password", [scrypt_hash(), scrypt_hash(strip="="), scrypt_hash(10), scrypt_hash(20)]
 )
-def test_accepts_a_password_hash(password):
+def test_accepts_a_password_hash(password: str) -> None:
     check_user("alice", password)
 
 
@@ -165,7 +169,7 @@ def test_accepts_a_password_hash(password):
         "scrypt$14$8$1$c2Fs+A==$aGFzaA==",
     ],
 )
-def test_refuses_a_damaged_password_hash(password):
+def test_refuses_a_damaged_password_hash(password: str) -> None:
     """CASES B52: it would be taken for a plain password."""
     with pytest.raises(ConfigError, match="hash") as caught:
         check_user("alice", password)
@@ -189,13 +193,16 @@ def test_refuses_a_damaged_password_hash(password):
         ("retry_count", {"type": UpstreamType.DIRECT, "retry_count": -1}),
     ],
 )
-def test_an_upstream_refuses_a_contradiction(field, settings):
+def test_an_upstream_refuses_a_contradiction(
+    field: str,
+    settings: dict[str, Any],
+) -> None:
     with pytest.raises(SettingsError) as caught:
         UpstreamConfig("home", **settings)
     assert fields_of(caught) == {field}
 
 
-def test_credentials_for_a_websocket_proxy_fit_into_a_header():
+def test_credentials_for_a_websocket_proxy_fit_into_a_header() -> None:
     with pytest.raises(SettingsError) as caught:
         ClientConfig("ws://h", Protocol.WEBSOCKET, username="a", password="secret\n")
     assert fields_of(caught) == {"password"}
@@ -222,13 +229,16 @@ def test_credentials_for_a_websocket_proxy_fit_into_a_header():
         ("proxy.drain_timeout", {"drain_timeout": -1}),
     ],
 )
-def test_a_configuration_names_the_place_of_a_mistake(field, settings):
+def test_a_configuration_names_the_place_of_a_mistake(
+    field: str,
+    settings: dict[str, Any],
+) -> None:
     with pytest.raises(SettingsError) as caught:
         ProxyConfig(**({"listeners": (SOCKS,)} | settings))
     assert fields_of(caught) == {field}
 
 
-def test_no_repr_shows_a_secret():
+def test_no_repr_shows_a_secret() -> None:
     users = {"alice": "hunter2"}
     upstream = UpstreamConfig("home", UpstreamType.SOCKS5, "h:1", "alice", "hunter2")
     listener = ServerConfig(":1080", Protocol.SOCKS5, auth_users=users, upstream_config=(upstream,))

@@ -7,6 +7,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -92,12 +93,14 @@ def test_what_is_printed_waits_for_a_reader_that_is_slow(pipe: tuple[int, int]) 
 # -- the program
 
 
-def run(tmp_path: Path, *command: str, stdout: object = None) -> "subprocess.CompletedProcess[str]":
-    done = subprocess.run(
+def run(
+    tmp_path: Path, *command: str, stdout: int | IO[str] | None = None
+) -> "subprocess.CompletedProcess[str]":
+    done: subprocess.CompletedProcess[str] = subprocess.run(
         command,
         cwd=tmp_path,
         env=clean_environment(tmp_path),
-        stdout=stdout,  # type: ignore[arg-type]
+        stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
         timeout=30,

@@ -426,7 +426,12 @@ def test_a_log_is_opened_anew_while_the_program_stops(monkeypatch: pytest.Monkey
     """Case 306: logrotate does not know that it stops, and the drain may take its time."""
     app = App(config(one="127.0.0.1:0"))
     reopened: list[bool] = []
-    monkeypatch.setattr(app, "reopen_logs", lambda: reopened.append(True) or ())
+
+    def reopen_logs() -> tuple[str, ...]:
+        reopened.append(True)
+        return ()
+
+    monkeypatch.setattr(app, "reopen_logs", reopen_logs)
     monkeypatch.setattr(
         app.companion, "reload", lambda: pytest.fail("a program that stops takes no other configuration")
     )

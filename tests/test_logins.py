@@ -151,7 +151,7 @@ def test_who_guesses_costs_a_fifth_of_a_processor(hashes: Hashes, servers: list[
         ends.append(time.monotonic())
         return password == b"right"
 
-    auth.verify = take_a_while  # type: ignore[assignment]  # the fixture puts it back
+    auth.verify = take_a_while  # the fixture puts it back
     began = time.monotonic()
     socks = [log_in(servers[0], b"wrong %d" % number) for number in range(4)]
     assert answer(log_in(servers[1], b"right", "127.0.0.2")) == RIGHT

@@ -148,7 +148,7 @@ class Disk:
         self.room: int | None = None  # bytes; None is any number
         self.attempts = 0
         self._write = os.write
-        monkeypatch.setattr(logs.os, "write", self.write)
+        monkeypatch.setattr(os, "write", self.write)
         monkeypatch.setattr(logs, "_TRY_AGAIN", 0.01)
 
     def write(self, fd: int, data: bytes) -> int:

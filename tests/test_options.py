@@ -29,7 +29,9 @@ OPTIONS = (
     ],
     ids=" ".join,
 )
-def test_an_option_has_the_value_that_follows_it_whatever_that_looks_like(words, given):
+def test_an_option_has_the_value_that_follows_it_whatever_that_looks_like(
+    words: list[str], given: dict[str, str]
+) -> None:
     """CASES 315."""
     assert read(words, OPTIONS) == (given, [])
 
@@ -44,7 +46,7 @@ def test_an_option_has_the_value_that_follows_it_whatever_that_looks_like(words,
     ],
     ids=" ".join,
 )
-def test_what_belongs_to_no_option_is_kept_in_order(words, others):
+def test_what_belongs_to_no_option_is_kept_in_order(words: list[str], others: list[str]) -> None:
     assert read(words, OPTIONS)[1] == others
 
 
@@ -65,7 +67,7 @@ def test_what_belongs_to_no_option_is_kept_in_order(words, others):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_mistake_is_named_and_nothing_is_repeated_that_may_be_a_secret(words, said):
+def test_a_mistake_is_named_and_nothing_is_repeated_that_may_be_a_secret(words: list[str], said: str) -> None:
     """CASES 315."""
     with pytest.raises(UsageError) as refused:
         read(words, OPTIONS)
@@ -73,7 +75,7 @@ def test_a_mistake_is_named_and_nothing_is_repeated_that_may_be_a_secret(words, 
     assert "hunter2" not in str(refused.value)
 
 
-def test_the_help_has_every_option():
+def test_the_help_has_every_option() -> None:
     lines = describe(OPTIONS).splitlines()
     assert lines[0].split() == ["-config,", "-c", "FILE", "a", "file"]
     assert lines[3].endswith("which (server or client)")

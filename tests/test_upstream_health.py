@@ -30,7 +30,7 @@ from tests.wire.upstreams import SOCKS_GREETED, Step, hear_head, http_answer, sw
 from tests.wire.websocket import switching
 
 TARGET = Address("target.example", 443)
-LOGIN = {"proxy_username": "alice", "proxy_password": "open sesame"}
+LOGIN: dict[str, Any] = {"proxy_username": "alice", "proxy_password": "open sesame"}
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +59,7 @@ def refusal(upstream: Upstream, budget: float = 5.0) -> DialError:
 
 
 @contextmanager
-def played(port: int, *steps: Step) -> Iterator[Target]:
+def played(port: int, *steps: Step) -> Iterator[script.Upstream]:
     """Run a scripted upstream, from a thread of its own."""
     with script.upstream(port, *steps) as target:
         yield target
@@ -85,7 +85,7 @@ def test_a_living_websocket_proxy_is_known_by_any_status() -> None:
 
 
 @pytest.mark.parametrize("login", [{}, LOGIN])
-def test_a_living_socks5_proxy_is_known_by_its_negotiation(login: dict[str, str]) -> None:
+def test_a_living_socks5_proxy_is_known_by_its_negotiation(login: dict[str, Any]) -> None:
     """CASES 300: RFC 1928, section 3, and RFC 1929; a request follows only where there is a target."""
 
     def behave(connection: socket.socket) -> bytes:
@@ -435,7 +435,7 @@ def test_a_proxy_that_does_not_tell_where_it_is_bound_only_promises(
 ) -> None:
     """CASES 334: it may have upgraded before it dials. The tunnel works all the same."""
     port = free_port()
-    with played(port, switch(*headers, behind=script.frame(2, b"hello")), script.stall):
+    with played(port, switch(*headers, behind=script.unmasked(2, b"hello")), script.stall):
         home = made("websocket", port)
         with caplog.at_level(logging.DEBUG):
             connected = dial(home)

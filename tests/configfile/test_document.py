@@ -50,7 +50,7 @@ proxy_password = "rabbit, hole"   # ask Bob
 VALUES = st.text(st.sampled_from("ab#%,;\"'=[] \t$\\\u00a0") | st.characters(codec="utf-8"), max_size=12)
 
 
-def changed_lines(old, new):
+def changed_lines(old: str, new: str) -> list[str]:
     """List the lines that a diff takes away and adds."""
     lines = list(difflib.unified_diff(old.splitlines(), new.splitlines(), lineterm="", n=0))
     return [line for line in lines if line[0] in "+-" and not line.startswith(("+++", "---"))]
@@ -92,7 +92,7 @@ def changed_lines(old, new):
         ),
     ],
 )
-def test_a_setting_changes_in_its_line_and_its_comment_stays(name, value, lines):
+def test_a_setting_changes_in_its_line_and_its_comment_stays(name: str, value: str, lines: list[str]) -> None:
     assert changed_lines(TEXT, edit(TEXT, [(name, value)])) == lines
 
 
@@ -106,13 +106,15 @@ def test_a_setting_changes_in_its_line_and_its_comment_stays(name, value, lines)
         ("listeners.socks.auth", "none", "upstream=home, direct", "auth = none"),
     ],
 )
-def test_a_new_setting_comes_below_the_others_of_its_section(name, value, after, line):
+def test_a_new_setting_comes_below_the_others_of_its_section(
+    name: str, value: str, after: str, line: str
+) -> None:
     lines = edit(TEXT, [(name, value)]).splitlines()
     assert lines[lines.index(line) - 1] == after
     assert changed_lines(TEXT, "\n".join(lines)) == [f"+{line}"]
 
 
-def test_a_new_section_comes_behind_those_of_its_kind_and_before_the_comments_of_what_follows():
+def test_a_new_section_comes_behind_those_of_its_kind_and_before_the_comments_of_what_follows() -> None:
     text = "[listeners]\n[[socks]]\nprotocol = socks5\n\n# Ways out.\n[upstreams]\n"
     assert edit(text, [("listeners.web.protocol", "websocket")]) == (
         "[listeners]\n[[socks]]\nprotocol = socks5\n\n"
@@ -120,15 +122,15 @@ def test_a_new_section_comes_behind_those_of_its_kind_and_before_the_comments_of
     )
 
 
-def test_sections_are_made_where_there_are_none():
+def test_sections_are_made_where_there_are_none() -> None:
     assert edit("", [("upstreams.home.type", "direct")]) == "[upstreams]\n\n[[home]]\ntype = direct\n"
 
 
-def test_a_setting_is_taken_away_with_its_line():
+def test_a_setting_is_taken_away_with_its_line() -> None:
     assert changed_lines(TEXT, edit(TEXT, [("auth_users.alice", None)])) == ["-alice = wonderland"]
 
 
-def test_a_section_is_taken_away_with_its_settings_and_the_comments_of_others_stay():
+def test_a_section_is_taken_away_with_its_settings_and_the_comments_of_others_stay() -> None:
     assert changed_lines(TEXT, edit(TEXT, [("listeners.socks", None)])) == [
         "-[[socks]]",
         "-protocol=socks5",
@@ -137,17 +139,17 @@ def test_a_section_is_taken_away_with_its_settings_and_the_comments_of_others_st
     ]
 
 
-def test_a_section_goes_with_all_that_is_in_it():
+def test_a_section_goes_with_all_that_is_in_it() -> None:
     assert "[[" not in edit(TEXT, [("listeners", None), ("upstreams", None)])
 
 
-def test_what_is_set_after_its_section_was_taken_away_is_all_that_it_has():
+def test_what_is_set_after_its_section_was_taken_away_is_all_that_it_has() -> None:
     text = edit(TEXT, [("listeners.web", None), ("listeners.web.path", "/")])
     assert [key for path, key in settings(text) if path == ("listeners", "web")] == ["path"]
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_line_ends_stay_what_they_are(end):
+def test_line_ends_stay_what_they_are(end: str) -> None:
     text = "[proxy]\ntimeout = 1s\n".replace("\n", end)
     edits = [("proxy.timeout", "2s"), ("proxy.splice", "off"), ("auth_users.bob", "x")]
     expected = "[proxy]\ntimeout = 2s\nsplice = off\n\n[auth_users]\nbob = x\n".replace("\n", end)
@@ -161,31 +163,33 @@ def test_line_ends_stay_what_they_are(end):
         *("proxy.timeout\n[auth_users]\nmallory", "auth_users.mallory = x\nmallory", "[proxy].timeout"),
     ],
 )
-def test_refuses_a_name_that_is_none(name):
+def test_refuses_a_name_that_is_none(name: str) -> None:
     with pytest.raises(ConfigError):
         edit(TEXT, [(name, "1s")])
 
 
-def test_refuses_to_take_away_what_is_not_there():
+def test_refuses_to_take_away_what_is_not_there() -> None:
     with pytest.raises(ConfigError, match="is not set"):
         edit(TEXT, [("auth_users.bob", None)])
     assert edit(TEXT, [("auth_users.bob", None)], is_again=True) == TEXT
 
 
 @pytest.mark.parametrize("value", ["a\nb = c", "a\rb", "\x00", "\ud800", "p\udcffw"])
-def test_refuses_a_value_that_would_not_read_back(value):
+def test_refuses_a_value_that_would_not_read_back(value: str) -> None:
     with pytest.raises(ConfigError):
         edit(TEXT, [("auth_users.alice", value)])
 
 
 @pytest.mark.parametrize("name", ["auth_users.\ud800", "proxy.\udcff", "listeners.\udcff.path"], ids=ascii)
-def test_refuses_a_name_that_is_no_text(name):
+def test_refuses_a_name_that_is_no_text(name: str) -> None:
     """CASES H211: what came from a command line may be any bytes."""
     with pytest.raises(ConfigError, match=r"UTF-8|no name"):
         edit(TEXT, [(name, "x")])
 
 
-def test_a_value_that_reads_back_as_another_one_is_refused_whatever_the_reason(monkeypatch):
+def test_a_value_that_reads_back_as_another_one_is_refused_whatever_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("proxy.configfile.document.syntax.quote", lambda text, **how: text.partition("#")[0])
     with pytest.raises(ConfigError, match="read back"):
         edit(TEXT, [("auth_users.alice", "a#b")])
@@ -201,7 +205,7 @@ def test_a_value_that_reads_back_as_another_one_is_refused_whatever_the_reason(m
         ("proxy", "is a section: name a setting of it"),
     ],
 )
-def test_a_name_that_begins_with_no_section_is_called_so(name, said):
+def test_a_name_that_begins_with_no_section_is_called_so(name: str, said: str) -> None:
     """Case 357."""
     with pytest.raises(ConfigError, match=re.escape(said)) as caught:
         edit(TEXT, [(name, "x")])
@@ -212,7 +216,7 @@ def test_a_name_that_begins_with_no_section_is_called_so(name, said):
 @example("a # b")
 @example("")
 @example(" a ")
-def test_a_password_reads_back_the_same_for_every_reader_or_is_refused(password):
+def test_a_password_reads_back_the_same_for_every_reader_or_is_refused(password: str) -> None:
     try:
         text = edit(TEXT, [("auth_users.alice", password), ("upstreams.home.proxy_password", password)])
     except ConfigError:
@@ -224,11 +228,11 @@ def test_a_password_reads_back_the_same_for_every_reader_or_is_refused(password)
         assert configfile.parse(text.encode(), "").config.listeners[0].auth_users == {"alice": password}
 
 
-def shown(text):
+def shown(text: str) -> str:
     return "\n".join(line for line, _ in redact(text))
 
 
-def test_no_secret_is_left_in_a_redacted_text_not_even_in_a_comment():
+def test_no_secret_is_left_in_a_redacted_text_not_even_in_a_comment() -> None:
     """CASES H210."""
     text = shown(TEXT + "# proxy_password = cheshire\n[control]\ntoken = sesame\n")
     for secret in ("wonderland", "rabbit", "old secret", "ask Bob", "cheshire", "sesame"):
@@ -278,7 +282,7 @@ def test_no_secret_is_left_in_a_redacted_text_not_even_in_a_comment():
     ],
 )
 @pytest.mark.parametrize("end", ["\n", "\r\n"], ids=ascii)
-def test_no_secret_is_left_where_somebody_silenced_it(line, end):
+def test_no_secret_is_left_where_somebody_silenced_it(line: str, end: str) -> None:
     """CASES H210."""
     text = shown(f"{TEXT}{line}\n[proxy]\nsplice = off\n".replace("\n", end))
     assert "silenced" not in text
@@ -286,7 +290,7 @@ def test_no_secret_is_left_where_somebody_silenced_it(line, end):
     assert text.endswith("[proxy]\nsplice = off\n")
 
 
-def test_what_is_no_secret_stays_readable():
+def test_what_is_no_secret_stays_readable() -> None:
     lines = [
         "idle_timeout = 5m",
         "  log_level =  'info'",
@@ -315,10 +319,14 @@ class TestSaying:
             ([("listeners.web", None), ("upstreams.b.type", "direct")], "listeners -web, upstreams +b"),
         ],
     )
-    def test_a_summary_names_what_changed(self, edits, words):
+    def test_a_summary_names_what_changed(
+        self,
+        edits: list[tuple[str, None] | tuple[str, str]] | list[tuple[str, None]] | list[tuple[str, str]],
+        words: str,
+    ) -> None:
         assert changes.summary(TEXT, edit(TEXT, edits)) == words
 
-    def test_the_query_of_an_address_changes_and_is_not_shown(self):
+    def test_the_query_of_an_address_changes_and_is_not_shown(self) -> None:
         """CASES H210: it may be a token."""
         text = "[upstreams]\n[[home]]\nproxy_address = wss://{}\n"
         old, new, other = map(text.format, ("g/t?one", "g/t?two", "h/t?one"))
@@ -326,16 +334,16 @@ class TestSaying:
         assert changes.summary(old, other).endswith("wss://g/t?******** -> wss://h/t?********")
         assert "+proxy_address = wss://g/t?********  # changed\n" in changes.diff(old, new, "1", "2")
 
-    def test_a_summary_of_comments_says_so(self):
+    def test_a_summary_of_comments_says_so(self) -> None:
         assert changes.summary(TEXT, TEXT + "# more\n") == "comments and order only"
 
-    def test_a_summary_of_much_stays_one_line(self):
+    def test_a_summary_of_much_stays_one_line(self) -> None:
         users = [(f"auth_users.user{number}", "x") for number in range(5000)]
         words = changes.summary(TEXT, edit(TEXT, users))
         assert len(words) < 200
         assert words.endswith("and 4990 more")
 
-    def test_a_diff_says_that_a_secret_changed_and_not_what_it_is(self):
+    def test_a_diff_says_that_a_secret_changed_and_not_what_it_is(self) -> None:
         new = edit(TEXT, [("auth_users.alice", "looking glass"), ("proxy.timeout", "1m")])
         text = changes.diff(TEXT, new, "version 1", "version 2")
         assert "wonderland" not in text
@@ -359,7 +367,7 @@ class TestSaying:
             ("# The doors.\n", "# The doors.\n# silenced\n", ["+# ********"]),
         ],
     )
-    def test_of_a_comment_a_diff_says_that_it_changed(self, old, new, said):
+    def test_of_a_comment_a_diff_says_that_it_changed(self, old: str, new: str, said: list[str]) -> None:
         """Case 374."""
         assert old in TEXT
         text = changes.diff(TEXT, TEXT.replace(old, new), "1", "2")

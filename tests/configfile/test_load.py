@@ -5,7 +5,10 @@
 import os
 import re
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -23,6 +26,7 @@ from proxy.config import (
 )
 from proxy.configfile import load as configfile
 from proxy.configfile.load import InvalidConfigError, dump, load, parse
+from proxy.configfile.outline import Problem
 from proxy.configfile.spec import SPEC
 from tests.integration.certificates import Authority
 
@@ -93,32 +97,32 @@ listen_addr = 127.0.0.1:1080
 DIRECT = UpstreamConfig("direct", UpstreamType.DIRECT)
 
 
-def read(text):
+def read(text: bytes | str) -> configfile.Loaded:
     data = text if isinstance(text, bytes) else text.encode()
     return parse(data, "proxy.ini")
 
 
-def problems(text):
+def problems(text: bytes | str) -> list[str]:
     """Read a file that cannot be right, and return what is said about it."""
     with pytest.raises(InvalidConfigError) as caught:
         read(text)
     return [str(problem) for problem in caught.value.problems]
 
 
-def listener(config, name):
+def listener(config: ProxyConfig, name: str) -> ServerConfig:
     return next(each for each in config.listeners if each.name == name)
 
 
 # What is read
 
 
-def test_the_documented_example_loads():
+def test_the_documented_example_loads() -> None:
     config, warnings = read(EXAMPLE)
     home = UpstreamConfig(
         "home", UpstreamType.WEBSOCKET, "wss://gateway.example.com/tunnel", "alice", "wonderland"
     )
     backup = UpstreamConfig("backup", UpstreamType.SOCKS5, "10.0.0.2:1080")
-    shared = {"auth_users": {"alice": "wonderland"}}
+    shared: Any = {"auth_users": {"alice": "wonderland"}}
     assert config == ProxyConfig(
         listeners=(
             ServerConfig(
@@ -138,7 +142,7 @@ def test_the_documented_example_loads():
     )
 
 
-def test_what_is_left_out_has_the_documented_default():
+def test_what_is_left_out_has_the_documented_default() -> None:
     config = read(LISTENER).config
     assert config == ProxyConfig(
         listeners=(
@@ -177,7 +181,7 @@ def test_what_is_left_out_has_the_documented_default():
     )
 
 
-def test_every_setting_arrives():
+def test_every_setting_arrives() -> None:
     text = """
 [proxy]
 timeout = 1m
@@ -279,7 +283,7 @@ timeout = 2s
     )
 
 
-def test_a_listener_may_override_the_connection_limit_or_leave_it():
+def test_a_listener_may_override_the_connection_limit_or_leave_it() -> None:
     text = "[proxy]\nmax_connections = 5\n" + LISTENER + "max_connections =\n"
     assert read(text).config.listeners[0].max_connections == 5
     assert (
@@ -291,16 +295,16 @@ def test_a_listener_may_override_the_connection_limit_or_leave_it():
 
 
 @pytest.mark.parametrize("word", ["yes", "true", "on", "1", "Yes", "TRUE"])
-def test_words_for_yes(word):
+def test_words_for_yes(word: str) -> None:
     assert read(f"[proxy]\nenable_upstream = {word}" + LISTENER).config.listeners[0].enable_upstream is True
 
 
 @pytest.mark.parametrize("word", ["no", "false", "off", "0", "No", "FALSE"])
-def test_words_for_no(word):
+def test_words_for_no(word: str) -> None:
     assert read(f"[proxy]\nenable_upstream = {word}" + LISTENER).config.listeners[0].enable_upstream is False
 
 
-def test_a_byte_order_mark_and_windows_line_ends_are_no_problem():
+def test_a_byte_order_mark_and_windows_line_ends_are_no_problem() -> None:
     """CASES H208."""
     plain = read(EXAMPLE)
     assert read(b"\xef\xbb\xbf" + EXAMPLE.replace("\n", "\r\n").encode()) == plain
@@ -333,7 +337,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_problem():
         (LISTENER + "# \x1b[31m", "proxy.ini:6: has a control character (U+001B)"),
     ],
 )
-def test_refuses_what_is_no_configuration_file(text, expected):
+def test_refuses_what_is_no_configuration_file(text: bytes | str, expected: str) -> None:
     """CASES H196, H208."""
     assert problems(text) == [expected]
 
@@ -392,13 +396,13 @@ def test_refuses_what_is_no_configuration_file(text, expected):
         ),
     ],
 )
-def test_says_where_a_misplaced_name_belongs(text, expected):
+def test_says_where_a_misplaced_name_belongs(text: str, expected: str) -> None:
     """CASES B52, H207."""
     (problem,) = problems(text + "\n" + LISTENER)
     assert problem.split(": ", 1)[1] == expected.replace("[upstreams.] ", "")
 
 
-def test_a_repeated_key_or_section_is_named_with_both_lines():
+def test_a_repeated_key_or_section_is_named_with_both_lines() -> None:
     """CASES H208."""
     text = "[proxy]\ntimeout = 1\ntimeout = 2\n[proxy]\nsplice = off\n" + LISTENER
     assert problems(text) == [
@@ -442,7 +446,7 @@ def test_a_repeated_key_or_section_is_named_with_both_lines():
         ("log_level", "no ="),
     ],
 )
-def test_refuses_a_wrong_value(setting, hint):
+def test_refuses_a_wrong_value(setting: str, hint: str) -> None:
     """CASES H193."""
     (problem,) = problems(f"[proxy]\n{setting}{LISTENER}")
     assert problem.startswith("proxy.ini:2: ")
@@ -510,7 +514,7 @@ def test_refuses_a_wrong_value(setting, hint):
         ),
     ],
 )
-def test_refuses_a_wrong_listener(settings, expected):
+def test_refuses_a_wrong_listener(settings: str, expected: list[str]) -> None:
     """CASES B52."""
     before = LISTENER.count("\n")
     wanted = []
@@ -544,32 +548,32 @@ def test_refuses_a_wrong_listener(settings, expected):
         ),
     ],
 )
-def test_refuses_a_wrong_upstream(settings, expected):
+def test_refuses_a_wrong_upstream(settings: str, expected: str) -> None:
     line, rest = expected.split(":", 1)
     text = f"{LISTENER}upstream = x\n[upstreams]\n[[x]]\n{settings}\n"
     assert problems(text) == [f"proxy.ini:{LISTENER.count(chr(10)) + 1 + int(line)}:{rest}"]
 
 
-def test_direct_is_no_name_for_an_upstream():
+def test_direct_is_no_name_for_an_upstream() -> None:
     assert problems(LISTENER + "[upstreams]\n[[direct]]\ntype = direct\n") == [
         "proxy.ini:7: [upstreams.direct] direct is built in: give this upstream another name"
     ]
 
 
-def test_two_listeners_do_not_share_an_address():
+def test_two_listeners_do_not_share_an_address() -> None:
     text = LISTENER + "[[web]]\nprotocol = websocket\nlisten_addr = :1080\n"
     assert problems(text) == [
         "proxy.ini:8: [listeners.web] listen_addr: is the address of [listeners.socks] too"
     ]
 
 
-def test_an_open_control_address_needs_a_token():
+def test_an_open_control_address_needs_a_token() -> None:
     assert problems(LISTENER + "[control]\nlisten_addr = 127.0.0.1:9180\ntoken =\n") == [
         "proxy.ini:8: [control] token: is missing: a control listen_addr needs one"
     ]
 
 
-def test_every_problem_is_reported_at_once_in_the_order_of_the_lines():
+def test_every_problem_is_reported_at_once_in_the_order_of_the_lines() -> None:
     text = """\
 [proxy]
 timeout = nan
@@ -601,7 +605,7 @@ retry_count = x
     assert lines == [2, 3, 4, 5, 7, 8, 10, 12, 13, 14, 18, 19, 21, 23, 25]
 
 
-def test_a_value_that_cannot_be_used_hides_no_other_problem(tmp_path):
+def test_a_value_that_cannot_be_used_hides_no_other_problem(tmp_path: Path) -> None:
     """Case 356."""
     path = tmp_path / "proxy.ini"
     path.write_text("""\
@@ -640,7 +644,9 @@ tls_ca = noca.pem
     ]
 
 
-def test_relative_paths_start_at_the_folder_of_the_file(tmp_path, monkeypatch):
+def test_relative_paths_start_at_the_folder_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Case 356: of all settings, and wherever the program was started."""
     authority = Authority(tmp_path)
     authority.issue("mine", "localhost")
@@ -674,19 +680,19 @@ tls_ca = root.pem
 
 
 @pytest.mark.parametrize("where", ["-", "off"])
-def test_an_access_log_that_is_no_file_has_no_folder(tmp_path, where):
+def test_an_access_log_that_is_no_file_has_no_folder(tmp_path: Path, where: str) -> None:
     path = tmp_path / "proxy.ini"
     path.write_text(f"[proxy]\naccess_log = {where}{LISTENER}")
     assert load(str(path)).config.access_log == where
 
 
-def test_a_problem_leaves_out_what_does_not_apply():
-    assert str(configfile.Problem("a.ini", 3, "proxy", "timeout", "no")) == "a.ini:3: [proxy] timeout: no"
-    assert str(configfile.Problem("a.ini", 3, "proxy", "", "no")) == "a.ini:3: [proxy] no"
-    assert str(configfile.Problem("a.ini", 0, "", "", "no")) == "a.ini: no"
+def test_a_problem_leaves_out_what_does_not_apply() -> None:
+    assert str(Problem("a.ini", 3, "proxy", "timeout", "no")) == "a.ini:3: [proxy] timeout: no"
+    assert str(Problem("a.ini", 3, "proxy", "", "no")) == "a.ini:3: [proxy] no"
+    assert str(Problem("a.ini", 0, "", "", "no")) == "a.ini: no"
 
 
-def test_the_error_is_one_line():
+def test_the_error_is_one_line() -> None:
     with pytest.raises(InvalidConfigError) as caught:
         read("[proxy]\ntimeout = nan\nsplice = x" + LISTENER)
     assert str(caught.value).endswith("such as 30s (and 1 more)")
@@ -722,7 +728,7 @@ def test_the_error_is_one_line():
         ),
     ],
 )
-def test_a_secret_arrives_exactly(text, secret, written, expected):
+def test_a_secret_arrives_exactly(text: str, secret: Callable[..., Any], written: str, expected: str) -> None:
     assert secret(read(text.format(written)).config) == expected
 
 
@@ -750,7 +756,7 @@ def test_a_secret_arrives_exactly(text, secret, written, expected):
         + LISTENER,
     ],
 )
-def test_a_secret_that_could_be_cut_is_refused_and_not_shown(text, written):
+def test_a_secret_that_could_be_cut_is_refused_and_not_shown(text: str, written: str) -> None:
     reported = problems(text.format(written))
     assert any("quote" in each for each in reported)
     assert "hunter" not in "".join(reported)
@@ -769,21 +775,21 @@ def test_a_secret_that_could_be_cut_is_refused_and_not_shown(text, written):
         "= ter2",
     ],
 )
-def test_no_problem_repeats_what_may_be_a_password(line):
+def test_no_problem_repeats_what_may_be_a_password(line: str) -> None:
     for section in ("[auth_users]", "[control]", "[upstreams]\n[[x]]"):
         reported = "".join(problems(f"{section}\n{line}{LISTENER}"))
         assert "hun" not in reported
         assert "ter2" not in reported
 
 
-def test_a_commented_out_user_is_no_user():
+def test_a_commented_out_user_is_no_user() -> None:
     """CASES B52: other INI files have comments after a semicolon."""
     assert problems("[auth_users]\n; alice = old" + LISTENER) == [
         "proxy.ini:2: a comment begins with #, not with ;"
     ]
 
 
-def test_user_names_may_be_quoted():
+def test_user_names_may_be_quoted() -> None:
     users = (
         read('[auth_users]\n"a = b" = x\n"#1" = y\nbob@example.com = z' + LISTENER)
         .config.listeners[0]
@@ -792,7 +798,7 @@ def test_user_names_may_be_quoted():
     assert users == {"a = b": "x", "#1": "y", "bob@example.com": "z"}
 
 
-def test_five_thousand_users_are_no_burden():
+def test_five_thousand_users_are_no_burden() -> None:
     users = "".join(f"user{number} = password{number}\n" for number in range(5000))
     started = time.process_time()
     assert len(read(f"[auth_users]\n{users}{LISTENER}").config.listeners[0].auth_users) == 5000
@@ -809,7 +815,9 @@ def test_five_thousand_users_are_no_burden():
         (lambda path: path.mkdir(), "is a folder"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_one_clear_problem(tmp_path, make, reason):
+def test_a_file_that_cannot_be_read_is_one_clear_problem(
+    tmp_path: Path, make: Callable[..., Any], reason: str
+) -> None:
     path = tmp_path / "proxy.ini"
     make(path)
     with pytest.raises(InvalidConfigError) as caught:
@@ -819,7 +827,7 @@ def test_a_file_that_cannot_be_read_is_one_clear_problem(tmp_path, make, reason)
     assert str(problem).startswith(f"{path}: ")
 
 
-def test_a_forbidden_file_is_one_clear_problem(tmp_path):
+def test_a_forbidden_file_is_one_clear_problem(tmp_path: Path) -> None:
     path = tmp_path / "proxy.ini"
     path.touch(mode=0)
     user = os.geteuid()
@@ -831,12 +839,12 @@ def test_a_forbidden_file_is_one_clear_problem(tmp_path):
         os.seteuid(user)
 
 
-def test_a_file_name_with_nul_is_one_clear_problem():
+def test_a_file_name_with_nul_is_one_clear_problem() -> None:
     with pytest.raises(InvalidConfigError, match="file name"):
         load("a\0b")
 
 
-def test_an_endless_file_is_refused():
+def test_an_endless_file_is_refused() -> None:
     with pytest.raises(InvalidConfigError, match="larger than"):
         load("/dev/zero")
 
@@ -856,7 +864,7 @@ def test_an_endless_file_is_refused():
         (0o644, "", False),
     ],
 )
-def test_warns_of_passwords_that_others_may_read(tmp_path, mode, text, warned):
+def test_warns_of_passwords_that_others_may_read(tmp_path: Path, mode: int, text: str, warned: bool) -> None:
     """CASES J223."""
     path = tmp_path / "proxy.ini"
     path.write_text(text + LISTENER)
@@ -867,7 +875,7 @@ def test_warns_of_passwords_that_others_may_read(tmp_path, mode, text, warned):
 @pytest.mark.parametrize(
     ("mode", "is_warned"), [(0o600, False), (0o644, False), (0o602, True), (0o666, True)]
 )
-def test_warns_of_a_file_that_others_may_write(tmp_path, mode, is_warned):
+def test_warns_of_a_file_that_others_may_write(tmp_path: Path, mode: int, is_warned: bool) -> None:
     """Whoever can write it controls the server, with passwords or without."""
     path = tmp_path / "proxy.ini"
     path.write_text(LISTENER)
@@ -876,7 +884,7 @@ def test_warns_of_a_file_that_others_may_write(tmp_path, mode, is_warned):
     assert [each.endswith(f"chmod go-w {path}") for each in warned] == [True] * is_warned
 
 
-def test_the_template_runs_as_it_is(request):
+def test_the_template_runs_as_it_is(request: pytest.FixtureRequest) -> None:
     path = request.config.rootpath / "conf" / "proxy.ini"
     config, warnings = load(str(path))
     assert [(each.protocol, each.listen_addr) for each in config.listeners] == [
@@ -887,7 +895,7 @@ def test_the_template_runs_as_it_is(request):
     assert warnings == ()
 
 
-def test_the_examples_in_the_template_are_right(request):
+def test_the_examples_in_the_template_are_right(request: pytest.FixtureRequest) -> None:
     """Whoever takes away the comment signs gets a good file."""
     text = (request.config.rootpath / "conf" / "proxy.ini").read_text("utf-8")
     config = read(re.sub(r"^# (?=\[\[|[a-z_]+ +=)", "", text, flags=re.MULTILINE)).config
@@ -895,7 +903,7 @@ def test_the_examples_in_the_template_are_right(request):
     assert [each.name for each in config.upstreams] == ["home", "backup"]
 
 
-def test_the_examples_in_the_reference_are_right(request):
+def test_the_examples_in_the_reference_are_right(request: pytest.FixtureRequest) -> None:
     text = (request.config.rootpath / "docs" / "configuration.md").read_text("utf-8")
     blocks = re.findall(r"^```ini\n(\[.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     config = read("".join(blocks)).config
@@ -903,7 +911,7 @@ def test_the_examples_in_the_reference_are_right(request):
     assert [each.name for each in config.listeners[0].upstream_config] == ["home", "backup"]
 
 
-def test_the_template_and_the_reference_name_every_setting(request):
+def test_the_template_and_the_reference_name_every_setting(request: pytest.FixtureRequest) -> None:
     template = (request.config.rootpath / "conf" / "proxy.ini").read_text("utf-8")
     reference = (request.config.rootpath / "docs" / "configuration.md").read_text("utf-8")
     for section in SPEC.sections:
@@ -927,7 +935,7 @@ SECONDS = st.floats(0.001, 86400) | st.sampled_from([0.5, 1.0, 60.0, 90.0, 3600.
 
 
 @st.composite
-def configurations(draw):
+def configurations(draw: st.DrawFn) -> ProxyConfig:
     upstreams = tuple(
         UpstreamConfig(
             name,
@@ -947,7 +955,7 @@ def configurations(draw):
         min_size=1,
         max_size=9,
     )
-    shared = {
+    shared: dict[str, Any] = {
         "auth_users": draw(st.dictionaries(names, SECRETS, max_size=3)),
         "timeout": draw(SECONDS),
         "idle_timeout": draw(SECONDS | st.just(0.0)),
@@ -979,27 +987,27 @@ def configurations(draw):
 
 @settings(max_examples=60, deadline=None)
 @given(configurations())
-def test_what_is_written_reads_back_the_same(config):
+def test_what_is_written_reads_back_the_same(config: ProxyConfig) -> None:
     written = configfile._dump(config, lambda path, key, value: value)
     assert read(written).config == config
 
 
 @settings(max_examples=20, deadline=None)
 @given(configurations())
-def test_a_dump_has_no_secret_and_is_a_file_itself(config):
+def test_a_dump_has_no_secret_and_is_a_file_itself(config: ProxyConfig) -> None:
     redacted = read(dump(config)).config
     listeners = config.listeners
     assert set(redacted.auth_users.values()) <= {"********"}
     assert {each.proxy_password for each in redacted.upstreams} <= {"********"}
     assert redacted.control_token in ("", "********")
-    users = {"auth_users": redacted.auth_users}
+    users: dict[str, Any] = {"auth_users": redacted.auth_users}
     assert redacted.auth_users.keys() == config.auth_users.keys()
     assert [replace(each, upstream_config=(), **users) for each in redacted.listeners] == [
         replace(each, upstream_config=(), **users) for each in listeners
     ]
 
 
-def test_a_dump_has_no_query_of_an_address():
+def test_a_dump_has_no_query_of_an_address() -> None:
     """CASES H210: it may be a token."""
     text = dump(
         read(f"{LISTENER}[upstreams]\n[[b]]\ntype = websocket\nproxy_address = wss://b/t?sesame").config
@@ -1007,7 +1015,7 @@ def test_a_dump_has_no_query_of_an_address():
     assert "proxy_address = wss://b/t?********\n" in text
 
 
-def test_a_dump_states_every_setting():
+def test_a_dump_states_every_setting() -> None:
     text = dump(read(LISTENER).config)
     for key in (*SPEC["proxy"].scalars, *SPEC["listeners"]["__many__"].scalars, *SPEC["control"].scalars):
         assert f"\n{key} =" in text
@@ -1052,7 +1060,7 @@ LINES = st.sampled_from(
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(LINES | st.text(max_size=10), max_size=20).map("\n".join) | st.text())
-def test_any_text_is_a_configuration_or_an_invalid_one(text):
+def test_any_text_is_a_configuration_or_an_invalid_one(text: str) -> None:
     try:
         read(text.encode("utf-8", "surrogatepass"))
     except InvalidConfigError as exc:
@@ -1063,6 +1071,6 @@ def test_any_text_is_a_configuration_or_an_invalid_one(text):
 
 @settings(max_examples=80, deadline=None)
 @given(st.binary(max_size=200))
-def test_any_bytes_are_a_configuration_or_an_invalid_one(data):
+def test_any_bytes_are_a_configuration_or_an_invalid_one(data: bytes) -> None:
     with pytest.raises(InvalidConfigError):
         read(data)

@@ -1,6 +1,8 @@
 """Case 378: what others may have made is not taken for ours."""
 
+import grp
 import os
+import pwd
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -9,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from proxy import cli
-from proxy.configfile import trust
 from proxy.configfile.trust import Trust, UntrustedError
 from proxy.control.history import History, Version
 from tests.integration.programs import run_proxy
@@ -33,7 +34,7 @@ def give_away(monkeypatch: pytest.MonkeyPatch) -> Give:
         if os.geteuid() == 0:
             os.chown(path, STRANGER, -1, follow_symlinks=False)
         else:
-            monkeypatch.setattr(trust.os, "geteuid", lambda: STRANGER)
+            monkeypatch.setattr(os, "geteuid", lambda: STRANGER)
 
     return give
 
@@ -77,8 +78,8 @@ class TestPlaces:
             ("staff", [], False),
         ):
             group = type("Group", (), {"gr_name": name, "gr_mem": members})
-            monkeypatch.setattr(trust.grp, "getgrgid", lambda gid, group=group: group)
-            monkeypatch.setattr(trust.pwd, "getpwnam", lambda name: {"us": us}[name])
+            monkeypatch.setattr(grp, "getgrgid", lambda gid, group=group: group)
+            monkeypatch.setattr(pwd, "getpwnam", lambda name: {"us": us}[name])
             assert (Trust().why_not(folder / "state") == "") == is_ours
 
     @pytest.mark.parametrize("kind", ["folder", "link"])

@@ -27,7 +27,7 @@ def test_a_folder_that_cannot_be_read_does_not_make_a_failure_of_what_was_writte
             raise PermissionError(errno.EACCES, "Permission denied")
         return opened(name, *how)
 
-    monkeypatch.setattr(files.os, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     files.replace(str(path), NEW)
     assert path.read_bytes() == NEW
 
@@ -51,8 +51,8 @@ def seem(monkeypatch: pytest.MonkeyPatch, *, uid: int = 0, gid: int = 0) -> None
     def refuse(*_: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(files.os, "stat", look_elsewhere)
-    monkeypatch.setattr(files.os, "fchown", refuse)
+    monkeypatch.setattr(os, "stat", look_elsewhere)
+    monkeypatch.setattr(os, "fchown", refuse)
 
 
 def test_what_is_ours_need_not_be_given_to_us(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +122,7 @@ class TestMountedAsAFile:
         if call == "link":
             name = path.parent / "link.ini"
             name.symlink_to(path)
-        monkeypatch.setattr(files.os, "replace", refusing(number))
+        monkeypatch.setattr(os, "replace", refusing(number))
         files.replace(str(name), b"x")
         found = path.stat()
         assert (found.st_ino, stat.S_IMODE(found.st_mode), path.read_bytes()) == (before, 0o640, b"x")
@@ -131,7 +131,7 @@ class TestMountedAsAFile:
     def test_what_does_not_fit_leaves_what_was_there(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(files.os, "replace", refusing(errno.EBUSY))
+        monkeypatch.setattr(os, "replace", refusing(errno.EBUSY))
         sync, calls = os.fsync, []
 
         def fail_once(descriptor: int) -> None:
@@ -140,7 +140,7 @@ class TestMountedAsAFile:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             sync(descriptor)
 
-        monkeypatch.setattr(files.os, "fsync", fail_once)
+        monkeypatch.setattr(os, "fsync", fail_once)
         with pytest.raises(OSError, match="No space left"):
             files.replace(str(path), b"much more than there was")
         assert path.read_bytes() == OLD
@@ -148,7 +148,7 @@ class TestMountedAsAFile:
     def test_any_other_failure_leaves_the_file_alone(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(files.os, "replace", refusing(errno.EACCES))
+        monkeypatch.setattr(os, "replace", refusing(errno.EACCES))
         with pytest.raises(PermissionError):
             files.replace(str(path), NEW)
         assert path.read_bytes() == OLD

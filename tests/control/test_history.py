@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -15,22 +16,22 @@ from proxy.control.history import History, Version
 TEXT = "[auth_users]\nalice = wonderland\n"
 
 
-def version(number, text=TEXT):
+def version(number: int, text: str = TEXT) -> Version:
     return Version(number, 1234.5, "file", f"users +bob, “{number}” \n", text)
 
 
-def mode(path):
+def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_versions_are_found_again_by_the_next_run(tmp_path):
+def test_versions_are_found_again_by_the_next_run(tmp_path: Path) -> None:
     history = History(tmp_path / "history", 5)
     for number in (1, 2):
         history.add(version(number))
     assert History(tmp_path / "history", 5).versions == [version(1), version(2)]
 
 
-def test_only_the_last_are_kept_and_the_numbers_go_on(tmp_path):
+def test_only_the_last_are_kept_and_the_numbers_go_on(tmp_path: Path) -> None:
     """CASES H202."""
     history = History(tmp_path / "history", 2)
     for _ in range(5):
@@ -42,13 +43,13 @@ def test_only_the_last_are_kept_and_the_numbers_go_on(tmp_path):
     assert len(list((tmp_path / "history").iterdir())) == 2
 
 
-def test_a_number_that_another_process_has_used_is_not_used_again(tmp_path):
+def test_a_number_that_another_process_has_used_is_not_used_again(tmp_path: Path) -> None:
     old, new = History(tmp_path / "history", 5), History(tmp_path / "history", 5)
     old.add(version(old.next_number()))
     assert new.next_number() == 2
 
 
-def test_nobody_else_may_read_them(tmp_path):
+def test_nobody_else_may_read_them(tmp_path: Path) -> None:
     """CASES H210, J223."""
     history = History(tmp_path / "state" / "history", 5)
     history.add(version(1))
@@ -57,17 +58,17 @@ def test_nobody_else_may_read_them(tmp_path):
     assert mode(tmp_path / "state" / "history") == mode(tmp_path / "state") == 0o700
 
 
-def test_no_secret_stands_in_what_may_be_printed_of_a_version():
+def test_no_secret_stands_in_what_may_be_printed_of_a_version() -> None:
     assert "wonderland" not in repr(version(1))
 
 
-def test_the_file_of_a_version_can_be_used_as_it_is(tmp_path):
+def test_the_file_of_a_version_can_be_used_as_it_is(tmp_path: Path) -> None:
     History(tmp_path, 5).add(version(1))
     comment, _, text = next(tmp_path.iterdir()).read_text("utf-8").partition("\n")
     assert (comment[0], text) == ("#", TEXT)
 
 
-def about(**wrong):
+def about(**wrong: bool | float | int | str | None) -> bytes:
     """Write the first line of version 7, with something else in it than there should be."""
     values = {"number": 7, "time": 1.5, "source": "file", "summary": "x", "volatile": False, **wrong}
     return f"# proxy-server version {json.dumps(values)}\n{TEXT}".encode()
@@ -99,7 +100,9 @@ def about(**wrong):
         about(more=1),
     ],
 )
-def test_a_damaged_file_is_passed_over_and_its_number_is_not_used_again(tmp_path, caplog, content):
+def test_a_damaged_file_is_passed_over_and_its_number_is_not_used_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
     """CASES H202."""
     (tmp_path / "000007.ini").write_bytes(content)
     history = History(tmp_path, 5)
@@ -107,18 +110,20 @@ def test_a_damaged_file_is_passed_over_and_its_number_is_not_used_again(tmp_path
     assert caplog.messages == [f"{tmp_path / '000007.ini'} is passed over: not a version"]
 
 
-def test_a_file_of_an_earlier_program_is_a_version(tmp_path):
+def test_a_file_of_an_earlier_program_is_a_version(tmp_path: Path) -> None:
     (tmp_path / "000007.ini").write_bytes(about())
     assert History(tmp_path, 5).versions == [Version(7, 1.5, "file", "x", TEXT)]
 
 
-def test_of_two_files_with_one_number_only_that_with_the_right_name_is_a_version(tmp_path):
+def test_of_two_files_with_one_number_only_that_with_the_right_name_is_a_version(tmp_path: Path) -> None:
     for name in ("7.ini", "000007.ini"):
         (tmp_path / name).write_bytes(about(summary=name))
     assert [each.summary for each in History(tmp_path, 5).versions] == ["000007.ini"]
 
 
-def test_where_nothing_can_be_written_memory_has_to_do(tmp_path, caplog):
+def test_where_nothing_can_be_written_memory_has_to_do(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "file").write_text("")
     history = History(tmp_path / "file" / "history", 5)
     said = [history.add(version(number)) for number in (1, 2)]
@@ -131,8 +136,10 @@ def test_where_nothing_can_be_written_memory_has_to_do(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("at", ["next change", "end"])
-def test_a_disk_that_was_full_and_has_room_again_gets_what_it_missed(tmp_path, monkeypatch, at):
-    def refuse(path, data):
+def test_a_disk_that_was_full_and_has_room_again_gets_what_it_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    def refuse(path: str, data: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     history = History(tmp_path, 3)
@@ -150,7 +157,9 @@ def test_a_disk_that_was_full_and_has_room_again_gets_what_it_missed(tmp_path, m
         assert "No space left" in history.add(version(6))  # another shortage is said again
 
 
-def test_a_folder_that_is_called_like_a_version_is_left_alone(tmp_path, caplog):
+def test_a_folder_that_is_called_like_a_version_is_left_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "000001.ini").mkdir()
     history = History(tmp_path, 2)
     for number in (2, 3, 4):
@@ -159,7 +168,9 @@ def test_a_folder_that_is_called_like_a_version_is_left_alone(tmp_path, caplog):
     assert "in memory only" not in caplog.text
 
 
-def test_without_a_folder_they_are_in_memory_only(tmp_path, caplog, monkeypatch):
+def test_without_a_folder_they_are_in_memory_only(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     history = History(None, 2)
     for _ in range(3):
@@ -171,7 +182,9 @@ def test_without_a_folder_they_are_in_memory_only(tmp_path, caplog, monkeypatch)
 @pytest.mark.parametrize(
     ("configured", "folder"), [("", "etc/.proxy"), ("state", "etc/state"), ("/run/proxy", "/run/proxy")]
 )
-def test_the_state_lives_next_to_the_file_unless_it_says_otherwise(tmp_path, configured, folder):
+def test_the_state_lives_next_to_the_file_unless_it_says_otherwise(
+    tmp_path: Path, configured: str, folder: str
+) -> None:
     (tmp_path / "etc").mkdir()
     path = tmp_path / "etc" / "proxy.ini"
     path.write_text(f"[proxy]\nstate_dir = {configured}  # here\n[listeners\n")
@@ -179,11 +192,11 @@ def test_the_state_lives_next_to_the_file_unless_it_says_otherwise(tmp_path, con
 
 
 @pytest.mark.parametrize("endless", ["/dev/zero", "/dev/urandom"])
-def test_the_state_of_an_endless_file_is_found_without_reading_all_of_it(endless):
+def test_the_state_of_an_endless_file_is_found_without_reading_all_of_it(endless: str) -> None:
     code = f"import resource; from proxy.configfile.load import state_dir_of; state_dir_of({endless!r})"
     limit = "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))"
     subprocess.run([sys.executable, "-c", f"import resource; {limit}; {code}"], check=True, timeout=60)
 
 
-def test_the_state_of_a_missing_file_is_next_to_where_it_would_be(tmp_path):
+def test_the_state_of_a_missing_file_is_next_to_where_it_would_be(tmp_path: Path) -> None:
     assert state_dir_of(str(tmp_path / "proxy.ini")) == tmp_path / ".proxy"

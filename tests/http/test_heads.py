@@ -1,6 +1,7 @@
 """Heads of messages: what is taken of them, and what is refused, in any pieces."""
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -35,7 +36,7 @@ def outcome(pieces: list[bytes]) -> tuple[object, ...]:
         return error.status, str(error)
 
 
-def test_a_head_is_its_first_line_and_its_fields():
+def test_a_head_is_its_first_line_and_its_fields() -> None:
     """RFC 9112, sections 3 and 5; lines of one field are in their order (RFC 9110, section 5.3)."""
     head = parse_request(b"GET /a?b HTTP/1.1\r\nHost: x\r\nVia: \tone \r\nVIA: two, Three\r\n\r\n")
     assert (head.method, head.target, head.version) == ("GET", "/a?b", "HTTP/1.1")
@@ -53,7 +54,7 @@ def test_a_head_is_its_first_line_and_its_fields():
         *(b"GET /a b HTTP/1.1", b"GET /\xe9 HTTP/1.1", b"GET / HTTP/1", b"GET\t/ HTTP/1.1", b"SSH-2.0-x"),
     ],
 )
-def test_a_bad_request_line_is_refused_before_the_head_is_complete(line):
+def test_a_bad_request_line_is_refused_before_the_head_is_complete(line: bytes) -> None:
     """CASES C70."""
     with pytest.raises(HttpError) as caught:
         HeadBuffer(request=True).feed(line + b"\r\n")
@@ -63,7 +64,7 @@ def test_a_bad_request_line_is_refused_before_the_head_is_complete(line):
 @pytest.mark.parametrize(
     "first", [b"\x16\x03\x01", b"\x05\x01\x00", b" GET", b"\r\n", b"\n", b"\xff", b"\x00"]
 )
-def test_what_is_no_http_is_refused_at_its_first_byte(first):
+def test_what_is_no_http_is_refused_at_its_first_byte(first: bytes) -> None:
     """CASES C70, C79."""
     with pytest.raises(HttpError) as caught:
         HeadBuffer(request=True).feed(first[:1] if first != b"\r\n" else first)
@@ -73,7 +74,7 @@ def test_what_is_no_http_is_refused_at_its_first_byte(first):
 @pytest.mark.parametrize(
     ("start", "status"), [(b"G", 414), (b"GET / HTTP/1.1\r\nA", 431), (b"GET / HTTP/1.1\r\nA: ", 431)]
 )
-def test_a_line_without_end_is_cut_off(start, status):
+def test_a_line_without_end_is_cut_off(start: bytes, status: int) -> None:
     """CASES C78."""
     buffer = HeadBuffer(request=True)
     assert not buffer.feed(start)
@@ -104,25 +105,25 @@ def test_a_line_without_end_is_cut_off(start, status):
         b"GET / HTTP/1.1\r\nHost: x\r\n\tfolded\r\n\r\n",
     ],
 )
-def test_bad_syntax_is_refused(bad):
+def test_bad_syntax_is_refused(bad: bytes) -> None:
     """CASES C79."""
     assert outcome([bad])[0] == 400
 
 
 @pytest.mark.parametrize("bad", [b"A: b\nC: d", b"A: b\0", b"A: b\rC: d", b"A: b\r\n\r\nC: d"])
-def test_the_parser_alone_is_as_strict(bad):
+def test_the_parser_alone_is_as_strict(bad: bytes) -> None:
     """CASES C79."""
     with pytest.raises(HttpError):
         parse_request(b"GET / HTTP/1.1\r\n" + bad + b"\r\n\r\n")
 
 
-def test_what_is_wrong_does_not_depend_on_the_pieces():
+def test_what_is_wrong_does_not_depend_on_the_pieces() -> None:
     data = b"GET / HTTP/1.1\r\n" + b"a" * 8500 + b"\0"
     assert outcome([data]) == outcome([bytes([byte]) for byte in data])
 
 
 @pytest.mark.parametrize("bad", [b"GET / HTTP/1.1\n", b"GET / HTTP/1.1\r\nA\0", b"GET / HTTP/1.1\r\nA: b\rc"])
-def test_a_bad_character_is_refused_before_the_head_is_complete(bad):
+def test_a_bad_character_is_refused_before_the_head_is_complete(bad: bytes) -> None:
     """CASES C79."""
     buffer = HeadBuffer(request=True)
     assert not buffer.feed(bad[:-1])
@@ -130,7 +131,7 @@ def test_a_bad_character_is_refused_before_the_head_is_complete(bad):
         buffer.feed(bad[-1:])
 
 
-def test_what_is_glued_to_the_head_is_left_over():
+def test_what_is_glued_to_the_head_is_left_over() -> None:
     """CASES C82, C83."""
     buffer = HeadBuffer(request=True)
     glued = b"\x82\x80\0\0\0\0\r\n\r\nGET / HTTP/1.1\r\n\n"
@@ -141,7 +142,7 @@ def test_what_is_glued_to_the_head_is_left_over():
 
 
 @pytest.mark.parametrize("cut", range(len(REQUEST) + 1))
-def test_a_request_may_be_cut_at_any_byte(cut):
+def test_a_request_may_be_cut_at_any_byte(cut: int) -> None:
     data = REQUEST + b"\x82\x00"
     assert outcome([data[:cut], data[cut:]]) == outcome([data])
     assert outcome([data])[-1] == b"\x82\x00"
@@ -149,14 +150,14 @@ def test_a_request_may_be_cut_at_any_byte(cut):
 
 @given(data=BYTES | BYTES.map(lambda tail: b"GET / HTTP/1.1\r\n" + tail), cuts=st.lists(st.integers(0, 9000)))
 @example(data=b"\r\n\r\n", cuts=[1])
-def test_any_bytes_mean_the_same_in_any_pieces(data, cuts):
+def test_any_bytes_mean_the_same_in_any_pieces(data: bytes, cuts: list[int] | list[Any]) -> None:
     """Only an HttpError may come out: ``outcome`` catches no other."""
     ends = sorted({min(cut, len(data)) for cut in cuts} | {0, len(data)})
     assert outcome([data[a:b] for a, b in pairwise(ends)]) == outcome([data])
 
 
 @given(data=st.binary(max_size=300) | BYTES)
-def test_a_parser_raises_only_its_own_error(data):
+def test_a_parser_raises_only_its_own_error(data: bytes) -> None:
     for parse in (parse_request, parse_response):
         for head in (data, data + b"\r\n\r\n"):
             try:
@@ -165,7 +166,7 @@ def test_a_parser_raises_only_its_own_error(data):
                 pass
 
 
-def test_reads_the_answer_of_the_rfc():
+def test_reads_the_answer_of_the_rfc() -> None:
     """RFC 6455, section 1.3."""
     head = parse_response(
         b"HTTP/1.1 101 Switching Protocols\r\n"
@@ -180,24 +181,24 @@ def test_reads_the_answer_of_the_rfc():
 
 
 @pytest.mark.parametrize("line", ["HTTP/1.0 502 Bad Gateway", "HTTP/1.1 502 ", "HTTP/1.1 502"])
-def test_a_status_line_of_either_version_is_read(line):
+def test_a_status_line_of_either_version_is_read(line: str) -> None:
     assert parse_response(f"{line}\r\n\r\n".encode()).status == 502
 
 
 @pytest.mark.parametrize(
     "line", ["HTTP/2 200 OK", "HTTP/1.1 99 x", "HTTP/1.1 1010 x", "HTTP/1.1 600 x", "Hi"]
 )
-def test_a_bad_status_line_is_refused_before_the_head_is_complete(line):
+def test_a_bad_status_line_is_refused_before_the_head_is_complete(line: str) -> None:
     with pytest.raises(ProtocolError):
         HeadBuffer(request=False).feed(f"{line}\r\n".encode())
 
 
-def test_a_response_is_refused_at_its_first_byte():
+def test_a_response_is_refused_at_its_first_byte() -> None:
     with pytest.raises(ProtocolError):
         HeadBuffer(request=False).feed(b"S")
 
 
-def test_a_response_is_collected_like_a_request():
+def test_a_response_is_collected_like_a_request() -> None:
     buffer = HeadBuffer(request=False)
     assert not buffer.feed(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: web")
     assert buffer.feed(b"socket\r\n\r\n\x82\x00")

@@ -1,7 +1,9 @@
 """How a failure is told in HTTP, and read back."""
 
 import io
+import socket
 from http.client import HTTPResponse
+from typing import cast
 
 import pytest
 from hypothesis import given
@@ -19,7 +21,7 @@ def read_by_http_client(data: bytes) -> tuple[HTTPResponse, bytes]:
         def makefile(self, *_: object) -> io.BytesIO:
             return io.BytesIO(data)
 
-    response = HTTPResponse(Wire())
+    response = HTTPResponse(cast(socket.socket, Wire()))
     response.begin()
     return response, response.read()
 
@@ -59,29 +61,29 @@ TABLE = [
 ]
 
 
-def test_the_table_has_every_failure():
+def test_the_table_has_every_failure() -> None:
     assert {failure for failure, _, _ in TABLE} == set(Failure)
 
 
 @pytest.mark.parametrize(("failure", "status", "proxy_status"), TABLE)
-def test_a_refusal_says_the_cause(failure, status, proxy_status):
+def test_a_refusal_says_the_cause(failure: Failure, status: int, proxy_status: str | None) -> None:
     """CASES C92."""
     error = refusal(failure)
     response, body = read_by_http_client(encode_response(error))
     assert (response.status, response.getheader("Proxy-Status")) == (status, proxy_status)
     assert response.getheader("Connection") == "close"
-    assert response.getheader("Content-Type").startswith("text/plain")
+    assert response.getheader("Content-Type", "").startswith("text/plain")
     assert body.decode().splitlines() == [failure.value]
     assert error.failure is failure
 
 
-def test_a_refusal_says_what_to_do_next():
+def test_a_refusal_says_what_to_do_next() -> None:
     """RFC 9110, sections 10.2.3 and 11.6.1."""
     response, _ = read_by_http_client(encode_response(refusal(Failure.LIMIT)))
     assert response.getheader("Retry-After") == "1"
     response, _ = read_by_http_client(encode_response(refusal(Failure.CREDENTIALS)))
     assert response.status == 401
-    assert response.getheader("WWW-Authenticate").startswith("X-Proxy ")
+    assert response.getheader("WWW-Authenticate", "").startswith("X-Proxy ")
 
 
 def response(status: int, *lines: str) -> ResponseHead:
@@ -90,7 +92,9 @@ def response(status: int, *lines: str) -> ResponseHead:
 
 
 @pytest.mark.parametrize(("failure", "status", "proxy_status"), TABLE)
-def test_the_next_proxy_learns_the_true_cause(failure, status, proxy_status):
+def test_the_next_proxy_learns_the_true_cause(
+    failure: Failure, status: int, proxy_status: str | None
+) -> None:
     """CASES, the last row of the top table, and 371; no error stands for refused credentials."""
     expected = (failure, True) if proxy_status else (Failure.UPSTREAM, False)
     answer = response(status, *([f"Proxy-Status: {proxy_status}"] if proxy_status else []))
@@ -124,11 +128,11 @@ def test_the_next_proxy_learns_the_true_cause(failure, status, proxy_status):
         ("", (Failure.UPSTREAM, False)),
     ],
 )
-def test_reads_the_proxy_status_of_others(value, expected):
+def test_reads_the_proxy_status_of_others(value: str, expected: tuple[Failure, bool]) -> None:
     assert failure_reported(response(502, f"Proxy-Status: {value}")) == expected
 
 
-def test_proxy_status_may_be_spread_over_lines():
+def test_proxy_status_may_be_spread_over_lines() -> None:
     lines = ["Proxy-Status: proxy-server; error=dns_timeout", "Proxy-Status: ExampleCDN"]
     assert failure_reported(response(504, *lines)) == (Failure.NAME_TIMED_OUT, True)
 
@@ -141,17 +145,17 @@ def test_proxy_status_may_be_spread_over_lines():
         *((404, Failure.UPSTREAM), (200, Failure.UPSTREAM), (302, Failure.UPSTREAM)),
     ],
 )
-def test_without_a_proxy_status_the_status_has_to_do(status, failure):
+def test_without_a_proxy_status_the_status_has_to_do(status: int, failure: Failure) -> None:
     assert failure_reported(response(status)) == (failure, False)
 
 
 @given(value=st.text(st.sampled_from('ab;=, "\\') | st.characters(min_codepoint=32, max_codepoint=126)))
-def test_no_proxy_status_is_an_error(value):
+def test_no_proxy_status_is_an_error(value: str) -> None:
     failure_reported(response(502, f"Proxy-Status: {value}"))
 
 
 @pytest.mark.timeout(5)
 @pytest.mark.parametrize("shard", ['"', '\\"', '"\\', ";", "; a=", ",", " ", ", ;", 'a"', "; "])
-def test_no_proxy_status_takes_long(shard):
+def test_no_proxy_status_takes_long(shard: str) -> None:
     value = shard * (8000 // len(shard))
     failure_reported(response(502, *[f"Proxy-Status: {value}"] * 7))

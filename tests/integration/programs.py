@@ -29,7 +29,7 @@ START_TIMEOUT = 30.0  # seconds: two busy cores may take long to start Python
 
 T = TypeVar("T")
 AnyProgram = TypeVar("AnyProgram", bound="Program")
-Config = Mapping[str, Mapping[str, Any]]
+Config = Mapping[str, Any]
 
 
 def clean_environment(home: Path | str, **extra: str) -> dict[str, str]:

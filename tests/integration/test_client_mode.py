@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from websockets.sync.server import serve
+from websockets.sync.server import ServerConnection, serve
 
 from tests.integration import peers
 from tests.integration.netns import Namespace
@@ -247,7 +247,12 @@ def write_and_close(fd: int, data: bytes) -> None:
 
 def test_a_far_end_that_is_no_tunnel_is_named(tmp_path: Path) -> None:
     """CASES 335: a server that echoes, for instance; the bytes go through all the same."""
-    with serve(lambda peer: [peer.send(message) for message in peer], "127.0.0.1", 0) as server:
+
+    def echo(peer: ServerConnection) -> None:
+        for message in peer:
+            peer.send(message)
+
+    with serve(echo, "127.0.0.1", 0) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"ws://127.0.0.1:{server.socket.getsockname()[1]}/"
         done = run_proxy(

@@ -132,7 +132,7 @@ def draining() -> Iterator[tuple[Proxy, Tunnel]]:
 class TestLooking:
     def test_status_tells_of_the_listeners_and_what_they_moved(self, node: Proxy) -> None:
         with Target(targets.echo) as target:
-            tunnels = [
+            tunnels: list[Tunnel] = [
                 clients.socks5(node.door("socks"), "127.0.0.1", target.port),
                 clients.websocket(node.door("web"), "127.0.0.1", target.port),
             ]

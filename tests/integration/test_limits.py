@@ -13,6 +13,7 @@ import sys
 import threading
 from collections import Counter
 from contextlib import ExitStack, suppress
+from typing import Any
 
 import pytest
 
@@ -101,7 +102,7 @@ def test_at_the_end_of_its_descriptors_everybody_is_told_and_nobody_blamed(door:
     """Cases 340 and 392."""
     go = threading.Event()
     with Target(when_let_go(go)) as slow, Target(targets.echo) as target, ExitStack() as stack:
-        config = {
+        config: dict[str, Any] = {
             "proxy": {"log_level": "debug", "reload_interval": "100ms", "timeout": "20s"},
             "listeners": {
                 "socks": socks_door(upstream=["home", "direct"]),
@@ -112,7 +113,7 @@ def test_at_the_end_of_its_descriptors_everybody_is_told_and_nobody_blamed(door:
         node = stack.enter_context(Proxy(config, prefix=["prlimit", "--nofile=100"]))
         waiting = [ask(node, stack, target.port, door=door) for _ in range(CLIENTS)]
         told = wait_until(
-            lambda: len(done := answered(waiting)) + slow.accepted == CLIENTS and done, "answers"
+            lambda: done if len(done := answered(waiting)) + slow.accepted == CLIENTS else None, "answers"
         )
         for sock in told:
             if door == "socks":
@@ -125,8 +126,8 @@ def test_at_the_end_of_its_descriptors_everybody_is_told_and_nobody_blamed(door:
         # The file is looked at in the meantime.
         node.write({**config, "proxy": {**config["proxy"], "timeout": "21s"}})
         node.wait_for_log("version 2 of the configuration")
-        status = run_proxy("ctl", "-c", str(node.config_path), "status").stdout.decode()
-        assert "down" not in status
+        shown = run_proxy("ctl", "-c", str(node.config_path), "status").stdout.decode()
+        assert "down" not in shown
         assert target.accepted == 0  # nothing went out directly because we were full
         go.set()
         for sock in waiting:
@@ -151,7 +152,7 @@ def test_local_ports_that_are_used_up_are_not_the_targets_fault() -> None:
             with open("/proc/sys/net/ipv4/ip_local_port_range", "w") as file:
                 file.write("50000 50000")
 
-        here.run(lambda: [leave_one_port()])
+        here.run(leave_one_port)
         replies = []
         for sock in both:
             sock.sendall(socks_greeting() + socks_request("127.0.0.1", target.port))

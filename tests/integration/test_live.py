@@ -313,7 +313,7 @@ class TestUsers:
 
     def test_new_clients_need_what_the_file_says_now(self, target: Target) -> None:
         with Live(auth_users=dict([ALICE, BOB])) as node:
-            tunnels = [
+            tunnels: list[Tunnel] = [
                 clients.socks5(node.door("socks"), "127.0.0.1", target.port, ALICE),
                 clients.websocket(node.door("web"), "127.0.0.1", target.port, BOB),
             ]

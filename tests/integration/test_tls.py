@@ -266,7 +266,8 @@ class TestServing:
                 connect(node.door("web")), server_hostname="localhost"
             )
             sock.sendall(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
-        sock.suppress_ragged_eofs = False  # then an end without close_notify is an error
+        assert isinstance(sock, ssl.SSLSocket)
+        sock.suppress_ragged_eofs = False  # type: ignore[attr-defined]  # then an end without close_notify is an error
         assert ending == "Close" or b" 426 " in sock.recv(100)
         while sock.recv(1000):
             pass

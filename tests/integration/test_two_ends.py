@@ -104,7 +104,7 @@ def test_one_target_proves_nothing_against_an_upstream(backup: Target) -> None:
                     clients.socks5(node.door(name), "2001:db8::1", 80)
                 assert refused.value.reply == 1
                 # A question is counted as one when it has been answered.
-                wait_until(lambda far=far, n=attempts: far.attempts == n, "one attempt a client")
+                wait_until(lambda: far.attempts == attempts, "one attempt a client")  # noqa: B023
             node.wait_for_log(f"upstream={name} ")
         assert "it rests" not in node.log
         assert backup.accepted == 0

@@ -16,12 +16,13 @@ import gevent
 import pytest
 from gevent import socket
 
-from proxy.address import Address, Endpoint
+from proxy.address import Address, Endpoint, IPAddress
 from proxy.errors import DialError, Failure
 from proxy.net import dial as module
 from proxy.net import lookup
 from proxy.net.deadline import Deadline
-from proxy.net.dial import IPAddress, dial, interleave
+from proxy.net.dial import dial, interleave
+from proxy.net.sock import LoopSocket
 from proxy.policy import rules
 from tests.wire.sockets import free_port
 from tests.wire.targets import blackhole
@@ -431,7 +432,7 @@ def test_what_cannot_be_reached_is_said_to_be_unreachable(
     monkeypatch: pytest.MonkeyPatch, error: int, failure: Failure
 ) -> None:
     """Case 371: a general failure would tell the client, and the next proxy, nothing."""
-    monkeypatch.setattr(module.LoopSocket, "connect_ex", lambda sock, address: error)
+    monkeypatch.setattr(LoopSocket, "connect_ex", lambda sock, address: error)
     with pytest.raises(DialError) as raised:
         dial(Address("192.0.2.1", 80), Deadline(5))
     assert raised.value.failure is failure

@@ -82,12 +82,17 @@ def test_one_at_work_is_not_disturbed_by_the_end_of_its_rest(
     monkeypatch.setattr("proxy.net.places._STAY", 0.01)
     serve(places, lambda *_: None)
     places.join()
-    woken = []
-    serve(places, lambda *_: woken.append(gevent.sleep(0.05)))
+    woken: list[bool] = []
+
+    def serve_slowly(*_: object) -> None:
+        gevent.sleep(0.05)
+        woken.append(True)
+
+    serve(places, serve_slowly)
     gevent.sleep(0.02)
     assert not woken
     places.join()
-    assert woken == [None]
+    assert woken == [True]
 
 
 def test_an_error_costs_neither_a_place_nor_a_socket(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import ssl
 import subprocess
 import warnings
 from pathlib import Path
+from typing import Any
 
 import gevent
 import pytest
@@ -35,11 +36,16 @@ def good(authority: Authority) -> Certificate:
     return authority.issue("good", "localhost")
 
 
+def loop_pair() -> tuple[Any, Any]:
+    """Connect two sockets of gevent's, which do here what our own would."""
+    return tcp_pair()
+
+
 def shake_hands(
     server: ssl.SSLContext, client: ssl.SSLContext, host: str = "localhost"
 ) -> tuple[socket.socket, socket.socket]:
     """Do both sides' handshakes, and give the TLS sockets; raises what the client's raises."""
-    ours, theirs = tcp_pair()
+    ours, theirs = loop_pair()
     accepting = gevent.spawn(accept_tls, theirs, server)
     accepting.rawlink(lambda _: None)
     try:
@@ -107,7 +113,7 @@ def test_neither_side_speaks_tls_1_1(good: Certificate, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("side", ["client", "server"])
 def test_a_peer_that_does_not_speak_tls_is_called_so(good: Certificate, side: str) -> None:
-    ours, theirs = tcp_pair()
+    ours, theirs = loop_pair()
     theirs.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n" if side == "client" else b"GET / HTTP/1.1\r\n\r\n")
     server = server_context(str(good.cert), str(good.key))
 
@@ -122,7 +128,7 @@ def test_a_peer_that_does_not_speak_tls_is_called_so(good: Certificate, side: st
 
 
 def test_a_peer_that_closes_in_the_handshake_is_called_so() -> None:
-    ours, theirs = tcp_pair()
+    ours, theirs = loop_pair()
     theirs.shutdown(1)
     with pytest.raises(ProtocolError, match="closed the connection during the handshake"):
         connect_tls(ours, client_context(verify=False), "localhost")

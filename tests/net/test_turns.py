@@ -37,7 +37,8 @@ def test_those_who_wait_take_turns_in_the_order_in_which_they_came() -> None:
 @pytest.mark.usefixtures("one_a_turn")
 def test_between_two_turns_sockets_are_looked_at() -> None:
     """However much waits, a small message is behind one turn of it."""
-    turns, done, seen = Turns(), 0, []
+    turns, done = Turns(), 0
+    seen: list[int] = []
     ours, theirs = socket.socketpair()
 
     def operation() -> None:

@@ -7,6 +7,8 @@ Hashes are those of RFC 7914 and of Python's own scrypt.
 import hashlib
 import hmac
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -42,7 +44,7 @@ class Counter:
     def __init__(self) -> None:
         self.calls = 0
 
-    def __call__(self, check):
+    def __call__(self, check: auth.Check) -> bool:
         self.calls += 1
         return check()
 
@@ -51,7 +53,7 @@ class Counter:
 
 
 @pytest.mark.parametrize("stored", [PASSWORD, HASH], ids=["plain", "hash"])
-def test_only_the_right_pair_is_let_in(stored):
+def test_only_the_right_pair_is_let_in(stored: str) -> None:
     """CASES B41, B42."""
     users = Authenticator({"alice": stored, "bob": "b" * 255})
     assert users.authenticate("alice", PASSWORD)
@@ -71,13 +73,13 @@ def test_only_the_right_pair_is_let_in(stored):
         assert not users.authenticate(user, password)
 
 
-def test_nobody_is_let_in_where_there_are_no_users():
+def test_nobody_is_let_in_where_there_are_no_users() -> None:
     users = Authenticator({})
     assert not users.authenticate("", "")
     assert not users.authenticate("alice", "\0" * 16)
 
 
-def test_the_hash_itself_is_no_password():
+def test_the_hash_itself_is_no_password() -> None:
     assert not Authenticator({"alice": HASH}).authenticate("alice", HASH)
 
 
@@ -85,7 +87,7 @@ texts = st.binary(min_size=1, max_size=255).filter(lambda text: not text.startsw
 
 
 @given(texts, texts, st.binary(max_size=255))
-def test_users_and_passwords_may_be_any_bytes(user, password, other):
+def test_users_and_passwords_may_be_any_bytes(user: bytes, password: bytes, other: bytes) -> None:
     """CASES B44: as they come from a wire, and as a command line holds them."""
     users = Authenticator(
         {user.decode("utf-8", "surrogateescape"): password.decode("utf-8", "surrogateescape")}
@@ -95,7 +97,7 @@ def test_users_and_passwords_may_be_any_bytes(user, password, other):
     assert users.check(other, password) == (other == user)
 
 
-def test_credentials_that_are_missing_or_wrong_are_an_error():
+def test_credentials_that_are_missing_or_wrong_are_an_error() -> None:
     users = Authenticator({"alice": PASSWORD})
     users.validate_credentials({"username": "alice", "password": PASSWORD})
     for credentials in (
@@ -109,20 +111,23 @@ def test_credentials_that_are_missing_or_wrong_are_an_error():
         assert PASSWORD not in str(refused.value)
 
 
-def test_no_secret_is_in_what_it_says_of_itself():
+def test_no_secret_is_in_what_it_says_of_itself() -> None:
     assert PASSWORD not in repr(Authenticator({"alice": PASSWORD}))
 
 
 # The time tells nobody who exists
 
 
+Compared = tuple[type, type, int, int]
+
+
 @pytest.fixture
-def compared(monkeypatch: pytest.MonkeyPatch) -> list[tuple[type, type, int, int]]:
+def compared(monkeypatch: pytest.MonkeyPatch) -> list[Compared]:
     """Note what is compared: types and lengths."""
-    noted: list[tuple[type, type, int, int]] = []
+    noted: list[Compared] = []
     real = hmac.compare_digest
 
-    def compare(one, other):
+    def compare(one: bytes, other: bytes) -> bool:
         noted.append((type(one), type(other), len(one), len(other)))
         return real(one, other)
 
@@ -131,7 +136,7 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> list[tuple[type, type, int, int
 
 
 @pytest.mark.parametrize("password", [b"", b"wrong", b"w" * 255])
-def test_an_unknown_user_takes_the_way_of_a_wrong_password(compared, password):
+def test_an_unknown_user_takes_the_way_of_a_wrong_password(compared: list[Compared], password: bytes) -> None:
     """CASES B59: one comparison, of bytes of one length whatever the passwords are."""
     users = Authenticator({"alice": PASSWORD})
     assert not users.check(b"alice", password)
@@ -142,12 +147,14 @@ def test_an_unknown_user_takes_the_way_of_a_wrong_password(compared, password):
     assert compared[0][2] == compared[0][3]
 
 
-def test_an_unknown_user_costs_a_hash_where_users_have_hashes(compared, monkeypatch):
+def test_an_unknown_user_costs_a_hash_where_users_have_hashes(
+    compared: list[Compared], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """CASES B59: the same cost, block size and parallelism, in the same thread."""
     derived = []
-    real = auth.scrypt
+    real = hashlib.scrypt
 
-    def scrypt(password, **settings):
+    def scrypt(password: bytes, **settings: Any) -> bytes:
         derived.append({name: settings[name] for name in ("n", "r", "p", "dklen")})
         return real(password, **settings)
 
@@ -165,9 +172,9 @@ def test_an_unknown_user_costs_a_hash_where_users_have_hashes(compared, monkeypa
 def derived(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Note the cost of each hash that is computed."""
     noted: list[int] = []
-    real = auth.scrypt
+    real = hashlib.scrypt
 
-    def scrypt(password, **settings):
+    def scrypt(password: bytes, **settings: Any) -> bytes:
         noted.append(settings["n"])
         return real(password, **settings)
 
@@ -175,7 +182,7 @@ def derived(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return noted
 
 
-def test_a_wrong_login_costs_the_same_whoever_it_is_for(derived):
+def test_a_wrong_login_costs_the_same_whoever_it_is_for(derived: list[int]) -> None:
     """Users with plain passwords, with hashes of two costs, and those who do not exist."""
     stored = {
         "plain": PASSWORD,
@@ -192,14 +199,14 @@ def test_a_wrong_login_costs_the_same_whoever_it_is_for(derived):
             derived.clear()
 
 
-def test_a_right_plain_password_waits_for_no_hash(derived):
+def test_a_right_plain_password_waits_for_no_hash(derived: list[int]) -> None:
     users = Authenticator({"alice": PASSWORD, "bob": HASH})
     derived.clear()
     assert users.check(b"alice", PASSWORD.encode())
     assert derived == []
 
 
-def test_an_unknown_user_is_not_let_in_with_the_password_he_is_compared_to():
+def test_an_unknown_user_is_not_let_in_with_the_password_he_is_compared_to() -> None:
     assert not Authenticator({"alice": HASH}).authenticate("eve", PASSWORD)
     assert not Authenticator({"alice": PASSWORD}).authenticate("eve", PASSWORD)
 
@@ -208,7 +215,7 @@ UMLAUT = "p\u00e4ssword"
 
 
 @pytest.mark.parametrize("stored", [UMLAUT, scrypt_text(UMLAUT.encode())], ids=["plain", "hash"])
-def test_a_password_may_come_in_latin_1(stored):
+def test_a_password_may_come_in_latin_1(stored: str) -> None:
     """Case 347: RFC 1929 names no encoding, and some clients send this one."""
     users = Authenticator({"j\u00e4rgen": stored, "alice": stored})
     for name in (b"alice", b"j\xe4rgen", b"j\xc3\xa4rgen"):
@@ -227,7 +234,7 @@ def test_a_password_may_come_in_latin_1(stored):
 
 
 @given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=20), st.binary(max_size=40))
-def test_no_other_pair_becomes_valid(password, other):
+def test_no_other_pair_becomes_valid(password: str, other: bytes) -> None:
     """Case 347: than those of a text's own two encodings."""
     right = {password.encode(), password.encode("latin-1", "ignore")}
     assert Authenticator({"alice": password}).check(b"alice", password.encode())
@@ -251,7 +258,7 @@ def test_no_other_pair_becomes_valid(password, other):
         ),
     ],
 )
-def test_knows_the_hashes_of_the_rfc(password, salt, cost, lanes, key):
+def test_knows_the_hashes_of_the_rfc(password: bytes, salt: bytes, cost: int, lanes: int, key: str) -> None:
     stored = f"scrypt${cost}$8${lanes}${base64(salt)}${base64(bytes.fromhex(key))}"
     check_user("alice", stored)
     assert verify(password, stored.encode())
@@ -259,13 +266,13 @@ def test_knows_the_hashes_of_the_rfc(password, salt, cost, lanes, key):
 
 
 @pytest.mark.parametrize(("cost", "block", "lanes"), [(10, 1, 1), (10, 8, 2), (11, 16, 1), (14, 8, 1)])
-def test_a_hash_brings_its_own_cost(cost, block, lanes):
+def test_a_hash_brings_its_own_cost(cost: int, block: int, lanes: int) -> None:
     users = Authenticator({"alice": scrypt_text(b"secret", cost, block, lanes)})
     assert users.authenticate("alice", "secret")
     assert not users.authenticate("alice", "Secret")
 
 
-def test_a_password_with_a_nul_behind_it_is_another():
+def test_a_password_with_a_nul_behind_it_is_another() -> None:
     """CASES B42: HMAC, on which scrypt rests, pads a key with NULs (RFC 2104), so it takes them for one."""
     users = Authenticator({"alice": HASH})
     assert not users.check(b"alice", PASSWORD.encode() + b"\0")
@@ -276,7 +283,7 @@ LONG = b"four words, and then more of them than fit into the block of SHA-256"
 
 
 @pytest.mark.parametrize("password", [LONG, b"x" * 65, b"\xff" * 200, "\u00fc".encode() * 40])
-def test_no_other_text_logs_in_with_the_hash_of_a_long_password(password):
+def test_no_other_text_logs_in_with_the_hash_of_a_long_password(password: bytes) -> None:
     """Case 379: HMAC hashes a key above 64 bytes first (RFC 2104): its SHA-256 is as good."""
     stored = hash_password(password.decode("utf-8", "surrogateescape"))
     check_user("alice", stored)
@@ -291,7 +298,7 @@ def test_no_other_text_logs_in_with_the_hash_of_a_long_password(password):
     assert not users.check(b"alice", password[:64])
 
 
-def test_a_hash_without_the_mark_is_of_no_long_password():
+def test_a_hash_without_the_mark_is_of_no_long_password() -> None:
     """Case 379: else the SHA-256 of that would log in, which nothing tells from a password of 32 bytes."""
     unmarked = scrypt_text(LONG)
     users = Authenticator({"alice": unmarked, "bob": scrypt_text(bytes(range(1, 33)))})
@@ -300,11 +307,11 @@ def test_a_hash_without_the_mark_is_of_no_long_password():
 
 
 @pytest.mark.parametrize("size", [1, 31, 32, 33, 63, 64])
-def test_a_hash_of_up_to_64_bytes_is_as_it_was(size):
+def test_a_hash_of_up_to_64_bytes_is_as_it_was(size: int) -> None:
     assert verify(b"\xfe" * size, scrypt_text(b"\xfe" * size).encode())
 
 
-def test_a_hash_of_bytes_that_are_no_text():
+def test_a_hash_of_bytes_that_are_no_text() -> None:
     users = Authenticator({"alice": scrypt_text(b"\xff\x00\x80")})
     assert users.check(b"alice", b"\xff\x00\x80")
 
@@ -313,7 +320,7 @@ def test_a_hash_of_bytes_that_are_no_text():
     "password",
     ["secret", "\u043f\u0430\u0440\u043e\u043b\u044c", " ", "x" * 64, "x" * 65, "x" * 255, "#;,%$'="],
 )
-def test_a_password_is_hashed_as_python_hashes_it(password):
+def test_a_password_is_hashed_as_python_hashes_it(password: str) -> None:
     kind, cost, block, lanes, *mark, salt, key = hash_password(password).split("$")
     assert (kind, cost, block, lanes) == ("scrypt", "14", "8", "1")
     assert mark == (["long"] if len(password) > 64 else [])
@@ -324,7 +331,7 @@ def test_a_password_is_hashed_as_python_hashes_it(password):
     assert urlsafe_b64decode(key) == expected
 
 
-def test_the_same_password_has_another_hash_each_time():
+def test_the_same_password_has_another_hash_each_time() -> None:
     assert hash_password("secret") != hash_password("secret")
 
 
@@ -352,7 +359,7 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize("stored", MALFORMED)
-def test_a_malformed_hash_is_nobodys(stored):
+def test_a_malformed_hash_is_nobodys(stored: str) -> None:
     """It is an error of the file as well; should one come in another way, it lets nobody in."""
     assert not verify(PASSWORD.encode(), stored.encode())
 
@@ -360,7 +367,7 @@ def test_a_malformed_hash_is_nobodys(stored):
 @pytest.mark.parametrize(
     "stored", ["scrypt$", "scrypt$10$8$1", "scrypt$99$8$1$AAAA$AAAA", HASH + "$", HASH[:-3] + "!"]
 )
-def test_a_malformed_hash_is_an_error_of_the_configuration(stored):
+def test_a_malformed_hash_is_an_error_of_the_configuration(stored: str) -> None:
     """CASES B52: not taken for a plain password."""
     with pytest.raises(ConfigError, match="hash") as refused:
         check_user("alice", stored)
@@ -368,10 +375,17 @@ def test_a_malformed_hash_is_an_error_of_the_configuration(stored):
 
 
 @pytest.mark.parametrize(("cost", "block"), [(20, 8), (20, 16), (17, 64), (18, 99)])
-def test_a_hash_that_the_configuration_takes_can_be_checked(monkeypatch, cost, block):
+def test_a_hash_that_the_configuration_takes_can_be_checked(
+    monkeypatch: pytest.MonkeyPatch, cost: int, block: int
+) -> None:
     """OpenSSL takes no memory limit above 2^31 - 1 bytes; such a user could never log in."""
     limits = []
-    monkeypatch.setattr(auth, "scrypt", lambda password, **settings: limits.append(settings["maxmem"]) or b"")
+
+    def scrypt(password: bytes, **settings: Any) -> bytes:
+        limits.append(settings["maxmem"])
+        return b""
+
+    monkeypatch.setattr(auth, "scrypt", scrypt)
     stored = f"scrypt${cost}${block}$1${base64(SALT)}${base64(bytes(32))}"
     try:
         check_user("alice", stored)
@@ -382,7 +396,7 @@ def test_a_hash_that_the_configuration_takes_can_be_checked(monkeypatch, cost, b
     assert limits[0] < 1 << 31
 
 
-def test_base64_without_its_padding_is_the_same_hash():
+def test_base64_without_its_padding_is_the_same_hash() -> None:
     """What the configuration takes for a hash must be one."""
     stored = HASH.replace("=", "")
     check_user("alice", stored)
@@ -390,21 +404,21 @@ def test_base64_without_its_padding_is_the_same_hash():
 
 
 @pytest.mark.parametrize(("stored", "yes"), [(HASH, True), ("scrypt$", True), ("scrypt", False), ("", False)])
-def test_a_hash_is_known_by_its_first_word(stored, yes):
+def test_a_hash_is_known_by_its_first_word(stored: str, yes: bool) -> None:
     assert is_hash(stored.encode()) is yes
 
 
 # What is remembered
 
 
-def test_a_success_is_remembered():
+def test_a_success_is_remembered() -> None:
     offload = Counter()
     users = Authenticator({"alice": HASH}, offload)
     assert all(users.authenticate("alice", PASSWORD) for _ in range(5))
     assert offload.calls == 1
 
 
-def test_a_failure_is_not():
+def test_a_failure_is_not() -> None:
     offload = Counter()
     users = Authenticator({"alice": HASH}, offload)
     assert users.authenticate("alice", PASSWORD)
@@ -413,7 +427,7 @@ def test_a_failure_is_not():
     assert offload.calls == 7
 
 
-def test_a_plain_password_needs_no_thread():
+def test_a_plain_password_needs_no_thread() -> None:
     offload = Counter()
     users = Authenticator({"alice": PASSWORD}, offload)
     assert users.authenticate("alice", PASSWORD)
@@ -421,7 +435,7 @@ def test_a_plain_password_needs_no_thread():
     assert offload.calls == 0
 
 
-def test_no_other_pair_is_taken_for_the_remembered_one():
+def test_no_other_pair_is_taken_for_the_remembered_one() -> None:
     users = Authenticator({"ab": scrypt_text(b"cd"), "abc": scrypt_text(b"d", salt=b"other")})
     assert users.authenticate("ab", "cd")
     assert not users.authenticate("abc", "cd")
@@ -429,7 +443,7 @@ def test_no_other_pair_is_taken_for_the_remembered_one():
     assert not users.authenticate("abc", "")
 
 
-def test_what_is_remembered_is_forgotten_in_time(monkeypatch):
+def test_what_is_remembered_is_forgotten_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(auth, "monotonic", lambda: now)
     offload = Counter()
@@ -440,7 +454,7 @@ def test_what_is_remembered_is_forgotten_in_time(monkeypatch):
     assert offload.calls == 2
 
 
-def test_not_more_is_remembered_than_there_is_room_for(monkeypatch):
+def test_not_more_is_remembered_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auth, "_REMEMBER_AT_MOST", 2)
     offload = Counter()
     users = Authenticator(dict.fromkeys("abc", HASH), offload)
@@ -453,7 +467,7 @@ def test_not_more_is_remembered_than_there_is_room_for(monkeypatch):
     assert offload.calls == 4
 
 
-def test_a_changed_password_is_not_remembered():
+def test_a_changed_password_is_not_remembered() -> None:
     """CASES H203: a reload brings other users."""
     before = Authenticator({"alice": HASH})
     assert before.authenticate("alice", PASSWORD)
@@ -462,7 +476,7 @@ def test_a_changed_password_is_not_remembered():
     assert after.authenticate("alice", "new password")
 
 
-def test_what_was_remembered_holds_under_other_users_if_the_password_is_the_same():
+def test_what_was_remembered_holds_under_other_users_if_the_password_is_the_same() -> None:
     """As after a reload."""
     offload, logins = Counter(), Logins()
     assert Authenticator({"alice": HASH, "bob": HASH}, offload, logins).authenticate("alice", PASSWORD)
@@ -474,7 +488,7 @@ def test_what_was_remembered_holds_under_other_users_if_the_password_is_the_same
     assert not Authenticator({"alice": "plain", "bob": HASH}, offload, logins).authenticate("alice", PASSWORD)
 
 
-def test_no_password_is_kept_of_a_login():
+def test_no_password_is_kept_of_a_login() -> None:
     """Neither plain nor as a plain digest: what is remembered is of no use to a reader of our memory."""
     users = Authenticator({"alice": HASH})
     users.authenticate("alice", PASSWORD)
@@ -485,7 +499,7 @@ def test_no_password_is_kept_of_a_login():
 # The command
 
 
-def test_the_command_prints_what_the_file_takes(tmp_path):
+def test_the_command_prints_what_the_file_takes(tmp_path: Path) -> None:
     done = run_proxy("-hash-password", stdin="s\u00e9same, ouvre-toi #1\n".encode())
     assert done.returncode == 0
     (stored,) = done.stdout.decode().splitlines()
@@ -504,7 +518,7 @@ def test_the_command_prints_what_the_file_takes(tmp_path):
 @pytest.mark.parametrize(
     "typed", [b"\n", b"", "\u00fc".encode() * 128 + b"\n"], ids=["empty", "nothing", "256-bytes"]
 )
-def test_the_command_takes_no_password_that_could_not_log_in(typed):
+def test_the_command_takes_no_password_that_could_not_log_in(typed: bytes) -> None:
     done = run_proxy("-hash-password", stdin=typed)
     assert (done.returncode, done.stdout) == (2, b"")
     assert b"1 to 255 bytes" in done.stderr

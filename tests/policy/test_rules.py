@@ -23,7 +23,7 @@ from proxy.policy import rules
         "::ffff:255.255.255.255",
     ],
 )
-def test_refuses_what_is_no_hosts_address(text):
+def test_refuses_what_is_no_hosts_address(text: str) -> None:
     """CASES A31, J219."""
     with pytest.raises(DialError, match="no host's address") as refused:
         rules.check(ip_address(text))
@@ -47,5 +47,5 @@ def test_refuses_what_is_no_hosts_address(text):
         "::ffff:127.0.0.1",
     ],
 )
-def test_allows_a_hosts_address(text):
+def test_allows_a_hosts_address(text: str) -> None:
     rules.check(ip_address(text))

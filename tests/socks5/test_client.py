@@ -193,7 +193,7 @@ def bench() -> Iterator[Bench]:
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_credentials_arrive_as_they_are(bench, pair):
+def test_credentials_arrive_as_they_are(bench: Bench, pair: str) -> None:
     """CASES B44: each length is one byte, from 128 on too."""
     user, password = PAIRS[pair]
     bench.upstream.script(method=LOGIN_CHOSEN)
@@ -206,7 +206,7 @@ def test_credentials_arrive_as_they_are(bench, pair):
     assert heard.request == to_ip("192.0.2.1", 80)
 
 
-def test_credentials_may_be_any_bytes():
+def test_credentials_may_be_any_bytes() -> None:
     """CASES B44: all 255 bytes that a command line and an environment can hold."""
     user, password = bytes(range(1, 256)), bytes(range(255, 0, -1))
     with Upstream() as proxy:
@@ -227,13 +227,13 @@ def test_credentials_may_be_any_bytes():
             assert proxy.heard().login == login(user, password)
 
 
-def test_without_credentials_only_no_authentication_is_offered(bench):
+def test_without_credentials_only_no_authentication_is_offered(bench: Bench) -> None:
     bench.upstream.script()
     bench.connect().close()
     assert bench.upstream.heard().greeting == b"\x05\x01\x00"
 
 
-def test_no_password_is_sent_to_an_upstream_that_wants_none(bench):
+def test_no_password_is_sent_to_an_upstream_that_wants_none(bench: Bench) -> None:
     bench.upstream.script(method=CHOSEN)
     tunnel = bench.connect("1-byte")
     tunnel.sendall(b"hello")
@@ -253,7 +253,7 @@ def name_of(size: int) -> str:
 
 
 @pytest.mark.parametrize("size", [1, 63, 65, 127, 129, 130, 191, 200, 253, 255])
-def test_a_name_travels_as_a_name(bench, size):
+def test_a_name_travels_as_a_name(bench: Bench, size: int) -> None:
     """Its length is one byte, from 128 on too; nobody looks it up here."""
     name = name_of(size)
     bench.upstream.script()
@@ -262,14 +262,14 @@ def test_a_name_travels_as_a_name(bench, size):
 
 
 @pytest.mark.parametrize("name", ["nowhere.invalid", "localhost", "xn--bcher-kva.example", "_srv.example."])
-def test_a_name_is_not_resolved_here(bench, name):
+def test_a_name_is_not_resolved_here(bench: Bench, name: str) -> None:
     bench.upstream.script()
     bench.connect(host=name).close()
     assert bench.upstream.heard().request == to_name(name.encode(), 80)
 
 
 @pytest.mark.parametrize("ip", ["192.0.2.1", "2001:db8::1", "0.0.0.0"])
-def test_an_address_travels_as_an_address(bench, ip):
+def test_an_address_travels_as_an_address(bench: Bench, ip: str) -> None:
     """Whether it is allowed is for the one to say who goes out."""
     bench.upstream.script()
     bench.connect(host=ip, port=65535).close()
@@ -293,7 +293,9 @@ def check_glued(bench: Bench, door: str) -> None:
 
 @pytest.mark.parametrize("door", ["nobody", "1-byte"])
 @pytest.mark.parametrize("bound", BOUND.values(), ids=BOUND)
-def test_every_form_of_a_reply_is_read_and_what_follows_is_kept(bench, bound, door):
+def test_every_form_of_a_reply_is_read_and_what_follows_is_kept(
+    bench: Bench, bound: bytes, door: str
+) -> None:
     """CASES A40."""
     method = CHOSEN if door == "nobody" else LOGIN_CHOSEN
     bench.upstream.script(method=method, reply=b"\x05\x00\x00" + bound + PORT + GLUED)
@@ -301,7 +303,7 @@ def test_every_form_of_a_reply_is_read_and_what_follows_is_kept(bench, bound, do
 
 
 @pytest.mark.parametrize("bound", BOUND.values(), ids=BOUND)
-def test_every_form_of_a_reply_may_come_byte_by_byte(bench, bound):
+def test_every_form_of_a_reply_may_come_byte_by_byte(bench: Bench, bound: bytes) -> None:
     """CASES A1, A40."""
     reply = b"\x05\x00\x00" + bound + PORT
     bench.upstream.script(method=LOGIN_CHOSEN, reply=reply, cut=bytewise)
@@ -312,7 +314,7 @@ def test_every_form_of_a_reply_may_come_byte_by_byte(bench, bound):
 
 
 @pytest.mark.parametrize("form", ["ipv4", "ipv6", "name"])
-def test_a_reply_may_be_cut_anywhere(bench, form):
+def test_a_reply_may_be_cut_anywhere(bench: Bench, form: str) -> None:
     """CASES A1, A40: what is glued to it comes with its second half, or in a piece of its own."""
     reply = b"\x05\x00\x00" + BOUND[form] + PORT
     for position in range(1, len(reply) + 2):
@@ -322,7 +324,7 @@ def test_a_reply_may_be_cut_anywhere(bench, form):
 
 @pytest.mark.parametrize("form", ["ipv4", "ipv6", "name"])
 @pytest.mark.parametrize("code", range(1, 9))
-def test_a_refusal_is_passed_on(bench, code, form):
+def test_a_refusal_is_passed_on(bench: Bench, code: int, form: str) -> None:
     """CASES A40, F164: in every form of the address that comes with it."""
     bench.upstream.script(reply=bytes([5, code, 0]) + BOUND[form] + PORT)
     assert bench.refusal() == code
@@ -330,7 +332,7 @@ def test_a_refusal_is_passed_on(bench, code, form):
 
 @pytest.mark.parametrize("cut", [bytewise, cut_at(1), cut_at(2), cut_at(3), cut_at(4), cut_at(9)])
 @pytest.mark.parametrize("code", [2, 5, 8])
-def test_a_refusal_in_pieces_is_the_same_refusal(bench, code, cut):
+def test_a_refusal_in_pieces_is_the_same_refusal(bench: Bench, code: int, cut: Callable[..., Any]) -> None:
     """CASES A1, A40."""
     bench.upstream.script(reply=bytes([5, code, 0]) + BOUND["ipv4"] + PORT, cut=cut)
     assert bench.refusal() == code
@@ -338,7 +340,9 @@ def test_a_refusal_in_pieces_is_the_same_refusal(bench, code, cut):
 
 @pytest.mark.parametrize("code", [9, 0x5B, 0x80, 0xFF])
 @pytest.mark.parametrize("cut", [whole, bytewise])
-def test_a_code_that_the_rfc_does_not_know_is_a_general_failure(bench, code, cut):
+def test_a_code_that_the_rfc_does_not_know_is_a_general_failure(
+    bench: Bench, code: int, cut: Callable[..., Any]
+) -> None:
     """CASES F164."""
     bench.upstream.script(reply=bytes([5, code, 0]) + BOUND["ipv4"] + PORT, cut=cut)
     assert bench.refusal() == 1
@@ -365,20 +369,22 @@ ILLEGAL: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("script", ILLEGAL.values(), ids=ILLEGAL)
 @pytest.mark.parametrize("cut", [whole, bytewise])
-def test_nonsense_is_the_upstreams_fault(bench, script, cut):
+def test_nonsense_is_the_upstreams_fault(
+    bench: Bench, script: dict[str, bytes], cut: Callable[..., Any]
+) -> None:
     """CASES F160, F166: reply 01, at once."""
     bench.upstream.script(**script, cut=cut)
     assert bench.refusal("1-byte") == 1
 
 
-def test_a_login_that_we_did_not_offer_is_the_upstreams_fault(bench):
+def test_a_login_that_we_did_not_offer_is_the_upstreams_fault(bench: Bench) -> None:
     """CASES F166: we have no credentials, and say so."""
     bench.upstream.script(method=LOGIN_CHOSEN)
     assert bench.refusal("nobody") == 1
 
 
 @pytest.mark.parametrize("form", ["ipv4", "ipv6", "name"])
-def test_an_upstream_that_leaves_in_mid_reply_is_at_fault(form):
+def test_an_upstream_that_leaves_in_mid_reply_is_at_fault(form: str) -> None:
     """CASES F156: at each byte of all that it says."""
     said = [LOGIN_CHOSEN, LOGGED_IN, b"\x05\x00\x00" + BOUND[form] + PORT]
     whole_script = b"".join(said)

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable
+from ipaddress import IPv4Address, IPv6Address
 from itertools import pairwise
 from typing import Any
 
@@ -67,6 +68,7 @@ greetings = st.builds(Greeting, st.binary(max_size=255))
 logins = st.builds(Login, secrets, secrets)
 requests = st.builds(Request, st.just(1), addresses)
 
+Message = tuple[ParserMaker, Greeting | Login | Request]
 MESSAGES = st.one_of(
     st.tuples(st.just(codec.parse_greeting), greetings),
     st.tuples(st.just(codec.parse_login), logins),
@@ -87,13 +89,13 @@ MESSAGES = st.one_of(
     ],
     ids=["one", "two", "none", "all"],
 )
-def test_a_greeting_is_a_version_a_count_and_methods(data, methods):
+def test_a_greeting_is_a_version_a_count_and_methods(data: bytes, methods: bytes) -> None:
     assert parse(codec.parse_greeting, data) == Greeting(methods)
     assert Greeting(methods).encode() == data
 
 
 @pytest.mark.parametrize("version", [0, 1, 4, 6, 0x16, ord("G"), 0xFF])
-def test_a_greeting_of_another_version_is_refused_by_its_first_byte(version):
+def test_a_greeting_of_another_version_is_refused_by_its_first_byte(version: int) -> None:
     """CASES A10-A13: nothing more is waited for."""
     with pytest.raises(ProtocolError, match="not SOCKS5"):
         feed(codec.parse_greeting, bytes([version]))
@@ -114,20 +116,20 @@ def test_a_greeting_of_another_version_is_refused_by_its_first_byte(version):
     ],
     ids=["ordinary", "shortest", "128", "longest", "any-bytes"],
 )
-def test_a_login_is_two_counted_strings(data, username, password):
+def test_a_login_is_two_counted_strings(data: bytes, username: bytes, password: bytes) -> None:
     """CASES B44."""
     assert parse(codec.parse_login, data) == Login(username, password)
     assert Login(username, password).encode() == data
 
 
 @pytest.mark.parametrize("version", [0, 2, 5])
-def test_a_login_of_another_version_is_refused(version):
+def test_a_login_of_another_version_is_refused(version: int) -> None:
     """CASES B48."""
     with pytest.raises(ProtocolError, match="version"):
         feed(codec.parse_login, bytes([version]))
 
 
-def test_a_login_does_not_show_its_password():
+def test_a_login_does_not_show_its_password() -> None:
     assert "wonderland" not in repr(Login(b"alice", b"wonderland"))
 
 
@@ -148,7 +150,7 @@ ADDRESSES = {
 
 
 @pytest.mark.parametrize(("data", "address"), ADDRESSES.values(), ids=ADDRESSES)
-def test_a_request_names_a_host_and_a_port(data, address):
+def test_a_request_names_a_host_and_a_port(data: bytes, address: Address) -> None:
     assert parse(codec.parse_request, b"\x05\x01\x00" + data) == Request(1, address)
     assert Request(1, address).encode() == b"\x05\x01\x00" + data
 
@@ -173,13 +175,13 @@ def test_a_request_names_a_host_and_a_port(data, address):
         (b"\x05\x01\x00\x03\x03a\x00b\x00\x50", Failure.MALFORMED),
     ],
 )
-def test_a_request_that_is_not_served_says_why(data, failure):
+def test_a_request_that_is_not_served_says_why(data: bytes, failure: Failure) -> None:
     with pytest.raises(ProtocolError) as refused:
         feed(codec.parse_request, data)
     assert refused.value.failure is failure
 
 
-def test_a_bad_name_is_refused_only_after_its_last_byte():
+def test_a_bad_name_is_refused_only_after_its_last_byte() -> None:
     """The port is read before the name is judged, so that nothing of the request is left over."""
     assert feed(codec.parse_address, b"\x03\x03a b\x00")[0] is MORE
     with pytest.raises(ProtocolError):
@@ -191,11 +193,11 @@ def test_a_bad_name_is_refused_only_after_its_last_byte():
 
 @pytest.mark.parametrize("code", range(9))
 @pytest.mark.parametrize(("data", "address"), ADDRESSES.values(), ids=ADDRESSES)
-def test_a_reply_is_a_code_and_an_address(code, data, address):
+def test_a_reply_is_a_code_and_an_address(code: int, data: bytes, address: Address) -> None:
     assert Reply(code, address).encode() == bytes([5, code, 0]) + data
 
 
-def test_a_reply_without_an_address_has_that_of_nowhere():
+def test_a_reply_without_an_address_has_that_of_nowhere() -> None:
     assert Reply(1).encode() == b"\x05\x01\x00\x01\x00\x00\x00\x00\x00\x00"
 
 
@@ -219,17 +221,17 @@ CODES = {
 
 
 @pytest.mark.parametrize("failure", Failure)
-def test_every_failure_has_its_code(failure):
+def test_every_failure_has_its_code(failure: Failure) -> None:
     assert codec.code_of(failure) == CODES[failure]
 
 
 @pytest.mark.parametrize("code", range(2, 9))
-def test_a_code_survives_the_way_through_a_proxy(code):
+def test_a_code_survives_the_way_through_a_proxy(code: int) -> None:
     assert codec.code_of(codec.failure_of(code)) == code
 
 
 @pytest.mark.parametrize("code", [1, 9, 0x5B, 0xFF])
-def test_codes_that_say_nothing_are_a_general_failure(code):
+def test_codes_that_say_nothing_are_a_general_failure(code: int) -> None:
     assert codec.failure_of(code) is Failure.GENERAL
     assert codec.code_of(codec.failure_of(code)) is ReplyCode.GENERAL_FAILURE
 
@@ -238,25 +240,28 @@ def test_codes_that_say_nothing_are_a_general_failure(code):
 
 
 @given(MESSAGES)
-def test_what_is_encoded_is_parsed_again(message):
+def test_what_is_encoded_is_parsed_again(message: Message) -> None:
     make, value = message
     assert parse(make, value.encode()) == value
 
 
 @given(st.ip_addresses(v=4), ports)
-def test_an_ipv4_address_is_its_four_bytes(ip, port):
+def test_an_ipv4_address_is_its_four_bytes(ip: IPv4Address, port: int) -> None:
     packed = socket.inet_pton(socket.AF_INET, str(ip))
     assert codec.encode_address(Address(str(ip), port)) == b"\x01" + packed + port.to_bytes(2, "big")
 
 
-@given(st.ip_addresses(v=6).filter(lambda ip: not ip.ipv4_mapped), ports)
-def test_an_ipv6_address_is_its_sixteen_bytes(ip, port):
+@given(st.ip_addresses(v=6).filter(lambda ip: not IPv6Address(ip).ipv4_mapped), ports)
+def test_an_ipv6_address_is_its_sixteen_bytes(ip: IPv6Address, port: int) -> None:
     packed = socket.inet_pton(socket.AF_INET6, str(ip))
     assert codec.encode_address(Address(str(ip), port)) == b"\x04" + packed + port.to_bytes(2, "big")
 
 
 @given(MESSAGES, st.binary(max_size=20))
-def test_every_prefix_needs_more_and_what_follows_is_left_over(message, payload):
+def test_every_prefix_needs_more_and_what_follows_is_left_over(
+    message: Message,
+    payload: bytes,
+) -> None:
     """CASES A1."""
     make, value = message
     data = value.encode()
@@ -266,7 +271,7 @@ def test_every_prefix_needs_more_and_what_follows_is_left_over(message, payload)
 
 
 @given(MESSAGES)
-def test_every_cut_gives_the_same_message(message):
+def test_every_cut_gives_the_same_message(message: Message) -> None:
     """CASES A1."""
     make, value = message
     data = value.encode()
@@ -276,7 +281,9 @@ def test_every_cut_gives_the_same_message(message):
 
 
 @given(greetings, logins, requests, st.lists(st.integers(0, 900), max_size=10))
-def test_every_split_of_a_dialogue_gives_the_same_dialogue(greeting, login, request, cuts):
+def test_every_split_of_a_dialogue_gives_the_same_dialogue(
+    greeting: Greeting, login: Login, request: Request, cuts: list[int]
+) -> None:
     """CASES A1: three messages in a row, in any segments."""
 
     def dialogue() -> Parser[Any]:
@@ -293,7 +300,9 @@ def test_every_split_of_a_dialogue_gives_the_same_dialogue(greeting, login, requ
 
 @pytest.mark.parametrize("make", PARSERS, ids=lambda make: make.__name__)
 @given(data=st.data())
-def test_random_bytes_are_parsed_or_refused_and_nothing_else(make, data):
+def test_random_bytes_are_parsed_or_refused_and_nothing_else(
+    make: Callable[..., Any], data: st.DataObject
+) -> None:
     start = data.draw(st.sampled_from([b"", b"\x05", b"\x01", b"\x03", b"\x05\x01\x00", b"\x05\x01\x00\x03"]))
     junk = start + data.draw(st.binary(max_size=600))
     whole = outcome(make, junk)
@@ -301,7 +310,7 @@ def test_random_bytes_are_parsed_or_refused_and_nothing_else(make, data):
 
 
 @given(st.binary(max_size=255), ports)
-def test_a_name_is_ascii_or_an_address_or_refused(name, port):
+def test_a_name_is_ascii_or_an_address_or_refused(name: bytes, port: int) -> None:
     """CASES A22: whatever bytes a client calls a name, what comes out can travel as one."""
     data = b"\x03" + bytes([len(name)]) + name + port.to_bytes(2, "big")
     try:
@@ -313,7 +322,7 @@ def test_a_name_is_ascii_or_an_address_or_refused(name, port):
 
 
 @given(st.integers(0, 512), st.binary(max_size=512))
-def test_run_reads_exactly_what_is_asked_for(count, payload):
+def test_run_reads_exactly_what_is_asked_for(count: int, payload: bytes) -> None:
     """The reader is never asked for a byte that belongs to what follows."""
     data = Greeting(bytes(count % 256)).encode() + payload
     taken = 0

@@ -126,7 +126,7 @@ def converse(door: Door, segments: list[bytes], pause: float) -> bytes:
 
 
 @pytest.mark.parametrize("door", ["open", "locked"])
-def test_a_dialogue_may_be_cut_anywhere(node, echo, door):
+def test_a_dialogue_may_be_cut_anywhere(node: Proxy, echo: Target, door: str) -> None:
     """CASES A1."""
     script = dialogue(door, echo.port)
     for cut in range(1, len(script)):
@@ -134,7 +134,7 @@ def test_a_dialogue_may_be_cut_anywhere(node, echo, door):
 
 
 @pytest.mark.parametrize("door", ["open", "locked"])
-def test_a_dialogue_may_come_byte_by_byte(node, echo, door):
+def test_a_dialogue_may_come_byte_by_byte(node: Proxy, echo: Target, door: str) -> None:
     """CASES A1."""
     segments = [bytes([byte]) for byte in dialogue(door, echo.port)]
     check_echoed(door, converse(node.door(door), segments, 0.001))
@@ -142,7 +142,7 @@ def test_a_dialogue_may_come_byte_by_byte(node, echo, door):
 
 @pytest.mark.parametrize("door", ["open", "locked"])
 @pytest.mark.parametrize("size", [1, 100, 5000, 300_000])
-def test_early_data_arrives_exactly_once(node, door, size):
+def test_early_data_arrives_exactly_once(node: Proxy, door: str, size: int) -> None:
     """CASES A2: all in one piece, without waiting for any answer."""
     early = random.Random(size).randbytes(size)
     with Target(targets.answer_after_end(b"bye")) as target, Peer(node.door(door)) as peer:
@@ -156,7 +156,7 @@ def test_early_data_arrives_exactly_once(node, door, size):
     assert split_answer(answer[:-3], start) == 0
 
 
-def test_early_data_does_not_hide_the_reply_when_the_target_refuses(node):
+def test_early_data_does_not_hide_the_reply_when_the_target_refuses(node: Proxy) -> None:
     """CASES A3."""
     early = b"precious-early-data " * 5000
     answer = talk(node.door("open"), GREETING + to_ip("127.0.0.1", free_port()) + early, within=3)
@@ -181,7 +181,7 @@ def test_early_data_does_not_hide_the_reply_when_the_target_refuses(node):
         pytest.param("locked", b"\x05\x01\x01", id="gssapi"),
     ],
 )
-def test_refuses_a_client_that_offers_no_method_we_accept(node, door, greeting):
+def test_refuses_a_client_that_offers_no_method_we_accept(node: Proxy, door: str, greeting: bytes) -> None:
     """CASES A4, A5, A8: two bytes (RFC 1928, section 3), then close."""
     assert talk(node.door(door), greeting) == b"\x05\xff"
 
@@ -194,7 +194,7 @@ def test_refuses_a_client_that_offers_no_method_we_accept(node, door, greeting):
         ("open", b"\x05\xff" + b"\x99" * 255, f"the client offers only methods {[0x99] * 8} ..., but "),
     ],
 )
-def test_the_log_says_which_login_is_missing(node, door, greeting, words):
+def test_the_log_says_which_login_is_missing(node: Proxy, door: str, greeting: bytes, words: str) -> None:
     """CASES 333."""
     source = next(SOURCES)
     with Peer(node.door(door), source) as peer:
@@ -212,7 +212,7 @@ def test_the_log_says_which_login_is_missing(node, door, greeting, words):
         pytest.param("open", b"\x05\x02\x02\x00", b"\x05\x00", id="A7-both-without-users"),
     ],
 )
-def test_picks_the_method_it_needs(node, door, greeting, chosen):
+def test_picks_the_method_it_needs(node: Proxy, door: str, greeting: bytes, chosen: bytes) -> None:
     """CASES A6, A7."""
     with Peer(node.door(door)) as peer:
         peer.send(greeting)
@@ -227,7 +227,7 @@ def test_picks_the_method_it_needs(node, door, greeting, chosen):
         pytest.param(b"\x05\x03\x00", id="A9-methods-missing"),
     ],
 )
-def test_a_client_that_stops_in_its_greeting_is_closed_without_a_word(hasty, start):
+def test_a_client_that_stops_in_its_greeting_is_closed_without_a_word(hasty: Proxy, start: bytes) -> None:
     """CASES A9, A36."""
     began = time.monotonic()
     with Peer(hasty.door("open")) as peer:
@@ -259,7 +259,9 @@ PROTOCOLS = {
 
 @pytest.mark.parametrize("door", ["open", "locked"])
 @pytest.mark.parametrize("script", PROTOCOLS.values(), ids=PROTOCOLS)
-def test_another_protocol_is_closed_at_once_and_logged_in_one_line(node, door, script):
+def test_another_protocol_is_closed_at_once_and_logged_in_one_line(
+    node: Proxy, door: str, script: bytes
+) -> None:
     """CASES A10-A13, B49."""
     source = next(SOURCES)
     with Peer(node.door(door), source) as peer:
@@ -271,7 +273,7 @@ def test_another_protocol_is_closed_at_once_and_logged_in_one_line(node, door, s
     assert "not SOCKS5" in line
 
 
-def test_a_socks4_client_is_never_connected(node, echo):
+def test_a_socks4_client_is_never_connected(node: Proxy, echo: Target) -> None:
     """CASES A10."""
     port = echo.port.to_bytes(2, "big")
     assert talk(node.door("open"), b"\x04\x01" + port + b"\x7f\x00\x00\x01\x00") == b""
@@ -302,7 +304,9 @@ REFUSALS = {
 
 @pytest.mark.parametrize("door", ["open", "locked"])
 @pytest.mark.parametrize(("request_bytes", "codes"), REFUSALS.values(), ids=REFUSALS)
-def test_a_request_that_is_not_served_has_one_reply(node, echo, door, request_bytes, codes):
+def test_a_request_that_is_not_served_has_one_reply(
+    node: Proxy, echo: Target, door: str, request_bytes: bytes, codes: set[int]
+) -> None:
     """CASES A14-A18, A39."""
     start, chosen = (GREETING, CHOSEN)
     if door == "locked":
@@ -312,7 +316,7 @@ def test_a_request_that_is_not_served_has_one_reply(node, echo, door, request_by
     assert echo.accepted == 0
 
 
-def test_udp_associate_opens_no_port(node):
+def test_udp_associate_opens_no_port(node: Proxy) -> None:
     """CASES A16: neither before the reply nor after it."""
     before = sockets_of(node.pid, "udp")
     with Peer(node.door("open")) as peer:
@@ -358,7 +362,7 @@ BAD_NAMES = {
 
 
 @pytest.mark.parametrize("name", BAD_NAMES.values(), ids=BAD_NAMES)
-def test_what_is_no_name_is_refused(node, echo, name):
+def test_what_is_no_name_is_refused(node: Proxy, echo: Target, name: bytes) -> None:
     """CASES A19, A22, A26: malformed is reply 01."""
     assert ask(node, to_name(name, echo.port)) == 1
     assert echo.accepted == 0
@@ -382,7 +386,7 @@ def test_what_is_no_name_is_refused(node, echo, name):
         "LOCALHOST",
     ],
 )
-def test_an_address_written_as_a_name_is_that_address(node, echo, name):
+def test_an_address_written_as_a_name_is_that_address(node: Proxy, echo: Target, name: str) -> None:
     """CASES A25, A26."""
     with Peer(node.door("open")) as peer:
         peer.send(GREETING + to_name(name.encode(), echo.port) + PAYLOAD)
@@ -392,7 +396,7 @@ def test_an_address_written_as_a_name_is_that_address(node, echo, name):
 
 
 @pytest.mark.parametrize("ip", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])
-def test_an_address_is_connected_to(node, echo, ip):
+def test_an_address_is_connected_to(node: Proxy, echo: Target, ip: str) -> None:
     with Peer(node.door("open")) as peer:
         peer.send(GREETING + to_ip(ip, echo.port) + PAYLOAD)
         assert peer.read(2) == CHOSEN
@@ -400,7 +404,7 @@ def test_an_address_is_connected_to(node, echo, ip):
         assert peer.read(len(PAYLOAD)) == PAYLOAD
 
 
-def test_port_0_is_refused(node):
+def test_port_0_is_refused(node: Proxy) -> None:
     """CASES A30."""
     assert ask(node, to_ip("127.0.0.1", 0)) == 1
     assert ask(node, to_ip("::1", 0)) == 1
@@ -412,7 +416,7 @@ MAPPED = ["::ffff:0.0.0.0", "::ffff:224.0.0.1", "::ffff:255.255.255.255"]
 
 
 @pytest.mark.parametrize("ip", [*NO_HOST, *MAPPED])
-def test_what_is_no_hosts_address_is_refused(node, echo, ip):
+def test_what_is_no_hosts_address_is_refused(node: Proxy, echo: Target, ip: str) -> None:
     """CASES A31: 02 is not allowed; Linux would take 0.0.0.0 and :: for the loopback."""
     assert ask(node, to_ip(ip, echo.port)) == 2
     assert ask(node, to_name(ip.encode(), echo.port)) == 2
@@ -420,7 +424,7 @@ def test_what_is_no_hosts_address_is_refused(node, echo, ip):
 
 
 @pytest.mark.parametrize("name", ["0", "0.0", "0x0", "00000", "3758096385", "0xffffffff", "4294967295"])
-def test_no_spelling_gets_round_a_refused_address(node, echo, name):
+def test_no_spelling_gets_round_a_refused_address(node: Proxy, echo: Target, name: str) -> None:
     """CASES A25, A31."""
     assert ask(node, to_name(name.encode(), echo.port)) == 2
     assert echo.accepted == 0
@@ -431,7 +435,7 @@ class TestInAQuietNetwork:
 
     @pytest.fixture(scope="class")
     @classmethod
-    def quiet(cls) -> Iterator[tuple[Proxy, StubDns]]:
+    def quiet(cls) -> "Iterator[tuple[_Inside, StubDns]]":
         """Run a node whose resolver knows no name, and notes for which it was asked."""
         with ExitStack() as stack:
             space = stack.enter_context(Namespace())
@@ -441,7 +445,7 @@ class TestInAQuietNetwork:
             yield stack.enter_context(_Inside(node, space)), dns
 
     @pytest.mark.parametrize("name", [b"", b"[::1]", b"::1%lo", b"b\xfccher.example", b"a b"])
-    def test_what_is_no_name_is_never_looked_up(self, quiet, name):
+    def test_what_is_no_name_is_never_looked_up(self, quiet: "tuple[_Inside, StubDns]", name: bytes) -> None:
         """CASES A19, A22, A26."""
         node, dns = quiet
         dns.asked.clear()
@@ -449,7 +453,9 @@ class TestInAQuietNetwork:
         assert dns.asked == []
 
     @pytest.mark.parametrize("name", [b"127.0.0.1", b"127.1", b"0x7f.1", b"2130706433", b"127.0.0.1."])
-    def test_an_address_written_as_a_name_is_never_looked_up(self, quiet, name):
+    def test_an_address_written_as_a_name_is_never_looked_up(
+        self, quiet: "tuple[_Inside, StubDns]", name: bytes
+    ) -> None:
         """CASES A25: the loopback refuses port 9."""
         node, dns = quiet
         dns.asked.clear()
@@ -457,20 +463,24 @@ class TestInAQuietNetwork:
         assert dns.asked == []
 
     @pytest.mark.parametrize("labels", [(63, 63, 63, 63), (63, 63, 63, 61), (63, 63, 63, 59)])
-    def test_the_longest_names_do_not_resolve(self, quiet, labels):
+    def test_the_longest_names_do_not_resolve(
+        self, quiet: "tuple[_Inside, StubDns]", labels: tuple[int, int, int, int]
+    ) -> None:
         """CASES A20: 255 bytes fit into the message, 253 into the DNS."""
         node, _ = quiet
         name = b".".join(b"n" * size for size in labels)
         assert node.ask(to_name(name, 80), within=3) in (4, 1)
 
-    def test_a_name_is_looked_up_in_ascii(self, quiet):
+    def test_a_name_is_looked_up_in_ascii(self, quiet: "tuple[_Inside, StubDns]") -> None:
         """CASES A22: RFC 3492's usual example."""
         node, dns = quiet
         dns.asked.clear()
         assert node.ask(to_name("bücher.example".encode(), 80), within=3) == 4
         assert set(dns.asked) == {"xn--bcher-kva.example"}
 
-    def test_an_ipv6_target_without_ipv6_has_a_reply_that_says_so(self, quiet):
+    def test_an_ipv6_target_without_ipv6_has_a_reply_that_says_so(
+        self, quiet: "tuple[_Inside, StubDns]"
+    ) -> None:
         """CASES A33."""
         node, _ = quiet
         assert node.ask(to_ip("::1", 80)) in (3, 4, 8)
@@ -533,7 +543,9 @@ class TestTowardsAnUpstream:
             pytest.param(to_ip("192.0.2.1", 65535), to_ip("192.0.2.1", 65535), id="ipv4"),
         ],
     )
-    def test_a_name_travels_as_a_name_and_an_address_as_an_address(self, through, asked, heard):
+    def test_a_name_travels_as_a_name_and_an_address_as_an_address(
+        self, through: tuple[Proxy, Target], asked: bytes, heard: bytes
+    ) -> None:
         node, target = through
         assert split_answer(talk(node.door("open"), GREETING + asked), CHOSEN) == 0
         assert target.result(5) == heard
@@ -542,7 +554,7 @@ class TestTowardsAnUpstream:
 # Patience
 
 
-def test_a_megabyte_of_junk_is_dropped(node):
+def test_a_megabyte_of_junk_is_dropped(node: Proxy) -> None:
     """CASES A34."""
     junk = b"\x05\xff" + b"\x80" * (1 << 20)
 
@@ -567,7 +579,7 @@ def test_a_megabyte_of_junk_is_dropped(node):
         pytest.param("locked", LOGIN_GREETING + b"\x01\xff", b"u", id="user"),
     ],
 )
-def test_a_client_that_trickles_is_cut_on_time(hasty, door, start, trickle):
+def test_a_client_that_trickles_is_cut_on_time(hasty: Proxy, door: str, start: bytes, trickle: bytes) -> None:
     """CASES A35: each byte comes in time, but all of them together do not."""
     began = time.monotonic()
     with Peer(hasty.door(door)) as peer:
@@ -591,7 +603,7 @@ def closed(sock: socket.socket, within: float) -> bool:
         return False
 
 
-def test_a_silent_client_gives_its_place_back(hasty, echo):
+def test_a_silent_client_gives_its_place_back(hasty: Proxy, echo: Target) -> None:
     """CASES A36: there is one place."""
     with Peer(hasty.door("single")) as silent, Peer(hasty.door("single")) as next_one:
         next_one.send(GREETING + to_ip("127.0.0.1", echo.port) + PAYLOAD)
@@ -602,7 +614,7 @@ def test_a_silent_client_gives_its_place_back(hasty, echo):
         assert next_one.read(len(PAYLOAD)) == PAYLOAD
 
 
-def test_a_silent_client_that_never_closes_gives_its_place_back_too(hasty, echo):
+def test_a_silent_client_that_never_closes_gives_its_place_back_too(hasty: Proxy, echo: Target) -> None:
     """CASES A36: the silent one keeps its socket open."""
     with Peer(hasty.door("single")) as silent, Peer(hasty.door("single")) as next_one:
         next_one.send(GREETING + to_ip("127.0.0.1", echo.port))
@@ -612,7 +624,7 @@ def test_a_silent_client_that_never_closes_gives_its_place_back_too(hasty, echo)
 
 
 @pytest.mark.parametrize("door", ["open", "locked"])
-def test_a_client_that_ends_its_side_at_once_still_hears_the_target(node, door):
+def test_a_client_that_ends_its_side_at_once_still_hears_the_target(node: Proxy, door: str) -> None:
     """CASES A37."""
     text = b"220 mail.example.com ready\r\n"
     with Target(targets.banner(text)) as target, Peer(node.door(door)) as peer:
@@ -624,11 +636,12 @@ def test_a_client_that_ends_its_side_at_once_still_hears_the_target(node, door):
     assert split_answer(answer[: -len(text)], start) == 0
 
 
-def test_the_reply_names_the_address_we_went_out_from(node):
+def test_the_reply_names_the_address_we_went_out_from(node: Proxy) -> None:
     """CASES A39: RFC 1928, section 6; the target sees the same."""
 
     def tell(connection: socket.socket) -> tuple[str, int]:
-        return connection.getpeername()[:2]
+        host, port = connection.getpeername()[:2]
+        return host, port
 
     with Target(tell) as target:
         for ip, size in (("127.0.0.1", 4), ("::1", 16)):
@@ -640,7 +653,7 @@ def test_the_reply_names_the_address_we_went_out_from(node):
 
 
 @pytest.mark.parametrize("size", range(1, 13))
-def test_a_client_that_leaves_in_the_middle_leaves_nothing_behind(node, size):
+def test_a_client_that_leaves_in_the_middle_leaves_nothing_behind(node: Proxy, size: int) -> None:
     """The fixture looks after descriptors and log lines that tell of an internal error."""
     with Peer(node.door("open")) as peer:
         peer.send((GREETING + to_ip("127.0.0.1", 9))[:size])
@@ -653,7 +666,7 @@ def test_a_client_that_leaves_in_the_middle_leaves_nothing_behind(node, size):
 
 
 @pytest.mark.parametrize("user", USERS, ids=["alice", "B44-1-byte", "B44-255-bytes", "utf-8", "signs"])
-def test_the_right_pair_is_let_in(node, echo, user):
+def test_the_right_pair_is_let_in(node: Proxy, echo: Target, user: str) -> None:
     """CASES B41, B44."""
     with Peer(node.door("locked")) as peer:
         peer.send(LOGIN_GREETING)
@@ -682,7 +695,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("message", WRONG.values(), ids=WRONG)
-def test_a_wrong_pair_is_refused_and_closed(node, echo, message):
+def test_a_wrong_pair_is_refused_and_closed(node: Proxy, echo: Target, message: bytes) -> None:
     """CASES B42, B43: status other than 0, and the server MUST close (RFC 1929, section 2)."""
     script = LOGIN_GREETING + message + to_ip("127.0.0.1", echo.port)
     answer = talk(node.door("locked"), script)
@@ -691,7 +704,7 @@ def test_a_wrong_pair_is_refused_and_closed(node, echo, message):
 
 
 @pytest.mark.parametrize("version", [0, 2, 5])
-def test_a_login_of_another_version_is_closed(node, echo, version):
+def test_a_login_of_another_version_is_closed(node: Proxy, echo: Target, version: int) -> None:
     """CASES B48: what is said, if anything, is of version 1."""
     message = bytes([version]) + login(*ALICE)[1:]
     answer = talk(node.door("locked"), LOGIN_GREETING + message + to_ip("127.0.0.1", echo.port))
@@ -699,14 +712,14 @@ def test_a_login_of_another_version_is_closed(node, echo, version):
     assert echo.accepted == 0
 
 
-def test_a_request_in_place_of_a_login_is_not_served(node, echo):
+def test_a_request_in_place_of_a_login_is_not_served(node: Proxy, echo: Target) -> None:
     """CASES B48: a client that skips its login."""
     answer = talk(node.door("locked"), LOGIN_GREETING + to_ip("127.0.0.1", echo.port))
     assert answer == LOGIN_CHOSEN
     assert echo.accepted == 0
 
 
-def test_users_may_be_any_bytes():
+def test_users_may_be_any_bytes() -> None:
     """CASES B44: all 255 bytes that a command line and an environment can hold."""
     user, password = bytes(range(1, 256)), bytes(range(255, 0, -1))
     port = free_port()
@@ -730,7 +743,7 @@ def test_users_may_be_any_bytes():
 
 
 @pytest.mark.parametrize("what", ["user", "password"])
-def test_more_than_255_bytes_are_an_error_of_the_file(tmp_path, what):
+def test_more_than_255_bytes_are_an_error_of_the_file(tmp_path: Path, what: str) -> None:
     """CASES B45: 128 letters of two bytes."""
     user, password = ("ü" * 128, "secret-one") if what == "user" else ("alice", "ü" * 128)
     done = check(tmp_path, f"[auth_users]\n{user} = {password}\n[listeners]\n{DOOR}")
@@ -772,7 +785,7 @@ def check(directory: Path, text: str) -> Any:
 
 
 @pytest.mark.parametrize("text", MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_in_the_file_never_opens_the_door(tmp_path, text):
+def test_a_mistake_in_the_file_never_opens_the_door(tmp_path: Path, text: str) -> None:
     """CASES B52."""
     done = check(tmp_path, text)
     assert done.returncode == 2, done.stderr
@@ -780,7 +793,7 @@ def test_a_mistake_in_the_file_never_opens_the_door(tmp_path, text):
     assert b"wonderland" not in done.stderr
 
 
-def test_a_server_that_needs_users_and_has_none_does_not_start(tmp_path):
+def test_a_server_that_needs_users_and_has_none_does_not_start(tmp_path: Path) -> None:
     """CASES B52: without -check too, where it would go on to listen."""
     path = tmp_path / "proxy.ini"
     path.write_text(REQUIRED)
@@ -790,7 +803,7 @@ def test_a_server_that_needs_users_and_has_none_does_not_start(tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["-username", "-password"])
-def test_half_a_login_on_the_command_line_does_not_start(missing):
+def test_half_a_login_on_the_command_line_does_not_start(missing: str) -> None:
     """CASES B52."""
     given = {"-username": "alice", "-password": "wonderland"}
     del given[missing]
@@ -819,19 +832,19 @@ class TestHashes:
         with Proxy({"proxy": proxy, "listeners": doors, "auth_users": {"bob": stored}}) as node:
             yield node
 
-    def test_a_hashed_password_is_let_in(self, hashed, echo):
+    def test_a_hashed_password_is_let_in(self, hashed: Proxy, echo: Target) -> None:
         """CASES B41; the second time it is remembered."""
         for _ in range(2):
             credentials = ("bob", self.PASSWORD)
             clients.socks5(hashed.door("locked"), "127.0.0.1", echo.port, credentials).close()
 
     @pytest.mark.parametrize("user", [b"bob", b"eve"])
-    def test_a_wrong_one_is_not(self, hashed, user):
+    def test_a_wrong_one_is_not(self, hashed: Proxy, user: bytes) -> None:
         """CASES B42, also after a right one was remembered."""
         answer = talk(hashed.door("locked"), LOGIN_GREETING + login(user, b"incorrect"), within=5)
         assert re.fullmatch(rb"\x05\x02\x01[^\x00]", answer, re.DOTALL)
 
-    def test_wrong_logins_do_not_hold_up_others(self, hashed, echo):
+    def test_wrong_logins_do_not_hold_up_others(self, hashed: Proxy, echo: Target) -> None:
         """
         CASES B60: 50 a second, each of which takes a processor for longer than a round trip may.
 
@@ -888,7 +901,7 @@ def round_trip(tunnel: clients.Tunnel, *, seconds: float) -> float:
 # What the logs tell
 
 
-def test_no_password_is_ever_logged(node, echo):
+def test_no_password_is_ever_logged(node: Proxy, echo: Target) -> None:
     """Neither a right one nor a wrong one nor one that came at the wrong time; the level is debug."""
     wrong = b"sesame-of-eve"
     door = node.door("locked")
@@ -908,7 +921,7 @@ def test_no_password_is_ever_logged(node, echo):
         assert password not in node.log
 
 
-def test_the_user_is_named_where_an_operator_looks(node, echo):
+def test_the_user_is_named_where_an_operator_looks(node: Proxy, echo: Target) -> None:
     """In the access log, and in the line that fail2ban matches; nowhere else."""
     clients.socks5(node.door("locked"), "127.0.0.1", echo.port, ("mallory", USERS["mallory"])).close()
     assert "user=mallory" in node.wait_for_log("mallory")
@@ -930,7 +943,7 @@ def test_the_user_is_named_where_an_operator_looks(node, echo):
     ],
     ids=["line", "fields", "quotes", "terminal", "unicode"],
 )
-def test_a_user_cannot_forge_a_log_line(node, user):
+def test_a_user_cannot_forge_a_log_line(node: Proxy, user: bytes) -> None:
     before = node.log
     with Peer(node.door("locked")) as peer:
         peer.send(LOGIN_GREETING + login(user, b"x"))

@@ -1,11 +1,13 @@
 """What the opening request may say, against the RFCs and other implementations."""
 
 import base64
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from websockets.client import ClientProtocol
+from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
 from proxy.address import Address
@@ -56,7 +58,7 @@ def status_of(head: bytes, path: str = "") -> int:
 # A good request.
 
 
-def test_takes_the_example_of_the_rfc_with_a_target():
+def test_takes_the_example_of_the_rfc_with_a_target() -> None:
     """RFC 6455, section 1.2, with the two headers that name a target."""
     head = (
         b"GET /chat HTTP/1.1\r\n"
@@ -76,9 +78,10 @@ def test_takes_the_example_of_the_rfc_with_a_target():
     assert found.target == Address("2001:db8::1", 65535)
 
 
-def test_takes_what_another_implementation_sends():
+def test_takes_what_another_implementation_sends() -> None:
     """CASES C87, C88: extensions and subprotocols are offered, and do not matter."""
-    client = ClientProtocol(parse_uri("ws://server.example.com/tunnel?x=1"), subprotocols=["chat"])
+    uri = parse_uri("ws://server.example.com/tunnel?x=1")
+    client = ClientProtocol(uri, subprotocols=[Subprotocol("chat")])
     ask = client.connect()
     ask.headers["X-Proxy-Target-Host"] = "target.example.com"
     ask.headers["X-Proxy-Target-Port"] = "80"
@@ -98,25 +101,25 @@ def test_takes_what_another_implementation_sends():
         {"Sec_WebSocket_Key": "  " + KEY + "\t"},
     ],
 )
-def test_tokens_match_in_any_case_and_in_lists(changes):
+def test_tokens_match_in_any_case_and_in_lists(changes: dict[str, str]) -> None:
     """CASES C62."""
     assert vet(request(**changes)).key == KEY
 
 
 @pytest.mark.parametrize("change", [bytes.upper, bytes.lower])
-def test_header_names_match_in_any_case(change):
+def test_header_names_match_in_any_case(change: Callable[[bytes], bytes]) -> None:
     """CASES C62."""
     line, *fields = request().split(b"\r\n")
     head = b"\r\n".join([line, *(change(n) + c + v for n, c, v in (f.partition(b":") for f in fields))])
     assert vet(head).target == Address("target.example.com", 443)
 
 
-def test_a_connection_header_may_be_spread_over_lines():
+def test_a_connection_header_may_be_spread_over_lines() -> None:
     """RFC 9110, section 5.3: lines of a list-valued field are one list."""
     assert vet(request("GET / HTTP/1.1", "Connection: Upgrade", Connection="keep-alive")).key == KEY
 
 
-def test_credentials_are_the_bytes_as_sent():
+def test_credentials_are_the_bytes_as_sent() -> None:
     name, password = "älice".encode(), "pässwörd 漢: voilà".encode()  # à ends in A0, a blank in latin-1
     found = vet(
         request(
@@ -127,18 +130,18 @@ def test_credentials_are_the_bytes_as_sent():
     assert (found.username, found.password) == (name, password)
 
 
-def test_a_password_is_in_no_repr():
+def test_a_password_is_in_no_repr() -> None:
     head = request(X_Proxy_Username="alice", X_Proxy_Password=SECRET.decode())
     assert SECRET.decode() not in repr(vet(head)) + repr(parse_request(head))
 
 
 @pytest.mark.parametrize(("value", "agreed"), [("1", True), ("0", False), ("", False), ("true", False)])
-def test_half_close_is_agreed_on_by_one(value, agreed):
+def test_half_close_is_agreed_on_by_one(value: str, agreed: bool) -> None:
     assert vet(request(X_Proxy_Half_Close=value)).half_close is agreed
     assert vet(request()).half_close is False
 
 
-def test_a_name_that_is_not_ascii_becomes_idna():
+def test_a_name_that_is_not_ascii_becomes_idna() -> None:
     """CASES A22, by this door: never mojibake upstream."""
     sent = "bücher.example".encode().decode("latin-1")
     assert vet(request(X_Proxy_Target_Host=sent)).target.host == "xn--bcher-kva.example"
@@ -151,7 +154,7 @@ def test_a_name_that_is_not_ascii_becomes_idna():
     ("value", "seconds"),
     [("9.5", 9.5), ("1", 1.0), ("0.001", 0.001), ("10.000", 10.0), ("007", 7.0), (None, None)],
 )
-def test_a_client_may_say_how_long_it_waits(value, seconds):
+def test_a_client_may_say_how_long_it_waits(value: str | None, seconds: float | None) -> None:
     """CASES 300."""
     changes = {} if value is None else {"X_Proxy_Timeout": value}
     assert vet(request(**changes)).patience == seconds
@@ -160,13 +163,13 @@ def test_a_client_may_say_how_long_it_waits(value, seconds):
 @pytest.mark.parametrize(
     "value", ["0", "0.000", "", "-1", "+1", "1e3", "1.", ".5", "1.2345", "1,5", "5 s", "inf", "nan", "5, 5"]
 )
-def test_refuses_a_wait_that_is_no_number_above_0(value):
+def test_refuses_a_wait_that_is_no_number_above_0(value: str) -> None:
     """CASES 300: a decimal number with at most three decimals."""
     assert status_of(request(X_Proxy_Timeout=value)) == 400
 
 
 @pytest.mark.parametrize("name", ["Host", "Upgrade", "Connection", "Sec-WebSocket-Key"])
-def test_each_header_of_the_handshake_is_needed(name):
+def test_each_header_of_the_handshake_is_needed(name: str) -> None:
     """CASES C63."""
     assert status_of(request(without=name)) == 400
 
@@ -175,7 +178,7 @@ def test_each_header_of_the_handshake_is_needed(name):
     "changes",
     [{"without": "Sec-WebSocket-Version"}, {"Sec_WebSocket_Version": "8"}, {"Sec_WebSocket_Version": ""}],
 )
-def test_only_version_13_is_spoken(changes):
+def test_only_version_13_is_spoken(changes: dict[str, str]) -> None:
     """CASES C63."""
     error = refused(request(**changes))
     assert error.status == 426
@@ -189,42 +192,42 @@ def test_only_version_13_is_spoken(changes):
         *(KEY[:-2], KEY + "=", KEY + "x", "!" + KEY[1:], KEY[:10] + " " + KEY[11:], "é" + KEY[1:]),
     ],
 )
-def test_a_key_is_16_bytes_in_base64(key):
+def test_a_key_is_16_bytes_in_base64(key: str) -> None:
     """CASES C64."""
     assert status_of(request(Sec_WebSocket_Key=key)) == 400
 
 
 @given(key=st.binary(min_size=16, max_size=16))
-def test_every_key_of_16_bytes_is_taken(key):
+def test_every_key_of_16_bytes_is_taken(key: bytes) -> None:
     text = base64.b64encode(key).decode()
     assert vet(request(Sec_WebSocket_Key=text)).key == text
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "HEAD", "OPTIONS", "DELETE", "get"])
-def test_only_get_is_allowed(method):
+def test_only_get_is_allowed(method: str) -> None:
     """CASES C68."""
     error = refused(request(f"{method} /chat HTTP/1.1"))
     assert error.status == 405
     assert ("Allow", "GET") in error.headers
 
 
-def test_connect_is_not_allowed():
+def test_connect_is_not_allowed() -> None:
     """CASES C68."""
     assert status_of(b"CONNECT target.example.com:443 HTTP/1.1\r\nHost: x\r\n\r\n") == 405
 
 
-def test_http_1_0_cannot_upgrade():
+def test_http_1_0_cannot_upgrade() -> None:
     """CASES C69."""
     assert status_of(request("GET /chat HTTP/1.0")) == 400
 
 
 @pytest.mark.parametrize("target", ["ws://other.example.com/", "http://h/", "other.example.com:443", "*"])
-def test_a_request_target_is_a_path(target):
+def test_a_request_target_is_a_path(target: str) -> None:
     """CASES C71."""
     assert status_of(request(f"GET {target} HTTP/1.1")) == 400
 
 
-def test_underscores_do_not_stand_for_dashes():
+def test_underscores_do_not_stand_for_dashes() -> None:
     """CASES C74."""
     spoofed = "X_Proxy_Target_Host: evil.example.com"
     assert vet(request("GET / HTTP/1.1", spoofed)).target.host == "target.example.com"
@@ -234,7 +237,7 @@ def test_underscores_do_not_stand_for_dashes():
 @pytest.mark.parametrize(
     "host", ["", "a" * 256, "a b", "a/b", "a@b", "a:80", "[::1]", "fe80::1%eth0", "a,b", "\xff", "a\x85b"]
 )
-def test_a_host_is_checked(host):
+def test_a_host_is_checked(host: str) -> None:
     """CASES C76."""
     assert status_of(request(X_Proxy_Target_Host=host)) == 400
 
@@ -242,11 +245,11 @@ def test_a_host_is_checked(host):
 @pytest.mark.parametrize(
     "port", ["", "0", "65536", "-1", "+80", "80.0", "0x50", "8 0", "²", "99999999", "http"]
 )
-def test_a_port_is_checked(port):
+def test_a_port_is_checked(port: str) -> None:
     assert status_of(request(X_Proxy_Target_Port=port)) == 400
 
 
-def test_a_host_is_not_read_before_the_login():
+def test_a_host_is_not_read_before_the_login() -> None:
     """Case 370."""
     vetted = vet_request(parse_request(request(X_Proxy_Target_Host="a b")))
     with pytest.raises(HttpError):
@@ -254,7 +257,7 @@ def test_a_host_is_not_read_before_the_login():
 
 
 @pytest.mark.parametrize("name", ["X-Proxy-Username", "X-Proxy-Password"])
-def test_credentials_have_at_most_255_bytes(name):
+def test_credentials_have_at_most_255_bytes(name: str) -> None:
     """Case 377: as at the other door (RFC 1929, section 2)."""
     taken = vet(request("GET / HTTP/1.1", f"{name}: " + "\xff" * 255))
     assert b"\xff" * 255 in (taken.username, taken.password)
@@ -262,7 +265,7 @@ def test_credentials_have_at_most_255_bytes(name):
 
 
 @pytest.mark.parametrize("name", ["X-Proxy-Target-Host", "X-Proxy-Target-Port"])
-def test_a_target_is_needed(name):
+def test_a_target_is_needed(name: str) -> None:
     """CASES C77."""
     assert status_of(request(without=name)) == 400
 
@@ -274,13 +277,13 @@ def test_a_target_is_needed(name):
         *("X-Proxy-Target-Port", "X-Proxy-Username", "X-Proxy-Password", "X-Proxy-Half-Close"),
     ],
 )
-def test_a_header_is_not_repeated(name):
+def test_a_header_is_not_repeated(name: str) -> None:
     """DESIGN 1.5: exactly one of each."""
     value = BASE.get(name, "1")
     assert status_of(request("GET / HTTP/1.1", f"{name}: {value}", f"{name.upper()}: {value}")) == 400
 
 
-def test_limits_of_a_head():
+def test_limits_of_a_head() -> None:
     """CASES C78."""
     assert status_of(request("GET /" + "a" * 8192 + " HTTP/1.1")) == 414
     assert status_of(request("GET / HTTP/1.1", "A: " + "a" * 8192)) == 431
@@ -288,7 +291,7 @@ def test_limits_of_a_head():
     assert status_of(request("GET / HTTP/1.1", *["A: " + "a" * 8000] * 9)) == 431
 
 
-def test_a_head_within_the_limits_is_taken():
+def test_a_head_within_the_limits_is_taken() -> None:
     """CASES C78."""
     room = 8192 - len("GET / HTTP/1.1")
     assert vet(request("GET /" + "a" * room + " HTTP/1.1", "A: " + "a" * (8192 - 3))).key == KEY
@@ -296,7 +299,7 @@ def test_a_head_within_the_limits_is_taken():
     assert vet(request("GET / HTTP/1.1", *["A: " + "a" * 8000] * 8)).key == KEY
 
 
-def test_nothing_can_be_expected():
+def test_nothing_can_be_expected() -> None:
     """CASES C81."""
     assert status_of(request("GET / HTTP/1.1", "Expect: 100-continue")) == 417
 
@@ -313,12 +316,12 @@ def test_nothing_can_be_expected():
     ],
     ids=" | ".join,
 )
-def test_a_request_has_no_body(body):
+def test_a_request_has_no_body(body: list[str]) -> None:
     """CASES 304."""
     assert status_of(request("GET / HTTP/1.1", *body)) == 400
 
 
-def test_a_content_length_of_0_is_no_body():
+def test_a_content_length_of_0_is_no_body() -> None:
     """CASES 304: RFC 9112, section 6.3."""
     assert vet(request("GET / HTTP/1.1", "Content-Length: 0")).key == KEY
 
@@ -338,7 +341,7 @@ def test_a_content_length_of_0_is_no_body():
         ("/tunnel", "/tunnel?ed=2048"),
     ],
 )
-def test_who_asks_for_the_same_path_gets_in(path, asked):
+def test_who_asks_for_the_same_path_gets_in(path: str, asked: str) -> None:
     """CASES 305: RFC 3986, section 6.2.2."""
     assert vet(request(f"GET {asked} HTTP/1.1"), path).key == KEY
 
@@ -354,19 +357,19 @@ def test_who_asks_for_the_same_path_gets_in(path, asked):
         ("/tunnel", "/x/../tunnel"),  # a server in front may have let pass what begins with /x
     ],
 )
-def test_who_asks_for_another_path_does_not(path, asked):
+def test_who_asks_for_another_path_does_not(path: str, asked: str) -> None:
     """CASES 305."""
     assert status_of(request(f"GET {asked} HTTP/1.1"), path) == 404
 
 
-def test_our_own_log_learns_more_than_the_peer():
+def test_our_own_log_learns_more_than_the_peer() -> None:
     error = refused(request(**{"X-Proxy-Target-Host": "a..b"}))
     assert b"characters or labels" not in encode_response(error)
     assert str(error).startswith("the target's host is not valid: ")
     assert "characters or labels" in str(error)
 
 
-def test_a_page_in_a_browser_cannot_name_a_target():
+def test_a_page_in_a_browser_cannot_name_a_target() -> None:
     """CASES C86."""
     page = request(
         "GET /?X-Proxy-Target-Host=a&X-Proxy-Target-Port=80 HTTP/1.1",
@@ -378,7 +381,7 @@ def test_a_page_in_a_browser_cannot_name_a_target():
     assert status_of(page) == 400
 
 
-def test_another_path_is_not_found_whatever_is_asked_there():
+def test_another_path_is_not_found_whatever_is_asked_there() -> None:
     """DESIGN 1.5."""
     assert status_of(request("GET /other HTTP/1.1"), "/tunnel") == 404
     assert status_of(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "/tunnel") == 404
@@ -386,7 +389,7 @@ def test_another_path_is_not_found_whatever_is_asked_there():
     assert vet(request("GET /tunnel?a=b HTTP/1.1"), "/tunnel").key == KEY
 
 
-def test_a_plain_get_is_told_to_upgrade_and_learns_nothing_else():
+def test_a_plain_get_is_told_to_upgrade_and_learns_nothing_else() -> None:
     """CASES C91."""
     error = refused(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
     assert error.status == 426
@@ -412,7 +415,7 @@ NEEDLE = "needle"
         request(Upgrade=NEEDLE),
     ],
 )
-def test_an_answer_never_echoes_the_request(head):
+def test_an_answer_never_echoes_the_request(head: bytes) -> None:
     """CASES C90."""
     error = refused(head)
     assert NEEDLE.encode() not in encode_response(error)
@@ -423,7 +426,7 @@ def test_an_answer_never_echoes_the_request(head):
 
 
 @pytest.mark.parametrize("cut", range(len(request()) + 1))
-def test_a_request_may_be_cut_at_any_byte(cut):
+def test_a_request_may_be_cut_at_any_byte(cut: int) -> None:
     data = request() + b"\x82\x00"
     buffer = HeadBuffer(request=True)
     buffer.feed(data[:cut])

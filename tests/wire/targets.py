@@ -12,10 +12,11 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from tests.wire.sockets import CHUNK, TIMEOUT, free_port, is_silent, read_to_end, reset
 
+AnyTarget = TypeVar("AnyTarget", bound="Target")
 Behaviour = Callable[[socket.socket], Any]
 
 
@@ -38,7 +39,7 @@ class Target:
             raise value
         return value
 
-    def __enter__(self) -> "Target":
+    def __enter__(self: AnyTarget) -> AnyTarget:
         for listener in self._listeners:
             threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
         return self

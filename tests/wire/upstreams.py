@@ -134,7 +134,7 @@ def http_answer(status: int, *headers: str, body: bytes = b"a body of its own") 
     return "\r\n".join(lines).encode() + (b"" if status == 204 else body)
 
 
-def judge(with_target: Step) -> Step:
+def judge(with_target: Step) -> Callable[[socket.socket], str]:
     """Read the head of a request, and behave so if it has a target; without one it is malformed."""
 
     def step(connection: socket.socket) -> str:
