@@ -26,7 +26,7 @@ from proxy.net.limits import make_room
 from proxy.net.sock import GeventSocket
 from proxy.net.splice import AVAILABLE, MOST_PIPES
 from proxy.net.threads import Workers
-from proxy.server import ProxyServer, places
+from proxy.server import ProxyServer, pool_size
 
 log = logging.getLogger(__name__)
 
@@ -213,7 +213,7 @@ class App:
 
     def _make_room(self) -> None:
         make_room(
-            connections=sum(places(each) for each in self.config.listeners),
+            connections=sum(pool_size(each) for each in self.config.listeners),
             listeners=len(self.config.listeners),
             pipes=MOST_PIPES if AVAILABLE and self.config.splice == "auto" else 0,
             lookups=lookup.THREADS,

@@ -16,7 +16,7 @@ from proxy.net.deadline import Deadline
 from proxy.net.fullness import Fullness
 from proxy.net.listen import Acceptor
 from proxy.net.opening import Opening, bind
-from proxy.net.places import Places
+from proxy.net.pool import Pool
 from proxy.net.sock import GeventSocket, LoopSocket, address_of
 from proxy.net.stream import Ending
 from proxy.runtime import Runtime, build_runtime
@@ -40,7 +40,7 @@ class ProxyServer(ABC):
     ) -> None:
         self.metrics = (metrics or Metrics()).listener(config.name)
         self.runtime = build_runtime(config, access_log, self.metrics)  # of new connections
-        self._pool = Places(places(config))
+        self._pool = Pool(pool_size(config))
         self.acceptors: list[Acceptor] = []
         self.opening: Opening | None = None  # of its addresses, some of which may be missing yet
         self.sessions: set[Session] = set()
@@ -159,7 +159,7 @@ class ProxyServer(ABC):
             runtime.begin()
         before.retire()
         self._users = None
-        self._pool.resize(places(runtime.config))
+        self._pool.resize(pool_size(runtime.config))
         self._note_fullness()
 
     def end_sessions_of_changed(self, users: Mapping[str, str]) -> None:
@@ -186,6 +186,6 @@ class ProxyServer(ABC):
         self._pool.kill()
 
 
-def places(config: ServerConfig) -> int:
+def pool_size(config: ServerConfig) -> int:
     """Tell how many clients are served or refused at a time."""
     return config.max_connections + (REFUSALS if config.overload is Overload.REFUSE else 0)

@@ -13,7 +13,7 @@ from proxy.errors import is_shortage
 from proxy.net import ours
 from proxy.net.limits import FOR_FILES, RESERVE, from_reserve, shortage
 from proxy.net.opening import close_to_clients, listen_on, place_of
-from proxy.net.places import Handler, Places
+from proxy.net.pool import Handler, Pool
 from proxy.net.sock import LoopSocket, address_of
 
 _PAUSE = 0.1  # seconds without accepting, when there is no room for another client
@@ -27,9 +27,9 @@ _ALREADY_GONE = {
 
 
 class SocketServer(StreamServer):
-    """Accepts on one listening socket while its pool has places."""
+    """Accepts on one listening socket."""
 
-    def __init__(self, sock: socket.socket, handle: Any, spawn: Any) -> None:
+    def __init__(self, sock: socket.socket, handle: Any, spawn: Any = None) -> None:
         super().__init__(sock, handle, spawn=spawn)
         self._place = place_of(sock) if sock.family != std_socket.AF_UNIX else None
         if self._place:
@@ -90,14 +90,20 @@ class Acceptor(SocketServer):
     When the pool is full nothing is accepted, and clients wait in the kernel's queue.
     """
 
-    def __init__(self, sock: socket.socket, handler: Handler, places: Places) -> None:
-        super().__init__(sock, cast(Any, handler), spawn=places)
+    def __init__(self, sock: socket.socket, handler: Handler, pool: Pool) -> None:
+        super().__init__(sock, cast(Any, handler))
         self._handler = handler
-        self._places = places
+        self._pool = pool
+
+    def full(self) -> bool:
+        """Tell whether nobody else can be served now, and go on when that is over."""
+        if self._pool.is_full:
+            self._pool.when_free(self._go_on)
+        return self._pool.is_full
 
     def do_handle(self, client: Any, peer: Any) -> None:
         """Have a client served."""
-        self._places.serve(self._handler, client, address_of(peer))
+        self._pool.serve(self._handler, client, address_of(peer))
 
     def pause(self) -> None:
         """
@@ -126,7 +132,7 @@ class Acceptor(SocketServer):
     def _take_waiting(self) -> None:
         # Those clients are connected as far as they can tell: closing would reset them.
         self.stop_accepting()
-        while not self._places.full():
+        while not self._pool.is_full:
             try:
                 waiting = self.do_read()
             except OSError:

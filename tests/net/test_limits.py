@@ -22,7 +22,7 @@ from proxy.net.limits import FOR_FILES, RESERVE, raise_limit
 from proxy.net.listen import Acceptor
 from proxy.net.lookup import look_up
 from proxy.net.opening import bind
-from proxy.net.places import Places
+from proxy.net.pool import Pool
 from proxy.net.sock import LoopSocket
 from proxy.net.threads import Workers
 from tests.net.wires import PATIENCE, patience
@@ -95,10 +95,10 @@ class Door:
     def __init__(self) -> None:
         self.errors: list[int] = []
         self.is_full = False  # but for what is spent of the reserve
-        self.places = Places(10)
+        self.pool = Pool(10)
         (sock,) = bind(Endpoint("tcp", "127.0.0.1", 0))
         self.address = sock.getsockname()
-        self.acceptor = Acceptor(sock, lambda client, _: client.send(b"served"), self.places)
+        self.acceptor = Acceptor(sock, lambda client, _: client.send(b"served"), self.pool)
         self.acceptor.start()
         self._listening: Any = self.acceptor.socket
         self.acceptor.socket = self  # type: ignore[assignment]
@@ -128,7 +128,7 @@ def door(monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
     made = Door()
     yield made
     made.acceptor.close()
-    made.places.join()
+    made.pool.join()
     assert not bugs
 
 

@@ -11,7 +11,7 @@ from gevent.event import Event
 from proxy.address import Address, Endpoint
 from proxy.net.listen import Acceptor
 from proxy.net.opening import bind
-from proxy.net.places import Places
+from proxy.net.pool import Pool
 from tests.net.wires import PATIENCE
 from tests.wire.sockets import free_port
 
@@ -23,7 +23,7 @@ class Service:
         self.clients: list[Address] = []
         self.let_go = Event()
         self.fault: Exception | None = None
-        self.pool = Places(2)
+        self.pool = Pool(2)
         self.sock = bind(Endpoint("tcp", "127.0.0.1", 0))[0]
         self.address = self.sock.getsockname()
         self.acceptor = Acceptor(self.sock, self.handle, self.pool)
@@ -106,7 +106,7 @@ def test_places_can_be_resized_over_and_over(service: Service) -> None:
     assert served(service) == 2
     service.let_go.set()
     assert [client.recv(10) for client in clients] == [b"served"] * 4
-    assert service.pool.free_count() == 2
+    assert len(service.pool) == 0
 
 
 def test_a_great_many_places_come_and_go_in_one_step(service: Service) -> None:
