@@ -3,8 +3,9 @@ The INI file: read it into a configuration, or say everything that is wrong with
 
 A file goes through four steps: bytes to lines, lines to an outline of known sections and keys, configobj
 with the configspec for each value, and the dataclasses for what values mean to one another. A step
-reports what it refuses and hands on the rest, so that one reading finds every mistake. A configuration
-comes out only if there was none.
+refuses what is wrong and hands on the rest, so that one reading finds every mistake. Of a setting that
+was refused no more is said: whatever is missing for want of it follows from the first mistake. A
+configuration comes out only if there was none.
 """
 
 import errno
@@ -40,7 +41,6 @@ from proxy.configfile.spec import (
     FILES,
     NO_FILES,
     SPEC,
-    STAND_INS,
     VALIDATOR,
     Path,
     did_you_mean,
@@ -55,7 +55,6 @@ from proxy.net.tls import check_readable, client_context, server_context
 from proxy.units import write_duration
 
 _DIRECT_UPSTREAM = UpstreamConfig(DIRECT, UpstreamType.DIRECT)
-_STAND_IN = ServerConfig(":0", Protocol.SOCKS5)
 _TLS = ("tls_cert", "tls_key", "tls_ca")
 
 T = TypeVar("T")
@@ -173,18 +172,16 @@ class _Builder:
         conf = self._validate()
         users = self._users(conf["auth_users"])
         upstreams = {name: self._upstream(name, each) for name, each in conf["upstreams"].items()}
-        shared = _only(ServerConfig, self._values(("proxy",), conf["proxy"])) | {"auth_users": users}
+        proxy, control = self._values(conf["proxy"]), self._values(conf["control"])
+        shared = _only(ServerConfig, proxy) | {"auth_users": users}
         listeners = [
-            self._listener(name, shared | self._values(("listeners", name), each), upstreams)
+            self._listener(name, shared | self._values(each), upstreams)
             for name, each in conf["listeners"].items()
         ]
-        if self._outline.is_partial:
-            listeners = listeners or [_STAND_IN]
-        control = self._values(("control",), conf["control"])
-        values = _only(ProxyConfig, self._values(("proxy",), conf["proxy"])) | {
-            "listeners": tuple(listeners),
+        values = _only(ProxyConfig, proxy) | {
+            "listeners": tuple(filter(None, listeners)),
             "auth_users": users,
-            "upstreams": tuple(each for each in upstreams.values() if each),
+            "upstreams": tuple(filter(None, upstreams.values())),
             **{f"control_{key}": value for key, value in control.items()},
         }
         config = self._make(ProxyConfig, [values], _place_in_file)
@@ -198,9 +195,6 @@ class _Builder:
         conf = self._parse(list(self._outline.lines))
         self._compare(conf)
         for path, key, outcome in _failures(conf.validate(VALIDATOR, preserve_errors=True)):
-            if outcome is False and (path, key) in self._outline.places:
-                continue  # it is there, and reported already
-            self._outline.refused.add((path, key))
             self._outline.report_at(path, key, str(outcome) if outcome else "is missing")
             _section(conf, path).pop(key, None)
         return {name: section.dict() for name, section in conf.items()}
@@ -212,10 +206,9 @@ class _Builder:
             places = {line: place for place, line in self._outline.places.items()}
             for error in exc.errors:
                 place = places.get(error.line_number, ((), ""))
-                self._outline.refused.add(place)
                 is_open = syntax.lacks_a_quote(lines[error.line_number - 1].partition("=")[2])
                 what = NO_CLOSING_QUOTE if is_open else "cannot be read: check the quotes and commas"
-                self._outline.report(error.line_number, what, *place)
+                self._outline.refuse(error.line_number, what, *place)
                 lines[error.line_number - 1] = ""
             return self._parse(lines)
 
@@ -225,74 +218,69 @@ class _Builder:
         for path, key in outline.places.keys() - outline.refused:
             value = _section(conf, path).get(key) if key else ""
             if value is None or value != outline.secrets.get((path, key), value):
-                outline.refused.add((path, key))
                 outline.report_at(path, key, f"cannot be read: {QUOTE_IT}")
 
     def _users(self, users: Mapping[str, str]) -> dict[str, str]:
-        good = {}
         for name, password in users.items():
             try:
                 check_user(name, password)
             except ConfigError as exc:
                 self._outline.report_at(("auth_users",), name, str(exc))
-            else:
-                good[name] = password
-        given = any(path == ("auth_users",) and key for path, key in self._outline.places)
-        return {"-": "-"} if given and not good else good
+        return {name: users[name] for name in users if (("auth_users",), name) not in self._outline.refused}
 
     def _upstream(self, name: str, section: Mapping[str, Any]) -> UpstreamConfig | None:
         path = ("upstreams", name)
         if name == DIRECT:
             self._outline.report_at(path, "", f"{DIRECT} is built in: give this upstream another name")
-        values = self._values(path, section)
+        values = self._values(section)
         self._try_files(path, values)
-        # What is wrong whatever the missing type may be is said now.
         kinds = [values["type"]] if "type" in values else list(UpstreamType)
         options = [{"name": name, **values, "type": kind} for kind in kinds]
         return self._make(UpstreamConfig, options, lambda key: (path, key))
 
     def _listener(
         self, name: str, values: dict[str, Any], upstreams: Mapping[str, UpstreamConfig | None]
-    ) -> ServerConfig:
-        path = ("listeners", name)
+    ) -> ServerConfig | None:
+        path, refused = ("listeners", name), self._outline.refused
         wanted = values.pop("upstream", [DIRECT])
         known = {DIRECT: _DIRECT_UPSTREAM, **upstreams}
-        for unknown in (each for each in wanted if each not in known and not self._outline.is_partial):
-            self._outline.report_at(path, "upstream", _why_no_upstream(unknown, known))
+        for unknown in (each for each in wanted if each not in known):
+            if (("upstreams",), "") not in refused:
+                self._outline.report_at(path, "upstream", _why_no_upstream(unknown, known))
         values["upstream_config"] = tuple(known[each] for each in wanted if known.get(each))
+        if any(section == ("auth_users",) for section, _ in refused):
+            values.pop("auth", None)  # which may need a user
         self._try_files(path, values)
         kinds = [values["protocol"]] if "protocol" in values else list(Protocol)
-        options = [{"name": name, **values, "protocol": kind} for kind in kinds]
+        options = [{"name": name, "listen_addr": ":0", **values, "protocol": kind} for kind in kinds]
         listener = self._make(ServerConfig, options, lambda key: (path, key))
-        return listener or _stand_in(options[0])
+        if listener is None:
+            refused.add((("listeners",), ""))
+            with suppress(ConfigError):  # its address is compared with the others' all the same
+                return ServerConfig(options[0]["listen_addr"], kinds[0], name)
+        return listener
 
     def _try_files(self, path: Path, values: Mapping[str, Any]) -> None:
         """Report what is wrong with the TLS files that a section names, whatever else is."""
-        refused = {key for place, key in self._outline.refused if place == path}
-        given = {key: values[key] for key in _TLS if values.get(key) and key not in refused}
         if not self._with_files or values.get("protocol") is Protocol.SOCKS5:
             return
-        for key, file in given.items():
-            self._try_tls(path, partial(check_readable, key, file))
-        if "tls_cert" in given and "tls_key" in given:
-            self._try_tls(path, partial(server_context, given["tls_cert"], given["tls_key"]))
-        if "tls_ca" in given:
-            self._try_tls(path, partial(client_context, given["tls_ca"]))
-
-    def _try_tls(self, path: Path, load: Callable[[], object]) -> None:
-        try:
-            load()
-        except ConfigError as exc:
-            if (path, exc.field) not in self._outline.refused:
-                self._outline.refused.add((path, exc.field))
+        cert, key, ca = (values.get(each) for each in _TLS)
+        tries: list[Callable[[], object]] = [
+            partial(check_readable, each, values[each]) for each in _TLS if values.get(each)
+        ]
+        if cert and key:
+            tries.append(partial(server_context, cert, key))
+        if ca:
+            tries.append(partial(client_context, ca))
+        for each in tries:
+            try:
+                each()
+            except ConfigError as exc:
                 self._outline.report_at(path, exc.field, str(exc))
 
-    def _values(self, path: Path, section: Mapping[str, Any]) -> dict[str, Any]:
+    def _values(self, section: Mapping[str, Any]) -> dict[str, Any]:
         """Take the values that were given, as the dataclasses want them."""
-        given = {key: value for key, value in section.items() if value is not None}
-        values = {key: self._value(key, value) for key, value in given.items()}
-        stand_ins = STAND_INS.keys() & set(keys_of(path))
-        return values | {key: STAND_INS[key] for key in stand_ins if (path, key) in self._outline.refused}
+        return {key: self._value(key, value) for key, value in section.items() if value is not None}
 
     def _value(self, key: str, value: Any) -> Any:
         if key in FILES and value not in NO_FILES:
@@ -317,14 +305,6 @@ class _Builder:
             if all((field, message) in each for each in complaints):
                 self._outline.report_at(*place(field), message)
         return made if len(options) == 1 and not complaints[0] else None
-
-
-def _stand_in(values: Mapping[str, Any]) -> ServerConfig:
-    """Make a listener that raises no complaint in place of one that does, so that the rest is looked at."""
-    with suppress(ConfigError):
-        # With its address, which no other one can have.
-        return ServerConfig(values["listen_addr"], values["protocol"], values["name"])
-    return _STAND_IN
 
 
 def _why_no_upstream(name: str, known: Iterable[str]) -> str:

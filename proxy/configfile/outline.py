@@ -63,18 +63,23 @@ class Outline:
         self.refused: set[tuple[Path, str]] = set()
         self.problems: list[Problem] = []
         self.warnings: list[Problem] = []
-        self.is_partial = False  # a section was passed over, so what seems missing may stand there
         self._unreadable: set[int] = set()  # lines about which no more is said
         complaint = _not_a_text_file(data)
         if complaint:
-            self.is_partial = True
+            self._pass_over()
             self.report(0, complaint)
         else:
             self._read(list(self._decode(data)))
 
     def report_at(self, path: Path, key: str, message: str) -> None:
-        """Report what is wrong with a setting, or (with no key) with a section."""
-        line = self.places.get((path, key)) or self.places.get((path, "")) or 0
+        """Refuse a setting, or (with no key) a section; of one that was refused no more is said."""
+        if (path, key) not in self.refused:
+            line = self.places.get((path, key)) or self.places.get((path, "")) or 0
+            self.refuse(line, message, path, key)
+
+    def refuse(self, line: int, message: str, path: Path, key: str) -> None:
+        """Report what is wrong with a line, and refuse the setting that stands there."""
+        self.refused.add((path, key))
         self.report(line, message, path, key)
 
     def report(self, line: int, message: str, path: Path = (), key: str = "") -> None:
@@ -119,10 +124,14 @@ class Outline:
             if not isinstance(block.header, Header) or block.header.depth == 1:
                 parent = path[0] if path else None
             if path is None:
-                self.is_partial = True
+                self._pass_over()
                 continue
             for number in self._keep(path, block):
                 self.lines[number - 1] = lines[number - 1]
+
+    def _pass_over(self) -> None:
+        """Pass over a section that is none: what stands in it, any listener and any upstream, is refused."""
+        self.refused |= {(("listeners",), ""), (("upstreams",), "")}
 
     def _blocks(self, lines: list[str]) -> list[_Block]:
         blocks = [_Block(None)]
@@ -159,8 +168,7 @@ class Outline:
             if not complaint:
                 yield setting.line
                 continue
-            self.refused.add((path, setting.key))
-            self.report(setting.line, complaint, path, setting.key)
+            self.refuse(setting.line, complaint, path, setting.key)
 
     def _why_not(self, path: Path, setting: Setting) -> str:
         place = (path, setting.key)

@@ -41,16 +41,6 @@ ENUMS: dict[str, type[Enum]] = {
 }
 FILES = ("access_log", "tls_cert", "tls_key", "tls_ca")  # their relative paths start at the file's folder
 NO_FILES = ("", "-", "off")  # what an access_log may be instead
-# A value that was refused is replaced by one that raises no second complaint, where leaving it out would.
-STAND_INS = {
-    "listen_addr": ":0",
-    "proxy_address": "localhost:1",
-    "proxy_username": "-",
-    "proxy_password": "-",
-    "tls_cert": "-",
-    "tls_key": "-",
-    "token": "-",
-}
 
 _MANY = "__many__"
 _RESERVED = (_MANY, "___many___")  # in a configspec these stand for any name, so no name can be one of them
