@@ -4,7 +4,7 @@ Where the program starts: the standard library is made cooperative before anythi
 
 from proxy import signals
 
-signals.hold()
+signals.block()
 
 from gevent import config, monkey
 

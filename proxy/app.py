@@ -25,7 +25,7 @@ from proxy.net import lookup
 from proxy.net.limits import make_room
 from proxy.net.sock import GeventSocket
 from proxy.net.splice import AVAILABLE, MOST_PIPES
-from proxy.net.threads import Workers
+from proxy.net.threads import NativeThreads
 from proxy.server import ProxyServer, pool_size
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class App:
         self.inherited: list[GeventSocket] = []  # sockets that listen already, to be used instead of new ones
         self._patient = patient
         self._logs = Logs()
-        self._workers = Workers(1)
+        self._threads = NativeThreads(1)
         self._listeners = Listeners(make, self._logs.access, self.metrics, self._arrived)
         self._plan = self._listeners.plan(config)
         self._opened = Event()
@@ -149,7 +149,7 @@ class App:
         ``ProxyError``, and then nothing has changed.
         """
         self._check_not_stopping()
-        plan = self._workers.run(partial(self._listeners.plan, config))
+        plan = self._threads.run(partial(self._listeners.plan, config))
         self._check_not_stopping()
         self._listeners.open(plan)
         try:
@@ -227,7 +227,7 @@ class App:
             signal.SIGHUP: self._hang_up,
         }
         self._watchers = [gevent.signal_handler(number, handler) for number, handler in handlers.items()]
-        signals.heed()
+        signals.unblock()
 
     def _stop(self) -> None:
         if self._stopping.is_set():

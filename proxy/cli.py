@@ -95,7 +95,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run the program with these arguments, and return its exit code."""
     try:
         try:
-            signals.heed_interrupt()
+            signals.unblock_interrupt()
             return _control(arguments[1:]) if arguments[:1] == ["ctl"] else _run(arguments)
         finally:
             console.flush()
@@ -132,7 +132,7 @@ def _run(arguments: Sequence[str]) -> int:
     _refuse_strangers(given, others, mode)
     serves = mode == _SERVER or (mode == _FILE and not given.keys() & {"check", "dump"})
     if not serves:
-        signals.heed()  # a client ends with its terminal
+        signals.unblock()  # a client ends with its terminal
     try:
         return _MODES[mode](given)
     except ConfigError as exc:
@@ -235,7 +235,7 @@ def _inspect(given: Mapping[str, str]) -> int:
 def _control(arguments: Sequence[str]) -> int:
     from proxy.ctl import commands
 
-    signals.heed()
+    signals.unblock()
     return commands.run(arguments)
 
 

@@ -125,9 +125,9 @@ class UpstreamClient(ProxyClient):
         try:
             return dial(proxy, deadline)
         except DialError as exc:
-            raise self.blame(str(exc), exc) from exc
+            raise self.as_upstream_error(str(exc), exc) from exc
 
-    def blame(
+    def as_upstream_error(
         self,
         reason: str,
         cause: Exception | None = None,
@@ -160,7 +160,7 @@ class UpstreamClient(ProxyClient):
     def login_refused(self, detail: str = "") -> UpstreamError:
         """Make the error that says that the proxy does not let us in."""
         reason = "refused our credentials" if self.credentials else "wants a login, and none is set"
-        return self.blame(reason + detail, transient=False)
+        return self.as_upstream_error(reason + detail, transient=False)
 
 
 _SPOKEN = (

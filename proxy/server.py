@@ -117,7 +117,7 @@ class ProxyServer(ABC):
             self.sessions.add(session)
             self._note_fullness()
         if self._users is not None:
-            session.expect_user_in(self._users)
+            session.end_unless_user_in(self._users)
         self.metrics.accepted += 1
         try:
             session.run(self.inbound, full=full)
@@ -166,7 +166,7 @@ class ProxyServer(ABC):
         """End the connections of those who are no users any more, or have another password."""
         self._users = users
         for session in list(self.sessions):
-            session.expect_user_in(users)
+            session.end_unless_user_in(users)
 
     def stop_accepting(self) -> None:
         """Close the listener; live connections go on."""

@@ -230,7 +230,7 @@ class Session:
         else:
             self._channel.hang_up()
 
-    def expect_user_in(self, users: Mapping[str, str]) -> None:
+    def end_unless_user_in(self, users: Mapping[str, str]) -> None:
         """End it if its user is none of these, or has another password now; also if that shows later."""
         self._users = users
         if self.wanted and not self._may_go_on(self.wanted.user):

@@ -10,16 +10,16 @@ import signal
 _FOR_SERVERS = (signal.SIGHUP, signal.SIGUSR1)
 
 
-def hold() -> None:
+def block() -> None:
     """Let them wait; to be called before any thread begins."""
     signal.pthread_sigmask(signal.SIG_BLOCK, (*_FOR_SERVERS, signal.SIGINT))
 
 
-def heed_interrupt() -> None:
+def unblock_interrupt() -> None:
     """Take a SIGINT that came meanwhile, and from now on every one at once, as ``KeyboardInterrupt``."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
 
 
-def heed() -> None:
+def unblock() -> None:
     """Take the others too: by a server's handlers, or by the default action, which ends the program."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _FOR_SERVERS)

@@ -28,8 +28,8 @@ from proxy.net.deadline import Deadline
 
 log = logging.getLogger(__name__)
 
-FIRST_REST = 1.0  # seconds
-LONGEST_REST = 60.0  # seconds
+FIRST_COOLDOWN = 1.0  # seconds
+LONGEST_COOLDOWN = 60.0  # seconds
 PROBE_INTERVAL = 0.5  # seconds between two looks at an upstream that is down
 PATIENCE = 3.0  # seconds for a sign of life
 JUST_NOW = 1.0  # seconds for which an answer to others is one
@@ -93,7 +93,7 @@ class Health:
         self.problem = ""  # what went wrong the last time
         self.status = 0  # of its answer then, if that was the problem
         self.may_return = False  # by itself, so that a sign of life shows it
-        self.rests_until = 0.0
+        self.cooldown_until = 0.0
         self.answered_at = 0.0
         self.confirms = True  # its success says that the target is connected
         self.keeper: Upstream | None = None  # the one in use, which looks after it while it is down
@@ -106,7 +106,7 @@ class Health:
         self.failures = 0
         self.problem = ""
         self.may_return = False
-        self.rests_until = 0.0
+        self.cooldown_until = 0.0
         self.answered_at = monotonic()
 
     def declined(self, exc: UpstreamError) -> None:
@@ -126,8 +126,8 @@ class Health:
         if self._failed_at <= started:  # else another connection has told the same already
             self.failures += 1
         self._failed_at = monotonic()
-        rest = min(FIRST_REST * 2 ** min(self.failures - 1, 10), LONGEST_REST)
-        self.rests_until = self._failed_at + rest
+        rest = min(FIRST_COOLDOWN * 2 ** min(self.failures - 1, 10), LONGEST_COOLDOWN)
+        self.cooldown_until = self._failed_at + rest
         log.warning("%s; it rests for %g s", exc, rest, extra={"collapse": (self.name, exc)})
 
 
@@ -140,14 +140,14 @@ class Upstream:
         self.client = make_client(config)
         self.health = health or Health(config.name)
         self._asking: background.Task[int | None] | None = None
-        self._looks_after = False
+        self._is_probing = False
         if health is None:
             self.begin()
 
     def begin(self) -> None:
         """Be the one in use."""
         self.health.keeper = self
-        self._look_after_if_down()
+        self._probe_if_down()
 
     def retire(self) -> None:
         """Leave that to others, and look after it no more."""
@@ -184,22 +184,22 @@ class Upstream:
 
     def _attempt(self, target: Address, deadline: Deadline) -> Connected:
         health = self.health
-        rests_until = health.rests_until
+        cooldown_until = health.cooldown_until
         if health.failures:
             # This connection tries it; until it knows more, others go elsewhere.
-            health.rests_until = max(rests_until, monotonic() + self.config.timeout)
+            health.cooldown_until = max(cooldown_until, monotonic() + self.config.timeout)
         try:
             connected = self.client.dial(target, deadline)
         except UpstreamError as exc:
             if exc.well:
-                health.rests_until = rests_until
+                health.cooldown_until = cooldown_until
             raise
         except DialError:
             health.answered()  # it did its work: the target is to blame
             raise
         except BaseException:
             # The client left, or we ourselves are short of something: nothing is known.
-            health.rests_until = rests_until
+            health.cooldown_until = cooldown_until
             raise
         health.answered()
         health.confirms = connected.confirmed
@@ -256,14 +256,14 @@ class Upstream:
     def _failed(self, exc: UpstreamError, started: float) -> None:
         self.health.failed(exc, started)
         if self.health.keeper:
-            self.health.keeper._look_after_if_down()
+            self.health.keeper._probe_if_down()
 
-    def _look_after_if_down(self) -> None:
-        if self.health.may_return and not self._looks_after:
-            self._looks_after = True
-            background.Task(self._look_after)
+    def _probe_if_down(self) -> None:
+        if self.health.may_return and not self._is_probing:
+            self._is_probing = True
+            background.Task(self._probe)
 
-    def _look_after(self) -> None:
+    def _probe(self) -> None:
         """Find out when it is back, though nobody needs it meanwhile."""
         health, pace = self.health, Deadline(PROBE_INTERVAL)
         while health.may_return and health.keeper is self:
@@ -272,7 +272,7 @@ class Upstream:
             life = self._sign_of_life()
             if health.failures and life and life < 500 and not _is_same(life, health.status):
                 health.answered()
-        self._looks_after = False
+        self._is_probing = False
 
 
 def _is_same(one: int, other: int) -> bool:
@@ -314,4 +314,4 @@ class Selector(ProxyClient):
             order = order[first:] + order[:first]
         now = monotonic()
         # Stable: those that do not rest keep their order, and the others come by the end of their rest.
-        return sorted(order, key=lambda upstream: max(0.0, upstream.health.rests_until - now))
+        return sorted(order, key=lambda upstream: max(0.0, upstream.health.cooldown_until - now))

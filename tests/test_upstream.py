@@ -47,7 +47,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.setattr(module, "monotonic", made)
     monkeypatch.setattr(deadline_module, "monotonic", made)
     monkeypatch.setattr(Deadline, "pause", lambda deadline, seconds: made.pause(deadline, seconds))
-    monkeypatch.setattr(Upstream, "_look_after", lambda upstream: None)  # it would have no end without time
+    monkeypatch.setattr(Upstream, "_probe", lambda upstream: None)  # it would have no end without time
     return made
 
 
@@ -316,7 +316,7 @@ def refused_by(selector: Selector) -> DialError:
 def is_up(selector: Selector, name: str) -> bool:
     """Tell whether an upstream is neither blamed for anything nor rests."""
     health = next(one.health for one in selector.upstreams if one.name == name)
-    return not health.failures and not health.rests_until
+    return not health.failures and not health.cooldown_until
 
 
 def test_a_target_that_does_not_answer_is_not_the_upstreams_fault(clients: dict[str, Client]) -> None:
@@ -632,7 +632,7 @@ def test_one_that_failed_before_is_neither_back_nor_put_off_by_a_shortage(
     with pytest.raises(UpstreamError):
         selector.dial(TARGET, Deadline(BUDGET))
     (home,) = selector.upstreams
-    failures, rests_until = home.health.failures, home.health.rests_until
+    failures, cooldown_until = home.health.failures, home.health.cooldown_until
     with pytest.raises(LimitError):
         selector.dial(TARGET, Deadline(BUDGET))
-    assert (home.health.failures, home.health.rests_until) == (failures, rests_until)
+    assert (home.health.failures, home.health.cooldown_until) == (failures, cooldown_until)

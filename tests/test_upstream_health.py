@@ -209,14 +209,14 @@ def test_one_that_is_back_is_up_although_nobody_needs_it(caplog: pytest.LogCaptu
         for _ in range(3):
             assert isinstance(refusal(home), UpstreamError)
         assert home.health.failures == 3
-        rests_until = home.health.rests_until
-        assert rests_until > time.monotonic() + 2
+        cooldown_until = home.health.cooldown_until
+        assert cooldown_until > time.monotonic() + 2
         port = place.getsockname()[1]
     with played(port, hear_greeting, b"\x05\x00", script.stall), caplog.at_level(logging.INFO):
         while home.health.failures:
             gevent.sleep(0.01)
-        assert time.monotonic() < rests_until
-    assert home.health.rests_until == 0
+        assert time.monotonic() < cooldown_until
+    assert home.health.cooldown_until == 0
     assert home.health.answered_at
     assert "upstream home is back" in caplog.text
 
@@ -247,7 +247,7 @@ def test_what_somebody_has_to_mend_is_not_asked_about_again_and_again(steps: tup
         home = made("socks5", port, **LOGIN)
         refusal(home)
         assert home.health.failures == 1
-        assert not home._looks_after
+        assert not home._is_probing
         assert far.accepted == 1
 
 
@@ -297,7 +297,7 @@ def test_what_is_no_upstream_any_more_is_not_looked_after() -> None:
         server.select_upstream_connection("target.example", 443)
     (closed,) = upstreams_of(server.way_out)
     server.shutdown()
-    while gone._looks_after or closed._looks_after:
+    while gone._is_probing or closed._is_probing:
         gevent.sleep(0.01)
     assert gone.health.failures == closed.health.failures == 1
 

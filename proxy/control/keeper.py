@@ -51,7 +51,7 @@ from proxy.control.candidate import (
 from proxy.control.fingerprint import Fingerprint, tls_files, tls_files_in
 from proxy.control.history import History, Version
 from proxy.errors import ConfigError, Failure, ProxyError, reason_of
-from proxy.net.threads import Workers
+from proxy.net.threads import NativeThreads
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class Keeper:
         self._history = History(state_dir and state_dir / "history", history_size, trust)
         self._apply = apply
         self._lock = BoundedSemaphore()
-        self._workers = Workers(1)
+        self._workers = NativeThreads(1)
         self._judged = Judged()
         self._running: Candidate
         self._is_new = False

@@ -202,7 +202,7 @@ def _health(upstream: Upstream) -> str:
 
 
 def _rest(upstream: Upstream) -> float:
-    return max(0.0, upstream.health.rests_until - monotonic()) if upstream.health.failures else 0.0
+    return max(0.0, upstream.health.cooldown_until - monotonic()) if upstream.health.failures else 0.0
 
 
 # Metrics

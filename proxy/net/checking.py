@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import gevent
 
 from proxy.errors import LimitError
-from proxy.net.threads import Job, Workers
+from proxy.net.threads import Job, NativeThreads
 
 T = TypeVar("T")
 
@@ -23,7 +23,7 @@ _REST = 4  # times as long as a check that was in vain
 _USUAL = 0.1  # seconds that a check takes, as long as none was made
 
 
-class Checkers(Workers):
+class Checkers(NativeThreads):
     """Workers for functions whose answer is yes or no, shared among those who ask."""
 
     def __init__(self, size: int) -> None:

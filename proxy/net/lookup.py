@@ -27,7 +27,7 @@ from proxy.address import IPAddress
 from proxy.errors import DialError, Failure, is_shortage, reason_of
 from proxy.net.deadline import Deadline
 from proxy.net.limits import shortage
-from proxy.net.threads import Job, Workers
+from proxy.net.threads import Job, NativeThreads
 
 # A name that hangs holds one of each for as long as the resolver tries, 10 s and more. A thread takes up
 # to 50 kB, and one who asks for many gets half of them: 8 MB.
@@ -43,8 +43,8 @@ _NO_SUCH_NAME = {
     getattr(std_socket, "EAI_ADDRFAMILY", None),
 }
 
-_workers = Workers(_THREADS)
-_ipv4_workers = Workers(_IPV4_THREADS)
+_threads = NativeThreads(_THREADS)
+_ipv4_threads = NativeThreads(_IPV4_THREADS)
 _close = get_original("os", "close")  # gevent's is not for threads
 _native_getaddrinfo: Callable[..., list[Any]] = get_original("socket", "getaddrinfo")
 
@@ -68,7 +68,7 @@ def look_up(host: str, deadline: Deadline) -> Found:
         if _has_answer(both) or not both.is_begun:
             return Found(both.get(), is_all=True)
         ipv4_alone = partial(_ask_system, _complete(host), std_socket.AF_INET)
-        with _ipv4_workers.job(ipv4_alone, deadline.asker, host) as ipv4:
+        with _ipv4_threads.job(ipv4_alone, deadline.asker, host) as ipv4:
             gevent.wait((both.outcome, ipv4.outcome), count=1)
             if not _has_answer(both):
                 ipv4.outcome.wait()
@@ -88,7 +88,7 @@ def look_up_all(host: str, deadline: Deadline) -> Found:
 @contextmanager
 def _lookup(host: str, deadline: Deadline) -> Iterator[Job[list[IPAddress]]]:
     ask_for_both = partial(_ask_system, host, std_socket.AF_UNSPEC)
-    with _workers.job(ask_for_both, deadline.asker, host) as both:
+    with _threads.job(ask_for_both, deadline.asker, host) as both:
         try:
             with deadline.limit("name lookup"):
                 yield both

@@ -23,7 +23,7 @@ from proxy.address import Endpoint, Place
 from proxy.errors import ProxyError, failure_of, reason_of
 from proxy.net.limits import from_reserve
 from proxy.net.sock import set_options, sockaddr_of
-from proxy.net.threads import Workers, start_thread
+from proxy.net.threads import NativeThreads, start_thread
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ _NOT_THERE = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.ENODEV}
 
 _getaddrinfo = get_original("socket", "getaddrinfo")
 _allocate_lock: Callable[[], LockType] = get_original("_thread", "allocate_lock")
-_workers = Workers(8)
+_threads = NativeThreads(8)
 
 
 class Opening:
@@ -70,7 +70,7 @@ class Opening:
         if self._places is None and (self.endpoint.place or not self.endpoint.host):
             self._places = find(self.endpoint)
         elif self._places is None:
-            with _workers.job(lambda: find(self.endpoint), key=self.endpoint) as lookup:
+            with _threads.job(lambda: find(self.endpoint), key=self.endpoint) as lookup:
                 lookup.outcome.wait(within)
                 if not lookup.outcome.ready():
                     self.problem = "the name lookup takes its time"

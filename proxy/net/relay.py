@@ -30,7 +30,7 @@ from gevent.hub import Waiter
 from proxy.errors import ProtocolError, reason_of
 from proxy.net import splice
 from proxy.net.sock import GeventSocket
-from proxy.net.stream import BUFFER_SIZE, Buffer, Ending, Stream, as_stream, nobody_cares
+from proxy.net.stream import BUFFER_SIZE, Buffer, Ending, Stream, as_stream, ignore
 from proxy.net.turns import TURNS
 
 log = logging.getLogger(__name__)
@@ -337,7 +337,7 @@ class _Direction:
 
     def let_go(self) -> None:
         """Forget the others, when all is over."""
-        self._sink.on_blocked = nobody_cares
+        self._sink.on_blocked = ignore
         del self._relay, self.opposite
 
     def _hold(self) -> None:

@@ -15,7 +15,7 @@ from gevent import socket
 
 from proxy.net import descriptors
 from proxy.net.stream import BUFFER_SIZE, Ending, TcpStream
-from proxy.net.threads import Workers
+from proxy.net.threads import NativeThreads
 
 
 class StdioStream(TcpStream):
@@ -28,9 +28,9 @@ class StdioStream(TcpStream):
         self._far.setblocking(True)
         self._stdin = stdin
         self._stdout = stdout
-        workers = Workers(2)
-        gevent.spawn(workers.run, self._read)
-        self._writer = gevent.spawn(workers.run, self._write)
+        threads = NativeThreads(2)
+        gevent.spawn(threads.run, self._read)
+        self._output = gevent.spawn(threads.run, self._write)
 
     def _read(self) -> None:
         # The relay may end first: then nobody wants the rest.
@@ -56,4 +56,4 @@ class StdioStream(TcpStream):
 
     def close(self) -> None:
         """Wait until all is written, and leave the descriptors open: they are not ours."""
-        self._writer.join()
+        self._output.join()

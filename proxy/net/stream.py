@@ -133,7 +133,7 @@ class Stream(Protocol):
         """Wait until the peer knows, for a bounded time, and be closed."""
 
 
-def nobody_cares() -> None:
+def ignore() -> None:
     """Stand in for a relay, while there is none."""
 
 
@@ -158,7 +158,7 @@ class TcpStream:
         # there is a relay, and whoever else is given that listener, would have to take it back.
         self._sock.setsockopt(_SOCKET, _LINGER, _RESET)
         self.reader = self._make_reader()
-        self.on_blocked: Callable[[], None] = nobody_cares
+        self.on_blocked: Callable[[], None] = ignore
         self._early = early
         self._kept = b""  # goes out first,
         self._pipe: Pipe | None = None  # and then what is in here

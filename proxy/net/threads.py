@@ -22,7 +22,7 @@ T = TypeVar("T")
 _IDLE_THREAD = 10  # seconds until a thread without work ends
 
 
-class Workers:
+class NativeThreads:
     """
     At most ``size`` native threads, started as they are needed, and shared among those who ask.
 

@@ -64,15 +64,15 @@ class Socks5Client(UpstreamClient):
             assert target is not None
             raise self._refusal(mouthpiece.last[1], target) from exc
         except (socks.ProxyError, ProtocolError) as exc:
-            raise self.blame(mouthpiece.nonsense(exc), transient=False) from exc
+            raise self.as_upstream_error(mouthpiece.nonsense(exc), transient=False) from exc
         except EOFError as exc:
             reason = "it closed the connection during the SOCKS5 handshake"
-            raise self.blame(reason, unclear=mouthpiece.waits_for_reply) from exc
+            raise self.as_upstream_error(reason, unclear=mouthpiece.waits_for_reply) from exc
         except OSError as exc:
             reason = (
                 reason_of(exc) if mouthpiece.first else f"it answers no SOCKS5 greeting: {reason_of(exc)}"
             )
-            raise self.blame(reason, exc, unclear=mouthpiece.waits_for_reply) from exc
+            raise self.as_upstream_error(reason, exc, unclear=mouthpiece.waits_for_reply) from exc
 
     def _refusal(self, code: int, target: Address) -> DialError:
         # Also a general failure is an answer about the target, by a proxy that lives and knows its

@@ -105,12 +105,14 @@ class WebSocketClient(UpstreamClient):
         except ProtocolError as exc:
             # What does not speak HTTP, or has a bad certificate, will be no better in a moment.
             passes = isinstance(exc.__cause__, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
-            raise self.blame(str(exc), transient=passes) from exc
+            raise self.as_upstream_error(str(exc), transient=passes) from exc
         except WebSocketTimeoutException as exc:
             # The kernel's: ours is not an Exception before it leaves the block.
-            raise self.blame(os.strerror(errno.ETIMEDOUT), TimeoutError(), unclear=mouthpiece.waits) from exc
+            raise self.as_upstream_error(
+                os.strerror(errno.ETIMEDOUT), TimeoutError(), unclear=mouthpiece.waits
+            ) from exc
         except WebSocketException as exc:
-            raise self.blame("its answer is no WebSocket handshake", transient=False) from exc
+            raise self.as_upstream_error("its answer is no WebSocket handshake", transient=False) from exc
         except (EOFError, ConnectionError) as exc:
             reason = "it closed the connection during the handshake"
             if isinstance(exc, ConnectionError):
@@ -118,9 +120,9 @@ class WebSocketClient(UpstreamClient):
             elif mouthpiece.waits:
                 reason = "it closed the connection without an answer"
             hint = ": does it want TLS (wss://)?" if mouthpiece.waits and not self._tls else ""
-            raise self.blame(reason + hint, unclear=mouthpiece.waits) from exc
+            raise self.as_upstream_error(reason + hint, unclear=mouthpiece.waits) from exc
         except OSError as exc:
-            raise self.blame(reason_of(exc), exc, unclear=mouthpiece.waits) from exc
+            raise self.as_upstream_error(reason_of(exc), exc, unclear=mouthpiece.waits) from exc
 
     def _upgrade(self, mouthpiece: "_Mouthpiece", headers: list[str]) -> ResponseHead:
         handshake(
@@ -168,7 +170,7 @@ class WebSocketClient(UpstreamClient):
         well = is_told or status in (400, 429)
         said = f"{failure.value} (status {status})" if is_told else self._describe(status)
         busy = is_told and failure is Failure.LIMIT
-        error = self.blame(said, transient=busy, unclear=not well, well=well, status=status)
+        error = self.as_upstream_error(said, transient=busy, unclear=not well, well=well, status=status)
         error.failure = failure
         return error
 

@@ -68,7 +68,7 @@ def resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Resolver]:
 def test_an_ip_address_needs_no_lookup_and_no_thread(
     resolver: Resolver, monkeypatch: pytest.MonkeyPatch, literal: str
 ) -> None:
-    monkeypatch.setattr(lookup._workers, "job", lambda *arguments: pytest.fail("a thread was used"))
+    monkeypatch.setattr(lookup._threads, "job", lambda *arguments: pytest.fail("a thread was used"))
     with pytest.raises(DialError) as raised:
         dial(Address(literal, free_port()), Deadline(1))
     assert raised.value.failure is Failure.REFUSED

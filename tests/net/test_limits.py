@@ -24,7 +24,7 @@ from proxy.net.lookup import look_up
 from proxy.net.opening import bind
 from proxy.net.pool import Pool
 from proxy.net.sock import LoopSocket
-from proxy.net.threads import Workers
+from proxy.net.threads import NativeThreads
 from tests.net.wires import PATIENCE, patience
 
 INFINITY = resource.RLIM_INFINITY
@@ -299,14 +299,14 @@ def test_a_lookup_that_lacks_something_of_ours_says_nothing_of_the_name(
 
 def test_a_thread_that_cannot_be_had_is_a_shortage_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """As under a limit of processes: pids.max, ulimit -u."""
-    workers = Workers(1)
+    threads = NativeThreads(1)
     with monkeypatch.context() as short:
         short.setattr(
             "gevent.threadpool.start_new_thread", _fail_with(RuntimeError("can't start new thread"))
         )
         with pytest.raises(LimitError, match="can't start new thread"):
-            workers.run(lambda: "first")
-    assert workers.run(lambda: "second") == "second"
+            threads.run(lambda: "first")
+    assert threads.run(lambda: "second") == "second"
 
 
 @pytest.mark.usefixtures("reserve")

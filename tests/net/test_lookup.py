@@ -58,7 +58,7 @@ def resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Resolver]:
     monkeypatch.setattr(module, "_getaddrinfo", stub)
     yield stub
     stub.speaks.set()
-    while module._workers._shared or module._ipv4_workers._shared:
+    while module._threads._shared or module._ipv4_threads._shared:
         gevent.sleep(0.01)
 
 
@@ -86,7 +86,7 @@ def flood() -> Iterator[Callable[..., Flood]]:
         names = [f"slow-{number}.example" for number in range(count)] + list(more)
         made.extend(gevent.spawn(look_up, name, Deadline(30, "one client")) for name in names)
         with gevent.Timeout(10):
-            while len(module._workers._shared) < len(names):
+            while len(module._threads._shared) < len(names):
                 gevent.sleep(0.005)
         return made
 
@@ -178,9 +178,9 @@ def test_lookups_that_nobody_waits_for_do_not_pile_up(resolver: Resolver) -> Non
     for number in range(400):
         with pytest.raises(DialError):
             look_up(f"slow-{number}.example", Deadline(0.0001, "one client"))
-    waiting = [job for job in module._workers._shared.values() if not job.is_begun]
+    waiting = [job for job in module._threads._shared.values() if not job.is_begun]
     assert not waiting
-    assert not module._workers._queues
+    assert not module._threads._queues
     resolver.speaks.set()
 
 
@@ -326,7 +326,7 @@ def test_our_own_lack_of_threads_is_not_the_resolvers_fault(monkeypatch: pytest.
     def fail(*arguments: Any) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(module._workers, "_pool", SimpleNamespace(spawn=fail))
+    monkeypatch.setattr(module._threads, "_pool", SimpleNamespace(spawn=fail))
     with pytest.raises(LimitError, match="can't start new thread"):
         look_up("name.example", Deadline(5))
 

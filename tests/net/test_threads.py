@@ -8,14 +8,14 @@ from collections.abc import Iterator
 import gevent
 import pytest
 
-from proxy.net.threads import Workers
+from proxy.net.threads import NativeThreads
 
 
 class Calls:
     """Calls that run until a test ends them, and who made them."""
 
     def __init__(self, size: int) -> None:
-        self.workers = Workers(size)
+        self.threads = NativeThreads(size)
         self.running: list[str] = []
         self._ends: dict[str, threading.Event] = {}
 
@@ -30,7 +30,7 @@ class Calls:
             self.running.remove(name)
             return name
 
-        greenlet = gevent.spawn(self.workers.run, call, asker, key or None)
+        greenlet = gevent.spawn(self.threads.run, call, asker, key or None)
         self.settle()
         return greenlet
 
@@ -38,7 +38,7 @@ class Calls:
         """Wait until as many run as have a thread."""
         gevent.sleep(0)
         with gevent.Timeout(5):
-            while len(self.running) != sum(self.workers._held.values()):
+            while len(self.running) != sum(self.threads._held.values()):
                 gevent.sleep(0.001)
 
     def end(self, name: str) -> None:
