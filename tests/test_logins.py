@@ -20,7 +20,7 @@ from proxy.net import checking
 from proxy.net.checking import Checkers
 from proxy.policy import auth
 from proxy.socks5.server import Socks5Server
-from tests.net.wires import PATIENCE, patience
+from tests.wire.greenlets import PATIENCE, patience, settle
 
 WITH_LOGIN = b"\x05\x01\x02"  # RFC 1928, section 3: version 5, one method, username and password
 RIGHT, REFUSED = b"\x01\x00", b"\x01\x01"  # RFC 1929, section 2
@@ -89,7 +89,7 @@ def flood(server: Socks5Server, count: int) -> list[Any]:
     socks = [log_in(server, b"wrong %d" % number) for number in range(count)]
     while len(server.sessions) < count - answered(socks):
         gevent.sleep(0.005)
-    gevent.sleep(0.02)
+    settle()
     return socks
 
 
@@ -180,7 +180,7 @@ def test_those_who_wait_for_the_same_check_share_it(hashes: Hashes, servers: lis
     socks = [log_in(servers[0], b"wrong", f"127.0.0.{1 + number // 50}") for number in range(100)]
     while len(servers[0].sessions) < 101:
         gevent.sleep(0.005)
-    gevent.sleep(0.02)
+    settle()
     assert answered(socks) == 0  # they are one check, so they are not too many
     hashes.go.set()
     assert {answer(sock) for sock in (first, *socks)} == {REFUSED}

@@ -14,6 +14,7 @@ import pytest
 
 from proxy import logs
 from proxy.logs import JsonFormatter, LineWriter, TextFormatter, set_up
+from tests.wire.greenlets import settle
 from tests.wire.waits import wait_until
 
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
@@ -214,12 +215,12 @@ def test_a_log_that_cannot_be_written_says_so_elsewhere_once_and_when_it_goes_on
     writer = LineWriter(str(tmp_path / "log"), said.append)
     writer.write("line")
     disk.wait_for_attempts(3)
-    gevent.sleep(0.01)
+    settle()
     assert said == ["No space left on device"]
     disk.room = None
     writer.flush()
     wait_until(lambda: "line" in (tmp_path / "log").read_text(), "the line", 10)
-    gevent.sleep(0.05)
+    settle()
     assert said == ["No space left on device", ""]
 
 

@@ -19,7 +19,7 @@ from proxy.config import Overload, Protocol, ServerConfig, Strategy, UpstreamCon
 from proxy.errors import ConfigError, DialError, Failure, ProxyError, UpstreamError
 from proxy.session import Session
 from proxy.socks5.server import Socks5Server
-from tests.net.wires import PATIENCE, patience
+from tests.wire.greenlets import PATIENCE, patience, settle
 from tests.wire.sockets import free_port
 
 LATE = 8.0  # seconds: how late a busy machine may be
@@ -220,7 +220,7 @@ def test_above_the_limit_a_client_waits(house: House) -> None:
     target = first.open()
     waiting = house.connect(server)
     asking = gevent.spawn(waiting.ask)
-    gevent.sleep(0.1)
+    settle()
     assert not asking.ready()
     first.sock.close()
     target.close()
@@ -374,7 +374,7 @@ def test_a_shutdown_waits_for_connections_that_end(house: House) -> None:
     client = house.connect(server)
     target = client.open()
     stopping = gevent.spawn(server.shutdown, 30.0)
-    gevent.sleep(0.05)
+    settle()
     assert not stopping.ready()
     assert is_alive(client, target)
     client.sock.close()

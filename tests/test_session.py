@@ -24,7 +24,7 @@ from proxy.net.stream import Ending, Stream, TcpStream
 from proxy.policy.auth import Authenticator
 from proxy.runtime import Runtime
 from proxy.session import Session, Wanted
-from tests.net.wires import patience, tcp_pair
+from tests.wire.greenlets import patience, settle, tcp_pair
 from tests.wire.sockets import reset
 
 CLIENT = Address("192.0.2.1", 50000)
@@ -139,7 +139,7 @@ class Stage:
     def start(self) -> "gevent.Greenlet[..., None]":
         """Serve the client in the background."""
         running = gevent.spawn(self.run)
-        gevent.sleep(0.02)
+        settle()
         return running
 
     def hears(self, count: int) -> Act:

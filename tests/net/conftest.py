@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.net.wires import patience
+from tests.wire.greenlets import patience
 
 
 @pytest.fixture(autouse=True)

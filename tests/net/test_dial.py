@@ -24,6 +24,7 @@ from proxy.net.deadline import Deadline
 from proxy.net.dial import dial, interleave
 from proxy.net.sock import LoopSocket
 from proxy.policy import rules
+from tests.wire.greenlets import settle, until
 from tests.wire.sockets import free_port
 from tests.wire.targets import blackhole
 
@@ -193,15 +194,13 @@ def test_a_failure_starts_the_next_address_at_once(
 def test_a_slow_address_can_still_win(network: Callable[..., Network]) -> None:
     net = network(a=(0.4, None), b=(SILENT, None))
     assert winner() == A
-    gevent.sleep(0)
-    assert net.called_off == [B]
+    until(lambda: net.called_off == [B])
 
 
 def test_the_losers_are_called_off_and_closed(network: Callable[..., Network]) -> None:
     net = network(a=(0.3, None), b=(0.05, None), c=(SILENT, None))
     first = winner()
-    gevent.sleep(0.1)
-    assert [sock.ip for sock in net.sockets if not sock.closed] == [first]
+    until(lambda: [sock.ip for sock in net.sockets if not sock.closed] == [first])
 
 
 def test_two_that_connect_in_the_same_moment_leave_one_open(
@@ -209,9 +208,8 @@ def test_two_that_connect_in_the_same_moment_leave_one_open(
 ) -> None:
     monkeypatch.setattr(module, "ATTEMPT_DELAY", 0.0)
     net = network(a=(0.05, None), b=(0.05, None), c=(0.05, None))
-    dial(NAME, Deadline(5))
-    gevent.sleep(0.1)
-    assert sum(not sock.closed for sock in net.sockets) == 1
+    sock: Any = dial(NAME, Deadline(5))
+    until(lambda: [each for each in net.sockets if not each.closed] == [sock])
 
 
 def test_when_all_fail_the_first_ones_failure_is_told(network: Callable[..., Network]) -> None:
@@ -234,10 +232,9 @@ def test_the_race_ends_at_the_deadline(network: Callable[..., Network]) -> None:
 def test_whoever_is_killed_while_racing_leaves_nothing_running(network: Callable[..., Network]) -> None:
     net = network(a=(SILENT, None), b=(SILENT, None))
     racing = gevent.spawn(dial, NAME, Deadline(60))
-    gevent.sleep(0.35)
+    until(lambda: tried(net) == [A, B])
     racing.kill()
-    gevent.sleep(0)
-    assert sorted(net.called_off) == [A, B]
+    until(lambda: sorted(net.called_off) == [A, B])
 
 
 def test_an_address_that_is_told_twice_is_tried_once(
@@ -498,7 +495,7 @@ def test_the_second_address_is_used_when_the_first_refuses_or_is_silent(resolver
 
 def test_no_descriptor_is_left_open(resolver: Resolver, listener: socket.socket) -> None:
     resolver.names["name.example"] = ["127.0.0.1", "127.0.0.2", "::1"]
-    gevent.sleep(0)  # losers of earlier races close in the loop's next turn
+    settle()  # losers of earlier races close in the loop's next turn
     before = len(os.listdir("/proc/self/fd"))
     with blackhole() as silent:
         for port in (free_port(), silent, listener.getsockname()[1]):
@@ -506,5 +503,5 @@ def test_no_descriptor_is_left_open(resolver: Resolver, listener: socket.socket)
                 dial(Address("name.example", port), Deadline(0.3)).close()
             except DialError:
                 continue
-    gevent.sleep(0.05)
-    assert len(os.listdir("/proc/self/fd")) == before + 1  # the port that free_port reserved
+    # The one more is the port that free_port reserved.
+    until(lambda: len(os.listdir("/proc/self/fd")) == before + 1)

@@ -12,7 +12,7 @@ from proxy.address import Address, Endpoint
 from proxy.net.listen import Acceptor
 from proxy.net.opening import bind
 from proxy.net.pool import Pool
-from tests.net.wires import PATIENCE
+from tests.wire.greenlets import PATIENCE, settle, until
 from tests.wire.sockets import free_port
 
 
@@ -62,24 +62,24 @@ def test_a_client_is_handed_over_with_its_address(service: Service) -> None:
 def test_above_the_limit_clients_wait_until_a_place_is_free(service: Service) -> None:
     """CASES G180, ``overload = wait``."""
     clients = [service.connect() for _ in range(5)]
-    gevent.sleep(0.05)
-    assert len(service.clients) == 2
+    assert served(service, 2) == 2
     service.let_go.set()
     assert [client.recv(10) for client in clients] == [b"served"] * 5
 
 
-def served(service: Service) -> int:
-    """Let everybody who can be accepted be, and count those who were."""
-    gevent.sleep(0.05)
+def served(service: Service, count: int) -> int:
+    """Wait until so many were accepted, and for those who should not be; count them all."""
+    until(lambda: len(service.clients) >= count)
+    settle()
     return len(service.clients)
 
 
 def test_more_places_are_taken_at_once_by_those_who_wait(service: Service) -> None:
     """CASES H204."""
     clients = [service.connect() for _ in range(5)]
-    assert served(service) == 2
+    assert served(service, 2) == 2
     service.pool.resize(4)
-    assert served(service) == 4
+    assert served(service, 4) == 4
     service.let_go.set()
     assert [client.recv(10) for client in clients] == [b"served"] * 5
 
@@ -88,13 +88,13 @@ def test_fewer_places_are_in_force_when_enough_have_left(service: Service) -> No
     """CASES H204: those who have a place keep it."""
     service.pool.resize(3)
     first = [service.connect() for _ in range(3)]
-    assert served(service) == 3
+    assert served(service, 3) == 3
     service.pool.resize(1)
     later = [service.connect() for _ in range(3)]
     let_the_first_go, service.let_go = service.let_go, Event()
     let_the_first_go.set()
     assert [client.recv(10) for client in first] == [b"served"] * 3
-    assert served(service) == 4
+    assert served(service, 4) == 4
     service.let_go.set()
     assert [client.recv(10) for client in later] == [b"served"] * 3
 
@@ -103,7 +103,7 @@ def test_places_can_be_resized_over_and_over(service: Service) -> None:
     for size in (5, 1, 3, 1, 1, 2):
         service.pool.resize(size)
     clients = [service.connect() for _ in range(4)]
-    assert served(service) == 2
+    assert served(service, 2) == 2
     service.let_go.set()
     assert [client.recv(10) for client in clients] == [b"served"] * 4
     assert len(service.pool) == 0
@@ -114,7 +114,7 @@ def test_a_great_many_places_come_and_go_in_one_step(service: Service) -> None:
     for size in (1 << 30, 2):  # one by one, it would take minutes
         service.pool.resize(size)
     clients = [service.connect() for _ in range(3)]
-    assert served(service) == 2
+    assert served(service, 2) == 2
     service.let_go.set()
     assert [client.recv(10) for client in clients] == [b"served"] * 3
 

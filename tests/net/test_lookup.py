@@ -21,6 +21,7 @@ from proxy.errors import DialError, Failure, LimitError
 from proxy.net import lookup as module
 from proxy.net.deadline import Deadline
 from proxy.net.lookup import Found, look_up, look_up_all
+from tests.wire.greenlets import settle, until
 
 LATE = 4.0  # seconds: how late a busy machine may be
 BOTH, IPV4 = std_socket.AF_UNSPEC, std_socket.AF_INET
@@ -58,8 +59,7 @@ def resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Resolver]:
     monkeypatch.setattr(module, "_getaddrinfo", stub)
     yield stub
     stub.speaks.set()
-    while module._threads._shared or module._ipv4_threads._shared:
-        gevent.sleep(0.01)
+    until(lambda: not module._threads._shared and not module._ipv4_threads._shared)
 
 
 def ips(*texts: str) -> list[Any]:
@@ -69,9 +69,7 @@ def ips(*texts: str) -> list[Any]:
 
 def wait_for(resolver: Resolver, *questions: tuple[str, int]) -> None:
     """Wait until these were asked."""
-    with gevent.Timeout(5):
-        while not set(questions) <= set(resolver.asked):
-            gevent.sleep(0.005)
+    until(lambda: set(questions) <= set(resolver.asked))
 
 
 Flood = list["gevent.Greenlet[..., Found]"]
@@ -85,9 +83,7 @@ def flood() -> Iterator[Callable[..., Flood]]:
     def begin(count: int, *more: str) -> Flood:
         names = [f"slow-{number}.example" for number in range(count)] + list(more)
         made.extend(gevent.spawn(look_up, name, Deadline(30, "one client")) for name in names)
-        with gevent.Timeout(10):
-            while len(module._threads._shared) < len(names):
-                gevent.sleep(0.005)
+        until(lambda: len(module._threads._shared) >= len(names))
         return made
 
     yield begin
@@ -217,7 +213,7 @@ def test_the_answer_for_ipv6_has_a_moment_to_come(
     resolver.silent = {("name.example", BOTH)}
     lookup = gevent.spawn(look_up, "name.example", Deadline(30))
     wait_for(resolver, ("name.example.", IPV4))
-    gevent.sleep(0.05)
+    settle()
     resolver.speaks.set()
     assert lookup.get() == Found(ips("2001:db8::1", "192.0.2.1"), is_all=True)
 

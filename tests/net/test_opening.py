@@ -13,7 +13,7 @@ from proxy.address import Endpoint, Place
 from proxy.errors import Failure, ProxyError
 from proxy.net import opening
 from proxy.net.opening import BACKLOG, Latecomers, Opening, bind, place_of
-from tests.net.wires import PATIENCE
+from tests.wire.greenlets import PATIENCE
 from tests.wire.sockets import free_port
 
 NOT_OURS = "192.0.2.1"  # RFC 5737: no machine has it

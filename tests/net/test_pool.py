@@ -82,15 +82,12 @@ def test_one_at_work_is_not_disturbed_by_the_end_of_its_parking(
     monkeypatch.setattr("proxy.net.pool._PARKED", 0.01)
     serve(pool, lambda *_: None)
     pool.join()
-    woken: list[bool] = []
-
-    def serve_slowly(*_: object) -> None:
-        gevent.sleep(0.05)
-        woken.append(True)
-
-    serve(pool, serve_slowly)
-    gevent.sleep(0.02)
+    go = Event()
+    woken: list[object] = []
+    serve(pool, lambda *_: woken.append(go.wait()))
+    gevent.sleep(0.02)  # longer than it would have been parked
     assert not woken
+    go.set()
     pool.join()
     assert woken == [True]
 

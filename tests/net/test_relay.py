@@ -23,7 +23,8 @@ from proxy.net import relay as module
 from proxy.net.relay import DataForwarder, Transfer
 from proxy.net.splice import PIPES
 from proxy.net.stream import Buffer, Ending, TcpStream
-from tests.net.wires import Spy, send_and_end, tcp_pair
+from tests.net.wires import Spy
+from tests.wire.greenlets import send_and_end, settle, tcp_pair, until
 from tests.wire.sockets import read_to_end, reset
 
 LATE = 8.0  # seconds: how late a busy machine may be
@@ -52,10 +53,6 @@ class Tunnel:
     def result(self) -> Transfer:
         """Wait for the end."""
         return self.running.get()
-
-    def settle(self) -> None:
-        """Let the relay do what can be done now."""
-        gevent.sleep(0.02)
 
     def close(self) -> None:
         """Clean up."""
@@ -205,10 +202,8 @@ def test_what_a_peer_said_before_it_broke_off_is_delivered_to_one_who_takes_it_s
         while True:
             one.send(os.urandom(MIB))
             gevent.sleep(0.01)
-    before = -1
-    while before != (before := tunnel.relay.sent + tunnel.relay.received):
-        gevent.sleep(0.05)
-    expected = before + unread(stream)
+    settle()
+    expected = tunnel.relay.sent + tunnel.relay.received + unread(stream)
     reset(one)
     if noticed_by == "sending":
         with suppress(ConnectionError):
@@ -264,12 +259,12 @@ def test_nobody_waits_long_for_one_who_does_not_take_the_last_words_of_a_broken_
     """Cases 130, 346."""
     one, _ = tunnel.sides(side)
     blasting = gevent.spawn(blast, one)
-    gevent.sleep(0.1)
+    settle()
     blasting.kill()
     reset(one)
     now = time.monotonic()
     tunnel.relay.tick(now)
-    tunnel.settle()
+    settle()
     assert not tunnel.running.ready()
     tunnel.relay.tick(now + 1.5 * module.LINGER)
     assert tunnel.result().ending is Ending.CUT
@@ -309,7 +304,7 @@ def blast(sock: socket.socket) -> None:
 
 @pytest.mark.parametrize("ending", list(Ending))
 def test_both_hear_how_it_ended(tunnel: Tunnel, ending: Ending) -> None:
-    tunnel.settle()
+    settle()
     tunnel.relay.stop(ending)
     tunnel.result()
     assert tunnel.near.story == tunnel.far.story == [f"farewell {ending.value}", "close"]
@@ -322,7 +317,7 @@ def test_both_hear_how_it_ended(tunnel: Tunnel, ending: Ending) -> None:
 
 
 def test_the_first_to_say_why_it_ended_is_right(tunnel: Tunnel) -> None:
-    tunnel.settle()
+    settle()
     tunnel.relay.stop(Ending.IDLE)
     tunnel.relay.stop(Ending.CUT, "later")
     assert tunnel.result() == Transfer(0, 0, Ending.IDLE)
@@ -347,7 +342,7 @@ def test_a_fault_in_ending_one_side_leaves_nothing_of_the_other_open(tunnel: Tun
     def fail(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    tunnel.settle()
+    settle()
     setattr(tunnel.near, step, fail)
     tunnel.running.link_exception(lambda _: None)
     tunnel.relay.stop(Ending.STOPPED)
@@ -367,9 +362,9 @@ def test_a_relay_that_is_over_is_left_alone_while_its_ends_are_closed(tunnel: Tu
 
     tunnel.near.close = closed.wait  # type: ignore[method-assign, assignment]
     tunnel.near.tick = tunnel.far.tick = tick  # type: ignore[method-assign]
-    tunnel.settle()
+    settle()
     tunnel.relay.stop(Ending.CUT, "the target broke")
-    tunnel.settle()
+    settle()
     tunnel.relay.tick(time.monotonic())
     assert not ticks
     closed.set()
@@ -404,7 +399,7 @@ def test_what_is_decrypted_already_is_not_waited_for_though_there_was_no_payload
 
 
 def test_who_waits_for_it_may_be_killed(tunnel: Tunnel) -> None:
-    tunnel.settle()
+    settle()
     tunnel.running.kill()
     assert tunnel.near.story == tunnel.far.story == ["farewell stopped", "close"]
 
@@ -420,7 +415,7 @@ def test_nothing_is_left_behind(zero_copy: bool, monkeypatch: pytest.MonkeyPatch
         return len(os.listdir("/proc/self/fd")), greenlets
 
     Tunnel(DataForwarder()).close()  # the first one leaves pipes in their pool
-    gevent.sleep(0.05)
+    settle()
     before = held()
     for _ in range(5):
         tunnel = Tunnel(DataForwarder(zero_copy=zero_copy))
@@ -429,8 +424,7 @@ def test_nothing_is_left_behind(zero_copy: bool, monkeypatch: pytest.MonkeyPatch
         tunnel.target.close()
         tunnel.result()
     del tunnel
-    gevent.sleep(0.1)  # the sweep ends, too
-    assert held() <= before
+    until(lambda: held() <= before)  # the sweep ends, too
 
 
 # -- backpressure and fairness
@@ -442,11 +436,8 @@ def test_a_peer_that_does_not_read_holds_up_the_other(tunnel: Tunnel, side: str)
     """CASES E132: what the kernel holds is bounded, and what we hold is a pipe or a buffer."""
     one, other = tunnel.sides(side)
     blasting = gevent.spawn(blast, other)
-    moved = -1
-    while moved != tunnel.relay.sent + tunnel.relay.received:
-        moved = tunnel.relay.sent + tunnel.relay.received
-        gevent.sleep(0.2)
-    assert 0 < moved < 64 * MIB
+    settle()
+    assert 0 < tunnel.relay.sent + tunnel.relay.received < 64 * MIB
     assert PIPES.lent <= 1
     one.sendall(b"the other direction goes on")
     assert other.recv(100) == b"the other direction goes on"
@@ -507,11 +498,11 @@ def test_an_idle_relay_ends_and_is_no_clean_end_to_anybody(join: Join) -> None:
 def test_who_sent_while_we_could_not_run_is_not_idle(join: Join) -> None:
     """Case 395: the sweep is the first to run after a stop, and comes late."""
     tunnel = join(idle_timeout=0.4)
-    tunnel.settle()
+    settle()
     tunnel.client.sendall(b"in time")
     time.sleep(1.0)  # nothing in this process runs
     assert tunnel.target.recv(10) == b"in time"
-    tunnel.settle()
+    settle()
     assert not tunnel.running.ready()
     assert tunnel.result().ending is Ending.IDLE
 
@@ -540,9 +531,9 @@ def test_a_relay_that_can_write_nothing_is_idle(join: Join, side: str) -> None:
 
 
 def test_without_an_idle_timeout_silence_is_no_end(tunnel: Tunnel) -> None:
-    tunnel.settle()
+    settle()
     tunnel.relay.tick(time.monotonic() + 1e6)
-    tunnel.settle()
+    settle()
     assert not tunnel.running.ready()
 
 
@@ -557,10 +548,10 @@ def test_a_peer_that_cannot_be_told_of_an_end_gets_a_moment_for_the_rest(join: J
     tunnel = join(half_closes=False)
     tunnel.target.sendall(b"all")
     tunnel.target.shutdown(1)
-    tunnel.settle()
+    settle()
     now = time.monotonic()
     tunnel.relay.tick(now + 0.5 * module.LINGER)
-    tunnel.settle()
+    settle()
     assert not tunnel.running.ready()
     tunnel.relay.tick(now + 1.5 * module.LINGER)
     assert tunnel.result() == Transfer(sent=0, received=3, ending=Ending.FINISHED)
@@ -571,7 +562,7 @@ def test_one_that_goes_on_sending_gets_a_longer_moment_and_what_it_sends_then_is
     """Case 391."""
     tunnel = join(half_closes=False)
     tunnel.target.shutdown(1)
-    tunnel.settle()
+    settle()
     now = time.monotonic()
     for step in range(int(2 * module.LINGER_AT_MOST)):
         tunnel.client.sendall(b"x")
@@ -592,13 +583,13 @@ def test_two_that_can_be_told_of_an_end_may_take_their_time(tunnel: Tunnel) -> N
     tunnel.target.shutdown(1)
     assert tunnel.client.recv(1) == b""
     tunnel.relay.tick(time.monotonic() + 1e6)
-    tunnel.settle()
+    settle()
     tunnel.client.sendall(b"late")
     assert tunnel.target.recv(10) == b"late"
 
 
 def test_a_dead_peer_is_a_cut(tunnel: Tunnel) -> None:
-    tunnel.settle()
+    settle()
     tunnel.near.alive = False
     tunnel.relay.tick(time.monotonic())
     assert tunnel.result() == Transfer(0, 0, Ending.CUT, "client: no sign of life")

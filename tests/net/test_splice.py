@@ -22,7 +22,7 @@ from proxy.net.relay import MOST_IN_PIPES, DataForwarder
 from proxy.net.splice import AVAILABLE, BIG_PIPE_SIZE, BIG_PIPES, PIPE_SIZE, PIPES, Pipe, PipePool
 from proxy.net.stream import Ending, Stream, TcpStream
 from proxy.websocket.stream import WebSocketStream
-from tests.net.wires import send_and_end, tcp_pair
+from tests.wire.greenlets import send_and_end, tcp_pair
 from tests.wire.sockets import read_to_end, reset
 
 KIB, MIB = 1 << 10, 1 << 20

@@ -19,7 +19,7 @@ from proxy.net.relay import DataForwarder
 from proxy.net.sock import LoopSocket, address_of
 from proxy.net.stdio import StdioStream
 from proxy.net.stream import BUFFER_SIZE, Buffer, Ending, TcpStream
-from tests.net.wires import send_and_end, tcp_pair
+from tests.wire.greenlets import send_and_end, settle, tcp_pair
 from tests.wire.sockets import read_to_end, reset
 
 LATE = 8.0  # seconds: how late a busy machine may be
@@ -34,6 +34,13 @@ def pair() -> Pair:
 
 
 # -- the channel
+
+
+def arrived(stream: TcpStream, buffer: Buffer) -> int:
+    """Read as soon as there is something, and tell how much it was."""
+    while (count := stream.recv_into(buffer, bulk=False)) is None:
+        gevent.sleep(0.001)
+    return count
 
 
 def test_exactly_what_is_asked_for_is_read_however_it_comes(pair: Pair) -> None:
@@ -87,7 +94,7 @@ def test_after_a_question_nothing_is_read_before_there_is_an_answer(pair: Pair) 
     channel.send(b"question")
     asking = gevent.spawn(channel.recv, 10)
     assert theirs.recv(10) == b"question"
-    gevent.sleep(0.01)
+    settle()
     assert Watched.reads == 0
     theirs.sendall(b"answer")
     assert (asking.get(), Watched.reads) == (b"answer", 1)
@@ -115,9 +122,7 @@ def test_a_channel_that_handed_its_socket_over_does_not_close_it(pair: Pair) -> 
     stream = channel.stream()
     channel.abort()
     theirs.sendall(b"x")
-    gevent.sleep(0.01)
-    buffer = Buffer()
-    assert stream.recv_into(buffer, bulk=False) == 1
+    assert arrived(stream, Buffer()) == 1
 
 
 def test_a_last_word_arrives_although_the_peer_had_more_to_say(pair: Pair) -> None:
@@ -212,7 +217,7 @@ def test_a_client_that_stays_is_left_alone_whatever_it_sends(pair: Pair) -> None
     channel = Channel(ours)
     with channel.watched(grace=0.0):
         theirs.sendall(b"early")
-        gevent.sleep(0.3)
+        gevent.sleep(0.3)  # a few looks of who watches
     assert channel.recv(10) == b"early"
 
 
@@ -221,7 +226,7 @@ def test_after_the_block_nobody_watches(pair: Pair) -> None:
     with Channel(ours).watched(grace=0.0):
         pass
     reset(theirs)
-    gevent.sleep(0.25)
+    gevent.sleep(0.25)  # a few looks of who would watch
 
 
 def test_an_error_of_the_watched_block_passes_through(pair: Pair) -> None:
@@ -251,8 +256,7 @@ def test_nothing_there_is_told_from_the_end(pair: Pair) -> None:
     stream, buffer = TcpStream(ours), Buffer()
     assert stream.recv_into(buffer, bulk=False) is None
     theirs.close()
-    gevent.sleep(0.01)
-    assert stream.recv_into(buffer, bulk=False) == 0
+    assert arrived(stream, buffer) == 0
 
 
 def test_what_the_socket_does_not_take_is_kept_and_sent_later(pair: Pair) -> None:
@@ -280,8 +284,7 @@ def test_an_end_is_half_a_close(pair: Pair) -> None:
     stream.end()
     assert theirs.recv(1) == b""
     theirs.sendall(b"answer")
-    gevent.sleep(0.01)
-    assert stream.recv_into(buffer, bulk=False) == 6
+    assert arrived(stream, buffer) == 6
 
 
 @pytest.mark.parametrize("ending", list(Ending))
@@ -355,13 +358,13 @@ def test_pipes_that_others_made_non_blocking_are_an_end_of_a_relay(pair: Pair) -
     os.set_blocking(pipes.stdout, False)
     target, far = pair
     running = gevent.spawn(DataForwarder().forward_data, StdioStream(pipes.stdin, pipes.stdout), far)
-    gevent.sleep(0.02)  # nothing to read yet
+    settle()  # there is nothing to read yet
     os.write(pipes.to_stdin, b"typed")
     os.close(pipes.to_stdin)
     assert read_to_end(target) == b"typed"
     shown = os.urandom(1 << 20)  # more than a pipe takes
     sending = gevent.spawn(send_and_end, target, shown)
-    gevent.sleep(0.02)
+    settle()  # the pipe is full
     assert read_pipe(pipes.from_stdout) == shown
     sending.get()
     assert running.get().ending is Ending.FINISHED

@@ -18,7 +18,7 @@ from proxy.net.sock import take_over
 from proxy.net.stream import Buffer, Ending, TlsStream
 from proxy.net.tls import accept_tls, client_context, connect_tls, server_context
 from tests.integration.certificates import Authority, Certificate
-from tests.net.wires import tcp_pair
+from tests.wire.greenlets import tcp_pair
 from tests.wire.processes import listening_ports
 from tests.wire.sockets import free_port
 from tests.wire.waits import wait_until

@@ -4,6 +4,7 @@ Tunnels full of tiny frames: how much of them a turn of the event loop takes (ca
 What is counted is work, which is the same on a busy machine.
 """
 
+import select
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,7 +16,7 @@ from proxy.net.stream import Ending, TcpStream
 from proxy.net.turns import FEW_FRAMES, FRAMES_A_TURN, FRAMES_AT_A_TIME, TURNS
 from proxy.websocket.frames import Decoder
 from proxy.websocket.stream import WebSocketStream
-from tests.net.wires import patience, tcp_pair
+from tests.wire.greenlets import PATIENCE, patience, settle, tcp_pair
 from tests.wire.websocket import BINARY, CLOSE, FIN, PING, PONG, close_payload, frame
 
 TUNNELS = 12
@@ -36,9 +37,16 @@ class Tunnel:
         self.client, near = tcp_pair()
         self.target, far = tcp_pair()
         self.client.sendall(sent)
-        stream = WebSocketStream(TcpStream(near), server=True, half_close=False, ping_interval=0)
+        self.near = TcpStream(near)
+        stream = WebSocketStream(self.near, server=True, half_close=False, ping_interval=0)
         self.relay = forwarder.relay(stream, TcpStream(far))
         self.running = gevent.spawn(forwarder.run, self.relay)
+
+    def wait_readable(self) -> None:
+        """Wait for what the client has sent, and give nobody a turn meanwhile."""
+        poll = select.poll()
+        poll.register(self.near._sock.fileno(), select.POLLIN)
+        assert poll.poll(1000 * PATIENCE)
 
     def close(self) -> None:
         """Clean up."""
@@ -95,8 +103,13 @@ def test_nobody_waits_until_another_tunnel_is_done() -> None:
     while not all(tunnel.relay.sent for tunnel in busy):
         gevent.sleep(0)
     small.client.sendall(frame(FIN | BINARY, b"small"))
+    small.wait_readable()
+    before = moved([tunnel.relay for tunnel in busy])
+    while not small.relay.sent:
+        gevent.sleep(0)
+    assert before < TUNNELS * CRUMBS
+    assert moved([tunnel.relay for tunnel in busy]) - before <= 2 * FRAMES_A_TURN + TUNNELS * FEW_FRAMES
     assert small.target.recv(10) == b"small"
-    assert all(0 < tunnel.relay.sent < CRUMBS for tunnel in busy)
     for tunnel in (*busy, small):
         tunnel.close()
 
@@ -140,6 +153,6 @@ def test_frames_are_given_up_with_their_connection() -> None:
         gevent.sleep(0)
     tunnel.close()
     sent = tunnel.relay.sent
-    gevent.sleep(0.02)
+    settle()
     assert tunnel.relay.sent == sent
     assert not TURNS._waiting
