@@ -43,8 +43,8 @@ class Connected:
 
     def close(self, ending: Ending = Ending.FINISHED) -> None:
         """Close it without a relay, telling the far end how it ended."""
-        self.stream.farewell(ending)
-        self.stream.close()
+        self.stream.begin_close(ending)
+        self.stream.finish_close()
 
 
 class ProxyClient(ABC):

@@ -185,7 +185,7 @@ class Session:
             # No relay has them, so nobody else will close them.
             try:
                 if stream:
-                    stream.farewell(Ending.CUT)
+                    stream.begin_close(Ending.CUT)
             finally:
                 connected.close(Ending.CUT)
             raise

@@ -177,15 +177,15 @@ class Relay:
                 self._deliver()
         finally:
             try:
-                client.farewell(self._ending)
+                client.begin_close(self._ending)
             finally:
                 try:
-                    target.farewell(self._ending)
+                    target.begin_close(self._ending)
                 finally:
                     try:
-                        client.close()
+                        client.finish_close()
                     finally:
-                        target.close()
+                        target.finish_close()
 
     def _deliver(self) -> None:
         """
@@ -488,7 +488,7 @@ class _Direction:
             return
         if not self._told:
             self._told = True
-            if not self.opposite.ended:  # else the farewell comes next, and says this too
+            if not self.opposite.ended:  # else it is closed next, which says this too
                 self._sink.end()
         if not self._sink.blocked:
             self.ended = True

@@ -50,10 +50,10 @@ class StdioStream(TcpStream):
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stdout)
 
-    def farewell(self, ending: Ending) -> None:
+    def begin_close(self, ending: Ending) -> None:
         """Say nothing but that it ended: the exit code tells how."""
-        super().farewell(Ending.FINISHED)
+        super().begin_close(Ending.FINISHED)
 
-    def close(self) -> None:
+    def finish_close(self) -> None:
         """Wait until all is written, and leave the descriptors open: they are not ours."""
         self._output.join()

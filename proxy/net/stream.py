@@ -124,12 +124,12 @@ class Stream(Protocol):
 
     @property
     def undelivered(self) -> int:
-        """How many bytes a farewell other than ``FINISHED`` would take away from a peer that takes them."""
+        """How many bytes an ending other than ``FINISHED`` would take away from a peer that takes them."""
 
-    def farewell(self, ending: Ending) -> None:
+    def begin_close(self, ending: Ending) -> None:
         """Tell the peer how it ended, and ``end`` if that was not said; waits for no answer."""
 
-    def close(self) -> None:
+    def finish_close(self) -> None:
         """Wait until the peer knows, for a bounded time, and be closed."""
 
 
@@ -295,7 +295,7 @@ class TcpStream:
                 return self._queued()
         return 0
 
-    def farewell(self, ending: Ending) -> None:
+    def begin_close(self, ending: Ending) -> None:
         """Close with a FIN, or with a reset if the relay was cut: a cut must not look like an end."""
         if ending is Ending.FINISHED:
             try:  # contextlib's suppress takes as long as the call
@@ -307,7 +307,7 @@ class TcpStream:
             self._pipe.give_back(empty=False)
             self._pipe = None
 
-    def close(self) -> None:
+    def finish_close(self) -> None:
         """Have nothing left to do."""
 
 
@@ -364,13 +364,13 @@ class TlsStream(TcpStream):
     def end(self) -> None:
         """Do nothing: a TLS end of one direction would lose what the other has to say."""
 
-    def farewell(self, ending: Ending) -> None:
+    def begin_close(self, ending: Ending) -> None:
         """Close it, and its watchers before: its number may belong to another socket at once."""
         if ending is Ending.FINISHED and not self.blocked:
             say_no_more(self._sock)
         self.reader.close()
         self._writer.close()
-        super().farewell(ending)
+        super().begin_close(ending)
 
 
 def say_no_more(sock: ssl.SSLSocket) -> None:

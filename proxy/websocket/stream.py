@@ -309,11 +309,11 @@ class WebSocketStream:
         """How many bytes a reset would take away; a Close takes nothing, it comes behind them."""
         return self._tcp.undelivered if self._tcp_ended else 0
 
-    def farewell(self, ending: Ending) -> None:
+    def begin_close(self, ending: Ending) -> None:
         """Send Close, with the code that says how it ended."""
         # With a frame in flight, or nobody there, no Close can be said.
         if self._tcp.blocked or self._tcp_ended:
-            self._tcp.farewell(ending)
+            self._tcp.begin_close(ending)
             return
         code, reason = self._close_code(ending)
         last = encode_close(code, reason, key=self._key())
@@ -323,7 +323,7 @@ class WebSocketStream:
             self._tcp.write(last)
             self._close_sent = True
         except OSError:  # there was nobody left to tell
-            self._tcp.farewell(ending)
+            self._tcp.begin_close(ending)
 
     def _close_code(self, ending: Ending) -> tuple[int | None, str]:
         if isinstance(self._failure, FrameError):
@@ -332,7 +332,7 @@ class WebSocketStream:
             return self._peer_close.code, ""
         return _CODES[ending]
 
-    def close(self) -> None:
+    def finish_close(self) -> None:
         """Finish the closing handshake (RFC 6455, section 7.1.1), and close TCP: the server first."""
         if not self._close_sent:
             return
@@ -341,7 +341,7 @@ class WebSocketStream:
                 self._finish()
         finally:
             # A Close that could not be sent must not leave a FIN in its place.
-            self._tcp.farewell(Ending.CUT if self._tcp.blocked else Ending.FINISHED)
+            self._tcp.begin_close(Ending.CUT if self._tcp.blocked else Ending.FINISHED)
 
     def _finish(self) -> None:
         buffer = _discarded

@@ -307,7 +307,7 @@ def test_both_hear_how_it_ended(tunnel: Tunnel, ending: Ending) -> None:
     settle()
     tunnel.relay.stop(ending)
     tunnel.result()
-    assert tunnel.near.story == tunnel.far.story == [f"farewell {ending.value}", "close"]
+    assert tunnel.near.story == tunnel.far.story == [f"begin_close {ending.value}", "finish_close"]
     for sock in (tunnel.client, tunnel.target):
         if ending is Ending.FINISHED:
             assert sock.recv(1) == b""
@@ -334,10 +334,10 @@ def test_any_fault_of_an_end_is_a_cut(tunnel: Tunnel, fault: Exception, detail: 
     tunnel.client.sendall(b"x")
     assert tunnel.result().ending is Ending.CUT
     assert tunnel.result().detail.endswith(detail)
-    assert tunnel.far.story == ["farewell cut", "close"]
+    assert tunnel.far.story == ["begin_close cut", "finish_close"]
 
 
-@pytest.mark.parametrize("step", ["farewell", "close"])
+@pytest.mark.parametrize("step", ["begin_close", "finish_close"])
 def test_a_fault_in_ending_one_side_leaves_nothing_of_the_other_open(tunnel: Tunnel, step: str) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("a bug")
@@ -348,7 +348,7 @@ def test_a_fault_in_ending_one_side_leaves_nothing_of_the_other_open(tunnel: Tun
     tunnel.relay.stop(Ending.STOPPED)
     with pytest.raises(RuntimeError):
         tunnel.result()
-    assert tunnel.far.story == ["farewell stopped", "close"]
+    assert tunnel.far.story == ["begin_close stopped", "finish_close"]
 
 
 def test_a_relay_that_is_over_is_left_alone_while_its_ends_are_closed(tunnel: Tunnel) -> None:
@@ -360,7 +360,7 @@ def test_a_relay_that_is_over_is_left_alone_while_its_ends_are_closed(tunnel: Tu
         ticks.append(now)
         return True
 
-    tunnel.near.close = closed.wait  # type: ignore[method-assign, assignment]
+    tunnel.near.finish_close = closed.wait  # type: ignore[method-assign, assignment]
     tunnel.near.tick = tunnel.far.tick = tick  # type: ignore[method-assign]
     settle()
     tunnel.relay.stop(Ending.CUT, "the target broke")
@@ -401,7 +401,7 @@ def test_what_is_decrypted_already_is_not_waited_for_though_there_was_no_payload
 def test_who_waits_for_it_may_be_killed(tunnel: Tunnel) -> None:
     settle()
     tunnel.running.kill()
-    assert tunnel.near.story == tunnel.far.story == ["farewell stopped", "close"]
+    assert tunnel.near.story == tunnel.far.story == ["begin_close stopped", "finish_close"]
 
 
 @both_copies
@@ -614,5 +614,5 @@ def test_a_plain_stream_has_no_life_to_prove() -> None:
     one, other = tcp_pair()
     stream = TcpStream(one)
     assert stream.tick(time.monotonic() + 1e6, listening=True)
-    stream.farewell(Ending.FINISHED)
+    stream.begin_close(Ending.FINISHED)
     other.close()

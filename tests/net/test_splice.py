@@ -560,8 +560,8 @@ def test_a_pipe_whose_frame_header_cannot_be_sent_comes_back() -> None:
     gevent.get_hub().wait(stream.reader)
     with pytest.raises(OSError, match=r"reset|Broken pipe"):
         stream.splice_out(pipe, 7)
-    stream.farewell(Ending.CUT)
-    stream.close()
+    stream.begin_close(Ending.CUT)
+    stream.finish_close()
     target.close()
     b.close()
     assert PIPES.lent == lent

@@ -292,8 +292,8 @@ def test_only_what_finished_is_closed_with_a_fin(pair: Pair, ending: Ending) -> 
     """CASES D120: a cut must not look like an end."""
     ours, theirs = pair
     stream = TcpStream(ours)
-    stream.farewell(ending)
-    stream.close()
+    stream.begin_close(ending)
+    stream.finish_close()
     if ending is Ending.FINISHED:
         assert theirs.recv(1) == b""
     else:
@@ -347,8 +347,8 @@ def test_a_pipe_is_left_as_it_was_found() -> None:
     assert os.get_blocking(pipes.stdin)
     assert os.get_blocking(pipes.stdout)
     os.close(pipes.to_stdin)
-    stream.farewell(Ending.FINISHED)
-    stream.close()
+    stream.begin_close(Ending.FINISHED)
+    stream.finish_close()
 
 
 def test_pipes_that_others_made_non_blocking_are_an_end_of_a_relay(pair: Pair) -> None:

@@ -257,6 +257,6 @@ def test_a_peer_that_renegotiates_and_then_says_nothing_does_not_keep_us_from_se
             assert stream.recv_into(buffer, bulk=False) is None  # the HelloRequest
             stream.send(buffer, 1)
             assert not stream.blocked
-            stream.farewell(Ending.CUT)
+            stream.begin_close(Ending.CUT)
         finally:
             server.kill()

@@ -27,12 +27,12 @@ class Spy(TcpStream):
         """Be alive, or not."""
         return super().tick(now, listening=listening) and self.alive
 
-    def farewell(self, ending: Ending) -> None:
+    def begin_close(self, ending: Ending) -> None:
         """Note how it ended."""
-        self.story.append(f"farewell {ending.value}")
-        super().farewell(ending)
+        self.story.append(f"begin_close {ending.value}")
+        super().begin_close(ending)
 
-    def close(self) -> None:
+    def finish_close(self) -> None:
         """Note that it was closed."""
-        self.story.append("close")
-        super().close()
+        self.story.append("finish_close")
+        super().finish_close()

@@ -405,8 +405,8 @@ def a_cut_that_cannot_be_told_is_a_reset(_: Bench) -> None:
             while True:
                 server.send(frame(FIN | BINARY, b"x", key=None))
         stream = WebSocketStream(TcpStream(server), server=True, half_close=False, ping_interval=0)
-        stream.farewell(Ending.CUT)
-        stream.close()
+        stream.begin_close(Ending.CUT)
+        stream.finish_close()
         with pytest.raises(ConnectionResetError):
             drain(client)
         client.close()
@@ -421,8 +421,8 @@ def a_goodbye_that_is_interrupted_is_no_reset(_: Bench) -> None:
         client = gevent.socket.create_connection(listener.getsockname())
         server, _address = listener.accept()
         stream = WebSocketStream(TcpStream(server), server=True, half_close=False, ping_interval=0)
-        stream.farewell(Ending.STOPPED)
-        closing = gevent.spawn(stream.close)
+        stream.begin_close(Ending.STOPPED)
+        closing = gevent.spawn(stream.finish_close)
         gevent.sleep(0.01)
         closing.kill()
         assert client.recv(4) == b"\x88\x17\x03\xe9"  # Close, 23 bytes, 1001

@@ -137,8 +137,8 @@ def test_tiny_frames_behind_our_close_leave_each_turn_to_others(monkeypatch: pyt
     stream = WebSocketStream(TcpStream(near), server=True, half_close=False, ping_interval=0)
     client.sendall(ONE_OF_EACH * (CRUMBS // 250) + frame(FIN | CLOSE, close_payload(1000)))
     with frames_of_each_turn(monkeypatch) as counts:
-        stream.farewell(Ending.FINISHED)
-        closing = gevent.spawn(stream.close)
+        stream.begin_close(Ending.FINISHED)
+        closing = gevent.spawn(stream.finish_close)
         assert client.recv(100) == b"\x88\x02\x03\xe8"
         closing.get()
     assert sum(counts) >= CRUMBS + 1
