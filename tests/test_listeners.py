@@ -19,6 +19,7 @@ from proxy.listeners import Listeners, Plan, make_server
 from proxy.metrics import Metrics
 from proxy.net import opening
 from proxy.net.listen import Acceptor
+from tests.wire.greenlets import until
 from tests.wire.sockets import free_port
 
 NOT_OURS = "192.0.2.1"  # RFC 5737: no machine has it
@@ -164,13 +165,11 @@ def test_a_server_that_has_left_is_known_while_it_has_connections(listeners: Lis
     change(listeners, config(one=free_address()))
     (server,) = listeners.accepting
     client = socket.create_connection(("127.0.0.1", server.addresses[0].port), 5)
-    while not server.sessions:
-        gevent.sleep(0.001)
+    until(lambda: server.sessions)
     change(listeners, config(one=free_address()))
     assert listeners.all == [*listeners.accepting, server]
     client.close()
-    while server.sessions:
-        gevent.sleep(0.001)
+    until(lambda: not server.sessions)
     assert listeners.all == listeners.accepting
 
 
@@ -181,8 +180,7 @@ def test_a_server_is_known_whose_clients_have_not_been_greeted_yet(listeners: Li
     with socket.create_connection(("127.0.0.1", server.addresses[0].port), 5) as client:
         change(listeners, config(one=free_address()))  # nothing has been accepted yet: we have not yielded
         assert server in listeners.all
-        while not server.sessions:
-            gevent.sleep(0.001)
+        until(lambda: server.sessions)
         assert server in listeners.all
         server.end_sessions_of_changed({})
         client.close()
@@ -300,8 +298,7 @@ def test_who_made_way_and_cannot_come_back_is_waited_for_and_the_others_come_bac
         listeners.open(plan)
     assert f"one does not listen on 0.0.0.0:{one} any more: Address already in use" in caplog.text
     assert reaches(f"127.0.0.2:{two}")
-    while listeners.accepting[0].missing:
-        gevent.sleep(0.01)
+    until(lambda: not listeners.accepting[0].missing)
     assert reaches(f"127.0.0.2:{one}")
 
 
@@ -355,8 +352,7 @@ def test_a_name_server_that_is_silent_holds_nobody_up(
     assert waiting.opening
     assert waiting.opening.problem == "the name lookup takes its time"
     answered.set()
-    while waiting.missing:
-        gevent.sleep(0.01)
+    until(lambda: not waiting.missing)
     assert reaches(slow.replace("slow.example", "127.0.0.1"))
 
 

@@ -20,7 +20,7 @@ from proxy.net import checking
 from proxy.net.checking import Checkers
 from proxy.policy import auth
 from proxy.socks5.server import Socks5Server
-from tests.wire.greenlets import PATIENCE, patience, settle
+from tests.wire.greenlets import PATIENCE, patience, settle, until
 
 WITH_LOGIN = b"\x05\x01\x02"  # RFC 1928, section 3: version 5, one method, username and password
 RIGHT, REFUSED = b"\x01\x00", b"\x01\x01"  # RFC 1929, section 2
@@ -87,8 +87,7 @@ def answer(sock: Any) -> bytes:
 def flood(server: Socks5Server, count: int) -> list[Any]:
     """Try so many passwords, all of them wrong, and wait until they are heard."""
     socks = [log_in(server, b"wrong %d" % number) for number in range(count)]
-    while len(server.sessions) < count - answered(socks):
-        gevent.sleep(0.005)
+    until(lambda: len(server.sessions) >= count - answered(socks))
     settle()
     return socks
 
@@ -120,8 +119,7 @@ def test_above_a_bound_the_answer_is_at_once(hashes: Hashes, servers: list[Socks
     """Case 376: and it costs no hash."""
     socks = flood(servers[0], 100)
     at_most = 1 + int(checking.MOST_WAIT / checking._USUAL)
-    while answered(socks) < 100 - at_most:
-        gevent.sleep(0.005)
+    until(lambda: answered(socks) >= 100 - at_most)
     assert answered(socks) == 100 - at_most
     assert len(hashes.begun) == 1
     told = [sock for sock in socks if answered([sock])]
@@ -134,8 +132,7 @@ def test_the_bound_is_one_of_time(hashes: Hashes, servers: list[Socks5Server]) -
     gevent.sleep(0.5)  # how long the first one takes; and whoever asked in vain rests for four times as long
     assert answered(socks) == 0
     hashes.go.set()
-    while answered(socks) < 20 - 2:
-        gevent.sleep(0.005)
+    until(lambda: answered(socks) >= 20 - 2)
     assert len(hashes.begun) == 1
     assert {answer(sock) for sock in socks if answered([sock])} == {REFUSED}
 
@@ -165,8 +162,7 @@ def test_the_check_of_a_client_that_left_is_never_made(hashes: Hashes, servers: 
     socks = flood(servers[0], 30)
     for sock in socks:
         sock.close()
-    while servers[0].sessions:
-        gevent.sleep(0.01)
+    until(lambda: not servers[0].sessions)
     hashes.go.set()
     assert answer(log_in(servers[0], b"right")) == RIGHT
     assert len(hashes.begun) == 2
@@ -175,11 +171,9 @@ def test_the_check_of_a_client_that_left_is_never_made(hashes: Hashes, servers: 
 def test_those_who_wait_for_the_same_check_share_it(hashes: Hashes, servers: list[Socks5Server]) -> None:
     """Case 376."""
     first = log_in(servers[0], b"wrong at first")
-    while not hashes.begun:
-        gevent.sleep(0.005)
+    until(lambda: hashes.begun)
     socks = [log_in(servers[0], b"wrong", f"127.0.0.{1 + number // 50}") for number in range(100)]
-    while len(servers[0].sessions) < 101:
-        gevent.sleep(0.005)
+    until(lambda: len(servers[0].sessions) >= 101)
     settle()
     assert answered(socks) == 0  # they are one check, so they are not too many
     hashes.go.set()

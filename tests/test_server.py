@@ -19,7 +19,7 @@ from proxy.config import Overload, Protocol, ServerConfig, Strategy, UpstreamCon
 from proxy.errors import ConfigError, DialError, Failure, ProxyError, UpstreamError
 from proxy.session import Session
 from proxy.socks5.server import Socks5Server
-from tests.wire.greenlets import PATIENCE, patience, settle
+from tests.wire.greenlets import PATIENCE, patience, settle, until
 from tests.wire.sockets import free_port
 
 LATE = 8.0  # seconds: how late a busy machine may be
@@ -168,8 +168,7 @@ def test_live_and_past_connections_are_counted(house: House) -> None:
 
 def wait_until_empty(server: Socks5Server) -> None:
     """Wait for the last session to end."""
-    while server.sessions:
-        gevent.sleep(0.005)
+    until(lambda: not server.sessions)
 
 
 def test_each_connection_has_a_number_of_its_own(house: House) -> None:
@@ -208,8 +207,7 @@ def test_above_the_limit_a_client_is_refused_at_once(house: House) -> None:
     assert is_alive(first, targets[0])
     second.sock.close()
     targets[1].close()
-    while len(server.sessions) == 2:
-        gevent.sleep(0.005)
+    until(lambda: len(server.sessions) != 2)
     assert house.connect(server).ask() == 0
 
 
@@ -252,8 +250,7 @@ def test_a_listener_that_is_full_says_so_once_with_its_limit_and_counts_it(
     ]
     for client in clients:
         client.sock.close()
-    while len(caplog.records) < 2:
-        gevent.sleep(0.01)
+    until(lambda: len(caplog.records) >= 2)
     assert caplog.records[1].getMessage().startswith("socks has room again: ")
 
 

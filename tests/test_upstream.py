@@ -19,6 +19,7 @@ from proxy.errors import DialError, Failure, LimitError, UpstreamError
 from proxy.net import deadline as deadline_module
 from proxy.net.deadline import Deadline
 from proxy.upstream import Selector, Upstream, way_out
+from tests.wire.greenlets import until
 
 TARGET = Address("target.example", 443)
 BUDGET = 30.0  # seconds
@@ -370,8 +371,7 @@ def test_nobody_is_blamed_when_there_is_no_time_left_to_ask(clients: dict[str, C
     assert error.failure is Failure.TIMED_OUT
     clients["a"].may_answer.set()
     with gevent.Timeout(10):
-        while not selector.upstreams[0].health.failures:
-            gevent.sleep(0)
+        until(lambda: selector.upstreams[0].health.failures)
     assert clients["a"].asked == 1
 
 
@@ -387,8 +387,7 @@ def test_a_share_that_is_too_short_is_no_proof(
     health = selector.upstreams[0].health
     assert not health.failures
     with gevent.Timeout(10):
-        while not clients["a"].asked or selector.upstreams[0]._asking:
-            gevent.sleep(0)
+        until(lambda: clients["a"].asked and not selector.upstreams[0]._asking)
         gevent.sleep(0)
     assert bool(health.failures) == is_dead
 

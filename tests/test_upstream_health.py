@@ -23,6 +23,7 @@ from proxy.upstream import Health, Upstream, upstreams_of
 from proxy.websocket.server import WebSocketServer
 from tests.integration.certificates import Authority
 from tests.wire import upstreams as script
+from tests.wire.greenlets import until
 from tests.wire.sockets import free_port, reset
 from tests.wire.socks5 import hear_greeting, hear_login, socks_reply
 from tests.wire.targets import Target
@@ -156,12 +157,10 @@ def test_a_gateway_whose_far_end_is_down_is_at_fault_and_seen_to_be_back() -> No
     with played(port, hear_head, http_answer(502), script.end) as far:
         home = made("websocket", port)
         assert isinstance(refusal(home), UpstreamError)
-        while far.accepted < 4:  # the request, the question, and then the question again
-            gevent.sleep(0.01)
+        until(lambda: far.accepted >= 4)  # the request, the question, and then the question again
         assert home.health.failures == 1
     with Target(script.judge(switch()), port=port):
-        while home.health.failures:
-            gevent.sleep(0.01)
+        until(lambda: not home.health.failures)
 
 
 TOLD = "proxy-server; error=proxy_internal_error"
@@ -213,8 +212,7 @@ def test_one_that_is_back_is_up_although_nobody_needs_it(caplog: pytest.LogCaptu
         assert cooldown_until > time.monotonic() + 2
         port = place.getsockname()[1]
     with played(port, hear_greeting, b"\x05\x00", script.stall), caplog.at_level(logging.INFO):
-        while home.health.failures:
-            gevent.sleep(0.01)
+        until(lambda: not home.health.failures)
         assert time.monotonic() < cooldown_until
     assert home.health.cooldown_until == 0
     assert home.health.answered_at
@@ -227,8 +225,7 @@ def test_one_that_accepts_and_says_nothing_is_not_back() -> None:
     home = made("socks5", port, timeout=0.3)
     refusal(home)
     with played(port, script.stall) as far:
-        while far.accepted < 2:
-            gevent.sleep(0.01)
+        until(lambda: far.accepted >= 2)
         assert home.health.failures == 1
 
 
@@ -280,8 +277,7 @@ def test_a_reload_goes_on_looking_after_what_is_down() -> None:
     assert new.health is old.health
     assert new.health.failures == 1
     with played(port, hear_greeting, b"\x05\x00", script.stall):
-        while new.health.failures:
-            gevent.sleep(0.01)
+        until(lambda: not new.health.failures)
     server.shutdown()
 
 
@@ -297,8 +293,7 @@ def test_what_is_no_upstream_any_more_is_not_looked_after() -> None:
         server.select_upstream_connection("target.example", 443)
     (closed,) = upstreams_of(server.way_out)
     server.shutdown()
-    while gone._is_probing or closed._is_probing:
-        gevent.sleep(0.01)
+    until(lambda: not (gone._is_probing or closed._is_probing))
     assert gone.health.failures == closed.health.failures == 1
 
 

@@ -103,7 +103,7 @@ def test_a_watchdog_that_is_not_ours_is_not_fed(
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     Notifier().start_watchdog()
-    gevent.sleep(0.03)
+    gevent.sleep(0.03)  # half of 40 ms would be over
     manager.sock.settimeout(0)
     with pytest.raises(BlockingIOError):
         manager.heard()

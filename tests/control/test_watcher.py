@@ -10,6 +10,7 @@ import pytest
 from proxy.control.fingerprint import take
 from proxy.control.watcher import Watcher
 from proxy.errors import LimitError
+from tests.wire.greenlets import until
 
 
 @pytest.fixture(autouse=True)
@@ -132,17 +133,12 @@ def test_a_certificate_that_was_missing_is_a_change_when_it_appears(house: House
     assert (house.polls(1), house.polls(1), house.polls(2)) == (0, 1, 0)
 
 
-def wait_for(condition: Callable[[], object]) -> None:
-    while not condition():
-        gevent.sleep(0.001)
-
-
 def test_it_polls_at_the_interval_that_is_in_effect(house: House) -> None:
     house.interval = 0.001
     house.watcher.start()
     for number in (1, 2):
         write(house.path)
-        wait_for(lambda number=number: house.looks == number)  # type: ignore[misc]
+        until(lambda number=number: house.looks == number)  # type: ignore[misc]
 
 
 def test_an_interval_of_zero_is_no_watching_until_there_is_another(house: House) -> None:
@@ -151,10 +147,10 @@ def test_an_interval_of_zero_is_no_watching_until_there_is_another(house: House)
     gevent.idle()
     write(house.path)
     house.interval = 0.001
-    gevent.sleep(0.02)
+    gevent.sleep(0.02)  # twenty times as long
     assert house.looks == 0
     house.watcher.start()
-    wait_for(lambda: house.looks)
+    until(lambda: house.looks)
 
 
 def test_a_shorter_interval_does_not_wait_for_the_end_of_the_longer_one(house: House) -> None:
@@ -164,7 +160,7 @@ def test_a_shorter_interval_does_not_wait_for_the_end_of_the_longer_one(house: H
     write(house.path)
     house.interval = 0.001
     house.watcher.start()
-    wait_for(lambda: house.looks)
+    until(lambda: house.looks)
 
 
 def test_changes_that_leave_the_interval_as_it_is_do_not_put_off_a_poll(house: House) -> None:
@@ -182,7 +178,7 @@ def test_a_failure_does_not_end_it(house: House, caplog: pytest.LogCaptureFixtur
     house.watcher.start()
     for number in (1, 2):
         write(house.path)
-        wait_for(lambda number=number: house.looks == number)  # type: ignore[misc]
+        until(lambda number=number: house.looks == number)  # type: ignore[misc]
     assert "internal error: RuntimeError: out of order" in caplog.messages
 
 
@@ -191,7 +187,7 @@ def test_once_stopped_it_looks_no_more(house: House) -> None:
     house.watcher.start()
     house.watcher.stop()
     write(house.path)
-    gevent.sleep(0.02)
+    gevent.sleep(0.02)  # twenty times as long
     assert house.looks == 0
 
 

@@ -254,8 +254,7 @@ def test_an_address_that_is_found_later_joins_the_race(
     net = network(a=(SILENT, None), b=(0, None))
     resolver.names["name.example"], resolver.late["name.example"] = [A], [B]
     racing = gevent.spawn(winner)
-    while not net.tried:
-        gevent.sleep(0.01)
+    until(lambda: net.tried)
     resolver.answer.set()
     assert racing.get(timeout=5) == B
     assert tried(net) == [A, B]
@@ -267,8 +266,7 @@ def test_an_address_that_is_found_later_is_tried_when_the_others_have_failed(
     net = network(a=(0, Failure.REFUSED), b=(0, None))
     resolver.names["name.example"], resolver.late["name.example"] = [A], [B]
     racing = gevent.spawn(winner)
-    while not net.tried:
-        gevent.sleep(0.01)
+    until(lambda: net.tried)
     resolver.answer.set()
     assert racing.get(timeout=5) == B
 

@@ -13,7 +13,7 @@ from proxy.address import Endpoint, Place
 from proxy.errors import Failure, ProxyError
 from proxy.net import opening
 from proxy.net.opening import BACKLOG, Latecomers, Opening, bind, place_of
-from tests.wire.greenlets import PATIENCE
+from tests.wire.greenlets import PATIENCE, until
 from tests.wire.sockets import free_port
 
 NOT_OURS = "192.0.2.1"  # RFC 5737: no machine has it
@@ -253,12 +253,10 @@ def test_what_comes_later_is_opened_then(
         assert late.missing == [f"late.example:{port}"]
     arrived: list[socket.socket] = []
     latecomers.expect(late, arrived.extend)
-    while "Address already in use" not in caplog.text:
-        gevent.sleep(0.01)
+    until(lambda: "Address already in use" in caplog.text)
     assert caplog.text.count("Address already in use") == 1  # however often it is tried
     before.close()
-    while not arrived:
-        gevent.sleep(0.01)
+    until(lambda: arrived)
     assert late.missing == []
     assert can_connect("127.0.0.1", port)
     arrived[0].close()
@@ -278,7 +276,5 @@ def test_what_nobody_waits_for_any_more_is_not_opened(
     late = Opening(Endpoint.parse(f"late.example:{port}"))
     monkeypatch.setattr(opening, "_getaddrinfo", answer)
     latecomers.expect(late, lambda socks: pytest.fail("it was forgotten"))
-    while not asked:
-        gevent.sleep(0.01)
-    while can_connect("127.0.0.1", port):
-        gevent.sleep(0.01)
+    until(lambda: asked)
+    until(lambda: not can_connect("127.0.0.1", port))

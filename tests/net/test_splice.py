@@ -22,7 +22,7 @@ from proxy.net.relay import MOST_IN_PIPES, DataForwarder
 from proxy.net.splice import AVAILABLE, BIG_PIPE_SIZE, BIG_PIPES, PIPE_SIZE, PIPES, Pipe, PipePool
 from proxy.net.stream import Ending, Stream, TcpStream
 from proxy.websocket.stream import WebSocketStream
-from tests.wire.greenlets import send_and_end, tcp_pair
+from tests.wire.greenlets import send_and_end, tcp_pair, until
 from tests.wire.sockets import read_to_end, reset
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -74,8 +74,7 @@ def connected() -> Iterator[Pair]:
 
 def arrived(sock: socket.socket, size: int) -> None:
     """Wait until so many bytes wait in a socket."""
-    while len(sock.recv(size, socket.MSG_PEEK)) < size:
-        gevent.sleep(0.001)
+    until(lambda: len(sock.recv(size, socket.MSG_PEEK)) >= size)
 
 
 def test_what_goes_in_comes_out(pipe: Pipe, source: Pair, sink: Pair) -> None:
@@ -475,8 +474,7 @@ def test_while_one_direction_is_stuck_the_other_goes_on_and_both_hold_no_more_th
     answering.get()
     assert received == data
     flooding = gevent.spawn(target.sendall, bytes(64 * MIB))
-    while not down.held:
-        gevent.sleep(0.01)
+    until(lambda: down.held)
     assert up.in_pipe + down.in_pipe <= MOST_IN_PIPES
     gevent.killall([pouring, flooding])
     reset(client)

@@ -8,6 +8,7 @@ from gevent import socket
 
 from proxy.net import turns as module
 from proxy.net.turns import FEW_FRAMES, FRAMES_A_TURN, FRAMES_AT_A_TIME, Turns
+from tests.wire.greenlets import until
 
 
 @pytest.fixture
@@ -29,8 +30,7 @@ def test_those_who_wait_take_turns_in_the_order_in_which_they_came() -> None:
 
     for name in left:
         turns.later(lambda name=name: operation(name))  # type: ignore[misc]
-    while any(left.values()):
-        gevent.sleep(0.001)
+    until(lambda: not any(left.values()))
     assert "".join(done) == "abcabcabc"
 
 
