@@ -1,22 +1,25 @@
 """
-Change single settings in the text of an INI file, and keep all the rest of it as it is.
+The text of an INI file, parsed once: what stands where, to be read, checked, compared, shown and changed.
 
-A document is a row of blocks: a section's header with the lines below it. Only the lines of the
-settings that change are written anew; comments, order and blanks stay. The text has to be one that
-was read without a problem; whatever comes out is for ``configfile`` to judge.
+A document is a row of blocks: a section's header with the lines below it. To change a setting only its
+line is written anew; comments, order and blanks stay. The text has to be one that was read without a
+problem then; whatever comes out is for ``load`` to judge.
 """
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 from proxy.address import REDACTED
 from proxy.configfile import syntax
 from proxy.configfile.spec import SPEC, Path, did_you_mean, is_secret, keys_of, knows, shown
-from proxy.configfile.syntax import CONTROL, Header, Setting
+from proxy.configfile.syntax import CONTROL, Fault, Header, Setting
 from proxy.errors import ConfigError
 
 Place = tuple[Path, str]  # of a setting; with the key "" it is the section itself
 Edit = tuple[str, str | None]  # a dotted name and its value; None takes the setting away
+
+NOWHERE: Path = ("",)  # the path of a section whose header cannot be read
 
 _PARENTS = ("listeners", "upstreams")
 _NAME = re.compile(r"[\w.@+-]+")
@@ -60,11 +63,6 @@ def redact(text: str) -> list[tuple[str, str]]:
     return Document(text).redacted()
 
 
-def settings(text: str) -> dict[Place, str]:
-    """List all settings with their values, as they are written but for quotes and comments."""
-    return Document(text).settings()
-
-
 def dotted(place: Place) -> str:
     """Name a place as ``edit`` takes it."""
     return ".".join((*place[0], place[1]) if place[1] else place[0])
@@ -84,27 +82,35 @@ def _covers(place: Place, other: Place) -> bool:
     return place == other or (not key and other[0][: len(path)] == path)
 
 
-class _Block:
+class Block:
     """A section; the first one is what stands before all sections."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, header: Header | Fault | None = None) -> None:
         self.path = path
-        self.header = -1  # where that is
+        self.header = header
         self.lines: list[str | None] = []  # None is a line that was taken away
-        self.at: dict[str, int] = {}  # where its settings are
+        self.settings: list[Setting] = []  # as they were read, with those that are there twice
+        self.at: dict[str, int] = {}  # where in the lines they are
         self._last = -1  # of its settings, or its header
         self._columns: set[int] = set()  # of the =
 
-    def add(self, line: str, item: object) -> None:
+    def add(self, line: str, item: Header | Setting | Fault | None) -> None:
         """Add a line below the others."""
         if item is not None:
             self._last = len(self.lines)
-        if isinstance(item, Header):
-            self.header = self._last
-        if isinstance(item, Setting) and item.key not in self.at:
-            self.at[item.key] = self._last
-            self._columns.add(len(_head(line, item).rstrip()))
+        if isinstance(item, Setting):
+            self.settings.append(item)
+            if item.key not in self.at:
+                self.at[item.key] = self._last
+                self._columns.add(len(_head(line, item).rstrip()))
         self.lines.append(line)
+
+    def values(self) -> Iterator[tuple[str, str]]:
+        """List its settings with their values; those that cannot be read are left out."""
+        first = {setting.key: setting for setting in reversed(self.settings)}
+        for key in dict.fromkeys(setting.key for setting in self.settings):
+            with suppress(ValueError):
+                yield key, syntax.read_value(first[key].raw).text
 
     def put(self, key: str, value: str, *, end: str) -> None:
         """Write a setting, below the others if it is a new one."""
@@ -112,12 +118,12 @@ class _Block:
         if index is not None:
             line = self.lines[index]
             assert line is not None, "it would not be listed"
-            self.lines[index] = _rewritten(line, self._kind(key), value)
+            self.lines[index] = _rewritten(line, (self.path, key), value)
             return
         self._last += 1
         self.at[key] = self._last
         line = self._indent() + self._padded(syntax.quote_key(key))
-        self.lines.insert(self._last, f"{line} = {_written(self._kind(key), value)}".rstrip() + end)
+        self.lines.insert(self._last, f"{line} = {_written((self.path, key), value)}".rstrip() + end)
 
     def take(self, key: str) -> None:
         """Take a setting away."""
@@ -131,9 +137,6 @@ class _Block:
         del self.lines[self._last + 1 :]
         return tail
 
-    def _kind(self, key: str) -> Place:
-        return self.path, key
-
     def _indent(self) -> str:
         above = next((each for each in reversed(self.lines[: self._last]) if each is not None), "")
         return above[: len(above) - len(above.lstrip(" \t"))]
@@ -145,34 +148,53 @@ class _Block:
 
 
 class Document:
-    """The text of a file, to be changed."""
+    """
+    The text of a file, as a row of blocks.
+
+    A broken header begins a block too, of a section that is ``NOWHERE``; what is below it can be anything.
+    """
 
     def __init__(self, text: str) -> None:
         lines = text.removeprefix("\ufeff").split("\n")
-        items = {item.line: item for item in syntax.scan([line.removesuffix("\r") for line in lines])}
+        self.has_mark = text.startswith("\ufeff")  # of the byte order
+        self.faults: list[Fault] = []
+        self.blocks = [Block(())]
         self._end = "\r" if lines[0].endswith("\r") else ""
-        self._blocks = [_Block(())]
+        items = {item.line: item for item in syntax.scan([line.removesuffix("\r") for line in lines])}
+        parent = ""
         for number, line in enumerate(lines, 1):
             item = items.get(number)
             if isinstance(item, Header):
-                parent = self._blocks[-1].path[:1] if item.depth > 1 else ()
-                self._blocks.append(_Block((*parent, item.name)))
-            self._blocks[-1].add(line, item)
-        self._by_path: dict[Path, _Block] = {}
-        for block in self._blocks:
+                path = (item.name,) if item.depth == 1 else (parent, item.name)
+                parent = path[0]
+                self.blocks.append(Block(path, item))
+            if isinstance(item, Fault):
+                self.faults.append(item)
+                if item.hides_more:
+                    parent = ""
+                    self.blocks.append(Block(NOWHERE, item))
+            self.blocks[-1].add(line, item)
+        self._by_path: dict[Path, Block] = {}
+        for block in self.blocks:
             self._by_path.setdefault(block.path, block)
 
     def __str__(self) -> str:
-        return "\n".join(line for block in self._blocks for line in block.lines if line is not None)
+        return "\n".join(self.lines)
+
+    @property
+    def lines(self) -> list[str]:
+        """All lines, without those that were taken away."""
+        return [line for block in self.blocks for line in block.lines if line is not None]
 
     @property
     def sections(self) -> list[Path]:
         """The sections, in their order."""
-        return [block.path for block in self._blocks[1:]]
+        return [block.path for block in self.blocks[1:]]
 
     def settings(self) -> dict[Place, str]:
-        """List all settings with their values; those that cannot be read are left out."""
-        return {(block.path, setting.key): value for block, _, setting, value in self._read()}
+        """List all settings with their values, as they were read; those that cannot be are left out."""
+        blocks = self._by_path.items()
+        return {(path, key): value for path, block in blocks for key, value in block.values()}
 
     def place_of(self, name: str) -> Place:
         """Find out which place a dotted name means; raises ``ConfigError`` where there can be none."""
@@ -210,53 +232,42 @@ class Document:
             if path in self._by_path:
                 self._by_path[path].take(key)
             return
-        for index in reversed(range(1, len(self._blocks))):
-            if self._blocks[index].path[: len(path)] == path:
-                self._blocks[index - 1].lines += self._blocks[index].split_tail()
-                del self._by_path[self._blocks.pop(index).path]
+        for index in reversed(range(1, len(self.blocks))):
+            if self.blocks[index].path[: len(path)] == path:
+                self.blocks[index - 1].lines += self.blocks[index].split_tail()
+                del self._by_path[self.blocks.pop(index).path]
 
     def redacted(self) -> list[tuple[str, str]]:
         """Give all lines as others may see them, each beside the line itself."""
         lines = []
-        for block in self._blocks:
+        for block in self.blocks:
             keys = {index: key for key, index in block.at.items()}
             for index, line in enumerate(block.lines):
                 if line is not None:
-                    is_header = index == block.header
+                    is_header = index == 0 and isinstance(block.header, Header)
                     lines.append(
                         (_redacted(line, block.path, keys.get(index, ""), is_header=is_header), line)
                     )
         return lines
 
-    def _open(self, path: Path) -> _Block:
+    def _open(self, path: Path) -> Block:
         """Find a section, or make it: the last of its kind, or of all."""
         if path in self._by_path:
             return self._by_path[path]
         if len(path) > 1:
             self._open(path[:1])
-        kin = [index for index, each in enumerate(self._blocks) if each.path[:1] == path[:1]]
-        before = self._blocks[kin[-1] if len(path) > 1 else -1]
-        block = _Block(path)
+        kin = [index for index, each in enumerate(self.blocks) if each.path[:1] == path[:1]]
+        before = self.blocks[kin[-1] if len(path) > 1 else -1]
+        block = Block(path, Header(0, len(path), path[-1]))
         tail = before.split_tail()
         if str(self):
             block.lines.append(self._end)
         header = "[" * len(path) + path[-1] + "]" * len(path)
-        block.add(header + self._end, Header(0, len(path), path[-1]))
+        block.add(header + self._end, block.header)
         block.lines += tail or [""]
-        self._blocks.insert(self._blocks.index(before) + 1, block)
+        self.blocks.insert(self.blocks.index(before) + 1, block)
         self._by_path[path] = block
         return block
-
-    def _read(self) -> Iterator[tuple[_Block, str, Setting, str]]:
-        for block in self._by_path.values():
-            for key, index in block.at.items():
-                line = block.lines[index]
-                assert line is not None, "it would not be listed"
-                setting = _setting(line)
-                try:
-                    yield block, line, Setting(0, key, setting.raw), syntax.read_value(setting.raw).text
-                except ValueError:
-                    continue
 
 
 def _setting(line: str) -> Setting:

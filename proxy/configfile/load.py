@@ -15,9 +15,9 @@ import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from enum import Enum
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple, TypeVar
 
 from configobj import ConfigObj, ConfigObjError
@@ -34,8 +34,8 @@ from proxy.config import (
     check_user,
 )
 from proxy.configfile import syntax
-from proxy.configfile.document import settings
-from proxy.configfile.outline import MAX_BYTES, Outline, Problem
+from proxy.configfile.document import NOWHERE, Document
+from proxy.configfile.outline import MAX_BYTES, Outline, Problem, why_no_text_file
 from proxy.configfile.spec import (
     ENUMS,
     FILES,
@@ -77,11 +77,22 @@ class Loaded(NamedTuple):
     warnings: tuple[Problem, ...] = ()
 
 
-class Content(NamedTuple):
-    """The bytes of a file, and what is known of that."""
+@dataclass(frozen=True)
+class Content:
+    """What a file has, and what is known of it if it was read."""
 
     data: bytes
-    found: os.stat_result
+    found: os.stat_result | None = None
+
+    @property
+    def text(self) -> str:
+        """As text; bytes that are not UTF-8 become what no text has."""
+        return self.data.decode("utf-8-sig", "surrogateescape")
+
+    @cached_property
+    def document(self) -> Document:
+        """The text, parsed."""
+        return Document(self.data.decode("utf-8", "surrogateescape") if len(self.data) <= MAX_BYTES else "")
 
 
 def load(path: str) -> Loaded:
@@ -109,7 +120,8 @@ def read_file(path: str) -> Content:
 
 def understand(content: Content, path: str) -> Loaded:
     """Read the configuration from a file's content, with all that there is to say of the file itself."""
-    config, warnings = parse(content.data, path, folder=folder_of(path), with_files=True)
+    assert content.found, "it was read from a file"
+    config, warnings = _parse(content, path, folder_of(path), with_files=True)
     if stat.S_ISREG(content.found.st_mode) and Trust(path).others_may_write(content.found):
         message = f"other users of this machine may write it, and so control the server: chmod go-w {path}"
         warnings = (Problem(path, 0, "", "", message), *warnings)
@@ -119,6 +131,12 @@ def understand(content: Content, path: str) -> Loaded:
         )
         warnings = (Problem(path, 0, "", "", message), *warnings)
     return Loaded(config, warnings)
+
+
+def tls_files_in(document: Document, folder: str) -> list[str]:
+    """List the TLS files that a document in a folder names, which need not be a valid configuration."""
+    named = {value for block in document.blocks for key, value in block.values() if key in _TLS and value}
+    return sorted(os.path.join(folder, os.path.expanduser(name)) for name in named)
 
 
 def folder_of(path: str) -> str:
@@ -139,10 +157,12 @@ def state_dir_of(config_path: str) -> pathlib.Path:
 def peek(config_path: str, key: str) -> str:
     """Read a setting of [proxy] from a file that may be missing or invalid; "" if there is none."""
     try:
-        text = read_file(config_path).data.decode("utf-8", "replace")
+        document = read_file(config_path).document
     except InvalidConfigError:
         return ""
-    return settings(text).get((("proxy",), key), "")
+    homes = (("proxy",), NOWHERE)  # also below a header that is broken, which may be that of [proxy]
+    found = (block.values() for block in document.blocks if block.path in homes)
+    return next((value for values in found for name, value in values if name == key), "")
 
 
 def parse(data: bytes, path: str, *, folder: str = "", with_files: bool = False) -> Loaded:
@@ -152,7 +172,11 @@ def parse(data: bytes, path: str, *, folder: str = "", with_files: bool = False)
     Relative paths in it start at ``folder``. The TLS files that it names, and the names of listeners,
     are looked up only ``with_files``.
     """
-    outline = Outline(data, path)
+    return _parse(Content(data), path, folder, with_files=with_files)
+
+
+def _parse(content: Content, path: str, folder: str, *, with_files: bool) -> Loaded:
+    outline = Outline(content.document, path, why_no_text_file(content.data))
     config = _Builder(outline, folder, with_files=with_files).build()
     if outline.problems or config is None:
         raise InvalidConfigError(tuple(sorted(outline.problems, key=lambda problem: problem.line)))

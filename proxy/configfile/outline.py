@@ -1,5 +1,5 @@
 """
-Find the sections and settings of an INI file: which there are, where they stand, and which of them cannot be.
+Find which sections and settings of a document cannot be, and where all the others stand.
 
 What cannot be is reported and left out, so that the rest can be looked at all the same. No problem
 repeats a value: it may be a password.
@@ -8,11 +8,13 @@ repeats a value: it may be a password.
 import codecs
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from proxy.config import to_bytes
 from proxy.configfile import syntax
+from proxy.configfile.document import Block, Document, Place
 from proxy.configfile.spec import Path, is_secret, why_no_key, why_no_section
-from proxy.configfile.syntax import CONTROL, Fault, Header, Setting
+from proxy.configfile.syntax import CONTROL, Header, Setting
 
 MAX_BYTES = 16 << 20  # far more than any configuration; what is larger is another kind of file
 
@@ -34,18 +36,6 @@ class Problem:
         return f"{place}{section}{key}{self.message}"
 
 
-@dataclass
-class _Block:
-    """A section header, or a fault that ends a section, with the settings below; None is the file's top."""
-
-    header: Header | Fault | None
-    settings: list[Setting] = field(default_factory=list)
-
-    @property
-    def keys(self) -> set[str]:
-        return {setting.key for setting in self.settings}
-
-
 class Outline:
     """
     What one file has.
@@ -55,21 +45,21 @@ class Outline:
     ``refused`` the settings about which there is a problem already.
     """
 
-    def __init__(self, data: bytes, path: str) -> None:
+    def __init__(self, document: Document, path: str, complaint: str = "") -> None:
+        """Look at a document; or take the complaint for which there is nothing to look at."""
         self.path = path
-        self.lines: list[str] = []
-        self.places: dict[tuple[Path, str], int] = {}
-        self.secrets: dict[tuple[Path, str], str] = {}
-        self.refused: set[tuple[Path, str]] = set()
+        self.lines = [""] * len(document.lines)
+        self.places: dict[Place, int] = {}
+        self.secrets: dict[Place, str] = {}
+        self.refused: set[Place] = set()
         self.problems: list[Problem] = []
         self.warnings: list[Problem] = []
         self._unreadable: set[int] = set()  # lines about which no more is said
-        complaint = _not_a_text_file(data)
         if complaint:
             self._pass_over()
             self.report(0, complaint)
         else:
-            self._read(list(self._decode(data)))
+            self._read(document)
 
     def report_at(self, path: Path, key: str, message: str) -> None:
         """Refuse a setting, or (with no key) a section; of one that was refused no more is said."""
@@ -93,85 +83,70 @@ class Outline:
         section = ".".join(shown[:-1]) if all(shown[:-1]) else ""
         return Problem(self.path, line, section, shown[-1], message)
 
-    def _decode(self, data: bytes) -> Iterator[str]:
-        text = data.removeprefix(codecs.BOM_UTF8)
-        offset = len(data) - len(text)
-        for number, line in enumerate(text.split(b"\n"), 1):
-            yield self._decode_line(number, line, offset)
-            offset += len(line) + 1
-
-    def _decode_line(self, number: int, line: bytes, offset: int) -> str:
-        try:
-            text = line.removesuffix(b"\r").decode()
-        except UnicodeDecodeError as exc:
-            self.report(number, f"byte {line[exc.start]:#04x} at offset {offset + exc.start} is not UTF-8")
-            self._unreadable.add(number)
-            text = line.decode(errors="backslashreplace")
-        control = CONTROL.search(text)
-        if control:
-            self.report(number, f"has a control character (U+{ord(control[0]):04X})")
-            self._unreadable.add(number)
-        return text
-
-    def _read(self, lines: list[str]) -> None:
-        self.lines = [""] * len(lines)
-        top, *blocks = self._blocks(lines)
+    def _read(self, document: Document) -> None:
+        lines = [line.removesuffix("\r") for line in document.lines]
+        self._check_characters(document)
+        for fault in document.faults:
+            self.report(fault.line, fault.message)
+        top, *blocks = document.blocks
         for setting in top.settings:
             self.report(setting.line, why_no_key((), setting.key), key=setting.key)
-        parent: str | None = ""
+        parent_is_known = True
         for block in blocks:
-            path = self._place(block, parent)
-            if not isinstance(block.header, Header) or block.header.depth == 1:
-                parent = path[0] if path else None
-            if path is None:
+            header, is_known = block.header, False
+            if isinstance(header, Header) and (parent_is_known or header.depth != 2):
+                is_known = self._has_place(block, header)
+            if not isinstance(header, Header) or header.depth == 1:
+                parent_is_known = is_known
+            if not is_known:
                 self._pass_over()
                 continue
-            for number in self._keep(path, block):
+            for number in self._keep(block):
                 self.lines[number - 1] = lines[number - 1]
+
+    def _check_characters(self, document: Document) -> None:
+        offset = len(codecs.BOM_UTF8) if document.has_mark else 0
+        for number, line in enumerate(document.lines, 1):
+            try:
+                line.encode()
+            except UnicodeEncodeError as exc:
+                # A byte that is no part of UTF-8 was taken in as half a character.
+                byte, before = ord(line[exc.start]) & 0xFF, len(to_bytes(line[: exc.start]))
+                self.report(number, f"byte {byte:#04x} at offset {offset + before} is not UTF-8")
+                self._unreadable.add(number)
+            if control := CONTROL.search(line.removesuffix("\r")):
+                self.report(number, f"has a control character (U+{ord(control[0]):04X})")
+                self._unreadable.add(number)
+            offset += len(to_bytes(line)) + 1
 
     def _pass_over(self) -> None:
         """Pass over a section that is none: what stands in it, any listener and any upstream, is refused."""
         self.refused |= {(("listeners",), ""), (("upstreams",), "")}
 
-    def _blocks(self, lines: list[str]) -> list[_Block]:
-        blocks = [_Block(None)]
-        for item in syntax.scan(lines):
-            if isinstance(item, Setting):
-                blocks[-1].settings.append(item)
-                continue
-            if isinstance(item, Fault):
-                self.report(item.line, item.message)
-            if isinstance(item, Header) or item.hides_more:
-                blocks.append(_Block(item))
-        return blocks
-
-    def _place(self, block: _Block, parent: str | None) -> Path | None:
-        """Find the path of a section, or report why it has none."""
-        header = block.header
-        if not isinstance(header, Header) or (header.depth == 2 and parent is None):
-            return None
-        path: Path = (header.name,) if header.depth == 1 else (parent or "", header.name)
-        complaint = why_no_section(path, header.depth, block.keys)
-        if not complaint and (path, "") in self.places:
-            complaint = f"this section is there already, in line {self.places[path, '']}"
+    def _has_place(self, block: Block, header: Header) -> bool:
+        """Tell whether there can be such a section, or report why there is none."""
+        keys = {setting.key for setting in block.settings}
+        complaint = why_no_section(block.path, header.depth, keys)
+        if not complaint and (block.path, "") in self.places:
+            complaint = f"this section is there already, in line {self.places[block.path, '']}"
         if complaint:
-            self.report(header.line, complaint, path=path)
-            return None
-        self.places[path, ""] = header.line
-        return path
+            self.report(header.line, complaint, path=block.path)
+            return False
+        self.places[block.path, ""] = header.line
+        return True
 
-    def _keep(self, path: Path, block: _Block) -> Iterator[int]:
+    def _keep(self, block: Block) -> Iterator[int]:
         """Report the settings that cannot be here or cannot be read, and yield the lines of the others."""
-        yield self.places[path, ""]
+        yield self.places[block.path, ""]
         for setting in block.settings:
-            complaint = self._why_not(path, setting)
-            if not complaint:
+            complaint = self._why_not(block.path, setting)
+            if complaint:
+                self.refuse(setting.line, complaint, block.path, setting.key)
+            else:
                 yield setting.line
-                continue
-            self.refuse(setting.line, complaint, path, setting.key)
 
     def _why_not(self, path: Path, setting: Setting) -> str:
-        place = (path, setting.key)
+        place = path, setting.key
         complaint = why_no_key(path, setting.key)
         if complaint:
             return complaint
@@ -187,7 +162,7 @@ class Outline:
             return str(exc)
         return ""
 
-    def _read_secret(self, place: tuple[Path, str], setting: Setting) -> None:
+    def _read_secret(self, place: Place, setting: Setting) -> None:
         value = syntax.read_secret(setting.raw)
         self.secrets[place] = value.text
         if value.comment and not value.is_quoted:
@@ -195,7 +170,8 @@ class Outline:
             self.warnings.append(self._problem(setting.line, message, *place))
 
 
-def _not_a_text_file(data: bytes) -> str:
+def why_no_text_file(data: bytes) -> str:
+    """Say why a file is none that a configuration can stand in; nothing if it may be one."""
     if len(data) > MAX_BYTES:
         return f"is larger than {MAX_BYTES >> 20} MiB: this is no configuration file"
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):

@@ -6,9 +6,6 @@ import os
 from collections.abc import Iterable
 
 from proxy.config import ProxyConfig
-from proxy.configfile.syntax import Setting, read_value, scan
-
-_KEYS = ("tls_cert", "tls_key", "tls_ca")
 
 Fingerprint = dict[str, tuple[int, ...] | None]  # by path; None is a file that is not there
 
@@ -35,19 +32,3 @@ def tls_files(config: ProxyConfig) -> list[str]:
         *(each.tls_ca for each in config.upstreams),
     ]
     return sorted(set(filter(None, named)))
-
-
-def tls_files_in(text: str, folder: str) -> list[str]:
-    """List those that a text in a folder names, which need not be a valid configuration."""
-    # Of a large file, or one of another kind, these lines are few.
-    lines = [line.removesuffix("\r") for line in text.split("\n") if "tls_" in line]
-    found = (item for item in scan(lines) if isinstance(item, Setting) and item.key in _KEYS)
-    named = set(filter(None, map(_value, found)))
-    return sorted(os.path.join(folder, os.path.expanduser(name)) for name in named)
-
-
-def _value(setting: Setting) -> str:
-    try:
-        return read_value(setting.raw).text
-    except ValueError:
-        return ""

@@ -48,7 +48,7 @@ from proxy.control.candidate import (
     problems_of,
     refused_by_name,
 )
-from proxy.control.fingerprint import Fingerprint, tls_files, tls_files_in
+from proxy.control.fingerprint import Fingerprint, tls_files
 from proxy.control.history import History, Version
 from proxy.errors import ConfigError, Failure, ProxyError, reason_of
 from proxy.net.threads import NativeThreads
@@ -458,18 +458,16 @@ class Keeper:
         """Read the text of the file, and what it means. Raises ``InvalidConfigError``."""
         self._judged = Judged(is_rejected=True)  # until it is known to be otherwise
         content = load.read_file(self._path)
-        text = _text(content.data)
         # Before they are read: one that appears right after that is another one than this.
-        waits_for = fingerprint.take(tls_files_in(text, load.folder_of(self._path)))
+        waits_for = fingerprint.take(load.tls_files_in(content.document, load.folder_of(self._path)))
         self._judged = Judged(digest(content.data), waits_for, is_rejected=True)
-        return text, load.understand(content, self._path)
+        return content.text, load.understand(content, self._path)
 
     def _is_file_new(self) -> bool:
         """Tell whether it is another file than was judged, or may read another TLS file."""
-        data = self._data()
-        content = "" if data is None else digest(data)
-        judged = self._judged
-        return content != judged.content or fingerprint.take(judged.waits_for) != judged.waits_for
+        content, judged = self._content(), self._judged
+        now = digest(content.data) if content else ""
+        return now != judged.content or fingerprint.take(judged.waits_for) != judged.waits_for
 
     def _is_file_rejected(self) -> bool:
         """Tell whether the file is, or would be; it may have changed since it was judged."""
@@ -490,22 +488,17 @@ class Keeper:
             return False
 
     def _file_holds(self, text: str) -> bool:
-        data = self._data()
-        return data is not None and _text(data) == text
+        content = self._content()
+        return content is not None and content.text == text
 
-    def _data(self) -> bytes | None:
+    def _content(self) -> load.Content | None:
         try:
-            return load.read_file(self._path).data
+            return load.read_file(self._path)
         except InvalidConfigError:
             return None
 
     def _run(self, function: Callable[[], T]) -> T:
         return self._workers.run(function)
-
-
-def _text(data: bytes) -> str:
-    # What is not UTF-8 is in no text that was applied, so it is not equal to any.
-    return data.decode("utf-8-sig", "surrogateescape")
 
 
 @contextmanager

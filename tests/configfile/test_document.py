@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from proxy.configfile import changes
 from proxy.configfile import load as configfile
-from proxy.configfile.document import edit, redact, settings
+from proxy.configfile.document import Document, edit, redact
 from proxy.errors import ConfigError
 
 TEXT = """\
@@ -145,7 +145,7 @@ def test_a_section_goes_with_all_that_is_in_it() -> None:
 
 def test_what_is_set_after_its_section_was_taken_away_is_all_that_it_has() -> None:
     text = edit(TEXT, [("listeners.web", None), ("listeners.web.path", "/")])
-    assert [key for path, key in settings(text) if path == ("listeners", "web")] == ["path"]
+    assert [key for path, key in Document(text).settings() if path == ("listeners", "web")] == ["path"]
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])

@@ -191,6 +191,13 @@ def test_the_state_lives_next_to_the_file_unless_it_says_otherwise(
     assert state_dir(str(path), configured) == state_dir_of(str(path)) == tmp_path / folder
 
 
+@pytest.mark.parametrize("above", ["[proxy", "[proxy]\n[oops"])
+def test_the_state_is_found_below_a_header_that_is_broken(tmp_path: Path, above: str) -> None:
+    path = tmp_path / "proxy.ini"
+    path.write_text(f"{above}\nstate_dir = elsewhere\n[listeners]\n[[socks]]\nstate_dir = other\n")
+    assert state_dir_of(str(path)) == tmp_path / "elsewhere"
+
+
 @pytest.mark.parametrize("endless", ["/dev/zero", "/dev/urandom"])
 def test_the_state_of_an_endless_file_is_found_without_reading_all_of_it(endless: str) -> None:
     code = f"import resource; from proxy.configfile.load import state_dir_of; state_dir_of({endless!r})"
