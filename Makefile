@@ -1,4 +1,6 @@
 PYTHON_IN_VENV = .venv/bin/python
+# A file of tests for each processor at a time, so that its fixtures are made once; more than four gain little.
+SIDE_BY_SIDE = -n auto --maxprocesses 4 --dist loadfile
 TESTS =
 .DEFAULT_GOAL = help
 .PHONY: help run test bench siege report style format types clean venv
@@ -10,7 +12,7 @@ run: ## start the proxy with conf/proxy.ini
 	scripts/proxy-server -c conf/proxy.ini
 
 test: venv ## run the tests; make test TESTS="-k socks5" runs some of them
-	$(PYTHON_IN_VENV) -m pytest $(TESTS)
+	$(PYTHON_IN_VENV) -m pytest $(SIDE_BY_SIDE) $(TESTS)
 
 bench: venv ## measure it beside its peers, in five minutes; QUICK=1 in one; see docs/performance.md
 	@$(PYTHON_IN_VENV) -m tests.bench

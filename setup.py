@@ -27,6 +27,7 @@ EXTRAS = {
         "prometheus-client>=0.26,<1",
         "pytest>=9.2,<10",
         "pytest-timeout>=2.4,<3",
+        "pytest-xdist>=3.8,<4",
         "ruff>=0.17.6,<0.18",
         "types-gevent>=26.9,<27",
         "websockets>=15,<18",

@@ -16,9 +16,11 @@ from proxy.net import background
 _, _most = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (min(_most, 16384), _most))
 
-# Whoever starts the tests in the background of a shell has them ignore SIGINT, and with them all programs
-# that they start.
+# Whoever starts the tests in the background of a shell has them ignore SIGINT, and under nohup SIGHUP, and
+# with them all programs that they start; what is handled here, those do not inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 @pytest.fixture(autouse=True)
