@@ -63,7 +63,7 @@ def strange(count: int, first: int = 0x4E00, last: int = 0x9FFF) -> str:
 
 def request(host: str) -> bytes:
     """Write an upgrade request without a login, for a host in any characters."""
-    return upgrade_request("HOST", 80).replace(b"HOST", host.encode(), 1)
+    return upgrade_request(host, 80)
 
 
 def connects(ports: Ports, seconds: float, sent: Sent) -> None:

@@ -122,12 +122,12 @@ def upgrade_request(
     half_close: bool = True,
     key: str = NONCE,
 ) -> bytes:
-    """Write an opening handshake that names a target, with the fields that a good client sends."""
-    fields = {"X-Proxy-Target-Host": host, "Sec-WebSocket-Key": key}
+    """Write an opening handshake that names a target, with the fields that a good client sends, in UTF-8."""
+    fields = {"X-Proxy-Target-Host": host}
     if credentials:
-        fields["X-Proxy-Username"], fields["X-Proxy-Password"] = (
-            text.encode().decode("latin-1") for text in credentials
-        )
+        fields["X-Proxy-Username"], fields["X-Proxy-Password"] = credentials
+    fields = {name: value.encode().decode("latin-1") for name, value in fields.items()}
+    fields["Sec-WebSocket-Key"] = key
     if half_close:
         fields["X-Proxy-Half-Close"] = "1"
     return upgrade(port, line=f"GET {path} HTTP/1.1", **fields)
