@@ -79,6 +79,8 @@ class ProxyClient(ABC):
         """
         return 200  # what is no proxy is always there
 
+    # -- the rest of the specification's ProxyClient; of these the program itself uses ``authenticate`` only
+
     def connect(self, target_host: str, target_port: int) -> Connected:
         """Connect to a target within the timeout, and keep the connection; raises like ``dial``."""
         self.close()

@@ -139,19 +139,6 @@ class ProxyServer(ABC):
         fate = "wait until one ends" if config.overload is Overload.WAIT else "are refused until one ends"
         return f"{config.name} is full: it has {live} connections, its max_connections; new clients {fate}"
 
-    def authenticate(self, username: str, password: str) -> bool:
-        """Tell whether a client with these credentials would be let in."""
-        return not self.runtime.needs_auth or self.runtime.authenticator.authenticate(username, password)
-
-    def select_upstream_connection(self, target_host: str, target_port: int) -> Connected:
-        """Connect to a target by the configured ways out; raises ``DialError``."""
-        target = Address(target_host, target_port)
-        return self.runtime.way_out.dial(target, Deadline(self.config.timeout))
-
-    def reload_config(self, config: ServerConfig) -> None:
-        """Serve new connections under a new configuration; old ones keep theirs."""
-        self.use(self.runtime.under(config))  # all or nothing
-
     def use(self, runtime: Runtime) -> None:
         """Serve new connections with a runtime that was built for this server."""
         before, self.runtime = self.runtime, runtime
@@ -184,6 +171,21 @@ class ProxyServer(ABC):
             session.stop(Ending.STOPPED)
         self._pool.join(_FAREWELL)
         self._pool.kill()
+
+    # -- the rest of the specification's ProxyServer; the program itself has no use for it
+
+    def authenticate(self, username: str, password: str) -> bool:
+        """Tell whether a client with these credentials would be let in."""
+        return not self.runtime.needs_auth or self.runtime.authenticator.authenticate(username, password)
+
+    def select_upstream_connection(self, target_host: str, target_port: int) -> Connected:
+        """Connect to a target by the configured ways out; raises ``DialError``."""
+        target = Address(target_host, target_port)
+        return self.runtime.way_out.dial(target, Deadline(self.config.timeout))
+
+    def reload_config(self, config: ServerConfig) -> None:
+        """Serve new connections under a new configuration; old ones keep theirs."""
+        self.use(self.runtime.under(config))  # all or nothing
 
 
 def pool_size(config: ServerConfig) -> int:

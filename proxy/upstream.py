@@ -23,8 +23,8 @@ from proxy.address import Address
 from proxy.client import Connected, DirectClient, ProxyClient
 from proxy.config import ServerConfig, Strategy, UpstreamConfig, UpstreamType
 from proxy.errors import DialError, Failure, LimitError, ProxyError, UpstreamError
-from proxy.net import background
 from proxy.net.deadline import Deadline
+from proxy.net.threads import Task
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ class Upstream:
         self.name = config.name
         self.client = make_client(config)
         self.health = health or Health(config.name)
-        self._asking: background.Task[int | None] | None = None
+        self._asking: Task[int | None] | None = None
         self._is_probing = False
         if health is None:
             self.begin()
@@ -212,13 +212,13 @@ class Upstream:
         if exc.well:
             self.health.declined(exc)
         elif exc.unclear:
-            verdict = background.Task(lambda: self._is_well(exc, started)).wait(budget.remaining())
+            verdict = Task(lambda: self._is_well(exc, started)).wait(budget.remaining())
             if verdict is not False:
                 failure = Failure.GENERAL if exc.failure is Failure.UPSTREAM else exc.failure
                 raise DialError(f"{target} through {exc}", failure) from exc
         elif is_cut and exc.failure is Failure.TIMED_OUT:
             # It had less time than it may take. The next one is tried without waiting for the verdict.
-            background.Task(lambda: self._is_well(exc, started))
+            Task(lambda: self._is_well(exc, started))
         else:
             self._failed(exc, started)
 
@@ -239,7 +239,7 @@ class Upstream:
         """Ask for one: the status that it answers, None if it is silent, and 0 if it could not be asked."""
         # One at a time, whoever wants to know.
         if self._asking is None:
-            self._asking = background.Task(self._ask)
+            self._asking = Task(self._ask)
         return self._asking.wait()
 
     def _ask(self) -> int | None:
@@ -261,7 +261,7 @@ class Upstream:
     def _probe_if_down(self) -> None:
         if self.health.may_return and not self._is_probing:
             self._is_probing = True
-            background.Task(self._probe)
+            Task(self._probe)
 
     def _probe(self) -> None:
         """Find out when it is back, though nobody needs it meanwhile."""

@@ -9,7 +9,7 @@ from typing import Any
 import gevent
 import pytest
 
-from proxy.net import background
+from proxy.net.threads import Task
 
 # Every port that a test takes stays taken until the end, so that no other gets it: some two thousand
 # descriptors, where many systems allow 1,024 unless asked.
@@ -36,12 +36,12 @@ def _log() -> Iterator[None]:
 def _background(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """End what a test has left to go on by itself: it would use the resolver or the clock of a later one."""
     started: list[gevent.Greenlet[..., Any]] = []
-    begin = background.Task.__init__
+    begin = Task.__init__
 
-    def note(task: background.Task[Any], function: Any) -> None:
+    def note(task: Task[Any], function: Any) -> None:
         begin(task, function)
         started.append(task._greenlet)
 
-    monkeypatch.setattr(background.Task, "__init__", note)
+    monkeypatch.setattr(Task, "__init__", note)
     yield
     gevent.killall(started)

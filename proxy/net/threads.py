@@ -1,8 +1,8 @@
 """
-Native threads, for the three things that would block every connection at once.
+What runs beside the connections: native threads, and greenlets of nobody's in particular.
 
-These are name lookups, password hashes and writes to a log that stalls. Everything else runs in
-greenlets.
+Native threads are for the three things that would block every connection at once: name lookups, password
+hashes and writes to a log that stalls. Everything else runs in greenlets.
 """
 
 from collections import Counter
@@ -161,3 +161,17 @@ def start_thread(function: Callable[[], None]) -> None:
     """Start a native thread that runs beside the event loop and ends with the process."""
     start: Callable[[Callable[[], None], tuple[()]], int] = get_original("_thread", "start_new_thread")
     start(function, ())
+
+
+class Task(Generic[T]):
+    """A function that runs in a greenlet of its own, whoever waits for it or does not."""
+
+    __slots__ = ("_greenlet",)
+
+    def __init__(self, function: Callable[[], T]) -> None:
+        self._greenlet: gevent.Greenlet[[], T] = gevent.spawn(function)
+
+    def wait(self, seconds: float | None = None) -> T | None:
+        """Wait for its result; None if it takes longer."""
+        self._greenlet.join(seconds)
+        return self._greenlet.value

@@ -88,16 +88,6 @@ class Authenticator:
         self._nobodys = {_kind(each): _nobodys(each) for each in self._passwords.values() if is_hash(each)}
         self._logins = logins or Logins()
 
-    def authenticate(self, username: str, password: str) -> bool:
-        """Tell whether the password is this user's."""
-        return self.check(to_bytes(username), to_bytes(password))
-
-    def validate_credentials(self, credentials: Mapping[str, str]) -> None:
-        """Check ``username`` and ``password``; raises ``AuthError`` if they are missing or wrong."""
-        username = credentials.get("username", "")
-        if not self.authenticate(username, credentials.get("password", "")):
-            raise AuthError(username)
-
     def check(self, username: bytes, password: bytes, client: Any = None) -> bool:
         """Tell whether the password is this user's, in bytes as they come from the wire of a client."""
         name = next((each for each in _readings(username) if each in self._passwords), b"")
@@ -127,6 +117,18 @@ class Authenticator:
             if kind != _kind(stored):
                 any(verify(each, nobodys) for each in readings)
         return False
+
+    # -- the specification's Authenticator; the servers themselves only use ``check``
+
+    def authenticate(self, username: str, password: str) -> bool:
+        """Tell whether the password is this user's."""
+        return self.check(to_bytes(username), to_bytes(password))
+
+    def validate_credentials(self, credentials: Mapping[str, str]) -> None:
+        """Check ``username`` and ``password``; raises ``AuthError`` if they are missing or wrong."""
+        username = credentials.get("username", "")
+        if not self.authenticate(username, credentials.get("password", "")):
+            raise AuthError(username)
 
 
 def name_of(user: bytes) -> str:

@@ -98,7 +98,6 @@ class Close:
     """The peer's last frame; the code is None if it gave none."""
 
     code: int | None
-    reason: str
 
 
 Event = Payload | Empty | Ping | Pong | Close
@@ -303,14 +302,15 @@ def _parse_length(head: bytes) -> int:
 
 def _parse_close(payload: bytes) -> Close:
     if not payload:
-        return Close(None, "")
+        return Close(None)
     code = int.from_bytes(payload[:2], "big")
     if not _may_be_sent(code):
         raise FrameError(f"close code {code} may not be sent")
     try:
-        return Close(code, payload[2:].decode())
+        payload[2:].decode()
     except UnicodeDecodeError as exc:
         raise FrameError("a close reason is not UTF-8", CloseCode.INVALID_DATA) from exc
+    return Close(code)
 
 
 def _may_be_sent(code: int) -> bool:
@@ -318,9 +318,9 @@ def _may_be_sent(code: int) -> bool:
     return code in _CLOSE_CODES or 3000 <= code <= 4999
 
 
-def encode_header(opcode: Opcode, length: int, key: bytes | None = None, *, fin: bool = True) -> bytes:
-    """Encode a frame header; a client gives the masking key, and masks the payload itself."""
-    first = opcode | (_FIN if fin else 0)
+def encode_header(opcode: Opcode, length: int, key: bytes | None = None) -> bytes:
+    """Encode the header of a whole message; a client gives the masking key, and masks the payload itself."""
+    first = opcode | _FIN
     masked = 0 if key is None else _MASKED
     if length < _LENGTH_16:
         head = bytes((first, masked | length))
