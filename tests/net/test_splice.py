@@ -22,14 +22,12 @@ from proxy.net.relay import MOST_IN_PIPES, DataForwarder
 from proxy.net.splice import AVAILABLE, BIG_PIPE_SIZE, BIG_PIPES, PIPE_SIZE, PIPES, Pipe, PipePool
 from proxy.net.stream import Ending, Stream, TcpStream
 from proxy.websocket.stream import WebSocketStream
-from tests.wire.greenlets import send_and_end, tcp_pair, until
+from tests.wire.greenlets import Pair, send_and_end, tcp_pair, until
 from tests.wire.sockets import read_to_end, reset
 
 KIB, MIB = 1 << 10, 1 << 20
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="no splice here")
-
-Pair = tuple[socket.socket, socket.socket]
 
 
 def descriptors() -> int:

@@ -1,8 +1,16 @@
-"""A stream that a test can look into."""
+"""What tests of streams share: a read that waits, and a stream that a test can look into."""
 
+import gevent
 from gevent import socket
 
 from proxy.net.stream import Buffer, Ending, TcpStream
+
+
+def arrived(stream: TcpStream, buffer: Buffer) -> int:
+    """Read as soon as there is something, and tell how much it was."""
+    while (count := stream.recv_into(buffer, bulk=False)) is None:
+        gevent.sleep(0.001)
+    return count
 
 
 class Spy(TcpStream):

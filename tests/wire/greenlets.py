@@ -11,6 +11,8 @@ from contextlib import contextmanager
 import gevent
 from gevent import socket
 
+Pair = tuple[socket.socket, socket.socket]
+
 PATIENCE = 10.0  # seconds that any of these tests may block
 
 
@@ -39,7 +41,7 @@ def settle() -> None:
     gevent.idle()
 
 
-def tcp_pair() -> tuple[socket.socket, socket.socket]:
+def tcp_pair() -> Pair:
     """Connect two TCP sockets by the loopback interface."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
