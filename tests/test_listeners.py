@@ -12,7 +12,6 @@ import pytest
 from gevent import socket
 
 from proxy.accesslog import NO_LOG
-from proxy.app import App, Companion
 from proxy.config import Protocol, ProxyConfig, ServerConfig
 from proxy.errors import ConfigError, ProxyError
 from proxy.listeners import Listeners, Plan, make_server
@@ -394,53 +393,3 @@ def test_a_server_that_leaves_or_a_program_that_stops_waits_no_more(
     gevent.sleep(0.05)  # several turns of who would look
     assert not bound
     assert [server.addresses for server in servers] == [[], []]
-
-
-def test_the_end_of_a_reload_is_told_whatever_becomes_of_it() -> None:
-    """A service manager that was told of its begin waits for it."""
-    told: list[str] = []
-
-    class Failing(Companion):
-        def reloading(self) -> None:
-            told.append("reloading")
-
-        def reload(self) -> None:
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
-        def reloaded(self) -> None:
-            told.append("reloaded")
-
-    app = App(config(one="127.0.0.1:0"))
-    app.companion = Failing()
-    app._opened.set()
-    with pytest.raises(OSError, match="Too many open files"):
-        app._hang_up()
-    assert told == ["reloading", "reloaded"]
-
-
-def test_a_log_is_opened_anew_while_the_program_stops(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Case 306: logrotate does not know that it stops, and the drain may take its time."""
-    app = App(config(one="127.0.0.1:0"))
-    reopened: list[bool] = []
-
-    def reopen_logs() -> tuple[str, ...]:
-        reopened.append(True)
-        return ()
-
-    monkeypatch.setattr(app, "reopen_logs", reopen_logs)
-    monkeypatch.setattr(
-        app.companion, "reload", lambda: pytest.fail("a program that stops takes no other configuration")
-    )
-    app._opened.set()
-    app._stop()
-    app._hang_up()
-    assert reopened == [True]
-
-
-def test_a_program_that_was_told_to_stop_takes_no_other_configuration() -> None:
-    """CASES H206."""
-    app = App(config(one="127.0.0.1:0"))
-    app._stop()
-    with pytest.raises(ProxyError, match="stopping"):
-        app.apply(config(two="127.0.0.1:0"))
-    assert [each.name for each in app.config.listeners] == ["one"]

@@ -1,0 +1,91 @@
+"""What a program does when it is told something, without a process of its own."""
+
+import errno
+import logging
+import os
+
+import gevent
+import pytest
+
+from proxy import app as module
+from proxy.app import App, Companion
+from proxy.config import Protocol, ProxyConfig, ServerConfig
+from proxy.errors import ProxyError
+
+CONFIG = ProxyConfig(listeners=(ServerConfig("127.0.0.1:0", Protocol.SOCKS5, "one"),))
+
+
+def test_the_end_of_a_reload_is_told_whatever_becomes_of_it() -> None:
+    """A service manager that was told of its begin waits for it."""
+    told: list[str] = []
+
+    class Failing(Companion):
+        def reloading(self) -> None:
+            told.append("reloading")
+
+        def reload(self) -> None:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        def reloaded(self) -> None:
+            told.append("reloaded")
+
+    app = App(CONFIG)
+    app.companion = Failing()
+    app._opened.set()
+    with pytest.raises(OSError, match="Too many open files"):
+        app._hang_up()
+    assert told == ["reloading", "reloaded"]
+
+
+def test_a_log_is_opened_anew_while_the_program_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Case 306: logrotate does not know that it stops, and the drain may take its time."""
+    app = App(CONFIG)
+    reopened: list[bool] = []
+
+    def reopen_logs() -> tuple[str, ...]:
+        reopened.append(True)
+        return ()
+
+    monkeypatch.setattr(app, "reopen_logs", reopen_logs)
+    monkeypatch.setattr(
+        app.companion, "reload", lambda: pytest.fail("a program that stops takes no other configuration")
+    )
+    app._opened.set()
+    app._stop()
+    app._hang_up()
+    assert reopened == [True]
+
+
+def test_a_program_that_was_told_to_stop_takes_no_other_configuration() -> None:
+    """CASES H206."""
+    app = App(CONFIG)
+    app._stop()
+    with pytest.raises(ProxyError, match="stopping"):
+        app.apply(ProxyConfig(listeners=(ServerConfig("127.0.0.1:0", Protocol.SOCKS5, "two"),)))
+    assert app.config is CONFIG
+
+
+def test_who_says_it_a_second_time_does_not_want_to_wait() -> None:
+    app = App(CONFIG)
+    app._stop()
+    assert app.draining
+    assert not app._at_once.is_set()
+    app._stop()
+    assert app._at_once.is_set()
+
+
+def test_an_error_that_nobody_took_is_one_line_and_its_place_is_for_debugging(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO, "proxy"):
+        module._log_error("a greenlet", ValueError, ValueError("a bug"), None)
+    assert [record.getMessage() for record in caplog.records] == ["internal error: ValueError: a bug"]
+    assert caplog.records[0].exc_info is None
+    with caplog.at_level(logging.DEBUG, "proxy"):
+        module._log_error("a greenlet", ValueError, ValueError("a bug"), None)
+    assert caplog.records[-1].exc_info
+
+
+def test_a_greenlet_that_was_ended_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    module._log_error("a greenlet", gevent.GreenletExit, gevent.GreenletExit(), None)
+    assert caplog.records == []
