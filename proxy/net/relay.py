@@ -1,20 +1,52 @@
 """
 Move bytes between two streams, both ways at once, until both have ended.
 
-A relay runs in callbacks of the event loop, while one greenlet waits for its end: each time a socket
-is ready, a direction does one bounded operation, so many connections share the loop fairly and a
-small one is never behind a big one. Backpressure needs no queue: a direction whose sink is blocked
-stops listening to its source.
+A relay runs in callbacks of the event loop, while one greenlet waits for its end. Each time a socket is
+ready, a direction does one bounded operation, so many connections share the loop fairly and a small one is
+never behind a big one. A greenlet for each direction would be simpler to read, but an idle connection took
+30 KiB that way, and takes 10 like this.
 
-A direction copies through one buffer, which all of them share, because no operation waits in the
-middle. Where it finds much at once and both ends allow it, it goes over to splicing.
+What may never be violated:
 
-Time is watched from outside: a sweep looks at every relay twice a second, so that moving a byte
-costs no timer and no look at the clock.
+- A direction waits for its source or for its sink, never for both. That is all the backpressure there is,
+  and it needs no queue: a direction whose sink is blocked does not listen to its source.
+- An operation never waits, and leaves nothing in the buffer: what the sink's socket does not take, the sink
+  keeps. Only therefore can all directions share one buffer.
+- A cut never looks like an end. Only an end that the source itself gave is passed on as one, or the
+  silence of a source that can give no other.
+- What a peer said before it broke off is delivered, and only then is the other one cut off too. A server that
+  has heard enough answers and closes, and its reset, which comes right behind the answer, is mostly noticed
+  first by whoever is still sending to it.
+- Once a relay is over nothing moves, and the first reason that was given for its end stands.
+- When both directions are stalled, their pipes hold ``MOST_IN_PIPES`` together, and not each.
+- To move a byte costs no timer and no look at the clock: time is watched by a sweep, which looks at every
+  relay twice a second.
 
-What a peer said before it broke off is delivered, and then the other one is cut off too. A server that
-has heard enough answers and closes, and its reset, which comes right behind the answer, is mostly
-noticed first by whoever is still sending to it.
+How a direction moves bytes:
+
+    copying     through the shared buffer. When one read finds ``BULK``, and both ends allow it: bulk
+    bulk        The source has to be seen before it can be spliced (it is a WebSocket, and a frame begins), so
+                only the header is copied. If enough of that frame is left: splicing, else copying
+    splicing    inside the kernel, as much as is there. When that was little, or there is no pipe: copying
+
+How far the end of its source has come:
+
+    OPEN        The source may send more.
+    OVER        It has ended. The sink may still keep what came before, so the end waits.
+    TOLD        The sink was told to ``end``. It may keep that, too, as an end can be some bytes (a frame).
+    ENDED       The sink has passed everything on. When both directions are here, the relay is FINISHED.
+
+What happens, and what a direction does:
+
+    the source can be read    One operation. After its end: have it answer what still comes (``stay``).
+    the source has more       It is in no socket, so no event will tell: wait for a turn (``net.turns``).
+    the sink is blocked       It is held: listen to the sink instead of the source.
+    the sink can be written   Flush. When nothing is kept any more: listen to the source, or pass its end on.
+    the source fails          CUT. Nothing is left of it: the kernel gives what came before the error first.
+    the sink fails            Stop. The other direction delivers what that peer said before it broke, and ends
+                              the relay. If one of the two had ended already: CUT.
+    silence                   When the other direction has ended, but the source cannot know that: give it up
+                              after ``LINGER`` without a byte, or ``LINGER_AT_MOST`` in all (``Relay.tick``).
 """
 
 import errno
@@ -37,14 +69,16 @@ log = logging.getLogger(__name__)
 
 LINGER = 1.0  # seconds without a byte, once one direction goes on alone with a peer that cannot know
 LINGER_AT_MOST = 10.0  # seconds
-BULK = 32 * 1024  # bytes found at once: more will come, and splicing is cheaper than copying
+BULK = 32 * 1024  # bytes found at once: more will come, and to splice it is cheaper than to copy it
 WORTH_A_SPLICE = 8 * 1024  # bytes
-# What both directions of a stalled relay may hold in pipes: one operation moves more only if the sink is sure
-# to take it all. When one direction holds nearly all of it, the other copies a little at a time.
+# One operation moves more than this only if the sink is sure to take it all, so that nothing stays in a pipe.
+# When one direction holds nearly all of it, the other one copies a little at a time instead of waiting.
 MOST_IN_PIPES = 256 * 1024  # bytes
 _LITTLE = 16 * 1024  # bytes
 _SWEEP = 0.5  # seconds
 _LATE = 0.25  # seconds
+
+OPEN, OVER, TOLD, ENDED = range(4)
 
 _buffer = Buffer()
 _small_buffer = Buffer(_LITTLE)
@@ -112,9 +146,9 @@ class Relay:
     """Two streams joined. The first is the client's; both belong to the relay."""
 
     __slots__ = (
-        *("_clock", "_detail", "_down", "_end", "_ending", "_idle_timeout", "_lingering_since", "_moved_at"),
-        *("_moved_before", "_streams", "_up", "broken", "had_ended", "is_over"),
-    )
+        "_clock", "_detail", "_down", "_end", "_ending", "_idle_timeout", "_lingering_since", "_moved_at",
+        "_moved_before", "_streams", "_up", "broken", "had_ended", "is_over",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -131,11 +165,11 @@ class Relay:
         self._up.opposite, self._down.opposite = self._down, self._up
         self._idle_timeout = idle_timeout
         self._end: Any = Waiter()
-        self.is_over = False  # once it was stopped nothing moves any more
+        self.is_over = False
         self._ending = Ending.FINISHED
         self._detail = ""
-        self.broken = ""  # why one side takes nothing more, though it may have said something before,
-        self.had_ended = False  # and even come to its end
+        self.broken = ""  # why one side takes nothing more; what it said before may still be on its way
+        self.had_ended = False  # that side had also come to its end before it broke
         self._clock = clock
         self._moved_before = 0
         self._moved_at = clock()
@@ -164,13 +198,17 @@ class Relay:
             try:
                 self._part()
             finally:
-                # They refer to one another in a circle: cut, it is freed at once, and not by the collector.
+                # They refer to one another in a circle. Cut, it is freed at once, and not by the collector.
                 self._up.let_go()
                 self._down.let_go()
         return Transfer(self.sent, self.received, self._ending, self._detail)
 
     def _part(self) -> None:
-        """Tell both how it ended, and close both: whatever happens to one, the other gets its due."""
+        """
+        Tell both how it ended, and close both, whatever happens to one of them.
+
+        Both are told before either is closed: to close waits for a peer, and the other one need not.
+        """
         client, target = self._streams
         try:
             if self._ending is Ending.CUT:
@@ -208,25 +246,25 @@ class Relay:
         return client.undelivered + target.undelivered
 
     def stop(self, ending: Ending, detail: str = "") -> None:
-        """End the relay; the first one to say why is right."""
+        """End the relay; the first reason wins."""
         if not self.is_over:
             self.is_over = True
             self._ending, self._detail = ending, detail
             self._up.pause()
             self._down.pause()
-            # Not at once: this may be a callback of a stream that run would close under its feet.
+            # Not at once: we may be called by a stream, which ``run`` would close in the middle of its work.
             gevent.get_hub().loop.run_callback(self._end.switch, None)
 
     def ended(self) -> None:
         """Note that one direction has come to its end."""
-        if self._up.ended and self._down.ended:
+        if self._up.stage is ENDED and self._down.stage is ENDED:
             self.stop(Ending.FINISHED)
         else:
             self._linger(self._clock())
 
     def break_off(self, why: str, *, had_ended: bool) -> None:
         """Note that one side takes nothing more; the other direction may still deliver what it said."""
-        if self.broken or self._up.ended or self._down.ended:
+        if self.broken or self._up.stage is ENDED or self._down.stage is ENDED:
             self.stop(Ending.CUT, self.broken or why)
         else:
             self.broken, self.had_ended = why, had_ended
@@ -234,7 +272,8 @@ class Relay:
 
     def tick(self, now: float) -> None:
         """Do what is due: end it when it is idle, has lingered enough, or when a peer is dead."""
-        if self.is_over:  # the ends are being closed, and no more than what they say then may be said
+        if self.is_over:
+            # The streams are being closed. A Ping behind a Close, for instance, would break the protocol.
             return
         moved = self.sent + self.received
         if moved != self._moved_before:
@@ -242,15 +281,16 @@ class Relay:
         quiet = now - self._moved_at
         lingered = self._linger(now)
         held = self._up.held or self._down.held
-        # Who took nothing already before the break has had its time: in a chain each hop would add its own.
+        # A sink that was blocked already before the break has had its time. In a chain of proxies, each of
+        # them would otherwise add its own.
         patience = quiet if held else min(quiet, lingered)
         if self.broken and (patience >= LINGER or lingered >= LINGER_AT_MOST):
             self.stop(Ending.CUT, self.broken)
         elif min(quiet, lingered) >= LINGER and not held:
-            # Silence is all the end that such a peer can give.
+            # Such a peer can give no other end than silence.
             self.stop(Ending.FINISHED)
         elif lingered >= LINGER_AT_MOST:
-            # It is not at its end: what it still has to say is lost, and nobody may take that for all.
+            # It has not ended. What it still has to say is lost, so this must not look like an end.
             late = "the rest was not taken in time" if held else "the rest did not end in time"
             self.stop(Ending.CUT, late)
         elif self._idle_timeout and quiet >= self._idle_timeout:
@@ -260,11 +300,11 @@ class Relay:
 
     def _linger(self, now: float) -> float:
         """
-        Tell for how long one direction goes on alone with a peer that cannot know it.
+        Tell for how long one direction has gone on alone with a peer that cannot know it.
 
-        Such a peer cannot be told of an end without closing, or has closed itself, or is broken.
+        A peer cannot know it that can be told of an end only by closing, or has closed itself, or is broken.
         """
-        alone = self._up.ended or self._down.ended
+        alone = self._up.stage is ENDED or self._down.stage is ENDED
         if not self.broken and (not alone or all(stream.half_closes for stream in self._streams)):
             return 0.0
         if self._lingering_since is None:
@@ -273,18 +313,12 @@ class Relay:
 
 
 class _Direction:
-    """
-    One direction of a relay: a source, a sink, and what to wait for.
-
-    It waits for the source to be readable, or, while the sink is blocked, for the sink to be
-    writable; never for both.
-    """
+    """One direction of a relay: a source, a sink, and which of them it waits for."""
 
     __slots__ = (
-        *("_at", "_reader", "_relay", "_sink", "_sink_name", "_source", "_source_name"),
-        *("_bulk", "_full", "_over", "_told", "_waits", "_zero_copy"),
-        *("ended", "held", "in_pipe", "moved", "opposite"),
-    )
+        "_blamed", "_bulk", "_found_much", "_reader", "_relay", "_sink", "_sink_name", "_source",
+        "_source_name", "_waits_for_turn", "_zero_copy", "held", "in_pipe", "moved", "opposite", "stage",
+    )  # fmt: skip
 
     opposite: "_Direction"
 
@@ -296,18 +330,16 @@ class _Direction:
         self._sink = sink
         self._source_name = source_name
         self._sink_name = sink_name
-        self._at = source_name  # whose error it would be
-        self._zero_copy = zero_copy and sink.takes_pipes
-        self._bulk = False
-        self._full = False  # the last splice found as much as it could take
-        self._over = False  # the source has come to its end,
-        self._told = False  # the sink was told,
-        self.ended = False  # and has passed it on
-        self.moved = 0
+        self._blamed = source_name  # the end whose error it is, if the operation under way raises one
         self._reader = source.reader
-        self._waits = False  # for a later turn, without an event
-        self.held = False  # it waits for its sink, which does not take what there is
-        self.in_pipe = 0  # bytes that it waits with, or fewer, if they are in a pipe
+        self._zero_copy = zero_copy and sink.takes_pipes
+        self._bulk = False  # bulk or splicing, whichever the source allows
+        self._found_much = False  # the last splice took all that one pipe holds
+        self._waits_for_turn = False
+        self.stage = OPEN
+        self.moved = 0
+        self.held = False  # it waits for its sink
+        self.in_pipe = 0  # bytes, at most, that it holds in a pipe meanwhile
 
     # -- waiting
 
@@ -322,9 +354,14 @@ class _Direction:
             self._wait_for_turn()
 
     def _wait_for_turn(self) -> None:
-        if not self._waits:
-            self._waits = True
+        if not self._waits_for_turn:
+            self._waits_for_turn = True
             TURNS.later(self._receive_in_turn)
+
+    def _receive_in_turn(self) -> None:
+        if self._waits_for_turn:  # it may have been held, or stopped, since
+            self._waits_for_turn = False
+            self._receive()
 
     def pause(self) -> None:
         """Wait for nothing any more."""
@@ -333,7 +370,7 @@ class _Direction:
 
     def _stop_listening(self) -> None:
         self._reader.stop()
-        self._waits = False
+        self._waits_for_turn = False
 
     def let_go(self) -> None:
         """Forget the others, when all is over."""
@@ -358,12 +395,13 @@ class _Direction:
         if self._relay.is_over:
             return
         try:
-            self._at = self._source_name
+            self._blamed = self._source_name
             if not self._source.tick(now, listening=self._reader.active):
                 self._relay.stop(Ending.CUT, f"{self._source_name}: no sign of life")
         except OSError as exc:
-            # Nobody listens to it just now, because the sink takes nothing. What it said before it broke is
-            # here or in its socket, and can be delivered; what goes to it cannot.
+            # A stream looks for errors only while nobody listens to it, so this direction is held. What the
+            # source said before it broke is here or in its socket, and can be delivered; only what goes the
+            # other way, to the source, cannot.
             self.opposite.lose(exc)
         except Exception as exc:
             self._cut(exc)
@@ -376,11 +414,11 @@ class _Direction:
 
     def _cut(self, exc: Exception) -> None:
         """End the relay, or this direction: in a callback no caller would take an exception."""
-        if isinstance(exc, OSError) and self._at is self._sink_name:
+        if isinstance(exc, OSError) and self._blamed is self._sink_name:
             self.lose(exc)
         elif isinstance(exc, (OSError, ProtocolError)):
             # A source that fails has nothing left: the kernel gives what came before the failure first.
-            self._relay.stop(Ending.CUT, self._relay.broken or f"{self._at}: {reason_of(exc)}")
+            self._relay.stop(Ending.CUT, self._relay.broken or f"{self._blamed}: {reason_of(exc)}")
         else:
             log.debug("relay failed", exc_info=exc)
             self._relay.stop(Ending.CUT, f"internal error: {type(exc).__name__}: {exc}")
@@ -388,13 +426,13 @@ class _Direction:
     # -- moving
 
     def _receive(self) -> None:
-        """Move once what the source has."""
-        if self._waits:  # its turn will come, whatever events there are
+        """Do one operation on what the source has."""
+        if self._waits_for_turn:  # The turn will come, and an event in between must not jump the queue.
             return
         source = self._source
-        self._at = self._source_name
+        self._blamed = self._source_name
         try:
-            if self._over:
+            if self.stage:
                 if not source.stay():
                     self._reader.stop()
                     return
@@ -403,7 +441,7 @@ class _Direction:
                 if count:
                     self.moved += count
                 elif count == 0:
-                    self._over = True
+                    self.stage = OVER
                     if not self.held:
                         self._end()
             # Also if there was no payload: the rest of a control frame may be decrypted already.
@@ -412,63 +450,57 @@ class _Direction:
         except Exception as exc:
             self._cut(exc)
 
-    def _receive_in_turn(self) -> None:
-        if self._waits:
-            self._waits = False
-            self._receive()
-
     def _copy(self) -> int | None:
         buffer = _small_buffer if self.opposite.in_pipe > MOST_IN_PIPES - BUFFER_SIZE else _buffer
         count = self._source.recv_into(buffer, bulk=self._bulk)
         if self._bulk:
-            # Of a frame only the beginning was taken, to see what it is.
+            # This was only the beginning of a frame, and says how much of it is left.
             self._bulk = self._source.spliceable() >= WORTH_A_SPLICE
         if count:
             if count >= BULK:
                 self._bulk = self._zero_copy
-            self._at = self._sink_name
+            self._blamed = self._sink_name
             self._sink.send(buffer, count)
         return count
 
     def _splice(self) -> int | None:
-        pipe, room = self._take_pipe()
+        there = self._source.spliceable()
+        most = min(there, MOST_IN_PIPES - self.opposite.in_pipe)
+        pipe = None
+        if self._found_much and there > most:
+            # To ask for the sink's room is a system call, so only a direction that could use it does.
+            room = self._sink.room
+            if room > most and (pipe := splice.BIG_PIPES.take()):
+                most = min(there, room)
+        if pipe is None and most >= WORTH_A_SPLICE:
+            pipe = splice.PIPES.take()
         if pipe is None:
             self._bulk = False
             return self._copy()
         try:
-            count = self._source.splice_in(pipe, room)
+            count = self._source.splice_in(pipe, most)
         except BaseException:
             pipe.give_back()
             raise
         if not count:
             pipe.give_back()
             return count
-        self._bulk = count >= min(BULK, room)
-        self._full = count >= MOST_IN_PIPES
-        self._at = self._sink_name
-        self._sink.splice_out(pipe, count)
+        self._bulk = count >= min(BULK, most)
+        self._found_much = count >= MOST_IN_PIPES
+        self._blamed = self._sink_name
+        self._sink.splice_out(pipe, count)  # from here on the pipe is the sink's, to give back as well
         self.in_pipe = count if self.held else 0
         return count
 
-    def _take_pipe(self) -> tuple[splice.Pipe | None, int]:
-        """Take a pipe, if there is one and it is worth it, and tell how much may go into it."""
-        there, room = self._source.spliceable(), MOST_IN_PIPES - self.opposite.in_pipe
-        if self._full and there > room:
-            sure = self._sink.room
-            if sure > room and (pipe := splice.BIG_PIPES.take()):
-                return pipe, min(there, sure)
-        room = min(there, room)
-        return splice.PIPES.take() if room >= WORTH_A_SPLICE else None, room
-
     def _resume(self) -> None:
         """Go on where the sink was blocked."""
-        self._at = self._sink_name
+        self._blamed = self._sink_name
         try:
             self._sink.flush()
             if self._sink.blocked:
                 return
             self._release()
-            if self._over and not self.ended:
+            if self.stage and self.stage is not ENDED:
                 self._end()
             if not self.held and not self._relay.is_over:
                 self._listen()
@@ -476,20 +508,21 @@ class _Direction:
             self._cut(exc)
 
     def _end(self) -> None:
-        """Pass the end of the source on."""
-        self._at = self._sink_name
-        if self._relay.broken:
-            # The kernel tells an error once, and that was to the other direction. Here it looks like an end,
+        """Pass the end of the source on, as far as that goes now."""
+        self._blamed = self._sink_name
+        relay = self._relay
+        if relay.broken:
+            # The kernel tells of an error once, and has told the other direction. Here it looks like an end,
             # which it is only if the peer had ended before it broke off.
             if not self._sink.blocked:
-                if self._relay.had_ended:
+                if relay.had_ended:
                     self._sink.end()
-                self._relay.stop(Ending.CUT, self._relay.broken)
+                relay.stop(Ending.CUT, relay.broken)
             return
-        if not self._told:
-            self._told = True
-            if not self.opposite.ended:  # else it is closed next, which says this too
+        if self.stage is OVER:
+            self.stage = TOLD
+            if self.opposite.stage is not ENDED:  # else it is closed next, which says this too
                 self._sink.end()
         if not self._sink.blocked:
-            self.ended = True
-            self._relay.ended()
+            self.stage = ENDED
+            relay.ended()
