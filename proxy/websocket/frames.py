@@ -1,9 +1,29 @@
 """
 WebSocket frames, without I/O (RFC 6455, sections 5 and 7.4).
 
-The decoder is fed whatever arrived and gives out payload as it comes, as views into what it was
-fed: no message is ever collected, so a frame may declare any length and costs nothing. Only a
-header and a control frame, of at most 125 bytes, wait for their missing bytes.
+The decoder is fed whatever arrived, in any pieces, and gives out payload as it comes.
+
+What may never be violated:
+
+- No message is ever collected, so a frame may declare any length and costs nothing. Payload is given out
+  as views into what was fed; only a header and a control frame, of at most 125 bytes, wait for what they
+  lack.
+- The first byte that cannot be right is refused as soon as it is there, also while the rest of its header
+  is missing: whoever waited for more could be kept waiting.
+- What stood before a fault is good, and is given out before the fault is raised.
+- Payload is unmasked in place, so each byte is fed exactly once, and may not be looked at before.
+
+Between two bytes a decoder is in one of four places:
+
+    between two frames           the next byte begins a header; the connection may end here
+                                 (``at_boundary``)
+    in a header                  ``_head`` has what is there of it
+    in a data frame              ``_left`` bytes of it are to come, and are given out as they do
+    in a control frame           ``_left`` bytes of it are to come, and ``_control`` has those before
+
+Control frames may stand between the frames of a message (section 5.4), so whether a message is open is a
+state of its own: ``in_message``. After a Close everything is ignored, and after a ``FrameError`` a
+decoder is spent.
 """
 
 import struct
@@ -17,13 +37,13 @@ from proxy.websocket.masking import mask
 MAX_HEADER = 14  # bytes: 2, then 8 of length, then 4 of masking key
 MAX_CONTROL = 125  # bytes of payload
 
-# The first byte of a header ...
+# The first byte of a header:
 _FIN = 0x80
 _RESERVED = 0x70
 _OPCODE = 0x0F
 _WHOLE_BINARY = 0x82  # the first byte of a binary message that is one frame
 _CONTROL = 0x08  # set in the opcodes of control frames
-# ... and the second: two of its lengths say that the true one follows, in 16 or 64 bits.
+# The second byte. Two of its lengths say that the true one follows, in 16 or 64 bits.
 _MASKED = 0x80
 _LENGTH = 0x7F
 _LENGTH_16 = 126
@@ -113,15 +133,15 @@ class Decoder:
 
     ``masked`` says which side we are: a server reads masked frames, a client reads unmasked ones.
     ``in_message`` says that a fragmented message is open: continuations are to come. ``closed`` says
-    that a Close was received; whatever follows it is ignored. After a ``FrameError`` a decoder is spent.
+    that a Close was received.
 
     ``frames`` says how many the last feed had, those not complete included, and ``rest`` what it left.
     """
 
     __slots__ = (
-        *("closed", "frames", "in_message", "rest"),
-        *("_masked", "_head", "_opcode", "_key", "_left", "_phase", "_control", "_empty"),
-    )
+        "_control", "_empty", "_head", "_key", "_left", "_masked", "_opcode", "_phase",
+        "closed", "frames", "in_message", "rest",
+    )  # fmt: skip
 
     def __init__(self, *, masked: bool) -> None:
         self.in_message = False
@@ -129,17 +149,17 @@ class Decoder:
         self.frames = 0
         self.rest = _NOTHING
         self._masked = masked
-        self._head = b""  # of a header that is not complete yet
+        self._head = b""  # what is there of a header that is not complete yet
         self._opcode = 0
         self._key = b""
-        self._left = 0  # payload bytes still to come; at 0 the next byte begins a header
-        self._phase = 0  # payload bytes gone by, to find the place in the key
-        self._control = b""  # of a control frame that is not complete yet, still masked
+        self._left = 0  # payload bytes of this frame that are still to come
+        self._phase = 0  # payload bytes of it that have gone by, to find the place in the key
+        self._control = b""  # what is there of a control frame that is not complete yet, still masked
         self._empty = True  # the message at hand has had no payload so far
 
     @property
     def at_boundary(self) -> bool:
-        """No frame has begun, so an end of the TCP stream cuts none here."""
+        """True if no frame has begun, so that an end of the TCP stream cuts none here."""
         return not self._left and not self._head
 
     @property
@@ -178,12 +198,17 @@ class Decoder:
         """
         if self._left or self._head or self.in_message or self.closed:
             return None
-        # There is but one header for a length, and whatever else stands there is for ``feed`` to judge.
+        # Only one header is right for so many bytes; whatever else stands there is for ``feed`` to judge. To
+        # encode that header and to compare the two would be shorter, but take a small message from 0.25 to
+        # 0.7 µs.
         begin = 6 if self._masked else 2
-        form = length = len(data) - begin
+        length = form = len(data) - begin
         if length >= _LENGTH_16:
-            form, begin, length = _LENGTH_16, begin + 2, length - 2
-            if not _LENGTH_16 <= length < 1 << 16 or int.from_bytes(data[2:4], "big") != length:
+            # The true length follows, and is not a shorter one in this longer form.
+            begin += 2
+            length -= 2
+            form = _LENGTH_16
+            if length < _LENGTH_16 or int.from_bytes(data[2:4], "big") != length:
                 return None
         if length < 1 or data[0] != _WHOLE_BINARY or data[1] != (form | _MASKED if self._masked else form):
             return None
@@ -201,51 +226,59 @@ class Decoder:
         self._empty = False
 
     def _take_header(self, data: memoryview) -> memoryview:
-        head = self._head + data[: MAX_HEADER - len(self._head)]
-        self._check_first_byte(head[0])
-        if len(head) > 1:
-            self._check_second_byte(head)
-            _check_length(head)
+        """Take a header, or a piece of one, and begin its frame when it is whole; return what follows it."""
+        known = len(self._head)
+        head = self._head + data[: MAX_HEADER - known]
+        self._check(head)
         size = header_size(head)
         if len(head) < size:
             self._head = head
-            return data[len(data) :]
-        rest = data[size - len(self._head) :]
+            return _NOTHING
         self._head = b""
-        self._begin_frame(head[:size])
-        return rest
-
-    def _check_first_byte(self, byte: int) -> None:
-        opcode = byte & _OPCODE
-        if byte & _RESERVED:
-            raise FrameError("a reserved bit is set, but no extension was agreed on")
-        if opcode not in _OPCODES:
-            raise FrameError(f"unknown opcode {opcode:#x}")
-        if opcode & _CONTROL:
-            if not byte & _FIN:
-                raise FrameError("a control frame is fragmented")
-        elif self.in_message != (opcode == Opcode.CONTINUATION):
-            raise FrameError("a message begins inside another, or goes on without a beginning")
-        elif opcode == Opcode.TEXT:
-            raise FrameError("a text message, where only binary ones are taken", CloseCode.UNSUPPORTED_DATA)
-
-    def _check_second_byte(self, head: bytes) -> None:
-        length = head[1] & _LENGTH
-        if bool(head[1] & _MASKED) != self._masked:
-            raise FrameError("a client frame is not masked" if self._masked else "a server frame is masked")
-        if head[0] & _CONTROL and length > MAX_CONTROL:
-            raise FrameError(f"a control frame has more than {MAX_CONTROL} bytes of payload")
-        if head[0] & _OPCODE == Opcode.CLOSE and length == 1:
-            raise FrameError("a close code has one byte")
-
-    def _begin_frame(self, head: bytes) -> None:
         self._opcode = head[0] & _OPCODE
         self._left = _parse_length(head)
-        self._key = head[-4:]
+        self._key = head[size - 4 : size]
         self._phase = 0
         if not self._opcode & _CONTROL:
             self.in_message = not head[0] & _FIN
             self._empty = self._empty or self._opcode != Opcode.CONTINUATION
+        return data[size - known :]
+
+    def _check(self, head: bytes) -> None:
+        """Refuse what cannot be right of a header, of which any number of bytes may still be missing."""
+        opcode = head[0] & _OPCODE
+        # Section 5.2: the reserved bits "MUST be 0 unless an extension is negotiated", and we negotiate none.
+        if head[0] & _RESERVED:
+            raise FrameError("a reserved bit is set, but no extension was agreed on")
+        if opcode not in _OPCODES:
+            raise FrameError(f"unknown opcode {opcode:#x}")
+        if opcode & _CONTROL:
+            # Section 5.5: a control frame "MUST have a payload length of 125 bytes or less and MUST NOT be
+            # fragmented".
+            if not head[0] & _FIN:
+                raise FrameError("a control frame is fragmented")
+        # Section 5.4: the frames of two messages may not be mixed.
+        elif self.in_message != (opcode == Opcode.CONTINUATION):
+            raise FrameError("a message begins inside another, or goes on without a beginning")
+        elif opcode == Opcode.TEXT:
+            raise FrameError("a text message, where only binary ones are taken", CloseCode.UNSUPPORTED_DATA)
+        if len(head) < 2:
+            return
+        form = head[1] & _LENGTH
+        # Section 5.1: a client MUST mask all its frames, and a server MUST NOT mask any.
+        if bool(head[1] & _MASKED) != self._masked:
+            raise FrameError("a client frame is not masked" if self._masked else "a server frame is masked")
+        if opcode & _CONTROL and form > MAX_CONTROL:
+            raise FrameError(f"a control frame has more than {MAX_CONTROL} bytes of payload")
+        if opcode == Opcode.CLOSE and form == 1:
+            raise FrameError("a close code has one byte")
+        # Section 5.2: the most significant bit "MUST be 0", and "the minimal number of bytes MUST be used".
+        if form == _LENGTH_64 and len(head) > 2 and head[2] & 0x80:
+            raise FrameError("a 64-bit length has its highest bit set")
+        if (form == _LENGTH_64 and head[2:8] == bytes(6)) or (
+            form == _LENGTH_16 and len(head) >= 4 and _parse_length(head) < _LENGTH_16
+        ):
+            raise FrameError("a length is not in its shortest form")
 
     def _data_event(self, chunk: memoryview) -> Payload | Empty | None:
         if chunk:
@@ -278,17 +311,6 @@ def header_size(head: bytes) -> int:
         return 2
     size = _SIZES[head[1] & _LENGTH]
     return size + 4 if head[1] & _MASKED else size
-
-
-def _check_length(head: bytes) -> None:
-    # As soon as the bytes allow: what is missing of the header is not waited for.
-    form = head[1] & _LENGTH
-    if form == _LENGTH_64 and len(head) > 2 and head[2] & 0x80:
-        raise FrameError("a 64-bit length has its highest bit set")
-    if (form == _LENGTH_64 and head[2:8] == bytes(6)) or (
-        form == _LENGTH_16 and len(head) >= 4 and _parse_length(head) < _LENGTH_16
-    ):
-        raise FrameError("a length is not in its shortest form")
 
 
 def _parse_length(head: bytes) -> int:

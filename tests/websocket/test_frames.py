@@ -535,3 +535,14 @@ def test_the_short_way_is_no_way_round_the_rules(data: bytes, masked: bool) -> N
     taken = Decoder(masked=masked).take_whole(memoryview(bytearray(data)))
     if taken is not None:
         assert feed(Decoder(masked=masked), data) == [bytes(taken)]
+
+
+@pytest.mark.parametrize(
+    "before",
+    ["02 01 61", "82 02 61", "82", "88 00"],
+    ids=["in a message", "in a frame", "in a header", "after a Close"],
+)
+def test_the_short_way_takes_nothing_where_no_new_message_may_begin(before: str) -> None:
+    decoder = Decoder(masked=False)
+    feed(decoder, bytes.fromhex(before))
+    assert decoder.take_whole(memoryview(bytearray.fromhex("82 01 62"))) is None
