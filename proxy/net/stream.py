@@ -1,7 +1,20 @@
 """
 One end of a relay: bytes in, bytes out, and what is kept of those that the socket did not take.
 
-Nothing here waits. A stream does one bounded operation, and the relay waits for its socket.
+What may never be violated:
+
+- Nothing waits but the last step of closing. A stream does one bounded operation, and the relay waits.
+- What is kept goes out first, and in its order: ``_kept``, and then what is in the pipe. Whoever sends
+  while a stream is ``blocked`` would put bytes into the middle of others.
+- A stream calls ``on_blocked`` in the moment in which it has to keep something, so nobody has to ask
+  after each operation.
+- Bytes that came early, with the handshake, come before those of the socket.
+- A pipe that was handed over goes back to its pool once, whatever happens.
+- Only an end that is clean becomes a FIN. When a process dies (kill -9, out of memory, a crash) the
+  kernel closes its sockets, and would send one: the end of a transfer that is not at its end. So the
+  socket of a stream is set to be reset when it is closed, and that is taken back right before a clean
+  end.
+- Watchers are closed before their socket, as its number may belong to another one at once.
 """
 
 import fcntl
@@ -20,13 +33,13 @@ from proxy.net.sock import READ, WRITE, GeventSocket, LoopSocket, take_over, wat
 from proxy.net.splice import Pipe
 
 BUFFER_SIZE = 64 * 1024
-HEADROOM = 14  # the longest frame header of RFC 6455, section 5.2
+HEADROOM = 14  # bytes: the longest frame header of RFC 6455, section 5.2
 _MORE = getattr(std_socket, "MSG_MORE", 0)
 _RESET = struct.pack("ii", 1, 0)  # for SO_LINGER: whoever closes the socket, the peer gets a reset
 _SOCKET, _LINGER = std_socket.SOL_SOCKET, std_socket.SO_LINGER
 _FIN = struct.pack("ii", 0, 0)
 _TCP_INFO = getattr(std_socket, "TCP_INFO", None)
-_CLOSED = 7  # the first byte of it: the connection is no more
+_CLOSED = 7  # TCP_CLOSE, in the first byte of it: the connection is no more
 
 
 class Ending(Enum):
@@ -58,8 +71,13 @@ class Stream(Protocol):
     """
     One end of a relay. Its errors are ``OSError`` and ``ProtocolError``.
 
-    What cannot be sent at once is kept, and ``blocked`` is true: then send nothing more, but call
-    ``flush`` when the socket is writable.
+    A relay uses it in this order:
+
+        to receive    ``recv_into`` or ``splice_in``, until the end; then ``stay``, while that is true
+        to send       ``send`` or ``splice_out``; while it is ``blocked`` only ``flush``, when its socket is
+                      writable; then ``end`` once, and no payload after it
+        in between    ``tick``, twice a second
+        at last       ``begin_close`` once, and ``finish_close``
     """
 
     reader: Any
@@ -138,13 +156,7 @@ def ignore() -> None:
 
 
 class TcpStream:
-    """
-    A plain socket.
-
-    When a process dies (kill -9, out of memory, a crash) the kernel closes its sockets, and would send a
-    FIN: the end of a transfer that is not at its end. So a stream's socket is set to be reset when it is
-    closed, and that is taken back right before an end that is clean.
-    """
+    """A plain socket."""
 
     __slots__ = ("_early", "_in_pipe", "_kept", "_pipe", "_sock", "on_blocked", "reader")
 
@@ -154,15 +166,16 @@ class TcpStream:
     def __init__(self, sock: Any, early: bytes = b"") -> None:
         """Take a socket over, with bytes that were already received from it."""
         self._sock = take_over(sock)
-        # Not inherited from the listener, which would save one call in four: everything that closes before
-        # there is a relay, and whoever else is given that listener, would have to take it back.
+        # This could be inherited from the listener, which would save one call in four. But then everything
+        # that closes before there is a relay, and whoever else is given that listener, would have to take it
+        # back.
         self._sock.setsockopt(_SOCKET, _LINGER, _RESET)
         self.reader = self._make_reader()
         self.on_blocked: Callable[[], None] = ignore
         self._early = early
-        self._kept = b""  # goes out first,
-        self._pipe: Pipe | None = None  # and then what is in here
-        self._in_pipe = 0
+        self._kept = b""
+        self._pipe: Pipe | None = None
+        self._in_pipe = 0  # bytes that are in the pipe
 
     def _make_reader(self) -> Any:
         return self._sock.reader
@@ -186,7 +199,8 @@ class TcpStream:
         """Receive what is there."""
         if self._early:
             return self.receive(buffer.payload)
-        try:  # as in receive, but every small message comes this way: it saves a call
+        # As in ``receive``, written twice because every small message comes this way, and a call costs.
+        try:
             count: int = self._sock.recv_into(buffer.payload)
             return count
         except BlockingIOError:
@@ -233,15 +247,12 @@ class TcpStream:
         except BlockingIOError:
             sent = 0
         if sent < len(data):
-            self._keep(data[sent:])
-
-    def _keep(self, data: memoryview | bytes) -> None:
-        self._kept = bytes(data)
-        self.on_blocked()
+            self._kept = bytes(data[sent:])
+            self.on_blocked()
 
     @property
     def room(self) -> int:
-        """What the send buffer has left, but for a quarter: the kernel counts its own expenses, too."""
+        """What the send buffer has left, less a quarter: the kernel counts its own overhead, too."""
         size: int = self._sock.getsockopt(std_socket.SOL_SOCKET, std_socket.SO_SNDBUF)
         return size - size // 4 - self._queued()
 
@@ -250,7 +261,8 @@ class TcpStream:
 
     def splice_out(self, pipe: Pipe, count: int, header: bytes = b"") -> None:
         """Send what is in the pipe, behind a header."""
-        self._pipe, self._in_pipe = pipe, count  # first of all, so that it comes back whatever happens
+        # First of all, so that the pipe is given back whatever happens.
+        self._pipe, self._in_pipe = pipe, count
         if header:
             self.write(header, _MORE)
         if not self._kept:
@@ -279,7 +291,7 @@ class TcpStream:
         self._sock.shutdown(std_socket.SHUT_WR)
 
     def tick(self, now: float, *, listening: bool) -> bool:
-        """Look for a reset, which nobody sees who does not listen; the rest is TCP's keepalive's."""
+        """Look for a reset, which nobody sees who does not listen; the rest is up to TCP's keepalive."""
         error = 0 if listening else self._sock.getsockopt(std_socket.SOL_SOCKET, std_socket.SO_ERROR)
         if error:
             raise OSError(error, os.strerror(error))
@@ -298,7 +310,8 @@ class TcpStream:
     def begin_close(self, ending: Ending) -> None:
         """Close with a FIN, or with a reset if the relay was cut: a cut must not look like an end."""
         if ending is Ending.FINISHED:
-            try:  # contextlib's suppress takes as long as the call
+            # No ``suppress``, which takes as long as the call.
+            try:
                 self._sock.setsockopt(_SOCKET, _LINGER, _FIN)
             except OSError:  # it has been closed
                 pass

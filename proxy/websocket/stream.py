@@ -1,8 +1,41 @@
 """
 A TCP connection's bytes in WebSocket frames: one end of a relay (RFC 6455).
 
-What we send ourselves (Pong, Ping, Close) must never come into the middle of a frame: while a frame
-is in flight, control frames wait, and follow it.
+What may never be violated:
+
+- What we send ourselves (Pong, Ping, Close) must never come into the middle of a frame: while a frame is
+  in flight, control frames wait, and follow it.
+- A cut is never taken for an end: not inside a frame, not inside a message, and not without the empty
+  message or a Close from a peer that agreed on half-close.
+- Payload that came before a failure is good, and is given out before the failure is raised.
+- An operation decodes a bounded number of frames, and the rest is kept for a later turn (``net.turns``).
+  While there is such a rest nothing more is received.
+
+What the peer sends:
+
+    open          payload may come
+    ended         There is no more: an empty message (with half-close), a Close, or TCP's end (without).
+    told          ``recv_into`` has returned 0 for that. Until then we are ``buffered``, as no event comes
+                  for it.
+    failed        It was cut off, or broke the RFC. Whoever receives gets that error.
+    closed        Its Close was received. Nothing that follows is looked at.
+
+What it takes from us:
+
+    open          payload and control frames
+    end sent      after the empty message: control frames only
+    deaf          Nothing more, as a control frame could not be sent. That raises nothing by itself: the
+                  peer may have said something before. But when TCP ends, it was a cut.
+    close sent    nothing more
+
+What happens:
+
+    an empty message    With half-close it has ended; without, it is a message like others, of nothing.
+    a Ping              The last one of a read is answered, when all of the read is decoded.
+    a Close             Of code 1000 or none: it has ended. With another code, or inside a message: failed.
+    TCP's end           Without half-close, and between two messages: it has ended. Else: failed.
+    a wrong byte        Failed. Our own Close says why.
+    silence             ``_Keepalive`` asks by a Ping. Silent for two intervals, it is dead.
 """
 
 from collections import deque
@@ -34,8 +67,7 @@ from proxy.websocket.masking import mask, new_key
 CLOSE_TIMEOUT = 5.0  # seconds for the peer to answer our Close
 _LAST_WORD = 1.0  # seconds for it to close TCP after that, and for us to send
 _PONGS = 16  # that may wait; RFC 6455, section 5.5.3, asks only for the last
-# The header of a long frame without a mask: all that has to be seen of one that will be spliced.
-_HEADER = 10
+_HEADER = 10  # bytes, of a long frame without a mask: all that has to be seen of one that will be spliced
 
 _CODES = {
     Ending.FINISHED: (CloseCode.NORMAL, ""),
@@ -69,13 +101,13 @@ class WebSocketStream:
         self._server = server
         self._half_close = half_close
         self._decoder = Decoder(masked=server)
-        self._ended = False  # the peer sends no more payload,
-        self._told_end = False  # and whoever receives knows
+        self._ended = False
+        self._told_end = False
         self._failure: ProtocolError | None = None
         self._peer_close: Close | None = None
         self._tcp_ended = False
-        self._deaf: OSError | None = None  # the peer takes nothing more, but may have said something before
-        self._rest = _NOTHING  # was received, and is still to be decoded
+        self._deaf: OSError | None = None  # the error that says so
+        self._rest = _NOTHING  # what was received and is still to be decoded
         self._read_size = BUFFER_SIZE
         self._ping: bytes | None = None  # the payload of the last one, which is not answered yet
         self._control: deque[bytes] = deque(maxlen=_PONGS)
@@ -174,7 +206,8 @@ class WebSocketStream:
 
     def _tcp_end(self) -> int:
         self._tcp_ended = True
-        if self._deaf:  # the kernel tells an error once; after that it looks like an end
+        if self._deaf:
+            # The kernel tells of an error once. After that it looks like an end.
             raise self._fail(CutError(reason_of(self._deaf)))
         if not self._decoder.at_boundary:
             raise self._fail(CutError("the connection ended in the middle of a frame"))
@@ -206,8 +239,8 @@ class WebSocketStream:
                 else:
                     self._handle(event)
         except ProtocolError as exc:
-            self._fail(exc)  # what came before it is good, and goes first
-            if not size:
+            self._fail(exc)
+            if not size:  # else that goes first
                 raise
         finally:
             self._keep_rest(data)
@@ -350,8 +383,17 @@ class WebSocketStream:
                 while self._tcp.blocked:
                     wait(self.writer)
                     self._tcp.flush()
-                while not self._decoder.closed and not self._failure and self._discard(buffer):
-                    pass
+                while not self._decoder.closed and not self._failure:
+                    data = self._rest
+                    if data:
+                        next_turn()
+                    else:
+                        data = buffer.payload[: self._receive(buffer)]
+                    if not data:
+                        break
+                    for _ in self._decoder.feed(data, TURNS.frames):
+                        pass
+                    self._keep_rest(data)
         if self._server:
             if self._decoder.closed and not self._tcp.receive(buffer.payload):
                 return  # nothing came behind its Close
@@ -361,22 +403,11 @@ class WebSocketStream:
             while self._receive(buffer):
                 pass
 
-    def _discard(self, buffer: Buffer) -> int:
-        data = self._rest
-        if data:
-            next_turn()
-        else:
-            data = buffer.payload[: self._receive(buffer)]
-        for _ in self._decoder.feed(data, TURNS.frames):
-            pass
-        size = len(data)
-        self._keep_rest(data)
-        return size
-
     def _receive(self, buffer: Buffer) -> int:
         count = None
         while count is None:
-            if not self._tcp.buffered:  # the peer has only just been told
+            # Wait first: the peer has only just been told, so nothing can be there.
+            if not self._tcp.buffered:
                 wait(self.reader)
             count = self._tcp.receive(buffer.payload[: self._read_size])
         return count
