@@ -24,8 +24,8 @@ from proxy.metrics import Metrics
 from proxy.net import lookup
 from proxy.net.limits import make_room
 from proxy.net.sock import GeventSocket
-from proxy.net.splice import AVAILABLE, MOST_PIPES
 from proxy.net.threads import NativeThreads
+from proxy.relaying.splice import AVAILABLE, MOST_PIPES
 from proxy.server import ProxyServer, pool_size
 
 log = logging.getLogger(__name__)

@@ -318,9 +318,9 @@ def _target(given: Mapping[str, str]) -> Address:
 
 def _join_stdio(target: Address, proxy: UpstreamConfig) -> int:
     from proxy.net.deadline import Deadline
-    from proxy.net.relay import DataForwarder, Relay
-    from proxy.net.stdio import StdioStream
-    from proxy.net.stream import Ending
+    from proxy.relaying.relay import DataForwarder, Relay
+    from proxy.relaying.stdio import StdioStream
+    from proxy.relaying.stream import Ending
     from proxy.upstream import make_client
 
     relay: Relay | None = None

@@ -12,14 +12,14 @@ from functools import partial
 from proxy.address import Address, IPAddress
 from proxy.config import ClientConfig, to_bytes
 from proxy.errors import DialError, Failure, ProxyError, UpstreamError, is_shortage
-from proxy.net import ours
+from proxy.listening import ours
 from proxy.net.deadline import Deadline
 from proxy.net.dial import dial
 from proxy.net.limits import shortage
-from proxy.net.relay import DataForwarder, Transfer
 from proxy.net.sock import GeventSocket, LoopSocket, address_of
-from proxy.net.stream import Ending, Stream, TcpStream
 from proxy.policy import rules
+from proxy.relaying.relay import DataForwarder, Transfer
+from proxy.relaying.stream import Ending, Stream, TcpStream
 
 REACH = 1.0  # seconds in which an upstream is connected to that is asked for a sign of life
 

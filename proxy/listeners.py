@@ -19,9 +19,9 @@ from proxy.accesslog import NO_LOG, AccessLog
 from proxy.address import Place
 from proxy.config import Protocol, ProxyConfig, ServerConfig
 from proxy.errors import ProxyError, reason_of
+from proxy.listening.listen import Acceptor
+from proxy.listening.opening import BACKLOG, PATIENCE, Latecomers, Opening, close_to_clients, place_of
 from proxy.metrics import Metrics
-from proxy.net.listen import Acceptor
-from proxy.net.opening import BACKLOG, PATIENCE, Latecomers, Opening, close_to_clients, place_of
 from proxy.net.sock import GeventSocket
 from proxy.runtime import Runtime
 from proxy.server import ProxyServer

@@ -17,7 +17,7 @@ BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0
 STAGES = HANDSHAKE, TARGET = ("handshake", "target")
 CLIENT_LEFT = "client left"
 CAUSES = (*(failure.value for failure in Failure), CLIENT_LEFT)
-ENDINGS = ("finished", "cut", "idle", "stopped", "evicted")  # the values of net.stream.Ending
+ENDINGS = ("finished", "cut", "idle", "stopped", "evicted")  # the values of Ending
 
 Labels = Mapping[str, str]
 

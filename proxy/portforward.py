@@ -7,8 +7,8 @@ from proxy.address import Address
 from proxy.config import ServerConfig
 from proxy.errors import ProxyError
 from proxy.metrics import Metrics
-from proxy.net.channel import Channel
-from proxy.net.stream import Stream
+from proxy.relaying.channel import Channel
+from proxy.relaying.stream import Stream
 from proxy.runtime import Runtime
 from proxy.server import ProxyServer
 from proxy.session import Wanted

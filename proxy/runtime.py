@@ -14,11 +14,11 @@ from proxy.client import ProxyClient
 from proxy.config import ServerConfig, UpstreamConfig
 from proxy.errors import AuthError, LimitError
 from proxy.metrics import ListenerMetrics
-from proxy.net.channel import Channel
 from proxy.net.checking import Checkers
-from proxy.net.relay import DataForwarder
 from proxy.net.tls import server_context
 from proxy.policy.auth import Authenticator, Check, Logins, name_of
+from proxy.relaying.channel import Channel
+from proxy.relaying.relay import DataForwarder
 from proxy.upstream import Health, begin, retire, way_out
 
 # Seconds for which a client that has ended its side is waited for: it may have said all it has to say.

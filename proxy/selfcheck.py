@@ -13,8 +13,8 @@ from itertools import combinations
 from proxy.address import Endpoint, Place
 from proxy.config import ProxyConfig, ServerConfig
 from proxy.errors import ConfigError
-from proxy.net.opening import find_within
-from proxy.net.ours import leads_to
+from proxy.listening.opening import find_within
+from proxy.listening.ours import leads_to
 
 _LOOKUP = 1.0  # seconds: what takes longer is hardly a name of this machine
 

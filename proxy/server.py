@@ -10,15 +10,15 @@ from proxy.accesslog import NO_LOG, AccessLog
 from proxy.address import Address, Endpoint
 from proxy.client import Connected, ProxyClient
 from proxy.config import Overload, ServerConfig
+from proxy.listening.fullness import Fullness
+from proxy.listening.listen import Acceptor
+from proxy.listening.opening import Opening, bind
+from proxy.listening.pool import Pool
 from proxy.metrics import Metrics
-from proxy.net.channel import Channel
 from proxy.net.deadline import Deadline
-from proxy.net.fullness import Fullness
-from proxy.net.listen import Acceptor
-from proxy.net.opening import Opening, bind
-from proxy.net.pool import Pool
 from proxy.net.sock import GeventSocket, LoopSocket, address_of
-from proxy.net.stream import Ending
+from proxy.relaying.channel import Channel
+from proxy.relaying.stream import Ending
 from proxy.runtime import Runtime, build_runtime
 from proxy.session import Inbound, Session
 

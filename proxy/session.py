@@ -18,12 +18,12 @@ from proxy.address import Address
 from proxy.client import Connected
 from proxy.errors import AuthError, ClientLeftError, DialError, Failure, LimitError, ProxyError, reason_of
 from proxy.metrics import CLIENT_LEFT, HANDSHAKE, TARGET
-from proxy.net.channel import Channel
 from proxy.net.deadline import Deadline
-from proxy.net.relay import Relay, Transfer
 from proxy.net.sock import GeventSocket, LoopSocket
-from proxy.net.stream import Ending, Stream
 from proxy.net.tls import accept_tls
+from proxy.relaying.channel import Channel
+from proxy.relaying.relay import Relay, Transfer
+from proxy.relaying.stream import Ending, Stream
 from proxy.runtime import Runtime
 
 log = logging.getLogger(__name__)

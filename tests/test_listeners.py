@@ -15,9 +15,9 @@ from proxy.accesslog import NO_LOG
 from proxy.config import Protocol, ProxyConfig, ServerConfig
 from proxy.errors import ConfigError, ProxyError
 from proxy.listeners import Listeners, Plan, make_server
+from proxy.listening import opening
+from proxy.listening.listen import Acceptor
 from proxy.metrics import Metrics
-from proxy.net import opening
-from proxy.net.listen import Acceptor
 from tests.wire.greenlets import until
 from tests.wire.sockets import free_port
 

@@ -7,7 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.errors import Failure
 from proxy.metrics import BOUNDS, ENDINGS, Family, Histogram, Metrics, listener_families, render
-from proxy.net.stream import Ending
+from proxy.relaying.stream import Ending
 
 
 def parse(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:

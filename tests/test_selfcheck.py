@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from proxy.config import DIRECT, Protocol, ProxyConfig, ServerConfig, UpstreamConfig, UpstreamType
-from proxy.net import opening
+from proxy.listening import opening
 from proxy.selfcheck import problems
 
 NAMES = {"self.example": ["127.0.0.1"], "far.example": ["192.0.2.1"]}  # RFC 5737: no machine's

@@ -237,8 +237,8 @@ def test_a_listener_that_is_full_says_so_once_with_its_limit_and_counts_it(
     fate: str,
 ) -> None:
     """Case 331."""
-    monkeypatch.setattr("proxy.net.fullness._SETTLED", 0.01)
-    caplog.set_level(logging.INFO, "proxy.net.fullness")
+    monkeypatch.setattr("proxy.listening.fullness._SETTLED", 0.01)
+    caplog.set_level(logging.INFO, "proxy.listening.fullness")
     server = house.serve(max_connections=2, overload=overload)
     assert server.metrics.filled == 0
     clients = [house.connect(server) for _ in range(3)]

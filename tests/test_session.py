@@ -17,11 +17,11 @@ from proxy.address import Address
 from proxy.client import Connected, ProxyClient
 from proxy.config import Protocol, ServerConfig
 from proxy.errors import AuthError, DialError, Failure, ProtocolError, ProxyError, UpstreamError
-from proxy.net.channel import Channel
 from proxy.net.deadline import Deadline
-from proxy.net.relay import DataForwarder
-from proxy.net.stream import Ending, Stream, TcpStream
 from proxy.policy.auth import Authenticator
+from proxy.relaying.channel import Channel
+from proxy.relaying.relay import DataForwarder
+from proxy.relaying.stream import Ending, Stream, TcpStream
 from proxy.runtime import Runtime
 from proxy.session import Session, Wanted
 from tests.wire.greenlets import patience, settle, tcp_pair

@@ -33,10 +33,10 @@ from proxy.control.keeper import Keeper
 from proxy.ctl.ask import CONFIG_HEADER, SOCKET_NAME, is_taken, why_not_ours
 from proxy.errors import reason_of
 from proxy.http.heads import HttpError, RequestHead
+from proxy.listening.opening import PATIENCE, Latecomers, Opening
 from proxy.metrics import render
-from proxy.net.opening import PATIENCE, Latecomers, Opening
 from proxy.net.sock import GeventSocket
-from proxy.net.stream import Ending
+from proxy.relaying.stream import Ending
 
 log = logging.getLogger(__name__)
 

@@ -20,10 +20,10 @@ from gevent.pool import Pool
 from proxy.address import Address
 from proxy.errors import reason_of
 from proxy.http.heads import Fields, HeadBuffer, Headers, HttpError, RequestHead, parse_request
-from proxy.net.channel import Channel
+from proxy.listening.listen import SocketServer
 from proxy.net.deadline import Deadline
-from proxy.net.listen import SocketServer
 from proxy.net.sock import GeventSocket, address_of
+from proxy.relaying.channel import Channel
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from proxy.address import UNKNOWN, Address
 from proxy.client import REACH, Connected, UpstreamClient, speaker_of
 from proxy.config import ClientConfig
 from proxy.errors import DialError, Failure, ProtocolError, reason_of
-from proxy.net.channel import Channel
 from proxy.net.deadline import Deadline
 from proxy.net.limits import from_reserve
+from proxy.relaying.channel import Channel
 from proxy.socks5 import codec
 from proxy.socks5.codec import Command, Login, Method
 

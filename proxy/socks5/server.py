@@ -4,8 +4,8 @@ The SOCKS5 door (RFC 1928, RFC 1929).
 
 from proxy.address import UNKNOWN, Address
 from proxy.errors import AuthError, LimitError, ProtocolError, ProxyError
-from proxy.net.channel import Channel
-from proxy.net.stream import Stream
+from proxy.relaying.channel import Channel
+from proxy.relaying.stream import Stream
 from proxy.runtime import Runtime
 from proxy.server import ProxyServer
 from proxy.session import Wanted

@@ -27,9 +27,9 @@ from proxy.config import ClientConfig
 from proxy.errors import DialError, Failure, ProtocolError, reason_of
 from proxy.http.heads import HeadBuffer, HttpError, ResponseHead, parse_response
 from proxy.http.refusals import PROXY_NAME, failure_reported
-from proxy.net.channel import Channel
 from proxy.net.deadline import Deadline
 from proxy.net.tls import client_context, connect_tls
+from proxy.relaying.channel import Channel
 from proxy.websocket.headers import (
     BOUND,
     HALF_CLOSE,

@@ -16,10 +16,10 @@ from proxy.address import UNKNOWN, Address
 from proxy.errors import AuthError, ProxyError
 from proxy.http.heads import Fields, HeadBuffer, HttpError, parse_request
 from proxy.http.refusals import encode_response, refusal
-from proxy.net.channel import Channel
 from proxy.net.deadline import Deadline
-from proxy.net.stream import Stream
 from proxy.policy.auth import name_of
+from proxy.relaying.channel import Channel
+from proxy.relaying.stream import Stream
 from proxy.runtime import Runtime
 from proxy.server import ProxyServer
 from proxy.session import Wanted

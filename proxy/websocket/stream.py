@@ -45,9 +45,9 @@ from typing import Any
 
 from proxy.errors import ProtocolError, reason_of
 from proxy.net.deadline import Deadline, next_turn, wait
-from proxy.net.splice import Pipe
-from proxy.net.stream import BUFFER_SIZE, HEADROOM, Buffer, Ending, TcpStream
-from proxy.net.turns import TURNS
+from proxy.relaying.splice import Pipe
+from proxy.relaying.stream import BUFFER_SIZE, HEADROOM, Buffer, Ending, TcpStream
+from proxy.relaying.turns import TURNS
 from proxy.websocket.frames import (
     Close,
     CloseCode,

@@ -29,7 +29,7 @@ from proxy.control.http import MAX_BODY, PLACES
 from proxy.ctl.ask import SOCKET_NAME, ask, is_taken
 from proxy.errors import ProxyError
 from proxy.metrics import Metrics
-from proxy.net.stream import Ending
+from proxy.relaying.stream import Ending
 from proxy.socks5.server import Socks5Server
 
 TOKEN = "open sesame"

@@ -14,16 +14,16 @@ from gevent import socket
 
 from proxy.address import Address, Endpoint
 from proxy.errors import DialError, Failure, LimitError
+from proxy.listening.listen import Acceptor
+from proxy.listening.opening import bind
+from proxy.listening.pool import Pool
 from proxy.net import dial as dial_module
 from proxy.net import limits
 from proxy.net import lookup as lookup_module
 from proxy.net.deadline import Deadline
 from proxy.net.dial import dial
 from proxy.net.limits import FOR_FILES, RESERVE, raise_limit
-from proxy.net.listen import Acceptor
 from proxy.net.lookup import look_up
-from proxy.net.opening import bind
-from proxy.net.pool import Pool
 from proxy.net.sock import LoopSocket
 from proxy.net.threads import NativeThreads
 from tests.wire.greenlets import PATIENCE, patience, until
@@ -41,7 +41,7 @@ def bounded() -> Iterator[None]:
 
 def told(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
     """List what was said of a shortage, or of accepting."""
-    return [each for each in caplog.records if each.name in ("proxy.net.limits", "proxy.net.listen")]
+    return [each for each in caplog.records if each.name in ("proxy.net.limits", "proxy.listening.listen")]
 
 
 # -- the limit

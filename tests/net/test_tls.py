@@ -15,8 +15,8 @@ from gevent.ssl import SSLSocket
 from proxy.errors import ConfigError, ProtocolError
 from proxy.net.deadline import wait
 from proxy.net.sock import take_over
-from proxy.net.stream import Buffer, Ending, TlsStream
 from proxy.net.tls import accept_tls, client_context, connect_tls, server_context
+from proxy.relaying.stream import Buffer, Ending, TlsStream
 from tests.integration.certificates import Authority, Certificate
 from tests.wire.greenlets import tcp_pair
 from tests.wire.processes import listening_ports

@@ -3,7 +3,7 @@
 import gevent
 from gevent import socket
 
-from proxy.net.stream import Buffer, Ending, TcpStream
+from proxy.relaying.stream import Buffer, Ending, TcpStream
 
 
 def arrived(stream: TcpStream, buffer: Buffer) -> int:

@@ -11,7 +11,7 @@ import gevent.socket
 import pytest
 
 from proxy import __version__
-from proxy.net.channel import Channel
+from proxy.relaying.channel import Channel
 from proxy.websocket.server import switch_protocols
 from tests.integration.programs import Proxy, web_door
 from tests.wire.processes import Memory

@@ -16,7 +16,7 @@ import gevent
 import gevent.socket
 import pytest
 
-from proxy.net.stream import Ending, TcpStream
+from proxy.relaying.stream import Ending, TcpStream
 from proxy.websocket.stream import WebSocketStream
 from tests.integration.programs import Proxy, socks_door, upstream, web_door
 from tests.websocket.tunnels import assert_relays, chain, recv_masked, sending, tunnel

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 import gevent
 import pytest
 
-from proxy.net.relay import DataForwarder, Relay
-from proxy.net.stream import Ending, TcpStream
-from proxy.net.turns import FEW_FRAMES, FRAMES_A_TURN, FRAMES_AT_A_TIME, TURNS
+from proxy.relaying.relay import DataForwarder, Relay
+from proxy.relaying.stream import Ending, TcpStream
+from proxy.relaying.turns import FEW_FRAMES, FRAMES_A_TURN, FRAMES_AT_A_TIME, TURNS
 from proxy.websocket.frames import Decoder
 from proxy.websocket.stream import WebSocketStream
 from tests.wire.greenlets import PATIENCE, patience, settle, tcp_pair

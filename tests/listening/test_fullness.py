@@ -7,8 +7,8 @@ from typing import Any
 import gevent
 import pytest
 
-from proxy.net import fullness as module
-from proxy.net.fullness import Fullness
+from proxy.listening import fullness as module
+from proxy.listening.fullness import Fullness
 
 
 class Clock:

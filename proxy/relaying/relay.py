@@ -60,10 +60,10 @@ import gevent
 from gevent.hub import Waiter
 
 from proxy.errors import ProtocolError, reason_of
-from proxy.net import splice
 from proxy.net.sock import GeventSocket
-from proxy.net.stream import BUFFER_SIZE, Buffer, Ending, Stream, as_stream, ignore
-from proxy.net.turns import TURNS
+from proxy.relaying import splice
+from proxy.relaying.stream import BUFFER_SIZE, Buffer, Ending, Stream, as_stream, ignore
+from proxy.relaying.turns import TURNS
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from proxy.address import Address
 from proxy.errors import ClientLeftError
 from proxy.net.deadline import Deadline, wait
 from proxy.net.sock import LoopSocket, take_over
-from proxy.net.stream import BUFFER_SIZE, TcpStream, TlsStream, say_no_more
+from proxy.relaying.stream import BUFFER_SIZE, TcpStream, TlsStream, say_no_more
 
 _READ_SIZE = 4096  # bytes: more than any handshake needs at once
 # A peer that sends byte by byte costs as much for each as for a whole request. So after some such pieces

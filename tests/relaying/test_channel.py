@@ -10,10 +10,10 @@ import pytest
 from gevent import socket
 
 from proxy.errors import ClientLeftError
-from proxy.net.channel import Channel
-from proxy.net.relay import DataForwarder
 from proxy.net.sock import LoopSocket
-from proxy.net.stream import Buffer
+from proxy.relaying.channel import Channel
+from proxy.relaying.relay import DataForwarder
+from proxy.relaying.stream import Buffer
 from tests.net.wires import arrived
 from tests.wire.greenlets import Pair, settle, tcp_pair
 from tests.wire.sockets import read_to_end, reset

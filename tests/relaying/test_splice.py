@@ -17,10 +17,10 @@ from gevent.socket import wait_read
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.net import splice
-from proxy.net.relay import MOST_IN_PIPES, DataForwarder
-from proxy.net.splice import AVAILABLE, BIG_PIPE_SIZE, BIG_PIPES, PIPE_SIZE, PIPES, Pipe, PipePool
-from proxy.net.stream import Ending, Stream, TcpStream
+from proxy.relaying import splice
+from proxy.relaying.relay import MOST_IN_PIPES, DataForwarder
+from proxy.relaying.splice import AVAILABLE, BIG_PIPE_SIZE, BIG_PIPES, PIPE_SIZE, PIPES, Pipe, PipePool
+from proxy.relaying.stream import Ending, Stream, TcpStream
 from proxy.websocket.stream import WebSocketStream
 from tests.wire.greenlets import Pair, send_and_end, tcp_pair, until
 from tests.wire.sockets import read_to_end, reset

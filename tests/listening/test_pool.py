@@ -12,7 +12,7 @@ import pytest
 from gevent.event import Event
 
 from proxy.address import Address
-from proxy.net.pool import Handler, Pool
+from proxy.listening.pool import Handler, Pool
 from proxy.net.sock import LoopSocket
 
 PATIENCE = 5.0  # seconds
@@ -79,7 +79,7 @@ def test_a_client_that_comes_while_it_is_parked_is_counted_and_waited_for(pool: 
 def test_one_at_work_is_not_disturbed_by_the_end_of_its_parking(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.net.pool._PARKED", 0.01)
+    monkeypatch.setattr("proxy.listening.pool._PARKED", 0.01)
     serve(pool, lambda *_: None)
     pool.join()
     go = Event()

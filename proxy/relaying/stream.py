@@ -30,7 +30,7 @@ from enum import Enum
 from typing import Any, Protocol
 
 from proxy.net.sock import READ, WRITE, GeventSocket, LoopSocket, take_over, watcher
-from proxy.net.splice import Pipe
+from proxy.relaying.splice import Pipe
 
 BUFFER_SIZE = 64 * 1024
 HEADROOM = 14  # bytes: the longest frame header of RFC 6455, section 5.2

@@ -19,10 +19,10 @@ from gevent import socket
 from gevent.event import Event
 
 from proxy.errors import ProtocolError
-from proxy.net import relay as module
-from proxy.net.relay import DataForwarder, Transfer
-from proxy.net.splice import PIPES
-from proxy.net.stream import Buffer, Ending, TcpStream
+from proxy.relaying import relay as module
+from proxy.relaying.relay import DataForwarder, Transfer
+from proxy.relaying.splice import PIPES
+from proxy.relaying.stream import Buffer, Ending, TcpStream
 from tests.net.wires import Spy
 from tests.wire.greenlets import send_and_end, settle, tcp_pair, until
 from tests.wire.sockets import read_to_end, reset

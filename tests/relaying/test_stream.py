@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from proxy.net.stream import BUFFER_SIZE, Buffer, Ending, TcpStream
+from proxy.relaying.stream import BUFFER_SIZE, Buffer, Ending, TcpStream
 from tests.net.wires import arrived
 from tests.wire.greenlets import Pair
 

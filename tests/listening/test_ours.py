@@ -13,9 +13,9 @@ from gevent import socket
 
 from proxy.address import Endpoint, Place
 from proxy.errors import LimitError
-from proxy.net import ours
-from proxy.net.listen import SocketServer
-from proxy.net.opening import bind
+from proxy.listening import ours
+from proxy.listening.listen import SocketServer
+from proxy.listening.opening import bind
 from tests.integration.netns import Namespace
 from tests.wire.sockets import free_port
 from tests.wire.waits import wait_until

@@ -9,9 +9,9 @@ from gevent import socket
 from gevent.event import Event
 
 from proxy.address import Address, Endpoint
-from proxy.net.listen import Acceptor
-from proxy.net.opening import bind
-from proxy.net.pool import Pool
+from proxy.listening.listen import Acceptor
+from proxy.listening.opening import bind
+from proxy.listening.pool import Pool
 from tests.wire.greenlets import PATIENCE, settle, until
 from tests.wire.sockets import free_port
 

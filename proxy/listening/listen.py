@@ -10,10 +10,10 @@ from gevent import socket
 from gevent.server import StreamServer
 
 from proxy.errors import is_shortage
-from proxy.net import ours
+from proxy.listening import ours
+from proxy.listening.opening import close_to_clients, listen_on, place_of
+from proxy.listening.pool import Handler, Pool
 from proxy.net.limits import FOR_FILES, RESERVE, from_reserve, shortage
-from proxy.net.opening import close_to_clients, listen_on, place_of
-from proxy.net.pool import Handler, Pool
 from proxy.net.sock import LoopSocket, address_of
 
 _PAUSE = 0.1  # seconds without accepting, when there is no room for another client

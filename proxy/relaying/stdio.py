@@ -14,8 +14,8 @@ import gevent
 from gevent import socket
 
 from proxy.net import descriptors
-from proxy.net.stream import BUFFER_SIZE, Ending, TcpStream
 from proxy.net.threads import NativeThreads
+from proxy.relaying.stream import BUFFER_SIZE, Ending, TcpStream
 
 
 class StdioStream(TcpStream):

@@ -11,8 +11,8 @@ from gevent import socket
 
 from proxy.address import Endpoint, Place
 from proxy.errors import Failure, ProxyError
-from proxy.net import opening
-from proxy.net.opening import BACKLOG, Latecomers, Opening, bind, place_of
+from proxy.listening import opening
+from proxy.listening.opening import BACKLOG, Latecomers, Opening, bind, place_of
 from tests.wire.greenlets import PATIENCE, until
 from tests.wire.sockets import free_port
 

@@ -4,9 +4,9 @@ import os
 
 import gevent
 
-from proxy.net.relay import DataForwarder
-from proxy.net.stdio import StdioStream
-from proxy.net.stream import Ending
+from proxy.relaying.relay import DataForwarder
+from proxy.relaying.stdio import StdioStream
+from proxy.relaying.stream import Ending
 from tests.wire.greenlets import Pair, send_and_end, settle
 from tests.wire.sockets import read_to_end
 

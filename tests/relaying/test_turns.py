@@ -6,8 +6,8 @@ import gevent
 import pytest
 from gevent import socket
 
-from proxy.net import turns as module
-from proxy.net.turns import FEW_FRAMES, FRAMES_A_TURN, FRAMES_AT_A_TIME, Turns
+from proxy.relaying import turns as module
+from proxy.relaying.turns import FEW_FRAMES, FRAMES_A_TURN, FRAMES_AT_A_TIME, Turns
 from tests.wire.greenlets import until
 
 

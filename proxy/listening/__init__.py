@@ -1,0 +1,1 @@
+"""A listener's addresses, and the clients that come to them."""

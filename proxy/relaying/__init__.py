@@ -1,0 +1,1 @@
+"""A connection's two ends, from the handshake to the last byte, and the relay between them."""

@@ -1,0 +1,3 @@
+"""No test of this floor blocks for long."""
+
+from tests.net.conftest import _patience as _patience
