@@ -317,7 +317,7 @@ def test_a_far_end_is_told_how_long_we_wait() -> None:
     port = free_port()
     with played(port, switch("X-Proxy-Bound: 192.0.2.1:80"), script.stall) as far:
         home = made("websocket", port, timeout=10.0)
-        dial(home).stream.close()
+        dial(home).stream.finish_close()
         (head, _) = far.result()
     (patience,) = re.findall(r"^X-Proxy-Timeout: (\d+\.\d{3})\r$", head, re.MULTILINE)
     # The budget is 5 s.
@@ -328,7 +328,7 @@ def test_a_request_says_what_program_it_is_from() -> None:
     """CASES 307: RFC 9110, section 10.1.5."""
     port = free_port()
     with played(port, switch("X-Proxy-Bound: 192.0.2.1:80"), script.stall) as far:
-        dial(made("websocket", port)).stream.close()
+        dial(made("websocket", port)).stream.finish_close()
         (head, _) = far.result()
     assert f"\r\nUser-Agent: proxy-server/{__version__}\r\n" in head
 
@@ -382,7 +382,7 @@ def test_interim_answers_before_the_101_are_passed_over(status: int) -> None:
         with played(port, *steps, script.stall):
             connected = dial(made("websocket", port))
             assert str(connected.bound) == "192.0.2.1:80"
-            connected.stream.close()
+            connected.stream.finish_close()
 
 
 def test_interim_answers_without_end_are_the_upstreams_fault() -> None:
@@ -436,7 +436,7 @@ def test_a_proxy_that_does_not_tell_where_it_is_bound_only_promises(
             connected = dial(home)
         assert (connected.bound is not None) == home.health.confirms == bool(headers)
         assert ("a promise only" in caplog.text) == (not headers)
-        connected.stream.close()
+        connected.stream.finish_close()
 
 
 @pytest.mark.parametrize(
@@ -455,7 +455,7 @@ def test_a_promise_is_passed_on_as_one(kind: str, steps: tuple[Step, ...], confi
         between = WebSocketServer(ServerConfig("127.0.0.1:0", Protocol.WEBSOCKET, upstream_config=(way,)))
         between.listen()
         near = made("websocket", between.addresses[0].port, timeout=5.0)
-        dial(near).stream.close()
+        dial(near).stream.finish_close()
         assert near.health.confirms == confirms
         between.shutdown()
 
