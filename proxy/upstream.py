@@ -1,16 +1,43 @@
 """
 Choose among upstreams: a selector is itself something one connects through.
 
-An upstream that failed rests for a while that doubles with each failure, and is then tried again by
-one connection first. A rest only puts it last: when nothing else is left it is tried all the same,
-so that the first connection after its return succeeds. Nothing goes out directly unless ``direct``
-is in the list.
+What may never be violated:
 
-Only its own fault makes it rest. Where it was silent after a request, closed the connection without an
-answer, or answered with a bare status, the target may be the cause. Then the upstream is asked for a
-sign of life, which is something that needs no target: if it gives one, and another than it gave to the
-request, the target is to blame, no other upstream is asked, and nothing is sent twice. One that is
-down is asked in the same way until it is back.
+- Nothing goes out directly unless ``direct`` is in the list.
+- To rest only puts an upstream last. When nothing else is left it is tried all the same, so that the
+  first connection after its return succeeds.
+- Only its own fault makes it rest: not the target's, not ours (``LimitError``), and not a client that
+  left.
+- When the target is to blame, no other upstream is asked, and nothing is sent twice.
+- What is known of an upstream outlives the configuration (``Health``), and one configuration at a time
+  looks after it.
+
+How an upstream is:
+
+    well           It has its place in the order.
+    at rest        It failed last (``failures``), and comes behind all others until ``cooldown_until``: 1 s,
+                   then twice as long with each failure, 60 s at most.
+    due            That time is over, so it has its place again. The first connection that tries it puts it
+                   to rest until it knows more, so that the others go elsewhere.
+    probed         At rest or due, and it may come back by itself (``may_return``): it is asked for a sign
+                   of life every half second, though nobody needs it.
+
+What comes of an attempt:
+
+    connected, or the target is to blame    It is well.
+    it declines (``well``)                  It is as it was: it lives, but has no place left, or no way on.
+                                            Another one may be asked.
+    unclear whose fault it is               Ask for a sign of life, and wait for it. If there is one, and it
+                                            says something else than the answer to the request did: it is
+                                            well, and the target is to blame. Else: failed.
+    too slow for its share of the time      It might have been fast enough for its own ``timeout``. Ask for
+                                            a sign of life too, but try the next one meanwhile.
+    any other fault of its own              Failed: at rest.
+    the client left, or we lack something   It is as it was: nothing is known.
+
+It is unclear where it was silent after a request, closed the connection without an answer, or answered
+with a bare status: one client with one bad target could otherwise make it rest for everybody. A sign of
+life is something that needs no target, and is asked for once at a time, whoever wants to know.
 """
 
 import logging
@@ -91,8 +118,8 @@ class Health:
         self.name = name
         self.failures = 0  # in a row
         self.problem = ""  # what went wrong the last time
-        self.status = 0  # of its answer then, if that was the problem
-        self.may_return = False  # by itself, so that a sign of life shows it
+        self.status = 0  # the status of its answer then, if that was the problem
+        self.may_return = False  # without being mended, so that a sign of life shows its return
         self.cooldown_until = 0.0
         self.answered_at = 0.0
         self.confirms = True  # its success says that the target is connected
@@ -116,14 +143,14 @@ class Health:
 
     def failed(self, exc: UpstreamError, started: float) -> None:
         """Take note that an attempt that ``started`` then failed, by its fault."""
-        # While others get their answers it is alive.
-        if self.answered_at > started:
+        if self.answered_at > started:  # it lives, as others have got their answers since
             return
         self.problem, self.status = str(exc), exc.status
-        # Refused credentials, a wrong protocol or a wrong path need somebody to mend them: then the rest
-        # is waited for, and a connection tries.
+        # Refused credentials, a wrong protocol or a wrong path need somebody to mend them. Then it is not
+        # probed, but tried by a connection when its rest is over.
         self.may_return = exc.transient or (exc.unclear and (not exc.status or exc.status >= 500))
-        if self._failed_at <= started:  # else another connection has told the same already
+        # Of many connections that fail at the same time, one counts.
+        if self._failed_at <= started:
             self.failures += 1
         self._failed_at = monotonic()
         rest = min(FIRST_COOLDOWN * 2 ** min(self.failures - 1, 10), LONGEST_COOLDOWN)
@@ -163,11 +190,13 @@ class Upstream:
         that timed out is repeated only by the ``last`` upstream: otherwise the next one gets the time.
         """
         retries = 0 if self.health.failures else self.config.retry_count
+        # Directly, the time that an attempt may take is the target's, not an upstream's.
+        goes_directly = self.config.type is UpstreamType.DIRECT
         started = monotonic()
         for attempt in count():
             is_cut = share.remaining() < self.config.timeout
             try:
-                return self._attempt(target, self._limit(share))
+                return self._attempt(target, share if goes_directly else share.within(self.config.timeout))
             except UpstreamError as exc:
                 again = exc.transient and (last or exc.failure is not Failure.TIMED_OUT)
                 pause = FIRST_BACKOFF * 2**attempt * random.uniform(0.5, 1.5)
@@ -178,15 +207,11 @@ class Upstream:
                 share.pause(pause)
         raise AssertionError("unreachable")
 
-    def _limit(self, share: Deadline) -> Deadline:
-        # Directly, the time that an attempt may take is the target's, not an upstream's.
-        return share if self.config.type is UpstreamType.DIRECT else share.within(self.config.timeout)
-
     def _attempt(self, target: Address, deadline: Deadline) -> Connected:
         health = self.health
         cooldown_until = health.cooldown_until
         if health.failures:
-            # This connection tries it; until it knows more, others go elsewhere.
+            # This connection tries it. Until it knows more, others go elsewhere.
             health.cooldown_until = max(cooldown_until, monotonic() + self.config.timeout)
         try:
             connected = self.client.dial(target, deadline)
@@ -217,7 +242,6 @@ class Upstream:
                 failure = Failure.GENERAL if exc.failure is Failure.UPSTREAM else exc.failure
                 raise DialError(f"{target} through {exc}", failure) from exc
         elif is_cut and exc.failure is Failure.TIMED_OUT:
-            # It had less time than it may take. The next one is tried without waiting for the verdict.
             Task(lambda: self._is_well(exc, started))
         else:
             self._failed(exc, started)
@@ -313,5 +337,6 @@ class Selector(ProxyClient):
             first = next(self._turn) % len(order)
             order = order[first:] + order[:first]
         now = monotonic()
-        # Stable: those that do not rest keep their order, and the others come by the end of their rest.
+        # The sort is stable: those that are not at rest keep their order, and the others follow, by the end
+        # of their rest.
         return sorted(order, key=lambda upstream: max(0.0, upstream.health.cooldown_until - now))
