@@ -3,6 +3,7 @@
 import logging
 import resource
 import signal
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,9 @@ import gevent
 import pytest
 
 from proxy.net.threads import Task
+
+# Programs are watched through Linux's /proc, and the benchmark waits with epoll.
+collect_ignore = [] if sys.platform == "linux" else ["bench", "integration", "siege"]
 
 # Every port that a test takes stays taken until the end, so that no other gets it: some two thousand
 # descriptors, where many systems allow 1,024 unless asked.

@@ -5,16 +5,14 @@ What a process holds (memory, descriptors, connections in the kernel's table) is
 that nothing has to be asked of the program itself.
 """
 
-import subprocess
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
+from tests.integration.certificates import Authority
 from tests.integration.programs import Proxy, socks_door, upstream, web_door
 from tests.wire import clients
 from tests.wire.clients import Tunnel, WebTunnel
-from tests.wire.processes import memory_of, sockets_of
-from tests.wire.waits import wait_until
+from tests.wire.processes import memory_of
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -49,7 +47,7 @@ class Doors(Proxy):
             "by-socks": upstream("socks5", ("localhost", _port(socks))),
         }
         super().__init__({"proxy": settings, "listeners": listeners, "upstreams": upstreams})
-        _make_certificate(self.directory)
+        Authority(self.directory).self_signed("node", "localhost")
 
     def open(self, way: str, port: int, host: str = "127.0.0.1", **settings: Any) -> Tunnel:
         """Open a tunnel to a target on this machine."""
@@ -59,23 +57,6 @@ class Doors(Proxy):
     def memory(self) -> int:
         """The resident memory, in bytes."""
         return memory_of(self.pid)
-
-    @property
-    def connections(self) -> int:
-        """How many sockets the program holds, its listeners among them."""
-        return len(sockets_of(self.pid))
-
-    def wait_until_empty(self, timeout: float = 10.0) -> None:
-        """Wait until the program holds nothing but its listeners."""
-        listeners = len(self.config["listeners"])
-        wait_until(lambda: self.connections <= listeners, "the last connection to be closed", timeout)
-
-
-def _make_certificate(directory: Path) -> None:
-    files = ["-keyout", "node.key", "-out", "node.pem"]
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
-    subject = ["-nodes", "-days", "2", "-subj", "/CN=localhost", *files]
-    subprocess.run([*command, *subject], cwd=directory, check=True, capture_output=True, timeout=20)
 
 
 def _port(listener: Mapping[str, Any]) -> int:

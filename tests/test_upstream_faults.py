@@ -25,7 +25,6 @@ from tests.integration.programs import Proxy, socks_door, upstream, web_door
 from tests.wire import clients, targets
 from tests.wire import upstreams as script
 from tests.wire.clients import HttpRefused, SocksRefused, Tunnel
-from tests.wire.processes import sockets_of
 from tests.wire.sockets import connect, free_port, read_exact, reset
 from tests.wire.socks5 import GRANTED, hear_greeting, hear_login, read_socks_reply, socks_reply, socks_request
 from tests.wire.targets import Target, close_after_accept
@@ -771,6 +770,5 @@ def test_an_upstream_that_switches_and_closes_at_once_had_connected(
 
 def test_no_fault_of_an_upstream_leaves_anything_behind(node: Node) -> None:
     """After all of the above, the program holds its listeners and nothing else."""
-    listeners = len(node.config["listeners"])
-    wait_until(lambda: len(sockets_of(node.pid)) <= listeners, "the last connection to be closed")
+    node.wait_until_empty()
     assert not [line for line in node.log.splitlines() if re.search("Traceback|internal error", line)]

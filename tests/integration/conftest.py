@@ -1,6 +1,5 @@
 """A failed test shows what the programs that it used have printed."""
 
-import sys
 from collections.abc import Generator
 
 import pytest
@@ -8,11 +7,6 @@ import pytest
 from tests.integration.programs import Program
 
 SHOWN = 3000  # characters of each program
-
-
-def pytest_ignore_collect() -> bool | None:
-    """Leave these tests out where the system is not Linux: processes are watched through its /proc."""
-    return True if sys.platform != "linux" else None
 
 
 @pytest.hookimpl(wrapper=True)

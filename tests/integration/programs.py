@@ -19,7 +19,7 @@ from typing import IO, Any, ClassVar, TypeVar
 
 import pytest
 
-from tests.wire.processes import listening_ports
+from tests.wire.processes import listening_ports, sockets_of
 from tests.wire.sockets import Door, free_port
 from tests.wire.waits import wait_until
 
@@ -203,6 +203,16 @@ class Proxy(Program):
     def url(self, name: str, scheme: str = "ws") -> str:
         """Give the URL of a WebSocket listener."""
         return f"{scheme}://localhost:{self.door(name)[1]}/"
+
+    @property
+    def connections(self) -> int:
+        """How many TCP sockets the program holds, its listeners among them."""
+        return len(sockets_of(self.pid))
+
+    def wait_until_empty(self, timeout: float = 30.0) -> None:
+        """Wait until the program holds nothing but its listeners."""
+        listeners = len(self.config["listeners"])
+        wait_until(lambda: self.connections <= listeners, "the last connection to be closed", timeout)
 
     def start(self) -> None:
         """Start the program, and wait until all its listeners accept."""

@@ -120,11 +120,6 @@ class Node(Proxy):
         """How many pipes it has open."""
         return self.descriptors["pipe"] // 2
 
-    def wait_until_empty(self, timeout: float = 30.0) -> None:
-        """Wait until it holds no connection any more."""
-        count = len(self.config["listeners"])
-        wait_until(lambda: len(sockets_of(self.pid)) <= count, "the last connection to be closed", timeout)
-
 
 def _port(listener: Mapping[str, Any]) -> int:
     return int(listener["listen_addr"].rpartition(":")[2])

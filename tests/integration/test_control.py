@@ -37,6 +37,7 @@ from tests.integration.programs import (
 from tests.wire import clients, targets
 from tests.wire import upstreams as scripted
 from tests.wire.clients import SocksRefused, Tunnel, WebTunnel
+from tests.wire.manager import Manager
 from tests.wire.sockets import connect, free_port, read_exact, read_to_end
 from tests.wire.socks5 import hear_greeting, hear_login, socks_greeting, socks_request
 from tests.wire.targets import Target
@@ -512,27 +513,6 @@ def test_where_the_state_can_have_no_place_the_proxy_runs_on() -> None:
 
 
 # Service managers
-
-
-class Manager:
-    """The service manager's end of sd_notify(3)."""
-
-    def __init__(self, stack: ExitStack) -> None:
-        self.address = f"{stack.enter_context(tempfile.TemporaryDirectory(prefix='pxt-'))}/notify"
-        self._sock = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
-        self._sock.settimeout(20)
-        self._sock.bind(self.address)
-
-    def hear(self) -> str:
-        """Wait for what is said next, apart from signs of life; its first line."""
-        while (told := self._sock.recv(4096).decode()) == "WATCHDOG=1":
-            pass
-        return told.partition("\n")[0]
-
-    def feel(self) -> None:
-        """Wait for a sign of life."""
-        while self._sock.recv(4096) != b"WATCHDOG=1":
-            pass
 
 
 def test_a_service_manager_is_told_of_the_whole_life() -> None:

@@ -18,6 +18,7 @@ import pytest
 from tests.integration.netns import Namespace
 from tests.integration.programs import COMMAND, Program, Proxy, ini, run_proxy, socks_door, upstream, web_door
 from tests.wire import clients, targets
+from tests.wire.manager import Manager
 from tests.wire.sockets import free_port, read_exact
 from tests.wire.targets import Target
 from tests.wire.waits import wait_until
@@ -57,20 +58,6 @@ def is_answered(address: str, port: int) -> bool:
             return sock.recv(2) == b"\x05\x00"  # RFC 1928, section 3
     except OSError:
         return False
-
-
-class Manager:
-    """The service manager's end of sd_notify(3)."""
-
-    def __init__(self, stack: ExitStack) -> None:
-        self.address = f"{stack.enter_context(tempfile.TemporaryDirectory(prefix='pxt-'))}/notify"
-        self._sock = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
-        self._sock.settimeout(20)
-        self._sock.bind(self.address)
-
-    def hear(self) -> str:
-        """Wait for what is said next."""
-        return self._sock.recv(4096).decode()
 
 
 class TestLater:

@@ -17,7 +17,7 @@ import pytest
 from tests.integration import peers
 from tests.integration.programs import Proxy, socks_door, upstream, web_door
 from tests.wire import targets
-from tests.wire.clients import OPEN, HttpRefused, SocksRefused, WebTunnel
+from tests.wire.clients import OPEN, HttpRefused, SocksRefused, Tunnel, WebTunnel
 from tests.wire.sockets import Credentials, read_exact, reset
 from tests.wire.targets import Target
 
@@ -38,6 +38,10 @@ class House:
 
     node: Proxy
     credentials: Credentials | None
+
+    def open(self, door: str, way: str, port: int, host: str = "127.0.0.1") -> Tunnel:
+        """Open a tunnel to a target on this machine."""
+        return OPEN[door](self.node.door(f"{door}-{way}"), host, port, self.credentials)
 
 
 @pytest.fixture(scope="module", params=["no-users", "users"])
@@ -98,7 +102,7 @@ def test_bytes_go_both_ways_at_once_and_arrive_as_sent(
     if way == "dante":
         house = request.getfixturevalue("house_before_dante")
     with Target(targets.exchange(DOWN, SIZE)) as target:
-        tunnel = OPEN[door](house.node.door(f"{door}-{way}"), host, target.port, house.credentials)
+        tunnel = house.open(door, way, target.port, host)
         sender = threading.Thread(target=tunnel.sendall, args=(UP,), daemon=True)
         sender.start()
         assert targets.receive_digest(tunnel.recv, SIZE) == DOWN_DIGEST
@@ -116,7 +120,7 @@ class TestHalfClose:
         """CASES 119, 126."""
         answer = os.urandom(1 << 20)
         with Target(targets.answer_after_end(answer)) as target:
-            tunnel = OPEN[door](house.node.door(f"{door}-{way}"), "127.0.0.1", target.port, house.credentials)
+            tunnel = house.open(door, way, target.port)
             tunnel.sendall(b"question")
             tunnel.end()
             assert targets.receive_digest(tunnel.recv, len(answer)) == hashlib.sha256(answer).hexdigest()
@@ -127,7 +131,7 @@ class TestHalfClose:
     def test_a_client_goes_on_after_the_targets_end(self, door: str, way: str, house: House) -> None:
         """CASES 119, 127."""
         with Target(targets.end_then_read) as target:
-            tunnel = OPEN[door](house.node.door(f"{door}-{way}"), "127.0.0.1", target.port, house.credentials)
+            tunnel = house.open(door, way, target.port)
             assert tunnel.recv(1) == b""
             tunnel.sendall(UP[: 1 << 20])
             tunnel.end()
@@ -140,7 +144,7 @@ class TestHalfClose:
 def test_a_target_that_speaks_first_is_heard(door: str, way: str, house: House) -> None:
     """CASES 142."""
     with Target(targets.banner(b"220 ready\r\n")) as target:
-        tunnel = OPEN[door](house.node.door(f"{door}-{way}"), "127.0.0.1", target.port, house.credentials)
+        tunnel = house.open(door, way, target.port)
         assert read_exact(tunnel, 11) == b"220 ready\r\n"
         tunnel.close()
 
@@ -150,7 +154,7 @@ def test_a_target_that_speaks_first_is_heard(door: str, way: str, house: House) 
 def test_a_target_that_closes_at_once_was_reached(door: str, way: str, house: House) -> None:
     """CASES 141: success, and then the end."""
     with Target(targets.close_after_accept) as target:
-        tunnel = OPEN[door](house.node.door(f"{door}-{way}"), "127.0.0.1", target.port, house.credentials)
+        tunnel = house.open(door, way, target.port)
         assert tunnel.recv(1) == b""
         tunnel.close()
 
@@ -162,9 +166,7 @@ def test_a_target_that_dies_never_looks_as_if_it_had_ended(door: str, way: str, 
     for behave, first in ((reset, b""), (targets.reset_after(b"half of i"), b"x")):
         with Target(behave) as target:
             try:
-                tunnel = OPEN[door](
-                    house.node.door(f"{door}-{way}"), "127.0.0.1", target.port, house.credentials
-                )
+                tunnel = house.open(door, way, target.port)
             except (SocksRefused, HttpRefused):
                 continue  # the reset was faster than our answer: as true
             try:
@@ -184,7 +186,7 @@ def test_a_target_that_dies_never_looks_as_if_it_had_ended(door: str, way: str, 
 def test_a_client_that_dies_is_no_end_of_its_stream_for_the_target(door: str, way: str, house: House) -> None:
     """CASES 120, 130."""
     with Target(targets.sink) as target:
-        tunnel = OPEN[door](house.node.door(f"{door}-{way}"), "127.0.0.1", target.port, house.credentials)
+        tunnel = house.open(door, way, target.port)
         tunnel.sendall(b"half of i")
         reset(tunnel.sock)
         tunnel.close()

@@ -1,8 +1,0 @@
-"""The benchmark needs Linux: it reads /proc and waits with epoll."""
-
-import sys
-
-
-def pytest_ignore_collect() -> bool | None:
-    """Leave these tests out on other systems."""
-    return True if sys.platform != "linux" else None
