@@ -1,8 +1,17 @@
 """
 One time budget over many blocking steps.
 
-A timeout per read lets a peer that sends a byte now and then hold a connection for ever, so nothing
-here has one: a ``Deadline`` is made once and handed along, and cuts whatever blocks when it is over.
+A timeout per read lets a peer that sends a byte now and then hold a connection for ever, so nothing here
+has one: a ``Deadline`` is made once and handed along, and cuts whatever blocks when it is over.
+
+What may never be violated:
+
+- A step has no more time than the whole.
+- Nobody is judged for a time in which we could not run, because this process was stopped, or the machine
+  was. What a peer sent in time may still wait in its socket, so the deadline moves, and there is time to
+  read it. It moves by its own length at most.
+- What cuts a block is seen by nobody in between: it is no ``Exception``, and outside it becomes
+  ``TimeoutError``.
 """
 
 from time import monotonic
@@ -10,17 +19,14 @@ from typing import Any
 
 import gevent
 
-_LATE = 0.25  # seconds: a timer that rings later than this tells of us
+_LATE = 0.25  # seconds: a timer that rings later than this says that we could not run
 
 
 class Deadline:
     """
     A point in time, ``seconds`` from now.
 
-    It moves if this process could not run when it came (it was stopped, or the machine was): what a peer sent
-    in time may still wait in its socket, so nobody is judged before there was time to read it.
-
-    ``asker`` is on whose behalf time is spent until then: native threads are shared out by it.
+    ``asker`` is the one on whose behalf time is spent until then: native threads are shared out by it.
     """
 
     __slots__ = ("_ends", "_seconds", "_whole", "asker")
@@ -28,7 +34,7 @@ class Deadline:
     def __init__(self, seconds: float, asker: str = "", *, whole: "Deadline | None" = None) -> None:
         self._ends = monotonic() + seconds
         self._seconds = seconds
-        self._whole = whole
+        self._whole = whole  # of which this is a step
         self.asker = asker
 
     def remaining(self) -> float:
@@ -78,7 +84,7 @@ class _Limit:
 
     def _start(self, greenlet: Any, seconds: float) -> None:
         self._timer: Any = gevent.get_hub().loop.timer(seconds)
-        # update: the time of the last turn of the loop may be long ago.
+        # The loop's time is that of its last turn, which may be long ago. ``update`` looks at the clock.
         self._timer.start(self._ring, greenlet, update=True)
 
     def _ring(self, greenlet: Any) -> None:

@@ -1,7 +1,14 @@
 """
 A socket during its handshake: plain blocking reads through a small buffer.
 
-So a handshake costs few system calls, and bytes that come early are kept for the relay.
+What may never be violated:
+
+- Bytes that come early belong to the relay: ``stream`` hands them over, with the socket, which the
+  channel then closes no more.
+- No read has a timeout. Whoever reads does so under a ``Deadline``.
+- ``close`` gives the peer a moment to read what it was told; only ``abort`` does not.
+
+The buffer is there because a handshake would otherwise cost a system call for each field.
 """
 
 import select
@@ -21,8 +28,8 @@ from proxy.net.sock import LoopSocket, take_over
 from proxy.relaying.stream import BUFFER_SIZE, TcpStream, TlsStream, say_no_more
 
 _READ_SIZE = 4096  # bytes: more than any handshake needs at once
-# A peer that sends byte by byte costs as much for each as for a whole request. So after some such pieces
-# the next ones are let gather for a moment.
+# Each byte of a peer that sends one at a time costs as much as a whole request. So after some such pieces the
+# next ones are left to gather for a moment.
 _CRUMB = 64  # bytes
 _CRUMBS = 32
 _GATHER = 0.05  # seconds
@@ -40,9 +47,9 @@ class Channel:
         self._client = client
         self.sock = take_over(sock)
         self.heard = False  # the peer has sent something
-        self._early = b""
-        self._crumbs = 0
-        self._asked = False
+        self._early = b""  # what was received and not read yet
+        self._crumbs = 0  # pieces that were smaller than ``_CRUMB``
+        self._asked = False  # we sent last, so the answer has to be waited for
         self._handed_over = False
 
     @property
@@ -126,7 +133,9 @@ class Channel:
         with suppress(OSError, ValueError), Deadline(_LAST_WORD).limit("last word"):
             if isinstance(self.sock, ssl.SSLSocket):
                 say_no_more(self.sock)
-                self.sock = _without_tls(self.sock)
+                # TLS has said its last word, and what comes now is only counted.
+                tls = self.sock
+                self.sock = LoopSocket(tls.family, std_socket.SOCK_STREAM, tls.proto, tls.detach())
             self.sock.shutdown(std_socket.SHUT_WR)
             left = BUFFER_SIZE
             while left > 0 and (data := self._receive()):
@@ -137,7 +146,8 @@ class Channel:
         """Let whoever reads from it or watches it find that the peer has left."""
         with suppress(OSError):
             if isinstance(self.sock, ssl.SSLSocket):
-                # Of the plain socket: TLS would lose its state, which others are in the middle of.
+                # This is the method of the plain socket. That of TLS would throw away its state, while others
+                # are in the middle of using it.
                 socket.socket.shutdown(self.sock, std_socket.SHUT_RDWR)
             else:
                 self.sock.shutdown(std_socket.SHUT_RDWR)
@@ -151,15 +161,10 @@ class Channel:
         """
         Raise ``ClientLeftError`` in a block when the peer goes away.
 
-        A reset ends the block at once, a FIN after ``grace`` seconds: in some protocols it can also
-        come from a client that has said all it has to say and waits for the answer.
+        The socket is looked at every 0.1 s. A reset ends the block then, a FIN after ``grace`` seconds: in
+        some protocols it can also come from a client that has said all it has to say.
         """
         return _Watch(self.sock, grace)
-
-
-def _without_tls(sock: ssl.SSLSocket) -> LoopSocket:
-    """Take the TCP connection out of a TLS socket that has said its last word: what comes is only counted."""
-    return LoopSocket(sock.family, std_socket.SOCK_STREAM, sock.proto, sock.detach())
 
 
 class _Watch:
@@ -183,7 +188,8 @@ class _Watch:
             raise ClientLeftError("the client left") from None
 
     def _look(self) -> None:
-        poll = _poll()  # not gevent's, which knows nothing of RDHUP, and could not run in the hub
+        # Not gevent's poll, which knows nothing of RDHUP, and could not run in the hub.
+        poll = _poll()
         poll.register(self._sock, getattr(select, "POLLRDHUP", 0))
         events = sum(flags for _, flags in poll.poll(0))
         if events:

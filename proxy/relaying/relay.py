@@ -39,7 +39,7 @@ How far the end of its source has come:
 What happens, and what a direction does:
 
     the source can be read    One operation. After its end: have it answer what still comes (``stay``).
-    the source has more       It is in no socket, so no event will tell: wait for a turn (``net.turns``).
+    the source has more       It is in no socket, so no event will tell: wait for a turn (``turns``).
     the sink is blocked       It is held: listen to the sink instead of the source.
     the sink can be written   Flush. When nothing is kept any more: listen to the source, or pass its end on.
     the source fails          CUT. Nothing is left of it: the kernel gives what came before the error first.

@@ -1,13 +1,16 @@
 """
 What is left for a later turn of the event loop, and how much of it a turn takes.
 
-An operation has a bound in bytes, but 64 KiB may be one frame or ten thousand, and they may come from each of
-a thousand connections at once. While the loop decodes them nobody else is served. So frames have a bound of
-their own, for one operation and for one turn, whoever they come from, and what is beyond it waits here.
+An operation has a bound in bytes, but 64 KiB may be one frame or ten thousand, which take 25 ms to
+decode, and they may come from each of a thousand connections at once. While the loop decodes them nobody
+else is served. So frames have a bound of their own, for one operation and for one turn, whoever they come
+from, and what is beyond it waits here.
 
-Two things are certain. Between two turns the loop looks at its sockets, so a small message is behind one turn
-and never behind all that waits. And those who wait are served in the order in which they came, one operation
-each, so nobody waits for ever.
+What may never be violated:
+
+- Between two turns the loop looks at its sockets. So a small message is behind one turn, and never behind
+  all that waits.
+- Those who wait are served in the order in which they came, one operation each. So nobody waits for ever.
 """
 
 from collections import deque
@@ -19,16 +22,16 @@ import gevent
 
 FRAMES_AT_A_TIME = 64  # of 1 KiB they are a whole read; to decode one takes 2 to 7 µs
 FRAMES_A_TURN = 256
-FEW_FRAMES = 4  # any operation may decode so many: else a small message would wait, too
-_SLICE = 0.001  # seconds that those who wait have of a turn
+FEW_FRAMES = 4  # that any operation may decode, as a small message would have to wait otherwise
+_SLICE = 0.001  # seconds of a turn that those who wait have together
 
 
 class Turns:
     """Those who have more to do, and the frames that are left of this turn."""
 
     def __init__(self) -> None:
-        self.is_full = False  # this turn: operations should be small
-        self._frames = 0  # that were decoded in it
+        self.is_full = False  # enough was decoded in this turn, so that operations should be small
+        self._frames = 0  # how many were decoded in this turn
         self._waiting: deque[Callable[[], None]] = deque()
         self._timer: Any = None
 
@@ -59,7 +62,8 @@ class Turns:
 
     def _run(self) -> None:
         until = monotonic() + _SLICE
-        for _ in range(len(self._waiting)):  # those who come again meanwhile are for the next turn
+        # No more than there are now: those who come again meanwhile are for the next turn.
+        for _ in range(len(self._waiting)):
             self._waiting.popleft()()
             if self.is_full or monotonic() >= until:
                 break
