@@ -58,7 +58,6 @@ _DIRECT_UPSTREAM = UpstreamConfig(DIRECT, UpstreamType.DIRECT)
 _TLS = ("tls_cert", "tls_key", "tls_ca")
 
 T = TypeVar("T")
-Show = Callable[[Path, str, Any], Any]  # what to print of a setting
 
 
 class InvalidConfigError(ConfigError):
@@ -378,44 +377,33 @@ def _has_plain_secrets(config: ProxyConfig) -> bool:
 
 def dump(config: ProxyConfig) -> str:
     """Write a configuration with all its defaults as the text of a file, its secrets redacted."""
-    return _dump(config, shown)
-
-
-def _dump(config: ProxyConfig, show: Show) -> str:
-    # What listeners share of [proxy] is the same in each of them.
+    # All that listeners share comes from [proxy], so any of them will do.
     first = config.listeners[0]
-    users = {
-        syntax.quote_key(name): show(("auth_users",), name, secret)
-        for name, secret in config.auth_users.items()
-    }
+    users = ["[auth_users]"]
+    for name, password in config.auth_users.items():
+        users.append(f"{syntax.quote_key(name)} = {syntax.quote(shown(('auth_users',), name, password))}")
     blocks = [
-        _write_section(("proxy",), lambda key: getattr(config if hasattr(config, key) else first, key), show),
-        "\n".join(["[auth_users]", *(f"{name} = {syntax.quote(secret)}" for name, secret in users.items())]),
+        _write_section(("proxy",), lambda key: getattr(config if hasattr(config, key) else first, key)),
+        "\n".join(users),
         "[listeners]",
-        *(
-            _write_section(("listeners", each.name), partial(_setting_of, each), show)
-            for each in config.listeners
-        ),
-        _write_section(("control",), lambda key: getattr(config, f"control_{key}"), show),
+        *(_write_section(("listeners", each.name), partial(_get, each)) for each in config.listeners),
+        _write_section(("control",), lambda key: getattr(config, f"control_{key}")),
         "[upstreams]",
-        *(
-            _write_section(("upstreams", each.name), partial(getattr, each), show)
-            for each in config.upstreams
-        ),
+        *(_write_section(("upstreams", each.name), partial(getattr, each)) for each in config.upstreams),
     ]
     return "\n\n".join(blocks) + "\n"
 
 
-def _setting_of(listener: ServerConfig, key: str) -> Any:
+def _get(listener: ServerConfig, key: str) -> Any:
     if key == "upstream":
         return [each.name for each in listener.upstream_config] or [DIRECT]
     return getattr(listener, key)
 
 
-def _write_section(path: Path, get: Callable[[str], Any], show: Show) -> str:
+def _write_section(path: Path, get: Callable[[str], Any]) -> str:
     lines = ["[" * len(path) + path[-1] + "]" * len(path)]
     for key in keys_of(path):
-        lines.append(f"{key} = {_write_value(show(path, key, get(key)))}".rstrip())
+        lines.append(f"{key} = {_write_value(shown(path, key, get(key)))}".rstrip())
     return "\n".join(lines)
 
 

@@ -227,7 +227,7 @@ class Admin:
         raise HttpError(405, f"only {allowed} will do", headers=(("Allow", allowed),))
 
     def _status(self, request: Request) -> Answer:
-        return Answer(status.status(self._app, self._keeper))
+        return Answer(status.describe(self._app, self._keeper))
 
     def _connections(self, request: Request) -> Answer:
         return Answer({"connections": status.connections(self._app)})
@@ -241,16 +241,14 @@ class Admin:
         return Answer({"status": "ended", "id": session.id})
 
     def _versions_list(self, request: Request) -> Answer:
-        current = self._keeper.current.number
-        return Answer(
-            {"current": current, "versions": [status.describe(each) for each in self._keeper.versions()]}
-        )
+        versions = [status.describe_version(each) for each in self._keeper.versions()]
+        return Answer({"current": self._keeper.current.number, "versions": versions})
 
     def _version(self, request: Request, number: str) -> Answer:
         """Show a version, and with ``?to=M`` or ``?to=current`` what differs from it to another one."""
         try:
             version = self._keeper.get(int(number))
-            content = status.describe(version) | {"text": self._keeper.redacted(version.number)}
+            content = status.describe_version(version) | {"text": self._keeper.redacted(version.number)}
             other = request.query.get("to")
             if other is not None:
                 current = self._keeper.current.number

@@ -8,13 +8,13 @@ import os
 import resource
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from time import monotonic
 from typing import Any, Protocol
 
 from proxy import __version__
 from proxy.address import without_query
-from proxy.control.candidate import Trouble
 from proxy.control.history import Version
 from proxy.control.keeper import Keeper
 from proxy.metrics import Family, ListenerMetrics, Metrics, listener_families
@@ -70,9 +70,9 @@ class _Start:
 started = _Start()
 
 
-def status(app: Running, keeper: Keeper) -> dict[str, Any]:
+def describe(app: Running, keeper: Keeper) -> dict[str, Any]:
     """Describe the whole."""
-    listeners = list(_listeners(app))
+    listeners, trouble = list(_listeners(app)), keeper.trouble
     moved = _bytes(app).values()
     return {
         "program": f"proxy-server {__version__}",
@@ -81,8 +81,8 @@ def status(app: Running, keeper: Keeper) -> dict[str, Any]:
         "started": started(),
         "uptime": uptime(),
         "draining_for": app.draining_for if app.draining else 0.0,
-        "version": describe(keeper.current),
-        "file": trouble(keeper.trouble),
+        "version": describe_version(keeper.current),
+        "file": asdict(trouble) | {"in_effect": False} if trouble else {"in_effect": True},
         "live": sum(each["live"] for each in listeners),
         "total": sum(one.accepted for one in app.metrics.listeners.values()),
         "sent": sum(sent for sent, _ in moved),
@@ -99,22 +99,9 @@ def waiting(app: Running) -> list[str]:
     return [server.config.name for server in app.servers if server.missing and not server.acceptors]
 
 
-def describe(version: Version) -> dict[str, Any]:
+def describe_version(version: Version) -> dict[str, Any]:
     """Describe a version of the configuration, without its text."""
-    return {
-        "number": version.number,
-        "time": version.time,
-        "source": version.source,
-        "summary": version.summary,
-        "volatile": version.volatile,
-    }
-
-
-def trouble(found: Trouble | None) -> dict[str, Any]:
-    """Describe whether the file is what is in effect."""
-    if not found:
-        return {"in_effect": True}
-    return {"in_effect": False, "problem": found.problem, "since": found.since}
+    return {name: value for name, value in asdict(version).items() if name != "text"}
 
 
 def connections(app: Running) -> list[dict[str, Any]]:
@@ -182,27 +169,18 @@ def _listener(server: ProxyServer, counted: ListenerMetrics) -> dict[str, Any]:
 
 
 def _upstream(server: ProxyServer, upstream: Upstream) -> dict[str, Any]:
+    health = upstream.health
     return {
         "listener": server.config.name,
         "name": upstream.name,
         "type": upstream.config.type.value,
         "address": without_query(upstream.config.proxy_address),
-        "health": _health(upstream),
-        "failures": upstream.health.failures,
-        "confirms": upstream.health.confirms,
-        "rests_for": _rest(upstream),
-        "problem": upstream.health.problem,
+        "health": "down" if health.failures else "up" if health.answered_at else "untried",
+        "failures": health.failures,
+        "confirms": health.confirms,
+        "rests_for": max(0.0, health.cooldown_until - monotonic()) if health.failures else 0.0,
+        "problem": health.problem,
     }
-
-
-def _health(upstream: Upstream) -> str:
-    if upstream.health.failures:
-        return "down"
-    return "up" if upstream.health.answered_at else "untried"
-
-
-def _rest(upstream: Upstream) -> float:
-    return max(0.0, upstream.health.cooldown_until - monotonic()) if upstream.health.failures else 0.0
 
 
 # Metrics
@@ -210,43 +188,43 @@ def _rest(upstream: Upstream) -> float:
 
 def families(app: Running, keeper: Keeper) -> Iterator[Family]:
     """Make all that ``GET /metrics`` tells."""
-    servers = app.servers
     yield _gauge("proxy_info", "The version of the program.", 1, version=__version__)
     yield _gauge("proxy_draining", "1 while it stops.", int(app.draining))
     yield from listener_families(app.metrics.listeners)
-    yield Family(
-        "proxy_bytes_total",
-        "counter",
-        "Payload moved.",
-        [
-            ({"listener": name, "direction": direction}, count)
-            for name, moved in _bytes(app).items()
-            for direction, count in zip(("sent", "received"), moved, strict=True)
-        ],
-    )
+    moved = {
+        (name, direction): count
+        for name, both in _bytes(app).items()
+        for direction, count in zip(("sent", "received"), both, strict=True)
+    }
+    yield _family("proxy_bytes_total", "counter", "Payload moved.", ("listener", "direction"), moved)
     # By name: one that was replaced may still have connections, but lets in no more.
-    live, most = Counter[str](), dict[str, float]()
-    for server in servers:
-        live[server.config.name] += len(server.sessions)
-        most.setdefault(server.config.name, server.config.max_connections)
-    yield _of_listeners("proxy_connections", "Live connections.", live)
-    yield _of_listeners("proxy_connections_max", "The most there may be.", most)
-    up = {server.config.name: int(bool(server.acceptors)) for server in servers if server.opening}
-    yield _of_listeners("proxy_listener_up", "0 while none of its addresses is there.", up)
-    yield _of_upstreams("proxy_upstream_up", "0 if its last attempt failed.", servers, _is_up)
-    yield _of_upstreams(
-        "proxy_upstream_failures", "Attempts that failed in a row.", servers, lambda one: one.health.failures
-    )
+    live, most = Counter[tuple[str]](), dict[tuple[str], int]()
+    for server in app.servers:
+        live[(server.config.name,)] += len(server.sessions)
+        most.setdefault((server.config.name,), server.config.max_connections)
+    up = {(server.config.name,): bool(server.acceptors) for server in app.servers if server.opening}
+    for name, text, values in (
+        ("proxy_connections", "Live connections.", live),
+        ("proxy_connections_max", "The most there may be.", most),
+        ("proxy_listener_up", "0 while none of its addresses is there.", up),
+    ):
+        yield _family(name, "gauge", text, ("listener",), values)
+    failures = {
+        (server.config.name, each.name): each.health.failures
+        for server in app.servers
+        for each in upstreams_of(server.way_out)
+    }
+    works = {name: not count for name, count in failures.items()}
+    labels = ("listener", "upstream")
+    yield _family("proxy_upstream_up", "gauge", "0 if its last attempt failed.", labels, works)
+    yield _family("proxy_upstream_failures", "gauge", "Attempts that failed in a row.", labels, failures)
     yield _gauge("proxy_config_version", "The configuration in effect.", keeper.current.number)
     is_rejected = int(keeper.trouble is not None)
     yield _gauge("proxy_config_file_rejected", "1 while the file is not what is in effect.", is_rejected)
     yield _gauge("proxy_config_time_seconds", "When it was applied.", keeper.current.time)
-    yield Family(
-        "proxy_reloads_total",
-        "counter",
-        "Reloads, changes and rollbacks, by what came of them.",
-        [({"outcome": outcome}, keeper.outcomes[outcome]) for outcome in OUTCOMES],
-    )
+    outcomes = {(outcome,): keeper.outcomes[outcome] for outcome in OUTCOMES}
+    what = "Reloads, changes and rollbacks, by what came of them."
+    yield _family("proxy_reloads_total", "counter", what, ("outcome",), outcomes)
     yield from _process()
 
 
@@ -260,28 +238,15 @@ def _bytes(app: Running) -> dict[str, tuple[int, int]]:
     return totals
 
 
-def _is_up(upstream: Upstream) -> int:
-    return int(not upstream.health.failures)
-
-
 def _gauge(name: str, text: str, value: float, **labels: str) -> Family:
     return Family(name, "gauge", text, [(labels, value)])
 
 
-def _of_listeners(name: str, text: str, values: Mapping[str, float]) -> Family:
-    return Family(name, "gauge", text, [({"listener": key}, value) for key, value in values.items()])
-
-
-def _of_upstreams(
-    name: str, text: str, servers: Sequence[ProxyServer], get: Callable[[Upstream], int]
-) -> Family:
-    values = {
-        (server.config.name, each.name): get(each)
-        for server in servers
-        for each in upstreams_of(server.way_out)
-    }
-    labels = [{"listener": listener, "upstream": upstream} for listener, upstream in values]
-    return Family(name, "gauge", text, list(zip(labels, values.values(), strict=True)))
+def _family(name: str, kind: str, text: str, labels: tuple[str, ...], values: Mapping[Any, int]) -> Family:
+    """Make a family of a sample for each tuple of labels."""
+    return Family(
+        name, kind, text, [(dict(zip(labels, key, strict=True)), int(value)) for key, value in values.items()]
+    )
 
 
 def _process() -> Iterator[Family]:

@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from proxy.config import check_user, to_bytes
 from proxy.configfile.load import InvalidConfigError, read_file, state_dir_of
@@ -56,8 +56,7 @@ class CtlError(Exception):
 def run(arguments: Sequence[str]) -> int:
     """Run ``proxy-server ctl`` with these arguments, and return its exit code."""
     try:
-        call = _parse(arguments)
-        return call.run() if call else OK
+        return _run(arguments)
     except UsageError as exc:
         say(f"proxy-server: ctl: {exc} (proxy-server ctl -h for help)")
         return BAD_USAGE
@@ -75,47 +74,42 @@ _OPTIONS = (
 )
 
 
-def _parse(arguments: Sequence[str]) -> "_Call | None":
-    """Read a command line; None if it only asked for help. No message repeats what may be a secret."""
+def _run(arguments: Sequence[str]) -> int:
+    """Read a command line, and do what it says. No message repeats what may be a secret."""
     given, words = read(arguments, _OPTIONS, first=2, hint=": before a value with a dash, write --")
     if "help" in given:
         print(f"{USAGE}\n\noptions (one dash or two):\n{describe(_OPTIONS)}")
-        return None
+        return OK
     if "config" not in given:
         raise UsageError("-c FILE is missing")
     if not words or words[0] not in _COMMANDS:
         trouble = "there is no such command" if words else "the command is missing"
         raise UsageError(f"{trouble}: it is one of {', '.join(_COMMANDS)}")
-    command, *words = words
-    least, most = _ARGUMENTS.get(command, (0, 0))
-    if not least <= len(words) <= most:
-        wanted = str(least) if least == most else f"{least} to {most}"
-        raise UsageError(f"{command} takes {wanted} arguments, not {len(words)}")
-    if command == "set" and len(words) % 2 and len(words) > 1:
+    name, *words = words
+    command = _COMMANDS[name]
+    if not command.least <= len(words) <= command.most:
+        wanted = str(command.least) if command.least == command.most else f"{command.least} to {command.most}"
+        raise UsageError(f"{name} takes {wanted} arguments, not {len(words)}")
+    if name == "set" and len(words) % 2 and len(words) > 1:
         raise UsageError("set takes pairs of KEY and VALUE, or one KEY")
-    if "volatile" in given and command not in ("set", "unset"):
+    if "volatile" in given and name not in ("set", "unset"):
         raise UsageError("--volatile belongs to set and unset")
-    if "plain" in given and command != "set":
+    if "plain" in given and name != "set":
         raise UsageError("--plain belongs to set")
-    if command in _NUMBERED and not all(_NUMBER.fullmatch(each) for each in words):
-        raise UsageError(f"{command} takes numbers")
-    return _Call(command, words, given)
+    if command.takes_numbers and not all(re.fullmatch("[0-9]{1,18}", each) for each in words):
+        raise UsageError(f"{name} takes numbers")
+    return command.run(_Call(words, given))
 
 
 class _Call:
-    """A command, and the server that it goes to."""
+    """What a command was given, and the server that it goes to."""
 
-    def __init__(self, command: str, arguments: list[str], given: Mapping[str, str]) -> None:
+    def __init__(self, arguments: list[str], given: Mapping[str, str]) -> None:
         self.arguments = arguments
         self.volatile = "volatile" in given
         self.plain = "plain" in given
-        self._command = command
         self._config = given["config"]
         self._as_json = "json" in given
-
-    def run(self) -> int:
-        """Do it, and return the exit code."""
-        return _COMMANDS[self._command](self)
 
     def ask(self, method: str, path: str, content: object = None) -> tuple[int, str]:
         """Ask the server, and return status and body; raises ``CtlError`` if there is none."""
@@ -160,37 +154,6 @@ class _Call:
         return OK if status < 400 else FAILED
 
 
-def _status(call: _Call) -> int:
-    return call.show("GET", "/status", show.status)
-
-
-def _connections(call: _Call) -> int:
-    return call.show("GET", "/connections", show.connections)
-
-
-def _kill(call: _Call) -> int:
-    path = f"/connections/{call.arguments[0]}"
-    return call.show("DELETE", path, lambda answer: f"connection {answer['id']} is ended")
-
-
-def _reload(call: _Call) -> int:
-    return call.show("POST", "/reload", show.outcome)
-
-
-def _versions(call: _Call) -> int:
-    return call.show("GET", "/versions", show.versions)
-
-
-def _diff(call: _Call) -> int:
-    other = call.arguments[1] if len(call.arguments) > 1 else "current"
-    return call.show("GET", f"/versions/{call.arguments[0]}?to={other}", show.diff)
-
-
-def _rollback(call: _Call) -> int:
-    content = {"version": int(call.arguments[0])} if call.arguments else None
-    return call.show("POST", "/rollback", show.outcome, content)
-
-
 def _set(call: _Call) -> int:
     keys, values = call.arguments[::2], call.arguments[1::2] or [_read_value(call.arguments[0])]
     written = [value if call.plain else _hashed(key, value) for key, value in zip(keys, values, strict=True)]
@@ -226,8 +189,19 @@ def _unset(call: _Call) -> int:
     return call.show("PATCH", "/config", show.outcome, content)
 
 
-def _show(call: _Call) -> int:
-    return call.show("GET", "/config", lambda answer: str(answer["text"]))
+def _kill(call: _Call) -> int:
+    path = f"/connections/{call.arguments[0]}"
+    return call.show("DELETE", path, lambda answer: f"connection {answer['id']} is ended")
+
+
+def _diff(call: _Call) -> int:
+    one, other = (*call.arguments, "current")[:2]
+    return call.show("GET", f"/versions/{one}?to={other}", show.diff)
+
+
+def _rollback(call: _Call) -> int:
+    content = {"version": int(call.arguments[0])} if call.arguments else None
+    return call.show("POST", "/rollback", show.outcome, content)
 
 
 def _metrics(call: _Call) -> int:
@@ -238,19 +212,23 @@ def _metrics(call: _Call) -> int:
     return OK
 
 
-_COMMANDS: dict[str, Callable[[_Call], int]] = {
-    "status": _status,
-    "connections": _connections,
-    "kill": _kill,
-    "reload": _reload,
-    "versions": _versions,
-    "show": _show,
-    "diff": _diff,
-    "rollback": _rollback,
-    "set": _set,
-    "unset": _unset,
-    "metrics": _metrics,
+class _Command(NamedTuple):
+    run: Callable[[_Call], int]
+    least: int = 0  # arguments
+    most: int = 0
+    takes_numbers: bool = False
+
+
+_COMMANDS = {
+    "status": _Command(lambda call: call.show("GET", "/status", show.render_status)),
+    "connections": _Command(lambda call: call.show("GET", "/connections", show.connections)),
+    "kill": _Command(_kill, 1, 1, takes_numbers=True),
+    "reload": _Command(lambda call: call.show("POST", "/reload", show.outcome)),
+    "versions": _Command(lambda call: call.show("GET", "/versions", show.versions)),
+    "show": _Command(lambda call: call.show("GET", "/config", lambda answer: str(answer["text"]))),
+    "diff": _Command(_diff, 1, 2, takes_numbers=True),
+    "rollback": _Command(_rollback, 0, 1, takes_numbers=True),
+    "set": _Command(_set, 1, 1000),
+    "unset": _Command(_unset, 1, 1000),
+    "metrics": _Command(_metrics),
 }
-_ARGUMENTS = {"kill": (1, 1), "diff": (1, 2), "rollback": (0, 1), "set": (1, 1000), "unset": (1, 1000)}
-_NUMBER = re.compile("[0-9]{1,18}")
-_NUMBERED = {"kill", "diff", "rollback"}

@@ -41,17 +41,16 @@ def moment(seconds: float) -> str:
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Align columns; a head that begins with > has its column flush right."""
-    right = [head.startswith(">") for head in heads]
+    pads = [str.rjust if head.startswith(">") else str.ljust for head in heads]
     lines = [[head.lstrip(">") for head in heads], *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(_pad, line, widths, right)).rstrip() for line in lines)
+    return "\n".join(
+        "  ".join(pad(text, width) for pad, text, width in zip(pads, line, widths, strict=True)).rstrip()
+        for line in lines
+    )
 
 
-def _pad(text: str, width: int, flush: bool) -> str:
-    return text.rjust(width) if flush else text.ljust(width)
-
-
-def status(answer: Object) -> str:
+def render_status(answer: Object) -> str:
     """Show ``GET /status``."""
     blocks = [_summary(answer), _listeners(answer["listeners"])]
     if answer["upstreams"]:

@@ -8,6 +8,8 @@ import pytest
 
 from proxy.config import Protocol, ServerConfig
 from proxy.control import status
+from proxy.control.candidate import Trouble
+from proxy.control.history import Version
 from proxy.metrics import ListenerMetrics, Metrics, render
 from proxy.socks5.server import Socks5Server
 
@@ -27,7 +29,7 @@ def program(*servers: Socks5Server, metrics: Metrics) -> Any:
 
 @pytest.fixture
 def versions() -> Any:
-    current = SimpleNamespace(number=1, time=1.0, source="start", summary="", volatile=False)
+    current = Version(1, 1.0, "start", "", "")
     return SimpleNamespace(current=current, trouble=None, outcomes=dict.fromkeys(status.OUTCOMES, 0))
 
 
@@ -49,7 +51,7 @@ def test_the_whole_counts_what_listeners_did_that_are_gone(versions: Any) -> Non
     gone = ListenerMetrics()
     gone.accepted, gone.sent, gone.received = 1, 7, 70
     metrics.listeners["gone"] = gone
-    told = status.status(program(here, metrics=metrics), versions)
+    told = status.describe(program(here, metrics=metrics), versions)
     assert (told["total"], told["sent"], told["received"]) == (3, 3 + 5 + 7, 30 + 50 + 70)
 
 
@@ -66,20 +68,20 @@ def test_a_file_that_is_not_in_effect_is_one_in_the_metrics(versions: Any) -> No
     """Case 353."""
     app = program(metrics=Metrics())
     assert samples(app, versions)["proxy_config_file_rejected"] == "0"
-    assert status.status(app, versions)["file"] == {"in_effect": True}
-    versions.trouble = SimpleNamespace(problem="proxy.ini: is empty", since=7.0)
+    assert status.describe(app, versions)["file"] == {"in_effect": True}
+    versions.trouble = Trouble("proxy.ini: is empty", 7.0)
     assert samples(app, versions)["proxy_config_file_rejected"] == "1"
     file = {"in_effect": False, "problem": "proxy.ini: is empty", "since": 7.0}
-    assert status.status(app, versions)["file"] == file
+    assert status.describe(app, versions)["file"] == file
 
 
 def test_the_uptime_goes_on_when_the_clock_is_set(versions: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Case 313: and the start is when it was by the clock as it is set now."""
     app = program(metrics=Metrics())
-    before, now = status.status(app, versions), time.time
+    before, now = status.describe(app, versions), time.time
     for step in (-7200, 50 * 365 * 86400):
         monkeypatch.setattr("time.time", lambda step=step: now() + step)
-        after = status.status(app, versions)
+        after = status.describe(app, versions)
         assert before["uptime"] <= after["uptime"] < before["uptime"] + 60
         assert after["started"] == pytest.approx(before["started"] + step, abs=5)
         started = float(samples(app, versions)["process_start_time_seconds"])

@@ -428,7 +428,7 @@ def test_columns_are_aligned() -> None:
 
 def health_of(**changes: Any) -> str:
     (upstream,) = STATUS["upstreams"]
-    shown = show.status({**STATUS, "upstreams": [{**upstream, **changes}]})
+    shown = show.render_status({**STATUS, "upstreams": [{**upstream, **changes}]})
     return shown.splitlines()[-1].partition("gateway.example.com/")[2].strip()
 
 
@@ -454,12 +454,12 @@ def test_one_that_is_up_and_would_not_serve_the_last_client_says_why() -> None:
 
 def test_draining_is_counted_from_the_signal() -> None:
     """Case 354."""
-    text = show.status({**STATUS, "state": "draining", "draining_for": 12.0})
+    text = show.render_status({**STATUS, "state": "draining", "draining_for": 12.0})
     assert "draining for 12 s" in text
 
 
 def test_status_is_for_people() -> None:
-    text = show.status(STATUS)
+    text = show.render_status(STATUS)
     assert "running for 1 d 1 h" in text
     assert "version 12" in text
     assert "1.5 KiB sent, 5.0 GiB received" in text
