@@ -1,10 +1,16 @@
 """
 Connect to a host by name or address: Happy Eyeballs (RFC 8305), inside one deadline.
 
-All addresses of a name are raced: IPv6 and IPv4 in turn, each next one starts when the one before
-failed or did not answer within 250 ms, and the first to connect wins. Addresses that are found while
-the race is on join it. A name that is an address takes none of this machinery: one socket, one
-connect, no thread.
+All addresses of a name are raced: IPv6 and IPv4 in turn, each next one starts when the one before failed
+or did not answer within 250 ms, and the first to connect wins. Addresses that are found while the race is
+on join it.
+
+What may never be violated:
+
+- Every address is judged (``check``) before anything is sent to it.
+- Every socket that was opened is given to the caller or closed, whatever ends the race.
+- Our own shortage is told as that (``LimitError``), and never as the target's fault.
+- A name that is an address takes none of this machinery: one socket, one connect, no thread.
 """
 
 import errno
@@ -80,7 +86,8 @@ def _ports_are_used_up(exc: OSError, family: int, sockaddr: tuple[Any, ...] | No
     """
     Tell whether all local ports to an address are in use.
 
-    Where we have no address of its family the error is the same. Datagrams have ports of their own.
+    The error is the same where we have no address of its family. Datagrams have ports of their own, so one
+    that can be connected tells the two apart.
     """
     if sockaddr is None or exc.errno not in (errno.EADDRNOTAVAIL, errno.EADDRINUSE):
         return False
@@ -111,7 +118,13 @@ class _Race:
     """
     Attempts at the addresses of a name, of which the first to connect wins.
 
-    Each runs in a greenlet. What comes of it, or of the lookup that goes on beside them, is an event.
+    Each attempt runs in a greenlet, and so does the lookup that goes on beside them. What comes of one is an
+    event:
+
+        a socket       It has won, and the others are called off.
+        an error       That attempt has lost: the next one begins at once.
+        addresses      They wait behind those that are known, and no more will come.
+        none in time   The next attempt begins (``ATTEMPT_DELAY``). If nothing is left to try: all have lost.
     """
 
     def __init__(self, address: Address, deadline: Deadline, check: Check) -> None:
@@ -123,7 +136,7 @@ class _Race:
         self._errors: list[ProxyError] = []
         self._refusals: list[DialError] = []
         self._runners: list[gevent.Greenlet[..., None]] = []
-        self._attempts = 0  # that are under way
+        self._attempts = 0  # how many are under way
         self._events: Queue[LoopSocket | ProxyError | Found] = Queue()
         self._is_over = False
 
@@ -179,6 +192,7 @@ class _Race:
             is_next_due = True
 
     def _error(self) -> ProxyError:
+        """Choose what to tell when all have lost: a shortage of ours, or else the first failure."""
         shortages = [error for error in self._errors if isinstance(error, LimitError)]
         return (shortages or self._errors or self._refusals[-1:])[0]
 
@@ -200,7 +214,7 @@ class _Race:
             self._events.put(Found([], is_all=True))
 
     def _call_off(self) -> None:
-        # Nothing here blocks: whoever is killed in the meantime would leave sockets behind.
+        # Nothing here blocks: a greenlet that is killed while it waited would leave sockets behind.
         self._is_over = True
         gevent.killall(self._runners, block=False)
         while not self._events.empty():

@@ -2,12 +2,20 @@
 The addresses of a name, as the C library knows them, without waiting for more of them than is needed.
 
 Only the C library knows the hosts file, mDNS and the search list of this machine. It is asked for both
-families at once: then it puts their addresses in order (RFC 6724), and both are those of one host. But
-it answers when it has both answers, and there are resolvers that never give the one for IPv6. So when
-it takes longer or fails, it is asked for IPv4 alone, and once that answer has been there for a moment,
-one goes on with it (RFC 8305, section 3). What comes later is not lost: see ``dial``.
+families at once: then it puts their addresses in order (RFC 6724), and both are those of one host. But it
+answers when it has both answers, and there are resolvers that never give the one for IPv6. So when it
+takes longer or fails, it is asked for IPv4 alone, and once that answer has been there for a moment, one
+goes on with it (RFC 8305, section 3). What comes later is not lost: see ``dial``.
 
-No cache: knowing when the network has changed is harder than one more lookup.
+What may never be violated:
+
+- The event loop never waits for the C library, which can only be asked in native threads. They are
+  bounded, and shared out by who asks, so those of one whose names hang leave some to the others.
+- All addresses are those of one host, whichever question they answer.
+- "There is no such name" is told only when the resolver said so, and not when it failed.
+- Each who waited for a lookup gets an error of its own.
+
+There is no cache: knowing when the network has changed is harder than one more lookup.
 """
 
 import errno
@@ -29,8 +37,8 @@ from proxy.net.deadline import Deadline
 from proxy.net.limits import shortage
 from proxy.net.threads import Job, NativeThreads
 
-# A name that hangs holds one of each for as long as the resolver tries, 10 s and more. A thread takes up
-# to 50 kB, and one who asks for many gets half of them: 8 MB.
+# A name that hangs holds one of each for as long as the resolver tries, which is 10 s and more. A thread
+# takes up to 50 kB, and one who asks for many gets half of them, which is 8 MB.
 _THREADS, _IPV4_THREADS = 320, 64
 THREADS = _THREADS + _IPV4_THREADS
 
@@ -96,7 +104,7 @@ def _lookup(host: str, deadline: Deadline) -> Iterator[Job[list[IPAddress]]]:
             held_up = "" if both.is_begun else ", behind others that are slow"
             raise DialError(f"the lookup of {host} timed out{held_up}", Failure.NAME_TIMED_OUT) from exc
         except DialError as exc:
-            # That one is everybody's who waited: what is noted on an error is about one connection.
+            # Everybody who waited has that same error, but what is noted on an error is about one connection.
             raise DialError(str(exc), exc.failure) from exc
         except OSError as exc:
             if is_shortage(exc):
@@ -105,15 +113,14 @@ def _lookup(host: str, deadline: Deadline) -> Iterator[Job[list[IPAddress]]]:
 
 
 def _has_answer(job: Job[list[IPAddress]]) -> bool:
-    # Where only one of the two answers could be had, the C library may say that it has none.
+    # Any other error is none: where only one of the two answers could be had, the C library may report that.
     no_such_name = getattr(job.error, "failure", None) is Failure.NAME_NOT_FOUND
     return job.succeeded or no_such_name
 
 
 def _complete(host: str) -> str:
-    # On a search list the two questions could end at different hosts, so the second one is asked
-    # without. That the first one is still open says that no file had the name. A name that is one
-    # label means nothing without the list.
+    # With a search list the two questions could end at different hosts, so the second one is asked without.
+    # As the first one is still open, no file had the name. A name of one label is nothing without the list.
     return host if "." not in host or host.endswith(".") else f"{host}."
 
 
@@ -123,9 +130,10 @@ def _ask_system(host: str, family: int) -> list[IPAddress]:
     except std_socket.gaierror as exc:
         if exc.errno == std_socket.EAI_MEMORY:
             raise OSError(errno.ENOMEM, reason_of(exc)) from exc
-        # Without a descriptor for its files and its socket, the C library says that no server answered.
+        # Without a descriptor for its files and its socket, the C library says that no server answered. So
+        # look whether there is one: this raises the shortage if not.
         _close(os.open(os.devnull, os.O_RDONLY))
-        # Only some of the errors are an answer. After the others it may resolve in a moment.
+        # Only some of the errors are an answer. After the others the name may resolve in a moment.
         is_answer = exc.errno in _NO_SUCH_NAME
         failure = Failure.NAME_NOT_FOUND if is_answer else Failure.NAME_TIMED_OUT
         raise DialError(f"{host} does not resolve: {reason_of(exc)}", failure) from exc
@@ -143,5 +151,5 @@ def _ip_of(sockaddr: tuple[Any, ...]) -> IPAddress:
 
 
 def _getaddrinfo(host: str, family: int) -> list[Any]:
-    # In bytes, which no codec is asked about.
+    # In bytes, so that no codec is asked (``idna`` for a text).
     return _native_getaddrinfo(host.encode("ascii"), None, family, std_socket.SOCK_STREAM)
