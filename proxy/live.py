@@ -9,13 +9,13 @@ import logging
 from proxy.app import App, Companion
 from proxy.config import ProxyConfig
 from proxy.configfile.load import peek, state_dir_of
-from proxy.configfile.trust import Trust
 from proxy.control.admin import Admin
 from proxy.control.keeper import Keeper
 from proxy.control.notify import Notifier, inherited_sockets
 from proxy.control.watcher import Watcher
 from proxy.ctl.ask import why_not_ours
 from proxy.logs import begin, say
+from proxy.trust import Trust
 
 
 def serve(path: str, *, last_good: bool = False) -> None:

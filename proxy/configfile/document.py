@@ -41,7 +41,10 @@ def edit(text: str, edits: Iterable[Edit], *, is_again: bool = False) -> str:
             if not is_again and place not in wanted and (place[1] or place[0] not in document.sections):
                 raise ConfigError(name, "is not set")
             document.unset(place)
-            wanted = {each: old for each, old in wanted.items() if not _covers(place, each)}
+            path, key = place
+            gone = [each for each in wanted if each == place or (not key and each[0][: len(path)] == path)]
+            for each in gone:
+                del wanted[each]
         else:
             document.set(place, value)
             wanted[place] = value
@@ -75,11 +78,6 @@ def _check_section(name: str, section: str) -> None:
     homes = [each for each in ("proxy", "control") if name in keys_of((each,))]
     hint = f"; did you mean {homes[0]}.{name}?" if homes else did_you_mean(section, SPEC.sections, "[{}]")
     raise ConfigError(name if _NAME.fullmatch(name) else section, f"there is no section [{section}]{hint}")
-
-
-def _covers(place: Place, other: Place) -> bool:
-    path, key = place
-    return place == other or (not key and other[0][: len(path)] == path)
 
 
 class Block:
@@ -122,8 +120,14 @@ class Block:
             return
         self._last += 1
         self.at[key] = self._last
-        line = self._indent() + self._padded(syntax.quote_key(key))
-        self.lines.insert(self._last, f"{line} = {_written((self.path, key), value)}".rstrip() + end)
+        above = next((each for each in reversed(self.lines[: self._last]) if each is not None), "")
+        indent = above[: len(above) - len(above.lstrip(" \t"))]
+        name = syntax.quote_key(key)
+        if len(self._columns) == 1 and len(self.at) > 2:
+            # The = of all the others are in one column.
+            name = name.ljust(min(self._columns) - 2 - len(indent))
+        line = f"{indent}{name} = {_written((self.path, key), value)}"
+        self.lines.insert(self._last, line.rstrip() + end)
 
     def take(self, key: str) -> None:
         """Take a setting away."""
@@ -136,15 +140,6 @@ class Block:
         tail = self.lines[self._last + 1 :]
         del self.lines[self._last + 1 :]
         return tail
-
-    def _indent(self) -> str:
-        above = next((each for each in reversed(self.lines[: self._last]) if each is not None), "")
-        return above[: len(above) - len(above.lstrip(" \t"))]
-
-    def _padded(self, key: str) -> str:
-        """Fill a key up with blanks where the = of all the others are in one column."""
-        aligned = len(self._columns) == 1 and len(self.at) > 2
-        return key.ljust(min(self._columns) - 2 - len(self._indent())) if aligned else key
 
 
 class Document:
@@ -245,9 +240,8 @@ class Document:
             for index, line in enumerate(block.lines):
                 if line is not None:
                     is_header = index == 0 and isinstance(block.header, Header)
-                    lines.append(
-                        (_redacted(line, block.path, keys.get(index, ""), is_header=is_header), line)
-                    )
+                    seen = _redacted(line, block.path, keys.get(index, ""), is_header=is_header)
+                    lines.append((seen, line))
         return lines
 
     def _open(self, path: Path) -> Block:
@@ -271,8 +265,7 @@ class Document:
 
 
 def _setting(line: str) -> Setting:
-    # In a file that is damaged a later line may close its quotes.
-    item = next(syntax.scan([line.removesuffix("\r"), "'''", '"""']))
+    item = syntax.read_line(0, line.removesuffix("\r"))
     assert isinstance(item, Setting), "it was one before"
     return item
 
@@ -308,18 +301,14 @@ def _redacted(line: str, path: Path, key: str, *, is_header: bool) -> str:
     body = line.rstrip(" \t\r")
     start = body[: len(body) - len(body.lstrip(" \t"))]
     if is_header:
-        return start + _redacted_header(body, path)
+        name = path[-1] if knows(path) else REDACTED
+        mark = f"  # {REDACTED}" if "#" in body.partition("]")[2] else ""
+        return start + "[" * len(path) + name + "]" * len(path) + mark
     if key and knows(path, key):
         return _redacted_setting(line, path, key)
     if body[len(start) :].startswith("#"):
         return f"{start}# {REDACTED}"
     return REDACTED if body else ""
-
-
-def _redacted_header(body: str, path: Path) -> str:
-    name = path[-1] if knows(path) else REDACTED
-    mark = f"  # {REDACTED}" if "#" in body.partition("]")[2] else ""
-    return "[" * len(path) + name + "]" * len(path) + mark
 
 
 def _redacted_setting(line: str, path: Path, key: str) -> str:

@@ -1,11 +1,11 @@
 """
 The INI file: read it into a configuration, or say everything that is wrong with it.
 
-A file goes through four steps: bytes to lines, lines to an outline of known sections and keys, configobj
-with the configspec for each value, and the dataclasses for what values mean to one another. A step
-refuses what is wrong and hands on the rest, so that one reading finds every mistake. Of a setting that
-was refused no more is said: whatever is missing for want of it follows from the first mistake. A
-configuration comes out only if there was none.
+A file goes through four steps: its text is parsed (``document``), looked at for what cannot be there
+(``outline``), given to configobj with the configspec for each value, and made into dataclasses, which say
+what values mean to one another. Each step refuses what is wrong and hands on the rest, so that one reading
+finds every mistake. Of a setting that was refused no more is said: whatever is missing for want of it
+follows from the first mistake. A configuration comes out only if there was none.
 """
 
 import errno
@@ -48,10 +48,10 @@ from proxy.configfile.spec import (
     shown,
 )
 from proxy.configfile.syntax import NO_CLOSING_QUOTE, QUOTE_IT
-from proxy.configfile.trust import Trust
 from proxy.errors import ConfigError, is_shortage, reason_of
 from proxy.net.limits import from_reserve, untold_shortage
 from proxy.net.tls import check_readable, client_context, server_context
+from proxy.trust import Trust
 from proxy.units import write_duration
 
 _DIRECT_UPSTREAM = UpstreamConfig(DIRECT, UpstreamType.DIRECT)
@@ -78,10 +78,10 @@ class Loaded(NamedTuple):
 
 @dataclass(frozen=True)
 class Content:
-    """What a file has, and what is known of it if it was read."""
+    """What a file had when it was read, and what is known of it."""
 
     data: bytes
-    found: os.stat_result | None = None
+    found: os.stat_result
 
     @property
     def text(self) -> str:
@@ -91,7 +91,7 @@ class Content:
     @cached_property
     def document(self) -> Document:
         """The text, parsed."""
-        return Document(self.data.decode("utf-8", "surrogateescape") if len(self.data) <= MAX_BYTES else "")
+        return _parsed(self.data)
 
 
 def load(path: str) -> Loaded:
@@ -119,8 +119,7 @@ def read_file(path: str) -> Content:
 
 def understand(content: Content, path: str) -> Loaded:
     """Read the configuration from a file's content, with all that there is to say of the file itself."""
-    assert content.found, "it was read from a file"
-    config, warnings = _parse(content, path, folder_of(path), with_files=True)
+    config, warnings = _build(content.document, content.data, path, folder_of(path), with_files=True)
     if stat.S_ISREG(content.found.st_mode) and Trust(path).others_may_write(content.found):
         message = f"other users of this machine may write it, and so control the server: chmod go-w {path}"
         warnings = (Problem(path, 0, "", "", message), *warnings)
@@ -149,7 +148,7 @@ def state_dir(config_path: str, configured: str) -> pathlib.Path:
 
 
 def state_dir_of(config_path: str) -> pathlib.Path:
-    """Tell the same of a file that may be missing or invalid, as well as can be."""
+    """The same, best effort, for a file that may be missing or invalid."""
     return state_dir(config_path, peek(config_path, "state_dir"))
 
 
@@ -171,11 +170,16 @@ def parse(data: bytes, path: str, *, folder: str = "", with_files: bool = False)
     Relative paths in it start at ``folder``. The TLS files that it names, and the names of listeners,
     are looked up only ``with_files``.
     """
-    return _parse(Content(data), path, folder, with_files=with_files)
+    return _build(_parsed(data), data, path, folder, with_files=with_files)
 
 
-def _parse(content: Content, path: str, folder: str, *, with_files: bool) -> Loaded:
-    outline = Outline(content.document, path, why_no_text_file(content.data))
+def _parsed(data: bytes) -> Document:
+    # What is too large for a configuration is not looked at.
+    return Document(data.decode("utf-8", "surrogateescape") if len(data) <= MAX_BYTES else "")
+
+
+def _build(document: Document, data: bytes, path: str, folder: str, *, with_files: bool) -> Loaded:
+    outline = Outline(document, path, why_no_text_file(data))
     config = _Builder(outline, folder, with_files=with_files).build()
     if outline.problems or config is None:
         raise InvalidConfigError(tuple(sorted(outline.problems, key=lambda problem: problem.line)))

@@ -50,12 +50,9 @@ _NO = ("no", "false", "off", "0")
 
 def is_secret(path: Path, key: str) -> bool:
     """Tell whether a setting is a password or a token."""
+    home = {"proxy_password": "upstreams", "token": "control"}.get(key)
     # Above the first section there can be no setting; but there may be one in a file that is damaged.
-    return path == ("auth_users",) or (*path[:1], key) in (
-        *(("proxy_password",), ("token",)),
-        ("upstreams", "proxy_password"),
-        ("control", "token"),
-    )
+    return path == ("auth_users",) or (home is not None and path[:1] in ((), (home,)))
 
 
 def shown(path: Path, key: str, value: str) -> str:

@@ -77,7 +77,7 @@ def scan(lines: Sequence[str]) -> Iterator[Header | Setting | Fault]:
         text = line.strip()
         if not text or text.startswith("#"):
             continue
-        item = _read_header(number, line) if text.startswith("[") else _read_setting(number, line)
+        item = read_line(number, line)
         mark = _opened_quotes(item)
         # What follows is the inside of a value, up to the line that closes it.
         if mark and not any(mark in later for _, later in numbered):
@@ -85,6 +85,11 @@ def scan(lines: Sequence[str]) -> Iterator[Header | Setting | Fault]:
                 number, "the quotes are never closed: the rest of the file is in them", hides_more=True
             )
         yield item
+
+
+def read_line(number: int, line: str) -> Header | Setting | Fault:
+    """Read a line that is neither empty nor a comment, with no regard to those below."""
+    return _read_header(number, line) if line.strip().startswith("[") else _read_setting(number, line)
 
 
 def _read_header(number: int, line: str) -> Header | Fault:

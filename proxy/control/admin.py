@@ -25,7 +25,6 @@ from urllib.parse import unquote_to_bytes
 from gevent import socket
 
 from proxy.address import Address, Endpoint
-from proxy.configfile.trust import Trust
 from proxy.control import status
 from proxy.control.candidate import Conflict, Outcome
 from proxy.control.http import Answer, HttpServer, Request
@@ -37,6 +36,7 @@ from proxy.listening.opening import PATIENCE, Latecomers, Opening
 from proxy.metrics import render
 from proxy.net.sock import GeventSocket
 from proxy.relaying.stream import Ending
+from proxy.trust import Trust
 
 log = logging.getLogger(__name__)
 
@@ -192,7 +192,7 @@ class Admin:
         return kind.lower() == "bearer" and bool(token) and is_right
 
     def _check_config(self, given: str | None) -> None:
-        """Refuse who means another server, but finds this one: they share a state_dir."""
+        """Answer 421 if the caller meant another server, which shares our state_dir."""
         if given is not None and not _is_same_file(os.fsdecode(unquote_to_bytes(given)), self._config):
             raise HttpError(
                 421,

@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from proxy.configfile.outline import MAX_BYTES
-from proxy.configfile.trust import Trust, UntrustedError
 from proxy.control import files
 from proxy.errors import reason_of
+from proxy.trust import Trust, UntrustedError
 
 log = logging.getLogger(__name__)
 

@@ -33,7 +33,6 @@ from proxy.config import ProxyConfig
 from proxy.configfile import changes, load
 from proxy.configfile.document import Edit, redact
 from proxy.configfile.load import InvalidConfigError, Loaded
-from proxy.configfile.trust import Trust
 from proxy.control import files, fingerprint
 from proxy.control.candidate import (
     Candidate,
@@ -52,6 +51,7 @@ from proxy.control.fingerprint import Fingerprint, tls_files
 from proxy.control.history import History, Version
 from proxy.errors import ConfigError, Failure, ProxyError, reason_of
 from proxy.net.threads import NativeThreads
+from proxy.trust import Trust
 
 log = logging.getLogger(__name__)
 

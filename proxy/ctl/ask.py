@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from gevent import socket
 
-from proxy.configfile.trust import Trust
+from proxy.trust import Trust
 
 SOCKET_NAME = "control.sock"  # in state_dir
 CONFIG_HEADER = "X-Proxy-Config"  # the file with which the server runs that is meant

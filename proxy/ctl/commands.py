@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 from proxy.config import check_user, to_bytes
 from proxy.configfile.load import InvalidConfigError, read_file, state_dir_of
 from proxy.configfile.syntax import is_text
-from proxy.configfile.trust import Trust, UntrustedError
 from proxy.console import InputError, read_secret
 from proxy.ctl import show
 from proxy.ctl.ask import SOCKET_NAME, ask
@@ -24,6 +23,7 @@ from proxy.errors import ConfigError, reason_of
 from proxy.logs import say
 from proxy.options import Option, UsageError, describe, read
 from proxy.policy.auth import hash_password, is_hash
+from proxy.trust import Trust, UntrustedError
 
 OK, FAILED, BAD_USAGE = 0, 1, 2
 _PATIENCE = 60.0  # seconds

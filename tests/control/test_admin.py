@@ -21,7 +21,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.config import Protocol, ProxyConfig, ServerConfig
 from proxy.configfile.load import dump
-from proxy.configfile.trust import Trust
 from proxy.control.admin import Admin
 from proxy.control.candidate import Conflict, Outcome, Trouble
 from proxy.control.history import Version
@@ -31,6 +30,7 @@ from proxy.errors import ProxyError
 from proxy.metrics import Metrics
 from proxy.relaying.stream import Ending
 from proxy.socks5.server import Socks5Server
+from proxy.trust import Trust
 
 TOKEN = "open sesame"
 SECRET = "wonderland"

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from proxy import cli
-from proxy.configfile.trust import Trust, UntrustedError
 from proxy.control.history import History, Version
+from proxy.trust import Trust, UntrustedError
 from tests.integration.programs import run_proxy
 
 STRANGER = 54321
