@@ -75,7 +75,10 @@ def look_up(host: str, deadline: Deadline) -> Found:
         both.outcome.wait(PATIENCE)
         if _has_answer(both) or not both.is_begun:
             return Found(both.get(), is_all=True)
-        ipv4_alone = partial(_ask_system, _complete(host), std_socket.AF_INET)
+        # With a search list the two questions could end at different hosts, so this one is asked without it.
+        # As the first one is still open, no file had the name. Without the list, one label is no name at all.
+        complete = host if "." not in host or host.endswith(".") else f"{host}."
+        ipv4_alone = partial(_ask_system, complete, std_socket.AF_INET)
         with _ipv4_threads.job(ipv4_alone, deadline.asker, host) as ipv4:
             gevent.wait((both.outcome, ipv4.outcome), count=1)
             if not _has_answer(both):
@@ -116,12 +119,6 @@ def _has_answer(job: Job[list[IPAddress]]) -> bool:
     # Any other error is none: where only one of the two answers could be had, the C library may report that.
     no_such_name = getattr(job.error, "failure", None) is Failure.NAME_NOT_FOUND
     return job.succeeded or no_such_name
-
-
-def _complete(host: str) -> str:
-    # With a search list the two questions could end at different hosts, so the second one is asked without.
-    # As the first one is still open, no file had the name. A name of one label is nothing without the list.
-    return host if "." not in host or host.endswith(".") else f"{host}."
 
 
 def _ask_system(host: str, family: int) -> list[IPAddress]:

@@ -254,7 +254,8 @@ class WebSocketStream:
         TURNS.spend(self._decoder.frames)
         rest = self._decoder.rest
         if rest:
-            # A peer whose frames are crumbs is read in small pieces, so that little has to be kept.
+            # A peer whose frames are crumbs is read in small pieces, so that little has to be kept. That is
+            # copied once, as the buffer in which it came is everybody's.
             self._read_size = _SMALL_READ
             self._rest = rest if data is self._rest else memoryview(bytearray(rest))
         else:
@@ -292,7 +293,7 @@ class WebSocketStream:
 
     @property
     def room(self) -> int:
-        """Say 0, so that frames stay short: clients of other makes refuse long messages."""
+        """Always 0, so that frames stay short: many clients refuse long messages."""
         return 0
 
     def splice_out(self, pipe: Pipe, count: int) -> None:
@@ -320,7 +321,8 @@ class WebSocketStream:
         elif not self._deaf:
             try:
                 self._tcp.write(frame)
-            except OSError as exc:  # the answer to a Ping must not cost what came with it
+            except OSError as exc:
+                # Not raised: the answer to a Ping must not cost the payload that came with the Ping.
                 self._deaf = exc
 
     def _key(self) -> bytes | None:
@@ -344,7 +346,7 @@ class WebSocketStream:
 
     def begin_close(self, ending: Ending) -> None:
         """Send Close, with the code that says how it ended."""
-        # With a frame in flight, or nobody there, no Close can be said.
+        # A Close would come into the middle of a frame in flight, and where TCP has ended nobody reads it.
         if self._tcp.blocked or self._tcp_ended:
             self._tcp.begin_close(ending)
             return
