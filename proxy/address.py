@@ -23,7 +23,6 @@ from proxy.idn import to_ascii
 IPAddress = IPv4Address | IPv6Address
 
 MAX_NAME = 255  # bytes: the length byte of RFC 1928, section 5
-REDACTED = "********"  # in place of a secret
 
 # RFC 1123, section 2.1, and the underscore, which names in the wild have.
 _NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.?", re.ASCII)
@@ -151,12 +150,6 @@ def _spell(target: str) -> str:
 def _letter(escape: str) -> str:
     letter = chr(int(escape[1:], 16))
     return letter if _UNRESERVED.fullmatch(letter) else escape.upper()
-
-
-def without_query(text: str) -> str:
-    """Give an address as others may see it: what stands behind a ? may be a token."""
-    place, mark, query = text.partition("?")
-    return f"{place}{mark}{REDACTED}" if query else text
 
 
 UNKNOWN = Address("0.0.0.0", 0)  # where a protocol wants an address and there is none to tell

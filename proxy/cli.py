@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import gevent
 
 from proxy import __version__, console, signals
-from proxy.address import Address, without_query
+from proxy.address import Address
 from proxy.config import (
     Protocol,
     ProxyConfig,
@@ -25,6 +25,7 @@ from proxy.console import InputError, OutputError
 from proxy.errors import ConfigError, ProtocolError, ProxyError
 from proxy.logs import say
 from proxy.options import Option, UsageError, describe, read
+from proxy.redact import without_query
 
 OK, FAILED, BAD_USAGE, KILLED = 0, 1, 2, 128
 CLIENT_TIMEOUT = 30.0  # seconds for -mode client to reach its target

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy import address as module
-from proxy.address import Address, Endpoint, canonical_host, without_query
+from proxy.address import Address, Endpoint, canonical_host
 from proxy.errors import ProtocolError
 
 
@@ -283,17 +283,3 @@ def test_any_text_is_an_endpoint_or_a_value_error(text: str) -> None:
 def test_knows_which_endpoints_exclude_each_other(one: str, other: str, expected: bool) -> None:
     assert Endpoint.parse(one).overlaps(Endpoint.parse(other)) is expected
     assert Endpoint.parse(other).overlaps(Endpoint.parse(one)) is expected
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("wss://gw/t?token=x", "wss://gw/t?********"),
-        ("gw:80?x?y", "gw:80?********"),
-        ("wss://gw/t", "wss://gw/t"),
-        ("wss://gw/t?", "wss://gw/t?"),
-    ],
-)
-def test_the_query_of_an_address_is_not_shown(text: str, shown: str) -> None:
-    """CASES H210: it may be a token."""
-    assert without_query(text) == shown

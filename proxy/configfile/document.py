@@ -10,11 +10,11 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
-from proxy.address import REDACTED
 from proxy.configfile import syntax
 from proxy.configfile.spec import SPEC, Path, did_you_mean, is_secret, keys_of, knows, shown
 from proxy.configfile.syntax import CONTROL, Fault, Header, Setting
 from proxy.errors import ConfigError
+from proxy.redact import REDACTED
 
 Place = tuple[Path, str]  # of a setting; with the key "" it is the section itself
 Edit = tuple[str, str | None]  # a dotted name and its value; None takes the setting away

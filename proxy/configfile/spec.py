@@ -11,7 +11,7 @@ from importlib import resources
 from configobj import ConfigObj
 from configobj.validate import ValidateError, Validator
 
-from proxy.address import REDACTED, Endpoint, without_query
+from proxy.address import Endpoint
 from proxy.config import (
     CHOICES,
     DIRECT,
@@ -22,6 +22,7 @@ from proxy.config import (
     UpstreamType,
 )
 from proxy.configfile.syntax import QUOTE_IT
+from proxy.redact import REDACTED, without_query
 from proxy.units import check_count, parse_duration, parse_size
 
 Path = tuple[str, ...]  # of a section: ("proxy",) or ("listeners", "web")

@@ -14,10 +14,10 @@ from time import monotonic
 from typing import Any, Protocol
 
 from proxy import __version__
-from proxy.address import without_query
 from proxy.control.history import Version
 from proxy.control.keeper import Keeper
 from proxy.metrics import Family, ListenerMetrics, Metrics, listener_families
+from proxy.redact import without_query
 from proxy.server import ProxyServer
 from proxy.session import Session
 from proxy.upstream import Upstream, upstreams_of

@@ -21,7 +21,7 @@ from websocket import WebSocketException, WebSocketTimeoutException
 from websocket._handshake import handshake
 
 from proxy import __version__
-from proxy.address import DEFAULT_PORTS, UNKNOWN, Address, Endpoint, without_query
+from proxy.address import DEFAULT_PORTS, UNKNOWN, Address, Endpoint
 from proxy.client import REACH, Connected, UpstreamClient, speaker_of
 from proxy.config import ClientConfig
 from proxy.errors import DialError, Failure, ProtocolError, reason_of
@@ -29,6 +29,7 @@ from proxy.http.heads import HeadBuffer, HttpError, ResponseHead, parse_response
 from proxy.http.refusals import PROXY_NAME, failure_reported
 from proxy.net.deadline import Deadline
 from proxy.net.tls import client_context, connect_tls
+from proxy.redact import without_query
 from proxy.relaying.channel import Channel
 from proxy.websocket.headers import (
     BOUND,
