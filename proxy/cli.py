@@ -23,7 +23,7 @@ from proxy.config import (
 )
 from proxy.console import InputError, OutputError
 from proxy.errors import ConfigError, ProtocolError, ProxyError
-from proxy.logs import say
+from proxy.lines import say
 from proxy.options import Option, UsageError, describe, read
 from proxy.redact import without_query
 

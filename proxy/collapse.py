@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 import gevent
 
+from proxy.lines import make_record
+
 COLLAPSE = 30.0  # seconds for which a repeated error is only counted
 _PEERS = 500  # of which errors are counted at a time
 _DIFFERENT = 10  # errors of one peer in that time; all others are one more
@@ -106,8 +108,3 @@ class _Window:
     ends: float
     errors: dict[str, _Error] = field(default_factory=dict)
     others: _Error | None = None
-
-
-def make_record(level: int, text: str) -> logging.LogRecord:
-    """Make a record of the log's own."""
-    return logging.LogRecord(__name__, level, "", 0, text, None, None)

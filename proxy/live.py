@@ -14,7 +14,7 @@ from proxy.control.keeper import Keeper
 from proxy.control.notify import Notifier, inherited_sockets
 from proxy.control.watcher import Watcher
 from proxy.ctl.ask import why_not_ours
-from proxy.logs import begin, say
+from proxy.lines import begin, say
 from proxy.trust import Trust
 
 

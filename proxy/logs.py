@@ -6,23 +6,21 @@ that nobody reads or a disk that is full blocks that thread and nothing else. It
 with the lines that have waited. What does not fit into the queue is counted, and told then.
 """
 
-import json
 import logging
 import os
-import sys
 import time
 from _queue import SimpleQueue  # queue.SimpleQueue as it is in C: the patched one is for greenlets
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 
 import gevent
 from gevent.monkey import get_original
 
 from proxy.accesslog import AccessLog, nowhere
-from proxy.collapse import Collapse, make_record
+from proxy.collapse import Collapse
 from proxy.config import ProxyConfig
 from proxy.errors import reason_of
+from proxy.lines import JsonFormatter, TextFormatter, make_record, say_in_json
 from proxy.net import descriptors
 from proxy.net.limits import from_reserve
 from proxy.net.threads import start_thread
@@ -32,7 +30,6 @@ _FLUSH_TIMEOUT = 1.0  # seconds
 _BATCH = 0.02  # seconds between two writes
 _TRY_AGAIN = 0.5  # seconds between two attempts to write where it fails
 _OPEN_AGAIN = 1.0  # seconds between two attempts to open an access log
-_MOST_SAID = 2000  # characters of a line for the one who started us
 
 _native_sleep = get_original("time", "sleep")
 _native_lock = get_original("_thread", "allocate_lock")
@@ -234,36 +231,10 @@ class _Handler(logging.Handler):
             self.writer.write(self.format(make_record(logging.ERROR, text)))
 
 
-class TextFormatter(logging.Formatter):
-    """``time level message``, on one line."""
-
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
-
-    converter = staticmethod(time.gmtime)
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        """Keep whatever the message holds on its line."""
-        record.levelname = record.levelname.lower()
-        return _one_line(super().formatMessage(record))
-
-
-class JsonFormatter(TextFormatter):
-    """One JSON object a line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Format a record."""
-        time_ = f"{self.formatTime(record, self.datefmt)}.{record.msecs:03.0f}Z"
-        entry = {"time": time_, "level": record.levelname.lower(), "message": record.getMessage()}
-        if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry)
-
-
 def set_up(writer: LineWriter, level: str, *, as_json: bool = False) -> None:
     """Send the log of this package to a writer, in another form from now on if it goes there already."""
     writer.formatter = JsonFormatter() if as_json else TextFormatter()
-    _say_in_json(as_json)
+    say_in_json(as_json)
     logger = logging.getLogger("proxy")
     if not any(handler.writer is writer for handler in _handlers()):
         logger.handlers[:] = [_Handler(writer)]
@@ -282,42 +253,3 @@ def finish() -> None:
 
 def _handlers() -> list[_Handler]:
     return [each for each in logging.getLogger("proxy").handlers if isinstance(each, _Handler)]
-
-
-def _one_line(text: str) -> str:
-    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-
-_said_as: list[logging.Formatter] = []  # JSON, or nothing for plain lines
-
-
-def begin(*, as_json: bool) -> None:
-    """Say what is logged until ``set_up``, and what is said, in the form that the log will have."""
-    _say_in_json(as_json)
-    logger = logging.getLogger("proxy")
-    if not logger.handlers:
-        logger.addHandler(_Sayer())
-        logger.propagate = False
-
-
-class _Sayer(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        say(f"{record.levelname.lower()}: {record.getMessage()}", record.levelno)
-
-
-def _say_in_json(yes: bool) -> None:
-    _said_as[:] = [JsonFormatter()] if yes else []
-
-
-def say(message: str, level: int = logging.ERROR) -> None:
-    """
-    Print a line for the one who started us.
-
-    Some of it may have been written by others: it cannot steer a terminal, and is not too long.
-    """
-    line = _one_line(message[:_MOST_SAID]) + (" ..." if message[_MOST_SAID:] else "")
-    if _said_as:
-        line = line.removeprefix(f"{logging.getLevelName(level).lower()}: ")
-        line = _said_as[0].format(make_record(level, line))
-    with suppress(OSError):
-        print(line, file=sys.stderr, flush=True)

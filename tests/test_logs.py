@@ -12,8 +12,9 @@ from pathlib import Path
 import gevent
 import pytest
 
-from proxy import logs
-from proxy.logs import JsonFormatter, LineWriter, TextFormatter, set_up
+from proxy import lines, logs
+from proxy.lines import JsonFormatter, TextFormatter
+from proxy.logs import LineWriter, set_up
 from tests.wire.greenlets import settle
 from tests.wire.waits import wait_until
 
@@ -287,7 +288,7 @@ def package_log() -> Iterator[logging.Logger]:
     before = logger.handlers[:], logger.level, logger.propagate
     yield logging.getLogger("proxy.test")
     logger.handlers[:], logger.level, logger.propagate = before
-    logs._say_in_json(False)
+    lines.say_in_json(False)
 
 
 def test_the_level_decides_what_is_written(package_log: logging.Logger, tmp_path: Path) -> None:
@@ -341,19 +342,19 @@ def test_a_pipe_that_is_not_ready_is_no_trouble(tmp_path: Path) -> None:
 @pytest.fixture
 def plain() -> Iterator[None]:
     yield
-    logs._say_in_json(False)
+    lines.say_in_json(False)
 
 
 @pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize("text", NASTY)
 def test_what_is_said_cannot_steer_a_terminal(capsys: pytest.CaptureFixture[str], text: str) -> None:
     """What it says may have been written by others: an upstream's reason phrase, a server's answer."""
-    logs.say(text)
+    lines.say(text)
     said = capsys.readouterr().err
     assert said.endswith("\n")
     assert said[:-1].isprintable()
-    logs._say_in_json(True)
-    logs.say(text)
+    lines.say_in_json(True)
+    lines.say(text)
     said = capsys.readouterr().err
     assert said[:-1].isprintable()
     assert json.loads(said)["level"] == "error"
@@ -365,7 +366,7 @@ def test_what_is_logged_before_the_log_is_there_has_its_form(
 ) -> None:
     """CASES 380: Python would write it as it is."""
     logging.getLogger("proxy").handlers.clear()
-    logs.begin(as_json=as_json)
+    lines.begin(as_json=as_json)
     package_log.warning("%s is passed over", "7.ini")
     said = capsys.readouterr().err
     if as_json:
@@ -377,7 +378,7 @@ def test_what_is_logged_before_the_log_is_there_has_its_form(
 
 @pytest.mark.usefixtures("plain")
 def test_what_is_said_has_a_bound(capsys: pytest.CaptureFixture[str]) -> None:
-    logs.say("x" * 1_000_000)
+    lines.say("x" * 1_000_000)
     assert len(capsys.readouterr().err) < 2100
 
 

@@ -20,7 +20,7 @@ from proxy.console import InputError, read_secret
 from proxy.ctl import show
 from proxy.ctl.ask import SOCKET_NAME, ask
 from proxy.errors import ConfigError, reason_of
-from proxy.logs import say
+from proxy.lines import say
 from proxy.options import Option, UsageError, describe, read
 from proxy.policy.auth import hash_password, is_hash
 from proxy.trust import Trust, UntrustedError
