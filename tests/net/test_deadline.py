@@ -7,6 +7,7 @@ import pytest
 from gevent import socket
 
 from proxy.net.deadline import Deadline
+from tests.wire.greenlets import settle
 
 SOON = 0.1  # seconds
 LATE = 20.0  # seconds: how late a busy machine may be; what must not happen takes a minute
@@ -73,7 +74,7 @@ def test_what_came_in_time_is_read_though_we_could_not_run() -> None:
             return first + ours.recv(1)
 
     reading = gevent.spawn(read_twice)
-    gevent.sleep(0.01)
+    settle()  # it reads
     theirs.sendall(b"1")
     time.sleep(1.0)  # nothing in this process runs
     gevent.spawn_later(0.05, theirs.sendall, b"2")
@@ -94,8 +95,8 @@ def test_after_a_stop_the_time_ends_all_the_same() -> None:
         return 0.0
 
     waiting = gevent.spawn(wait)
-    gevent.sleep(0.01)
-    time.sleep(1.0)
+    settle()  # it waits
+    time.sleep(1.0)  # nothing in this process runs
     again = time.monotonic()
     assert 0.1 < waiting.get(timeout=LATE + 1) - again < 0.2 + LATE
 

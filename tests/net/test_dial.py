@@ -296,7 +296,7 @@ def test_a_socket_has_an_owner_whenever_the_race_is_ended(
             gevent.sleep(0)
         racing.kill(block=False)
         racing.join()
-        gevent.sleep(0.01)
+        settle()
         still_open = [sock for sock in net.sockets if not sock.closed]
         assert still_open == ([racing.value] if isinstance(racing.value, FakeSocket) else [])
 

@@ -289,7 +289,7 @@ def test_a_reset_of_a_leg_that_takes_nothing_is_seen(tunnel: Tunnel, side: str) 
     """CASES E130: while its buffers are full, and the other side keeps sending."""
     one, other = tunnel.sides(side)
     blasting = gevent.spawn(blast, other)
-    gevent.sleep(0.1)
+    settle()
     reset(one)
     assert tunnel.result().ending is Ending.CUT
     blasting.get()
