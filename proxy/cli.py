@@ -220,7 +220,8 @@ def _run_file(given: Mapping[str, str]) -> int:
 
 def _inspect(given: Mapping[str, str]) -> int:
     from proxy.app import App
-    from proxy.configfile.load import dump, load
+    from proxy.configfile.dump import dump
+    from proxy.configfile.load import load
 
     loaded = load(given["config"])
     for warning in loaded.warnings:

@@ -156,6 +156,8 @@ class UpstreamConfig:
         elif not self.proxy_address:
             yield from _caught(_require_positive, "timeout", self.timeout)
             yield ConfigError("proxy_address", f"a {self.type.value} upstream needs one")
+            login = ("proxy_username", self.proxy_username, "proxy_password", self.proxy_password)
+            yield from _caught(check_credentials, *login, Protocol(self.type.value))
         else:
             yield from self._client_problems()
 

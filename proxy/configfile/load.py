@@ -16,7 +16,6 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
-from enum import Enum
 from functools import cached_property, partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -44,15 +43,12 @@ from proxy.configfile.spec import (
     VALIDATOR,
     Path,
     did_you_mean,
-    keys_of,
-    shown,
 )
 from proxy.configfile.syntax import NO_CLOSING_QUOTE, QUOTE_IT
 from proxy.errors import ConfigError, is_shortage, reason_of
 from proxy.net.limits import from_reserve, untold_shortage
 from proxy.net.tls import check_readable, client_context, server_context
 from proxy.trust import Trust
-from proxy.units import write_duration
 
 _DIRECT_UPSTREAM = UpstreamConfig(DIRECT, UpstreamType.DIRECT)
 _TLS = ("tls_cert", "tls_key", "tls_ca")
@@ -374,50 +370,3 @@ def _has_plain_secrets(config: ProxyConfig) -> bool:
         or any(each.proxy_password for each in config.upstreams)
         or any(not password.startswith("scrypt$") for password in config.auth_users.values())
     )
-
-
-# A configuration to a file
-
-
-def dump(config: ProxyConfig) -> str:
-    """Write a configuration with all its defaults as the text of a file, its secrets redacted."""
-    # All that listeners share comes from [proxy], so any of them will do.
-    first = config.listeners[0]
-    users = ["[auth_users]"]
-    for name, password in config.auth_users.items():
-        users.append(f"{syntax.quote_key(name)} = {syntax.quote(shown(('auth_users',), name, password))}")
-    blocks = [
-        _write_section(("proxy",), lambda key: getattr(config if hasattr(config, key) else first, key)),
-        "\n".join(users),
-        "[listeners]",
-        *(_write_section(("listeners", each.name), partial(_get, each)) for each in config.listeners),
-        _write_section(("control",), lambda key: getattr(config, f"control_{key}")),
-        "[upstreams]",
-        *(_write_section(("upstreams", each.name), partial(getattr, each)) for each in config.upstreams),
-    ]
-    return "\n\n".join(blocks) + "\n"
-
-
-def _get(listener: ServerConfig, key: str) -> Any:
-    if key == "upstream":
-        return [each.name for each in listener.upstream_config] or [DIRECT]
-    return getattr(listener, key)
-
-
-def _write_section(path: Path, get: Callable[[str], Any]) -> str:
-    lines = ["[" * len(path) + path[-1] + "]" * len(path)]
-    for key in keys_of(path):
-        lines.append(f"{key} = {_write_value(shown(path, key, get(key)))}".rstrip())
-    return "\n".join(lines)
-
-
-def _write_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, Enum):
-        return str(value.value)
-    if isinstance(value, list):
-        return ", ".join(value)
-    if isinstance(value, float):
-        return write_duration(value)
-    return syntax.quote(str(value))

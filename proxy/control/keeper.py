@@ -32,6 +32,7 @@ from gevent.lock import BoundedSemaphore
 from proxy.config import ProxyConfig
 from proxy.configfile import changes, load
 from proxy.configfile.document import Edit, redact
+from proxy.configfile.dump import dump
 from proxy.configfile.load import InvalidConfigError, Loaded
 from proxy.control import files, fingerprint
 from proxy.control.candidate import (
@@ -60,7 +61,6 @@ _TURN = 0.0005  # seconds for which a thread may keep the interpreter while othe
 
 T = TypeVar("T")
 Apply = Callable[[ProxyConfig], tuple[str, ...]]
-Make = Callable[[], Candidate | None]  # in a native thread; None if that is in effect already
 
 
 class Keeper:
@@ -197,7 +197,7 @@ class Keeper:
 
     def shown(self) -> str:
         """Give what is in effect, with all defaults and without secrets, as the text of a file."""
-        return self._run(partial(load.dump, self.config))
+        return self._run(partial(dump, self.config))
 
     # -- the ways to a change
 

@@ -372,3 +372,11 @@ class TestSaying:
         assert old in TEXT
         text = changes.diff(TEXT, TEXT.replace(old, new), "1", "2")
         assert [line for line in text.splitlines()[2:] if line[0] in "+-"] == said
+
+
+def test_nothing_is_shown_that_stands_below_a_broken_header() -> None:
+    """What belongs where is not known there, so neither is what is a secret."""
+    seen = [
+        line for line, _ in redact("[proxy]\ntimeout = 1s\n[[control\ntimeout = 2s\n[proxy]\nsplice = off")
+    ]
+    assert seen == ["[proxy]", "timeout = 1s", "********", "********", "[proxy]", "splice = off"]

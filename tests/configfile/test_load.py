@@ -26,7 +26,8 @@ from proxy.config import (
     UpstreamType,
 )
 from proxy.configfile import load as configfile
-from proxy.configfile.load import InvalidConfigError, dump, load, parse
+from proxy.configfile.dump import dump
+from proxy.configfile.load import InvalidConfigError, load, parse
 from proxy.configfile.outline import Problem
 from proxy.configfile.spec import SPEC
 from tests.integration.certificates import Authority
@@ -645,6 +646,37 @@ tls_ca = noca.pem
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (f"[auth_users]\nalice ={LISTENER}auth = required\n", 2),
+        (f"[auth_users]\nalice = p#ss{LISTENER}auth = required\n", 2),
+        (f"[control]\nlisten_addr = 127.0.0.1:9180\ntoken = p#ss{LISTENER}", 3),
+        (LISTENER.replace("127.0.0.1:1080", "127.0.0.1"), 5),
+        (f"[upstreams\n[[home]]\ntype = direct{LISTENER}upstream = home\n", 1),
+        (f"{LISTENER}[upstreams]\n[[home]]\ntype = websocket\nproxy_address = ws://h:x\ntls_ca = c\n", 9),
+        (
+            f"{LISTENER}[[web]]\nprotocol = websocket\nlisten_addr = wss://:443\ntls_cert = a#b\ntls_key = k\n",
+            9,
+        ),
+    ],
+    ids=["user", "password", "token", "address", "header", "proxy", "certificate"],
+)
+def test_what_follows_from_a_mistake_is_no_other_one(text, line):
+    """Case 356."""
+    (problem,) = problems(text)
+    assert problem.startswith(f"proxy.ini:{line}: ")
+
+
+def test_credentials_are_looked_at_beside_an_address_that_cannot_be():
+    """Case 356."""
+    text = f"{LISTENER}[upstreams]\n[[home]]\ntype = socks5\nproxy_address = h:x\nproxy_username = a\n"
+    assert [each.split(": ")[1] for each in problems(text)] == [
+        "[upstreams.home] proxy_password",
+        "[upstreams.home] proxy_address",
+    ]
+
+
 def test_relative_paths_start_at_the_folder_of_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -989,7 +1021,7 @@ def configurations(draw: st.DrawFn) -> ProxyConfig:
 @settings(max_examples=60, deadline=None)
 @given(configurations())
 def test_what_is_written_reads_back_the_same(config: ProxyConfig) -> None:
-    with mock.patch.object(configfile, "shown", lambda path, key, value: value):
+    with mock.patch("proxy.configfile.dump.shown", lambda path, key, value: value):
         written = dump(config)
     assert read(written).config == config
 

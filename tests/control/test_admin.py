@@ -20,7 +20,7 @@ from gevent import socket
 from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.config import Protocol, ProxyConfig, ServerConfig
-from proxy.configfile.load import dump
+from proxy.configfile.dump import dump
 from proxy.control.admin import Admin
 from proxy.control.candidate import Conflict, Outcome, Trouble
 from proxy.control.history import Version

@@ -1,0 +1,57 @@
+"""
+A configuration as the text of a file.
+"""
+
+from collections.abc import Callable
+from enum import Enum
+from functools import partial
+from typing import Any
+
+from proxy.config import DIRECT, ProxyConfig, ServerConfig
+from proxy.configfile import syntax
+from proxy.configfile.spec import Path, keys_of, shown
+from proxy.units import write_duration
+
+
+def dump(config: ProxyConfig) -> str:
+    """Write a configuration with all its defaults as the text of a file, its secrets redacted."""
+    # All that listeners share comes from [proxy], so any of them will do.
+    first = config.listeners[0]
+    users = ["[auth_users]"]
+    for name, password in config.auth_users.items():
+        users.append(f"{syntax.quote_key(name)} = {syntax.quote(shown(('auth_users',), name, password))}")
+    blocks = [
+        _write_section(("proxy",), lambda key: getattr(config if hasattr(config, key) else first, key)),
+        "\n".join(users),
+        "[listeners]",
+        *(_write_section(("listeners", each.name), partial(_get, each)) for each in config.listeners),
+        _write_section(("control",), lambda key: getattr(config, f"control_{key}")),
+        "[upstreams]",
+        *(_write_section(("upstreams", each.name), partial(getattr, each)) for each in config.upstreams),
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _get(listener: ServerConfig, key: str) -> Any:
+    if key == "upstream":
+        return [each.name for each in listener.upstream_config] or [DIRECT]
+    return getattr(listener, key)
+
+
+def _write_section(path: Path, get: Callable[[str], Any]) -> str:
+    lines = ["[" * len(path) + path[-1] + "]" * len(path)]
+    for key in keys_of(path):
+        lines.append(f"{key} = {_write_value(shown(path, key, get(key)))}".rstrip())
+    return "\n".join(lines)
+
+
+def _write_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Enum):
+        return str(value.value)
+    if isinstance(value, list):
+        return ", ".join(value)
+    if isinstance(value, float):
+        return write_duration(value)
+    return syntax.quote(str(value))
