@@ -24,7 +24,7 @@ _USUAL = 0.1  # seconds that a check takes, as long as none was made
 
 
 class Checkers(NativeThreads):
-    """Workers for functions whose answer is yes or no, shared among those who ask."""
+    """Threads for functions whose answer is yes or no, shared among those who ask."""
 
     def __init__(self, size: int) -> None:
         super().__init__(size)
