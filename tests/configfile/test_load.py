@@ -662,13 +662,13 @@ tls_ca = noca.pem
     ],
     ids=["user", "password", "token", "address", "header", "proxy", "certificate"],
 )
-def test_what_follows_from_a_mistake_is_no_other_one(text, line):
+def test_what_follows_from_a_mistake_is_no_other_one(text: str, line: int) -> None:
     """Case 356."""
     (problem,) = problems(text)
     assert problem.startswith(f"proxy.ini:{line}: ")
 
 
-def test_credentials_are_looked_at_beside_an_address_that_cannot_be():
+def test_credentials_are_looked_at_beside_an_address_that_cannot_be() -> None:
     """Case 356."""
     text = f"{LISTENER}[upstreams]\n[[home]]\ntype = socks5\nproxy_address = h:x\nproxy_username = a\n"
     assert [each.split(": ")[1] for each in problems(text)] == [
