@@ -116,15 +116,14 @@ def read_file(path: str) -> Content:
 def understand(content: Content, path: str) -> Loaded:
     """Read the configuration from a file's content, with all that there is to say of the file itself."""
     config, warnings = _build(content.document, content.data, path, folder_of(path), with_files=True)
-    if stat.S_ISREG(content.found.st_mode) and Trust(path).others_may_write(content.found):
-        message = f"other users of this machine may write it, and so control the server: chmod go-w {path}"
-        warnings = (Problem(path, 0, "", "", message), *warnings)
-    if content.found.st_mode & 0o077 and _has_plain_secrets(config):
-        message = (
-            f"has passwords in plain text, and other users of this machine may access it: chmod 600 {path}"
-        )
-        warnings = (Problem(path, 0, "", "", message), *warnings)
-    return Loaded(config, warnings)
+    mode, told = content.found.st_mode, []
+    if mode & 0o077 and _has_plain_secrets(config):
+        what = "has passwords in plain text, and other users of this machine may access it"
+        told.append(f"{what}: chmod 600 {path}")
+    if stat.S_ISREG(mode) and Trust(path).others_may_write(content.found):
+        what = "other users of this machine may write it, and so control the server"
+        told.append(f"{what}: chmod go-w {path}")
+    return Loaded(config, (*(Problem(path, 0, "", "", each) for each in told), *warnings))
 
 
 def tls_files_in(document: Document, folder: str) -> list[str]:
