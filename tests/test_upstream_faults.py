@@ -93,10 +93,14 @@ def ports() -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def node(ports: dict[str, int]) -> Iterator[Node]:
-    """Run the program that most tests share."""
-    ways = {kind: upstream(kind, ("localhost", ports[kind]), ping_interval=0) for kind in KINDS}
-    with Node(ways, timeout=f"{TIMEOUT}s", log_level="warning") as node:
+    """Run the program that most tests share; it has time, so that only a fault makes it refuse."""
+    with Node(ways_to(ports), timeout="20s", log_level="warning") as node:
         yield node
+
+
+def ways_to(ports: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    """Describe the ways out to the scripted upstreams."""
+    return {kind: upstream(kind, ("localhost", ports[kind]), ping_interval=0) for kind in KINDS}
 
 
 @contextlib.contextmanager
@@ -208,9 +212,9 @@ def test_an_upstream_that_stalls_is_cut_at_the_timeout_of_an_attempt(cast: "Cast
 
 
 @both_kinds
-def test_all_attempts_together_are_cut_at_the_deadline(node: Node, ports: dict[str, int], kind: str) -> None:
+def test_all_attempts_together_are_cut_at_the_deadline(ports: dict[str, int], kind: str) -> None:
     """CASES F158: the attempt itself might take 10 s."""
-    with played(ports[kind], script.stall):
+    with Node(ways_to(ports), timeout=f"{TIMEOUT}s") as node, played(ports[kind], script.stall):
         started = time.monotonic()
         assert node.refusal("socks", kind).is_one_of(6)
         assert 0.9 * TIMEOUT < time.monotonic() - started < TIMEOUT + LATE
