@@ -1,7 +1,7 @@
 """
 Native threads for what costs much and anybody can ask for: checking a password.
 
-Whoever asked in vain rests for four times as long as that took: to guess costs us a fifth of a processor
+Whoever asked in vain rests for eight times as long as that took: to guess costs us a ninth of a processor
 at most. What waits is bounded in time, not in number, so that everybody is answered before a handshake
 is over: whoever would wait for longer is told at once.
 """
@@ -19,7 +19,7 @@ from proxy.net.threads import Job, NativeThreads
 T = TypeVar("T")
 
 MOST_WAIT = 4.0  # seconds
-_REST = 4  # times as long as a check that was in vain
+_REST = 8  # times as long as a check that was in vain
 _USUAL = 0.1  # seconds that a check takes, as long as none was made
 
 

@@ -159,12 +159,13 @@ def loop(ports: Ports, seconds: float, sent: Sent) -> None:
 
 
 def logins(ports: Ports, seconds: float, sent: Sent) -> None:
-    """Have 700 wrong logins wait for their hash, and the next as soon as one was answered."""
+    """Have wrong logins wait for their hash, at most 700: with all packets some 100 kB a second."""
     message = b"\x05\x01\x02" + b"\x01\x04good\x05wrong"
     waiting: list[socket.socket] = []
-    for _ in paced(500, seconds, 20_000):
+    for _ in paced(240, seconds, 20_000):
         with suppress(OSError):
-            sock = socket.create_connection((HERE, ports["login"]), 1)
+            # From another address than the good client's, whose checks have a queue of their own.
+            sock = socket.create_connection((HERE, ports["login"]), 1, source_address=("127.0.0.3", 0))
             sock.sendall(message)
             sock.setblocking(False)
             waiting.append(sock)
