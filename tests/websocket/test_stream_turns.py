@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import gevent
 import pytest
 
-from proxy.relaying.relay import DataForwarder, Relay
+from proxy.relaying.relay import DataForwarder
 from proxy.relaying.stream import Ending, TcpStream
 from proxy.relaying.turns import FEW_FRAMES, FRAMES_A_TURN, FRAMES_AT_A_TIME, TURNS
 from proxy.websocket.frames import Decoder
@@ -31,7 +31,7 @@ def _patience() -> Iterator[None]:
 
 
 class Tunnel:
-    """A relay from a WebSocket client, whose frames are all there before it begins."""
+    """A relay from a WebSocket client, whose frames are all there when it begins with ``start``."""
 
     def __init__(self, forwarder: DataForwarder, sent: bytes) -> None:
         self.client, near = tcp_pair()
@@ -40,7 +40,11 @@ class Tunnel:
         self.near = TcpStream(near)
         stream = WebSocketStream(self.near, server=True, half_close=False, ping_interval=0)
         self.relay = forwarder.relay(stream, TcpStream(far))
-        self.running = gevent.spawn(forwarder.run, self.relay)
+        self.running = gevent.Greenlet(forwarder.run, self.relay)
+
+    def start(self) -> None:
+        """Begin in the next turn of the event loop."""
+        self.running.start()
 
     def wait_readable(self) -> None:
         """Wait for what the client has sent, and give nobody a turn meanwhile."""
@@ -73,17 +77,27 @@ def frames_of_each_turn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     look.close()
 
 
-def moved(relays: list[Relay]) -> int:
+def moved(tunnels: list[Tunnel]) -> int:
     """Tell how many bytes have arrived."""
-    return sum(relay.sent for relay in relays)
+    return sum(tunnel.relay.sent for tunnel in tunnels)
+
+
+def full_tunnels(forwarder: DataForwarder) -> list[Tunnel]:
+    """Make tunnels whose frames are all there, and start them together."""
+    tunnels = [Tunnel(forwarder, ONE_OF_EACH * (CRUMBS // 250)) for _ in range(TUNNELS)]
+    for tunnel in tunnels:
+        tunnel.wait_readable()
+    for tunnel in tunnels:
+        tunnel.start()
+    return tunnels
 
 
 def test_many_tiny_frames_of_many_tunnels_leave_each_turn_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Case 372: the bound is in frames, and for all tunnels together."""
     forwarder = DataForwarder()
     with frames_of_each_turn(monkeypatch) as counts:
-        tunnels = [Tunnel(forwarder, ONE_OF_EACH * (CRUMBS // 250)) for _ in range(TUNNELS)]
-        while moved([tunnel.relay for tunnel in tunnels]) < TUNNELS * CRUMBS:
+        tunnels = full_tunnels(forwarder)
+        while moved(tunnels) < TUNNELS * CRUMBS:
             gevent.sleep(0.01)
     assert sum(counts) >= TUNNELS * CRUMBS  # one that came in two reads is decoded in two steps
     assert max(counts) <= FRAMES_A_TURN + FRAMES_AT_A_TIME + TUNNELS * FEW_FRAMES
@@ -98,17 +112,18 @@ def test_many_tiny_frames_of_many_tunnels_leave_each_turn_to_others(monkeypatch:
 def test_nobody_waits_until_another_tunnel_is_done() -> None:
     """Case 372: those who have more take turns, and who has little is served at once."""
     forwarder = DataForwarder()
-    busy = [Tunnel(forwarder, ONE_OF_EACH * (CRUMBS // 250)) for _ in range(TUNNELS)]
     small = Tunnel(forwarder, b"")
-    while not all(tunnel.relay.sent for tunnel in busy):
+    small.start()
+    busy = full_tunnels(forwarder)
+    while not moved(busy):
         gevent.sleep(0)
     small.client.sendall(frame(FIN | BINARY, b"small"))
     small.wait_readable()
-    before = moved([tunnel.relay for tunnel in busy])
+    before = moved(busy)
     while not small.relay.sent:
         gevent.sleep(0)
     assert before < TUNNELS * CRUMBS
-    assert moved([tunnel.relay for tunnel in busy]) - before <= 2 * FRAMES_A_TURN + TUNNELS * FEW_FRAMES
+    assert moved(busy) - before <= 2 * FRAMES_A_TURN + TUNNELS * FEW_FRAMES
     assert small.target.recv(10) == b"small"
     for tunnel in (*busy, small):
         tunnel.close()
@@ -149,6 +164,7 @@ def test_tiny_frames_behind_our_close_leave_each_turn_to_others(monkeypatch: pyt
 def test_frames_are_given_up_with_their_connection() -> None:
     """What waits for a turn does not come when all is over."""
     tunnel = Tunnel(DataForwarder(), ONE_OF_EACH * (CRUMBS // 250))
+    tunnel.start()
     while not tunnel.relay.sent:
         gevent.sleep(0)
     tunnel.close()
