@@ -26,19 +26,20 @@ _USUAL = 0.1  # seconds that a check takes, as long as none was made
 class Checkers(NativeThreads):
     """Threads for functions whose answer is yes or no, shared among those who ask."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, clock: Callable[[], float] = monotonic) -> None:
         super().__init__(size)
-        self._takes = _USUAL
+        self._clock = clock
+        self._takes = _USUAL  # seconds: what the last check took
         self._began: dict[Job[Any], float] = {}
         self._resting: dict[str, Any] = {}  # by who it is: the timer that ends it
-        self._paces: dict[
-            str, float
-        ] = {}  # seconds from one check to the next, of those who have some waiting
+        # Seconds from one check to the next, of those who have some waiting.
+        self._paces: dict[str, float] = {}
 
     @contextmanager
     def job(self, function: Callable[[], T], asker: str = "", key: Hashable = None) -> "Iterator[Job[T]]":
         """Begin it, or have it wait its turn; raises ``LimitError`` if that would be too late."""
-        if key not in self._shared and len(self._waiting(asker)) >= self._most_waiting(asker):
+        waits = key not in self._shared and not self._may_begin(asker)
+        if waits and len(self._waiting(asker)) >= self._most_waiting(asker):
             raise _too_many(asker)
         try:
             with super().job(function, asker, key) as job:
@@ -56,12 +57,13 @@ class Checkers(NativeThreads):
         return asker not in self._resting and super()._may_begin(asker)
 
     def _begin(self, job: "Job[Any]", asker: str) -> None:
-        self._began[job] = monotonic()
+        self._began[job] = self._clock()
         super()._begin(job, asker)
 
     def _end(self, job: "Job[Any]", asker: str, outcome: Any) -> None:
-        self._takes = max(0.001, monotonic() - self._began.pop(job))
-        self._paces[asker] = self._takes
+        took = self._clock() - self._began.pop(job)
+        if isinstance(outcome, bool):  # otherwise there was no thread for it, which takes no time
+            self._takes = self._paces[asker] = max(0.001, took)
         if asker and outcome is False:
             self._paces[asker] *= 1 + _REST
             self._resting[asker] = timer = gevent.get_hub().loop.timer(_REST * self._takes)
