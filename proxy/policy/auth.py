@@ -51,7 +51,8 @@ _REMEMBER_AT_MOST = 10_000  # logins
 class Logins:
     """Those that were right a while ago, so that they need no hash; they can outlive a set of users."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
         self._secret = os.urandom(32)
         self._until: OrderedDict[bytes, float] = OrderedDict()
 
@@ -62,11 +63,11 @@ class Logins:
         return hmac.digest(self._secret, login, "sha256")
 
     def __contains__(self, key: bytes) -> bool:
-        return self._until.get(key, 0.0) > monotonic()
+        return self._until.get(key, 0.0) > self._clock()
 
     def add(self, key: bytes) -> None:
         """Remember one, and forget the oldest if these are too many."""
-        self._until[key] = monotonic() + _REMEMBER
+        self._until[key] = self._clock() + _REMEMBER
         self._until.move_to_end(key)
         if len(self._until) > _REMEMBER_AT_MOST:
             self._until.popitem(last=False)
