@@ -66,10 +66,18 @@ Door = Callable[[Channel, Runtime], Inbound]
 class Session:
     """One client's connection, from accept to close."""
 
-    __slots__ = ("_channel", "_end", "_users", "client", "id", "relay", "runtime", "started", "via", "wanted")
+    __slots__ = (
+        "_channel", "_clock", "_end", "_users",
+        "client", "id", "relay", "runtime", "started", "via", "wanted",
+    )  # fmt: skip
 
     def __init__(
-        self, number: int, sock: LoopSocket | GeventSocket, client: Address, runtime: Runtime
+        self,
+        number: int,
+        sock: LoopSocket | GeventSocket,
+        client: Address,
+        runtime: Runtime,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         self.id = number
         self.client = client
@@ -77,7 +85,8 @@ class Session:
         self.wanted: Wanted | None = None
         self.via = ""
         self.relay: Relay | None = None
-        self.started = monotonic()
+        self.started = clock()
+        self._clock = clock
         self._channel = Channel(sock, client)
         self._end = "stopped"  # how it ended, for the access log; empty if there is nothing to tell
         self._users: Mapping[str, str] | None = None  # of a later configuration, where it matters
@@ -116,7 +125,7 @@ class Session:
                 inbound = door(self._channel, self.runtime)
                 self.wanted = inbound.greet()
                 self._check_user()
-                self.runtime.metrics.handshakes.observe(monotonic() - self.started)
+                self.runtime.metrics.handshakes.observe(self._clock() - self.started)
                 return inbound
         except AuthError as exc:
             # fail2ban matches this line, so it has one form and is never collapsed.
@@ -173,9 +182,9 @@ class Session:
             raise
 
     def _join(self, inbound: Inbound) -> Transfer:
-        began = monotonic()
+        began = self._clock()
         connected = self._dial(inbound)
-        self.runtime.metrics.dials.observe(monotonic() - began)
+        self.runtime.metrics.dials.observe(self._clock() - began)
         self.via = connected.via
         stream = None
         try:
@@ -263,7 +272,7 @@ class Session:
                 upstream=self.via,
                 sent=sent,
                 received=received,
-                ms=round(1000 * (monotonic() - self.started)),
+                ms=round(1000 * (self._clock() - self.started)),
                 end=self._end,
             )
         )
