@@ -34,9 +34,11 @@ def main() -> None:
     began = time.monotonic()
     quick = bool(os.environ.get("QUICK"))
     works = chosen("WORK", WORKS, WORKS)
-    names = chosen("PEERS", CONTENDERS, QUICK if quick else USUAL)
+    able = [name for name in CONTENDERS if any(name in WORKS[work].contenders for work in works)]
+    names = [name for name in chosen("PEERS", CONTENDERS, QUICK if quick else USUAL) if name in able]
     count = QUICK_ROUNDS if quick else ROUNDS
-    length = length_of_each(len(works) * len(names) * count, quick)
+    tasks = sum(name in WORKS[work].contenders for work in works for name in names)
+    length = length_of_each(tasks * count, quick)
     until = began + (QUICK_LIMIT if quick else LIMIT)
     allow_descriptors()
     results: dict[str, dict[str, list[Sample]]] = {}
@@ -96,8 +98,8 @@ def rounds(
     count: int, work: Work, contenders: Sequence[Running], length: Length, until: float
 ) -> dict[str, list[Sample]]:
     """Give a work to the contenders in turn, some times over."""
-    samples: dict[str, list[Sample]] = {contender.name: [] for contender in contenders}
-    able = list(contenders)
+    able = [contender for contender in contenders if contender.name in work.contenders]
+    samples: dict[str, list[Sample]] = {contender.name: [] for contender in able}
     say(f"{work.title} …")
     for _ in range(count):
         for contender in able[:]:

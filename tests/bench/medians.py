@@ -25,5 +25,11 @@ def ratio(ours: Rounds, theirs: Rounds, figure: str) -> float:
     return _median([mine / other for mine, other in pairs if mine is not None and other])
 
 
+def surplus(ours: Rounds, others: Rounds, figure: str) -> Rounds:
+    """Give how much more than another's a figure of ours is, round by round."""
+    pairs = [(mine.get(figure), other.get(figure)) for mine, other in zip(ours, others, strict=False)]
+    return [{figure: mine - other} for mine, other in pairs if mine is not None and other is not None]
+
+
 def _median(values: Sequence[float]) -> float:
     return statistics.median(values) if values else math.nan

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tests.bench import load, meter
-from tests.bench.contenders import Running, running
+from tests.bench.contenders import CONTENDERS, Running, running
 from tests.bench.load import Crew
 
 MIB = 1 << 20
@@ -51,6 +51,7 @@ class Work:
     title: str
     columns: Sequence[Column]
     measure: Callable[[Running, Length], Sample]
+    contenders: Sequence[str]
 
 
 # -- measuring
@@ -256,9 +257,9 @@ def idle(contender: Running, length: Length) -> Sample:
         return {}
     with running(contender.name) as fresh:
         before = [meter.resident(session) for session in fresh.sessions]
-        with started(fresh, Crew(fresh.door, load.hold, load.hold, 32)):
+        with started(fresh, holding(fresh, 32)):
             few = [meter.memory(session) for session in fresh.sessions]
-            with started(fresh, Crew(fresh.door, load.hold, load.hold, length.idle)):
+            with started(fresh, holding(fresh, length.idle)):
                 many = [meter.memory(session) for session in fresh.sessions]
     each = [grown / length.idle for grown in differences(few, many)]
     return {
@@ -267,6 +268,12 @@ def idle(contender: Running, length: Length) -> Sample:
         "each, entry": each[0] if len(each) > 1 else math.nan,
         "each, exit": each[-1] if len(each) > 1 else math.nan,
     }
+
+
+def holding(contender: Running, count: int) -> Crew:
+    """Hold connections through a contender; those of OpenSSL alone lead nowhere."""
+    near, far = (load.call, load.wait) if contender.name == "openssl" else (load.hold, load.hold)
+    return Crew(contender.door, near, far, count)
 
 
 def under_bulk(contender: Running, length: Length) -> Sample:
@@ -311,15 +318,23 @@ UNDER_BULK = [
     Column("handshake p99", "new p99 ms", 1e3, "new p99"),
 ]
 
+TLS = ["chain-tls", "v2ray-tls"]
+PLAIN = [name for name in CONTENDERS if name not in [*TLS, "openssl"]]
+PROXIES = [*PLAIN, *TLS]
+
 WORKS: dict[str, Work] = {
-    "down-1": Work("Bulk download, 1 stream", BULK, lambda c, n: bulk(c, n, False, 1)),
-    "down-16": Work("Bulk download, 16 streams", BULK, lambda c, n: bulk(c, n, False, 16)),
-    "up-1": Work("Bulk upload, 1 stream", BULK, lambda c, n: bulk(c, n, True, 1)),
-    "up-16": Work("Bulk upload, 16 streams", BULK, lambda c, n: bulk(c, n, True, 16)),
-    "trips-1": Work("64-byte round trips, 1 connection", PIECES, lambda c, n: round_trips(c, n, 1)),
-    "trips-1-core": Work("64-byte round trips, 1 connection, all on one core", PIECES, one_core),
-    "trips-64": Work("64-byte round trips, 64 connections", PIECES, lambda c, n: round_trips(c, n, 64)),
-    "short": Work("Short connections, 32 at a time", PIECES, visits),
-    "idle": Work("Idle connections", IDLE, idle),
-    "under-bulk": Work("Latency beside 4 downloads and 4 uploads", UNDER_BULK, under_bulk),
+    "down-1": Work("Bulk download, 1 stream", BULK, lambda c, n: bulk(c, n, False, 1), PROXIES),
+    "down-4": Work("Bulk download, 4 streams", BULK, lambda c, n: bulk(c, n, False, 4), TLS),
+    "down-16": Work("Bulk download, 16 streams", BULK, lambda c, n: bulk(c, n, False, 16), PLAIN),
+    "up-1": Work("Bulk upload, 1 stream", BULK, lambda c, n: bulk(c, n, True, 1), PROXIES),
+    "up-4": Work("Bulk upload, 4 streams", BULK, lambda c, n: bulk(c, n, True, 4), TLS),
+    "up-16": Work("Bulk upload, 16 streams", BULK, lambda c, n: bulk(c, n, True, 16), PLAIN),
+    "trips-1": Work("64-byte round trips, 1 connection", PIECES, lambda c, n: round_trips(c, n, 1), PROXIES),
+    "trips-1-core": Work("64-byte round trips, 1 connection, all on one core", PIECES, one_core, PROXIES),
+    "trips-64": Work(
+        "64-byte round trips, 64 connections", PIECES, lambda c, n: round_trips(c, n, 64), PROXIES
+    ),
+    "short": Work("Short connections, 32 at a time", PIECES, visits, PROXIES),
+    "idle": Work("Idle connections", IDLE, idle, [*PROXIES, "openssl"]),
+    "under-bulk": Work("Latency beside 4 downloads and 4 uploads", UNDER_BULK, under_bulk, PROXIES),
 }

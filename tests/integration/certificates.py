@@ -3,6 +3,7 @@
 import ssl
 import subprocess
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 from tests.integration.peers import find
@@ -72,7 +73,7 @@ class Authority:
         """Make a certificate for a host, of which the authority vouches."""
         made = self._files(name)
         request = str(self.directory / f"{name}.csr")
-        subject = ["-subj", f"/CN={host}", "-addext", f"subjectAltName=DNS:{host}"]
+        subject = ["-subj", f"/CN={host}", "-addext", f"subjectAltName={_kind(host)}:{host}"]
         self._openssl("req", "-new", *self._new_key(made), *subject, "-out", request)
         span = ["-startdate", "20200101000000Z", "-enddate", "20200102000000Z"] if expired else ["-days", "2"]
         signer = ["-cert", str(self.root.cert), "-keyfile", str(self.root.key)]
@@ -93,3 +94,12 @@ class Authority:
         environment = clean_environment(self.directory)
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, env=environment)
         assert done.returncode == 0, done.stderr
+
+
+def _kind(host: str) -> str:
+    """Tell whether a host is an IP address or a DNS name, in OpenSSL's words."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return "DNS"
+    return "IP"
