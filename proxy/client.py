@@ -18,10 +18,11 @@ from proxy.net.dial import dial
 from proxy.net.limits import shortage
 from proxy.net.sock import GeventSocket, LoopSocket, address_of
 from proxy.policy import rules
+from proxy.relaying.channel import Channel
 from proxy.relaying.relay import DataForwarder, Transfer
 from proxy.relaying.stream import Ending, Stream, TcpStream
 
-REACH = 1.0  # seconds in which an upstream is connected to that is asked for a sign of life
+CONNECT = 1.0  # seconds in which an upstream is connected to that is asked for a sign of life
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +71,6 @@ class ProxyClient(ABC):
         to it failed, and ``LimitError`` if we ourselves have no descriptor or port left for it.
         """
 
-    def sign_of_life(self, deadline: Deadline) -> int:
-        """
-        Ask for something that needs no target, on a connection of its own.
-
-        Gives the HTTP status of the answer, and 200 where the protocol has none. Raises
-        ``UpstreamError`` if there is no answer.
-        """
-        return 200  # what is no proxy is always there
-
     # -- the rest of the specification's ProxyClient; of these the program itself uses ``authenticate`` only
 
     def connect(self, target_host: str, target_port: int) -> Connected:
@@ -109,12 +101,47 @@ class ProxyClient(ABC):
         self.timeout = timeout
 
 
-class UpstreamClient(ProxyClient):
+class Way(ProxyClient):
+    """
+    One way to targets, in two parts: what comes before the request, and the request.
+
+    Nothing that ``reach`` does tells anybody where a client wants to go. So it may be done ahead of time, for
+    several ways at once, or for nothing. A request is made once.
+    """
+
+    def dial(self, target: Address, deadline: Deadline) -> Connected:
+        """Do both parts, one after the other; raises what they do."""
+        return self.request(self.reach(deadline), target, deadline)
+
+    @abstractmethod
+    def reach(self, deadline: Deadline) -> Channel | None:
+        """
+        Give a connection that is ready for a request; None where nothing comes before that.
+
+        Raises ``UpstreamError`` if there is none before the deadline, or ``LimitError``, which blames nobody.
+        """
+
+    @abstractmethod
+    def request(self, channel: Channel | None, target: Address, deadline: Deadline) -> Connected:
+        """Connect to a target by what ``reach`` gave, which is closed if that fails; raises like ``dial``."""
+
+    @abstractmethod
+    def sign_of_life(self, deadline: Deadline) -> int:
+        """
+        Ask for something that needs no target, on a connection of its own.
+
+        Gives the HTTP status of the answer, and 200 where the protocol has none. Raises
+        ``UpstreamError`` if there is no answer.
+        """
+
+
+class UpstreamClient(Way):
     """A way through another proxy: how it is reached, and how its faults are told from the target's."""
 
     def __init__(self, config: ClientConfig, name: str) -> None:
         super().__init__(name, config.timeout)
         self._config = config
+        self._endpoint = config.endpoint
         self.authenticate(config.username, config.password)
 
     def authenticate(self, username: str, password: str) -> None:
@@ -122,12 +149,54 @@ class UpstreamClient(ProxyClient):
         self._config = replace(self._config, username=username, password=password)
         super().authenticate(username, password)
 
-    def dial_proxy(self, proxy: Address, deadline: Deadline) -> LoopSocket:
+    def reach(self, deadline: Deadline) -> Channel:
+        """Connect to the proxy, and do all that comes before a request."""
+        return self._reach(deadline, deadline)
+
+    def sign_of_life(self, deadline: Deadline) -> int:
+        """Reach it, and ask."""
+        channel = self._reach(deadline, deadline.within(CONNECT))
+        try:
+            return self.ask(channel, deadline)
+        finally:
+            channel.abort()
+
+    def _reach(self, deadline: Deadline, connect_by: Deadline) -> Channel:
+        channel = Channel(self.dial_proxy(connect_by))
+        try:
+            self.prepare(channel, deadline)
+        except BaseException:
+            channel.abort()
+            raise
+        return channel
+
+    def dial_proxy(self, deadline: Deadline) -> LoopSocket:
         """Connect to the proxy itself; raises ``UpstreamError``, and ``LimitError``, which blames nobody."""
         try:
-            return dial(proxy, deadline)
+            return dial(self._endpoint.address, deadline)
         except DialError as exc:
             raise self.as_upstream_error(str(exc), exc) from exc
+
+    @abstractmethod
+    def prepare(self, channel: Channel, deadline: Deadline) -> None:
+        """Do on a new connection what comes before a request; raises ``UpstreamError``."""
+
+    @abstractmethod
+    def ask(self, channel: Channel, deadline: Deadline) -> int:
+        """Ask for a sign of life; raises ``UpstreamError``."""
+
+    def request(self, channel: Channel | None, target: Address, deadline: Deadline) -> Connected:
+        """Ask the proxy for a target."""
+        assert channel is not None
+        try:
+            return self.ask_for(target, channel, deadline)
+        except BaseException:
+            channel.abort()
+            raise
+
+    @abstractmethod
+    def ask_for(self, target: Address, channel: Channel, deadline: Deadline) -> Connected:
+        """Make the request; raises ``DialError`` for the target's fault, or else ``UpstreamError``."""
 
     def as_upstream_error(
         self,
@@ -182,13 +251,20 @@ def speaker_of(data: bytes) -> str:
     return f"something that begins with {data[:4]!r}"
 
 
-class DirectClient(ProxyClient):
+class DirectClient(Way):
     """Connects to the target itself; names are resolved here."""
 
     def __init__(self, name: str = "direct", timeout: float = 30.0) -> None:
         super().__init__(name, timeout)
 
-    def dial(self, target: Address, deadline: Deadline) -> Connected:
+    def reach(self, deadline: Deadline) -> None:
+        """Do nothing: whatever is done here is done for a target."""
+
+    def sign_of_life(self, deadline: Deadline) -> int:
+        """Give one: what is no proxy is always there."""
+        return 200
+
+    def request(self, channel: Channel | None, target: Address, deadline: Deadline) -> Connected:
         """Connect by Happy Eyeballs; raises ``DialError``, also for an address on which we listen."""
         check = partial(_check_with_port, target.port) if ours.has(target.port) else rules.check
         sock = dial(target, deadline, check)

@@ -47,7 +47,7 @@ from itertools import count
 from time import monotonic
 
 from proxy.address import Address
-from proxy.client import Connected, DirectClient, ProxyClient
+from proxy.client import Connected, DirectClient, ProxyClient, Way
 from proxy.config import ServerConfig, Strategy, UpstreamConfig, UpstreamType
 from proxy.errors import DialError, Failure, LimitError, ProxyError, UpstreamError
 from proxy.net.deadline import Deadline
@@ -92,7 +92,7 @@ def upstreams_of(way: ProxyClient) -> "Sequence[Upstream]":
     return way.upstreams if isinstance(way, Selector) else ()
 
 
-def make_client(config: UpstreamConfig) -> ProxyClient:
+def make_client(config: UpstreamConfig) -> Way:
     """Make the client of an upstream."""
     # Imported only where one is configured: these libraries take 15 MB and a quarter of a second.
     if config.type is UpstreamType.SOCKS5:

@@ -11,6 +11,7 @@ from proxy.client import Connected, DirectClient, UpstreamClient, speaker_of
 from proxy.config import ClientConfig, Protocol
 from proxy.errors import ConfigError, DialError, Failure, LimitError, ProxyError
 from proxy.net.deadline import Deadline
+from proxy.relaying.channel import Channel
 from tests.wire.greenlets import PATIENCE, patience, tcp_pair
 
 
@@ -34,7 +35,13 @@ class Upstream(UpstreamClient):
     def __init__(self) -> None:
         super().__init__(ClientConfig("127.0.0.1:1", Protocol.SOCKS5), "home")
 
-    def dial(self, target: Address, deadline: Deadline) -> Connected:
+    def prepare(self, channel: Channel, deadline: Deadline) -> None:
+        raise NotImplementedError
+
+    def ask(self, channel: Channel, deadline: Deadline) -> int:
+        raise NotImplementedError
+
+    def ask_for(self, target: Address, channel: Channel, deadline: Deadline) -> Connected:
         raise NotImplementedError
 
 

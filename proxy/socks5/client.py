@@ -3,6 +3,9 @@ A way out through a SOCKS5 proxy: PySocks leads the conversation, our codec spel
 
 PySocks cannot use a connection that is already there, and writes a length from 128 on as two bytes.
 So it speaks through a ``_Mouthpiece``, which lends it our channel and replaces its login by ours.
+
+It cannot stop in the middle either. So it leads the conversation twice: up to the request, where it is
+interrupted, and then again, when its greeting goes nowhere and the answer to that is made up.
 """
 
 from functools import lru_cache
@@ -11,7 +14,7 @@ from typing import Any
 import socks
 
 from proxy.address import UNKNOWN, Address
-from proxy.client import REACH, Connected, UpstreamClient, speaker_of
+from proxy.client import Connected, UpstreamClient, speaker_of
 from proxy.config import ClientConfig
 from proxy.errors import DialError, Failure, ProtocolError, reason_of
 from proxy.net.deadline import Deadline
@@ -25,36 +28,30 @@ class Socks5Client(UpstreamClient):
     """Reaches targets through a SOCKS5 proxy, which also resolves their names."""
 
     def __init__(self, config: ClientConfig, name: str = "") -> None:
-        self._proxy = config.endpoint.address
-        super().__init__(config, name or str(self._proxy))
+        super().__init__(config, name or str(config.endpoint.address))
 
-    def dial(self, target: Address, deadline: Deadline) -> Connected:
-        """Connect through the proxy; raises ``DialError`` and ``UpstreamError``."""
-        channel = Channel(self.dial_proxy(self._proxy, deadline))
-        try:
-            bound = self._request(channel, target, deadline)
-        except BaseException:
-            channel.abort()
-            raise
+    def prepare(self, channel: Channel, deadline: Deadline) -> None:
+        """Negotiate a method, and log in where that is wanted."""
+        login = Login(*self.credentials) if self.credentials else None
+        self._converse(_Mouthpiece(channel, login), None, deadline)
+
+    def ask(self, channel: Channel, deadline: Deadline) -> int:
+        """Need no more: the proxy has answered already."""
+        return 200
+
+    def ask_for(self, target: Address, channel: Channel, deadline: Deadline) -> Connected:
+        """Make the request, and read the reply to it."""
+        bound = self._converse(_PreparedMouthpiece(channel), target, deadline)
         assert bound is not None
         return Connected(channel.stream(), bound, self.name)
 
-    def sign_of_life(self, deadline: Deadline) -> int:
-        """Negotiate a method, and log in where that is wanted."""
-        channel = Channel(self.dial_proxy(self._proxy, deadline.within(REACH)))
-        try:
-            self._request(channel, None, deadline)
-        finally:
-            channel.abort()
-        return 200
-
-    def _request(self, channel: Channel, target: Address | None, deadline: Deadline) -> Address | None:
+    def _converse(
+        self, mouthpiece: "_Mouthpiece", target: Address | None, deadline: Deadline
+    ) -> Address | None:
         """Ask for a target, or go no further than that one could."""
-        login = Login(*self.credentials) if self.credentials else None
-        mouthpiece = _Mouthpiece(channel, login)
         try:
             with deadline.limit("SOCKS5 handshake"):
-                return _conversation(login is not None).request(mouthpiece, target)
+                return _conversation(mouthpiece.login is not None).request(mouthpiece, target)
         except _NoTargetError:
             return None
         except socks.SOCKS5AuthError as exc:
@@ -125,9 +122,9 @@ def _conversation(has_login: bool) -> _Conversation:
 class _Mouthpiece:
     """The files that PySocks reads and writes, over our channel."""
 
-    def __init__(self, channel: Channel, login: Login | None) -> None:
+    def __init__(self, channel: Channel, login: Login | None = None) -> None:
         self._channel = channel
-        self._login = login
+        self.login = login
         self._written = b""
         self.read_exact = channel.read_exact
         self.last = b""  # what was read last
@@ -155,7 +152,7 @@ class _Mouthpiece:
     def write(self, data: bytes) -> None:
         """Collect a message; a login is replaced by ours."""
         is_login = data[:1] == bytes([codec.LOGIN_VERSION]) and not self._written
-        self._written += self._login.encode() if is_login and self._login else data
+        self._written += self.login.encode() if is_login and self.login else data
 
     def flush(self) -> None:
         """Send the message."""
@@ -164,3 +161,28 @@ class _Mouthpiece:
 
     def close(self) -> None:
         """Leave the channel open: it is not PySocks's."""
+
+
+_CHOSEN = bytes([codec.VERSION, Method.NO_AUTHENTICATION])
+
+
+class _PreparedMouthpiece(_Mouthpiece):
+    """The same where the method is negotiated, and we are logged in."""
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__(channel)
+        self._is_greeted = False
+
+    def flush(self) -> None:
+        """Send the message, unless it is the greeting."""
+        if self._is_greeted:
+            super().flush()
+        self._written = b""
+
+    def read(self, count: int) -> bytes:
+        """Read of the reply, once the greeting is answered."""
+        if self._is_greeted:
+            return super().read(count)
+        self._is_greeted = True
+        self.first = self.last = _CHOSEN
+        return _CHOSEN

@@ -22,7 +22,7 @@ from websocket._handshake import handshake
 
 from proxy import __version__
 from proxy.address import DEFAULT_PORTS, UNKNOWN, Address, Endpoint
-from proxy.client import REACH, Connected, UpstreamClient, speaker_of
+from proxy.client import Connected, UpstreamClient, speaker_of
 from proxy.config import ClientConfig
 from proxy.errors import DialError, Failure, ProtocolError, reason_of
 from proxy.http.heads import HeadBuffer, HttpError, ResponseHead, parse_response
@@ -57,23 +57,35 @@ class WebSocketClient(UpstreamClient):
     """Reaches targets through a WebSocket proxy, which also resolves their names."""
 
     def __init__(self, config: ClientConfig, name: str = "") -> None:
-        self._endpoint = config.endpoint
+        super().__init__(config, name or without_query(str(config.endpoint)))
         self._ping_interval = config.ping_interval
         secure = self._endpoint.scheme == "wss"
         self._host = _host_header(self._endpoint)
         self._tls = client_context(config.tls_ca, verify=config.tls_verify) if secure else None
-        super().__init__(config, name or without_query(str(self._endpoint)))
 
-    def dial(self, target: Address, deadline: Deadline) -> Connected:
-        """Connect through the proxy; raises ``DialError`` and ``UpstreamError``."""
-        channel = Channel(self.dial_proxy(self._endpoint.address, deadline))
+    def prepare(self, channel: Channel, deadline: Deadline) -> None:
+        """Do the TLS handshake, if there is one."""
+        if self._tls is None:
+            return
         try:
-            answer = self._open(channel, target, deadline)
-            if answer.status != 101:
-                raise self._refusal(answer, target)
-        except BaseException:
-            channel.abort()
-            raise
+            with deadline.limit("TLS handshake"):
+                channel.sock = connect_tls(channel.sock, self._tls, self._endpoint.server_name)
+        except ProtocolError as exc:
+            # A bad certificate will be no better in a moment.
+            passes = isinstance(exc.__cause__, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
+            raise self.as_upstream_error(str(exc), transient=passes) from exc
+        except OSError as exc:
+            raise self.as_upstream_error(reason_of(exc), exc) from exc
+
+    def ask(self, channel: Channel, deadline: Deadline) -> int:
+        """Ask for a WebSocket without saying where to: there is no telling, and any status will do."""
+        return self._open(channel, None, deadline).status
+
+    def ask_for(self, target: Address, channel: Channel, deadline: Deadline) -> Connected:
+        """Ask for a WebSocket to a target."""
+        answer = self._open(channel, target, deadline)
+        if answer.status != 101:
+            raise self._refusal(answer, target)
         stream = WebSocketStream(
             channel.stream(),
             server=False,
@@ -85,28 +97,17 @@ class WebSocketClient(UpstreamClient):
             log.debug("upstream %s: 101 without %s: its success is a promise only", self.name, BOUND)
         return Connected(stream, bound, self.name)
 
-    def sign_of_life(self, deadline: Deadline) -> int:
-        """Ask for a WebSocket without saying where to: there is no telling, and any status will do."""
-        channel = Channel(self.dial_proxy(self._endpoint.address, deadline.within(REACH)))
-        try:
-            return self._open(channel, None, deadline).status
-        finally:
-            channel.abort()
-
     def _open(self, channel: Channel, target: Address | None, deadline: Deadline) -> ResponseHead:
         """Ask for a WebSocket, and give the answer, whatever its status; raises ``UpstreamError``."""
         mouthpiece = _Mouthpiece(channel)
         try:
             with deadline.limit("WebSocket handshake"):
-                if self._tls:
-                    channel.sock = connect_tls(channel.sock, self._tls, self._endpoint.server_name)
                 return self._upgrade(mouthpiece, self._headers(target, deadline))
         except _NotSwitchedError as exc:
             return exc.answer
         except ProtocolError as exc:
-            # What does not speak HTTP, or has a bad certificate, will be no better in a moment.
-            passes = isinstance(exc.__cause__, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
-            raise self.as_upstream_error(str(exc), transient=passes) from exc
+            # What does not speak HTTP will be no better in a moment.
+            raise self.as_upstream_error(str(exc), transient=False) from exc
         except WebSocketTimeoutException as exc:
             # The kernel's: ours is not an Exception before it leaves the block.
             raise self.as_upstream_error(

@@ -16,13 +16,19 @@ from typing import Any
 
 import pytest
 
+from proxy.address import Address
+from proxy.config import ClientConfig
+from proxy.net.deadline import Deadline
+from proxy.socks5.client import Socks5Client
 from tests.integration.programs import COMMAND, Program, Proxy, socks_door, upstream
 from tests.wire import clients
 from tests.wire.clients import SocksRefused, SocksTunnel
+from tests.wire.greenlets import patience
 from tests.wire.sockets import free_port, read_exact
 from tests.wire.socks5 import (
     AT_ONCE,
     CHOSEN,
+    GRANTED,
     LOGGED_IN,
     LOGIN_CHOSEN,
     hear_greeting,
@@ -417,3 +423,49 @@ def _says(data: bytes) -> Callable[[socket.socket], None]:
             pass
 
     return behave
+
+
+# -- its two parts
+
+
+def hear_all_before_the_request(connection: socket.socket) -> tuple[bytes, bytes]:
+    """Let a client log in."""
+    greeting = hear_greeting(connection)
+    connection.sendall(LOGIN_CHOSEN)
+    credentials = hear_login(connection)
+    connection.sendall(LOGGED_IN)
+    return greeting, credentials
+
+
+def test_what_comes_before_the_request_says_nothing_of_a_target() -> None:
+    """RFC 1928, section 3, and RFC 1929, section 2: a greeting, a login, and not a byte more."""
+
+    def behave(connection: socket.socket) -> tuple[bytes, ...]:
+        return (*hear_all_before_the_request(connection), connection.recv(1))
+
+    with patience(15), Target(behave) as proxy:
+        channel = a_client_of(proxy).reach(Deadline(10))
+        channel.abort()
+        assert proxy.result() == (b"\x05\x02\x00\x02", b"\x01\x05alice\x0awonderland", b"")
+
+
+def test_the_request_comes_without_a_second_greeting() -> None:
+    """RFC 1928, section 4."""
+
+    def behave(connection: socket.socket) -> bytes:
+        hear_all_before_the_request(connection)
+        request = hear_request(connection)
+        connection.sendall(GRANTED)
+        return request
+
+    with patience(15), Target(behave) as proxy:
+        client = a_client_of(proxy)
+        connected = client.request(client.reach(Deadline(10)), Address("192.0.2.7", 80), Deadline(10))
+        assert str(connected.bound) == "127.0.0.1:1234"
+        connected.close()
+        assert proxy.result() == b"\x05\x01\x00\x01\xc0\x00\x02\x07\x00\x50"
+
+
+def a_client_of(proxy: Target) -> Socks5Client:
+    """Make a client that logs in."""
+    return Socks5Client(ClientConfig(f"127.0.0.1:{proxy.port}", username="alice", password="wonderland"))
