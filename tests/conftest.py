@@ -9,6 +9,7 @@ from typing import Any
 
 import gevent
 import pytest
+from hypothesis import HealthCheck, settings
 
 from proxy.net.threads import Task
 
@@ -25,6 +26,10 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (min(_most, 16384), _most))
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
+
+# How long an example takes is the machine's affair; what hangs has the timeout of its test.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True)

@@ -36,7 +36,7 @@ def test_nothing_to_read_now_is_no_end(pipe: tuple[int, int]) -> None:
     writer = threading.Timer(0.05, os.write, (sink, b"late"))
     writer.start()
     assert descriptors.read(source, 100) == b"late"
-    writer.join(10)
+    writer.join(30)
     os.close(sink)
     assert descriptors.read(source, 100) == b""
 
@@ -53,7 +53,7 @@ def test_no_room_now_is_no_error(pipe: tuple[int, int]) -> None:
     reader = threading.Thread(target=collect, daemon=True)
     reader.start()
     descriptors.write_all(sink, data)
-    reader.join(10)
+    reader.join(30)
     assert bytes(got) == data
 
 
@@ -86,7 +86,7 @@ def test_what_is_printed_waits_for_a_reader_that_is_slow(pipe: tuple[int, int]) 
     stream = console._text(console._Output(sink), None)
     print(text, file=stream, flush=True)
     os.close(sink)
-    reader.join(10)
+    reader.join(30)
     assert got.decode() == text + "\n"
 
 

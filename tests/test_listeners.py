@@ -339,7 +339,7 @@ def test_a_name_server_that_is_silent_holds_nobody_up(
     answered = threading.Event()
 
     def answer(host: str, port: int, *_: object) -> list[object]:
-        assert answered.wait(10)
+        assert answered.wait(30)
         return [(std_socket.AF_INET, std_socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
 
     monkeypatch.setattr(opening, "_getaddrinfo", answer)

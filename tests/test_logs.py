@@ -98,7 +98,7 @@ def test_a_full_pipe_takes_its_lines_when_it_is_read(stalled: tuple[LineWriter, 
             text += os.read(reader, 1 << 20).decode()
         return text.count("\n") == len(lines)
 
-    wait_until(is_whole, "every line", 10)
+    wait_until(is_whole, "every line")
     assert text.splitlines() == lines
 
 
@@ -120,7 +120,7 @@ def test_a_stalled_log_drops_and_counts_and_never_blocks(
         writer.write("more")  # what was lost is told with the next lines
         return len(numbers_in(text)) + lost_in(text) >= sent
 
-    wait_until(all_is_told, "an account of every line", 10)
+    wait_until(all_is_told, "an account of every line")
     assert lost_in(text) > sent / 2
     assert numbers_in(text) == sorted(set(numbers_in(text)))
 
@@ -166,7 +166,7 @@ class Disk:
     def wait_for_attempts(self, count: int) -> None:
         """Wait until so many more have been made."""
         seen = self.attempts
-        wait_until(lambda: self.attempts >= seen + count, "further attempts to write", 10)
+        wait_until(lambda: self.attempts >= seen + count, "further attempts to write")
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_lines_wait_while_the_disk_is_full_and_none_is_torn(tmp_path: Path, disk
         writer.write(line)
     disk.wait_for_attempts(3)
     disk.room = None
-    wait_until(lambda: (tmp_path / "log").read_text().endswith("three\n"), "the lines", 10)
+    wait_until(lambda: (tmp_path / "log").read_text().endswith("three\n"), "the lines")
     assert (tmp_path / "log").read_text() == "one\ntwo\nthree\n"
 
 
@@ -199,9 +199,9 @@ def test_lines_that_a_full_disk_cost_are_counted_with_the_cause(
     for _ in range(15):
         writer.write("more")
     disk.room = None
-    wait_until(lambda: (tmp_path / "log").read_text().count("more\n") == 10, "what was kept", 10)
+    wait_until(lambda: (tmp_path / "log").read_text().count("more\n") == 10, "what was kept")
     writer.write("last")
-    wait_until(lambda: (tmp_path / "log").read_text().endswith("last\n"), "the last line", 10)
+    wait_until(lambda: (tmp_path / "log").read_text().endswith("last\n"), "the last line")
     told = [
         json.loads(line)["message"] for line in (tmp_path / "log").read_text().splitlines() if "{" in line
     ]
@@ -220,7 +220,7 @@ def test_a_log_that_cannot_be_written_says_so_elsewhere_once_and_when_it_goes_on
     assert said == ["No space left on device"]
     disk.room = None
     writer.flush()
-    wait_until(lambda: "line" in (tmp_path / "log").read_text(), "the line", 10)
+    wait_until(lambda: "line" in (tmp_path / "log").read_text(), "the line")
     settle()
     assert said == ["No space left on device", ""]
 

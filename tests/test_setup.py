@@ -186,7 +186,7 @@ def first_starts(tmp_path_factory: pytest.TempPathFactory) -> FirstStarts:
         )
         for _ in range(2)
     ]
-    outputs = [process.communicate(timeout=80) for process in processes]
+    outputs = [process.communicate(timeout=200) for process in processes]
     offline = all("is this machine online?" in errors for _, errors in outputs)
     require(not offline, "the package registry is out of reach")
     results = zip(processes, outputs, strict=True)
@@ -194,7 +194,7 @@ def first_starts(tmp_path_factory: pytest.TempPathFactory) -> FirstStarts:
 
 
 @pytest.mark.registry
-@pytest.mark.timeout(90)
+@pytest.mark.timeout(240)
 def test_two_first_starts_at_once_set_up_once_and_both_run(first_starts: FirstStarts) -> None:
     _, results = first_starts
     assert [(result.stdout, result.returncode) for result in results] == [(VERSION, 0)] * 2
@@ -203,7 +203,7 @@ def test_two_first_starts_at_once_set_up_once_and_both_run(first_starts: FirstSt
 
 
 @pytest.mark.registry
-@pytest.mark.timeout(90)
+@pytest.mark.timeout(240)
 def test_packages_go_nowhere_but_into_the_clone(first_starts: FirstStarts) -> None:
     clone, _ = first_starts
     assert list(clone.glob(".venv/lib/python3*/site-packages/gevent/__init__.py"))
@@ -211,7 +211,7 @@ def test_packages_go_nowhere_but_into_the_clone(first_starts: FirstStarts) -> No
 
 
 @pytest.mark.registry
-@pytest.mark.timeout(90)
+@pytest.mark.timeout(240)
 def test_a_change_of_setup_py_brings_the_packages_up_to_date(first_starts: FirstStarts) -> None:
     clone, _ = first_starts
     with (clone / "setup.py").open("a") as setup:
@@ -224,7 +224,7 @@ def test_a_change_of_setup_py_brings_the_packages_up_to_date(first_starts: First
 
 
 @pytest.mark.registry
-@pytest.mark.timeout(90)
+@pytest.mark.timeout(240)
 def test_a_clone_may_be_moved(first_starts: FirstStarts) -> None:
     clone, _ = first_starts
     moved = clone.rename(clone.with_name("moved"))

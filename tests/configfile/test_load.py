@@ -1018,7 +1018,7 @@ def configurations(draw: st.DrawFn) -> ProxyConfig:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(configurations())
 def test_what_is_written_reads_back_the_same(config: ProxyConfig) -> None:
     with mock.patch("proxy.configfile.dump.shown", lambda path, key, value: value):
@@ -1026,7 +1026,7 @@ def test_what_is_written_reads_back_the_same(config: ProxyConfig) -> None:
     assert read(written).config == config
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(configurations())
 def test_a_dump_has_no_secret_and_is_a_file_itself(config: ProxyConfig) -> None:
     redacted = read(dump(config)).config
@@ -1092,7 +1092,7 @@ LINES = st.sampled_from(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(LINES | st.text(max_size=10), max_size=20).map("\n".join) | st.text())
 def test_any_text_is_a_configuration_or_an_invalid_one(text: str) -> None:
     try:
@@ -1103,7 +1103,7 @@ def test_any_text_is_a_configuration_or_an_invalid_one(text: str) -> None:
         assert lines == sorted(lines)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_configuration_or_an_invalid_one(data: bytes) -> None:
     with pytest.raises(InvalidConfigError):

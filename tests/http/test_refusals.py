@@ -2,6 +2,7 @@
 
 import io
 import socket
+import time
 from http.client import HTTPResponse
 from typing import cast
 
@@ -154,8 +155,9 @@ def test_no_proxy_status_is_an_error(value: str) -> None:
     failure_reported(response(502, f"Proxy-Status: {value}"))
 
 
-@pytest.mark.timeout(5)
 @pytest.mark.parametrize("shard", ['"', '\\"', '"\\', ";", "; a=", ",", " ", ", ;", 'a"', "; "])
 def test_no_proxy_status_takes_long(shard: str) -> None:
     value = shard * (8000 // len(shard))
+    before = time.thread_time()
     failure_reported(response(502, *[f"Proxy-Status: {value}"] * 7))
+    assert time.thread_time() - before < 5  # seconds of the processor, whoever else uses it

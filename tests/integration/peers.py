@@ -321,7 +321,7 @@ class StubDns:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stopping.set()
-        self._thread.join(5)
+        self._thread.join(30)
         self._sock.close()
 
     def _serve(self) -> None:

@@ -109,7 +109,7 @@ class Program:
 
         wait_until(ready, f"{self} to listen on {ports}", START_TIMEOUT)
 
-    def wait_for_log(self, text: str, timeout: float = 10.0) -> str:
+    def wait_for_log(self, text: str, timeout: float = 30.0) -> str:
         """Wait until the log holds a text, and give the line that does."""
         wait_until(lambda: text in self.log, f"{text!r} in the output of {self}", timeout)
         return next(line for line in self.log.splitlines() if text in line)
@@ -131,7 +131,7 @@ class Program:
             os.killpg(self.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
-        self.process.wait(10)
+        self.process.wait(30)
 
     def stop(self) -> None:
         """End the process in the way that is right for it."""
@@ -225,7 +225,7 @@ class Proxy(Program):
         ended = self.process.poll()
         if ended is None:
             self.signal(signal.SIGTERM)
-            ended = self.wait(10)
+            ended = self.wait(30)
         log = self.log
         assert "Traceback" not in log, f"a user saw a traceback:\n{log[-6000:]}"
         if self.starts:

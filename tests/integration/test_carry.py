@@ -50,7 +50,7 @@ PIPE = 256 * KIB
 BIG_PIPES = 4  # so many there may be besides
 MOST_PIPES, MOST_WAITING_PIPES = 256 + BIG_PIPES, 32 + BIG_PIPES
 
-pytestmark = pytest.mark.timeout(3600 if LONG else 60)
+pytestmark = pytest.mark.timeout(3600 if LONG else 120)
 
 PLAIN_MODES = [f"{door}-{way}" for door in ("socks5", "websocket") for way in ("direct", "websocket")]
 every_mode = pytest.mark.parametrize("mode", PLAIN_MODES)

@@ -129,7 +129,7 @@ class TestPipe:
             assert process.stderr is not None
             assert process.stdout.read(10) == PAYLOAD[:10]
             process.stdout.close()
-            process.wait(10)
+            process.wait(30)
             assert b"Traceback" not in process.stderr.read()
 
 
@@ -150,7 +150,7 @@ class Running:
 
     def __exit__(self, *error: object) -> None:
         self.process.kill()
-        self.process.communicate(timeout=10)
+        self.process.communicate(timeout=30)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -171,7 +171,7 @@ class TestSignals:
             client.stdin.flush()
             assert client.stdout.read(5) == b"hello"
             client.send_signal(number)
-            _, said = client.communicate(timeout=10)
+            _, said = client.communicate(timeout=30)
             assert (client.returncode, said) == (128 + number, b"")
             assert node.wait_for_log(f"target=localhost:{target.port} ").endswith("end=finished")
 
@@ -183,7 +183,7 @@ class TestSignals:
             assert client.stdout is not None
             assert client.stdout.read(1) == PAYLOAD[:1]  # and no more
             client.send_signal(signal.SIGTERM)
-            assert client.wait(10) == 128 + signal.SIGTERM
+            assert client.wait(30) == 128 + signal.SIGTERM
 
     def test_a_signal_that_was_ignored_stays_so(self, node: Proxy, protocol: str, tmp_path: Path) -> None:
         """As ``nohup`` wants it."""
@@ -200,7 +200,7 @@ class TestSignals:
             client.stdin.flush()
             assert client.stdout.read(5) == b"hello"
             client.send_signal(signal.SIGHUP)
-            assert client.communicate(b"world", timeout=10) == (b"world", b"")
+            assert client.communicate(b"world", timeout=30) == (b"world", b"")
             assert client.returncode == 0
 
 
@@ -213,7 +213,7 @@ def test_a_client_that_still_dials_ends_at_once_and_without_a_word(number: int, 
             # Our own handlers: Python has one for SIGINT alone.
             wait_until(lambda: catches(client.pid, signal.SIGTERM), "the handlers", 20)
             client.send_signal(number)
-            _, said = client.communicate(timeout=10)
+            _, said = client.communicate(timeout=30)
             assert (client.returncode, said) == (128 + number, b"")
 
 
@@ -234,10 +234,10 @@ def test_descriptors_that_are_not_ready_are_waited_for(node: Proxy, protocol: st
             writer.start()
             with open(stdout, "rb") as file:
                 assert file.read() == PAYLOAD
-            assert client.wait(10) == 0
+            assert client.wait(30) == 0
         finally:
             client.kill()
-            client.wait(10)
+            client.wait(30)
 
 
 def write_and_close(fd: int, data: bytes) -> None:

@@ -98,7 +98,7 @@ class TestLater:
             assert up % ("away", 1) in ctl(node, "metrics")
             assert space.run(lambda: health("127.0.0.1", control)) == (200, {"status": "ok"})
             node.signal(signal.SIGTERM)
-            assert node.wait(10) == 0
+            assert node.wait(30) == 0
 
     def test_nobody_gives_up_where_all_addresses_are_still_to_come(self, space: Namespace) -> None:
         """Case 312: that of the control interface too."""
@@ -153,7 +153,7 @@ class TestLater:
             node.wait_for_log("away waits for", 20)
             wait_until((node.directory / ".proxy" / "control.sock").exists, "the control socket")
             node.signal(signal.SIGTERM)
-            assert node.wait(10) == 0
+            assert node.wait(30) == 0
 
     @pytest.mark.parametrize(
         "arguments",

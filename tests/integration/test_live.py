@@ -255,7 +255,7 @@ class TestListeners:
             node.change(listeners={"other": web_door(listen_addr=address)})
             assert works(clients.websocket(door, "127.0.0.1", target.port))
             stop.set()
-            knocking.join(10)
+            knocking.join(30)
             assert refused == []
 
     def test_a_client_that_waits_in_the_queue_is_served_by_the_one_who_takes_over(
@@ -476,7 +476,7 @@ class TestVersions:
             for seconds in range(4):
                 node.change(proxy={"timeout": f"{seconds + 1}s"})
             node.signal(signal.SIGTERM)
-            assert node.wait(10) == 0
+            assert node.wait(30) == 0
             node.config_path.write_text(node.text(proxy={"timeout": "9s"}))
             Proxy.start(node)
             listed = node.ctl("versions")
@@ -490,7 +490,7 @@ class TestVersions:
         """CASES H202: nobody is to go back to what never was in effect."""
         with Live() as node, socket.socket() as other:
             node.signal(signal.SIGTERM)
-            assert node.wait(10) == 0
+            assert node.wait(30) == 0
             other.bind(("127.0.0.1", 0))
             other.listen()
             control = {"listen_addr": f"127.0.0.1:{other.getsockname()[1]}", "token": "looking-glass"}
@@ -519,7 +519,7 @@ class TestVersions:
 class TestStartingWithAnInvalidFile:
     def broken(self, node: Proxy) -> str:
         node.signal(signal.SIGTERM)
-        assert node.wait(10) == 0
+        assert node.wait(30) == 0
         text = node.config_path.read_text().replace("listen_addr", "listen_adr")
         node.config_path.write_text(text)
         return text
@@ -594,7 +594,7 @@ def open_one(node: Proxy, port: int, number: int) -> Tunnel:
 class TestEnding:
     def test_a_reload_while_it_drains_is_ignored(self, target: Target) -> None:
         """CASES H206."""
-        with Live({"drain_timeout": "10s"}) as node:
+        with Live({"drain_timeout": "1h"}) as node:
             tunnel = clients.socks5(node.door("socks"), "127.0.0.1", target.port)
             node.signal(signal.SIGTERM)
             node.wait_for_log("stopping:")
@@ -605,7 +605,7 @@ class TestEnding:
             assert "is stopping" in node.ctl("reload", status=1)
             assert works(tunnel)
             tunnel.close()
-            assert node.wait(5) == 0
+            assert node.wait(30) == 0
             assert "version 2" not in node.log
             assert more["listen_addr"] not in node.log
 
@@ -616,12 +616,12 @@ class TestEnding:
             node.config_path.write_text(node.text(auth_users=users))
             node.signal(signal.SIGHUP)
             node.signal(signal.SIGTERM)
-            assert node.wait(5) == 0
+            assert node.wait(30) == 0
 
     def test_a_server_without_a_file_says_that_there_is_none(self) -> None:
         port = free_port()
         with Proxy({"listeners": {}}, starts=False) as node:
-            node.wait(10)
+            node.wait(30)
             node.command = [*node.command[:-2], "-mode", "server", "-protocol", "socks5"]
             node.command += ["-addr", f"127.0.0.1:{port}"]
             Proxy.start(node)

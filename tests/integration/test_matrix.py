@@ -190,4 +190,4 @@ def test_a_client_that_dies_is_no_end_of_its_stream_for_the_target(door: str, wa
         tunnel.sendall(b"half of i")
         reset(tunnel.sock)
         tunnel.close()
-        assert isinstance(target.results.get(timeout=5), ConnectionError)
+        assert isinstance(target.results.get(timeout=20), ConnectionError)

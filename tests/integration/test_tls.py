@@ -66,7 +66,7 @@ def exchange(node: Proxy) -> None:
         sender.start()
         assert targets.receive_digest(tunnel.recv, len(PAYLOAD)) == DIGEST
         assert target.result() == DIGEST
-        sender.join(10)
+        sender.join(30)
         tunnel.close()
 
 

@@ -100,7 +100,7 @@ def test_those_who_want_the_same_share_one_call(calls: Calls) -> None:
     wanted = [calls.make(asker, key="same") for asker in "abc"]
     assert calls.running == ["same"]
     calls.end("same")
-    assert [each.get(timeout=5) for each in wanted] == ["same"] * 3
+    assert [each.get(timeout=20) for each in wanted] == ["same"] * 3
 
 
 def test_a_shared_call_begins_when_the_first_who_wants_it_may(calls: Calls) -> None:
@@ -112,4 +112,4 @@ def test_a_shared_call_begins_when_the_first_who_wants_it_may(calls: Calls) -> N
     assert "same" in calls.running
     second.kill()
     calls.end("same")
-    assert first.get(timeout=5) == "same"
+    assert first.get(timeout=20) == "same"

@@ -27,7 +27,8 @@ from tests.net.wires import Spy
 from tests.wire.greenlets import send_and_end, settle, tcp_pair, until
 from tests.wire.sockets import read_to_end, reset
 
-LATE = 8.0  # seconds: how late a busy machine may be
+LATE = 20.0  # seconds: how late a busy machine may be
+HOUR = 3600.0  # seconds
 MIB = 1 << 20
 
 both_copies = pytest.mark.parametrize("zero_copy", [True, False], ids=["splice", "copy"])
@@ -495,27 +496,40 @@ def test_an_idle_relay_ends_and_is_no_clean_end_to_anybody(join: Join) -> None:
             sock.recv(1)
 
 
-def test_who_sent_while_we_could_not_run_is_not_idle(join: Join) -> None:
+def test_who_sent_while_we_could_not_run_is_not_idle(join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
     """Case 395: the sweep is the first to run after a stop, and comes late."""
-    tunnel = join(idle_timeout=0.4)
+    stopped, swept = 0.0, 0
+
+    def clock() -> float:
+        nonlocal swept
+        swept += 1
+        return time.monotonic() + stopped
+
+    monkeypatch.setattr(module, "monotonic", clock)
+    monkeypatch.setattr(module, "_SWEEP", 0.02)
+    tunnel = join(idle_timeout=HOUR)
     settle()
     tunnel.client.sendall(b"in time")
-    time.sleep(1.0)  # nothing in this process runs
+    time.sleep(0.05)  # nothing in this process runs, and the sweep is due
+    stopped, swept = 2 * HOUR, 0
+    until(lambda: swept > 10)
     assert tunnel.target.recv(10) == b"in time"
-    settle()
     assert not tunnel.running.ready()
-    assert tunnel.result().ending is Ending.IDLE
 
 
+@pytest.mark.usefixtures("no_sweep")
 @both_sides
 def test_a_byte_either_way_keeps_it_alive(join: Join, side: str) -> None:
     """CASES E134."""
-    tunnel = join(idle_timeout=0.2)
-    one, _ = tunnel.sides(side)
-    for _ in range(6):
-        gevent.sleep(0.06)
+    tunnel = join(idle_timeout=4 * HOUR)
+    one, other = tunnel.sides(side)
+    now = time.monotonic()
+    for step in range(1, 7):
         one.sendall(b".")
-    assert not tunnel.running.ready()
+        assert other.recv(1) == b"."
+        tunnel.relay.tick(now + step * 3 * HOUR)
+        assert not tunnel.running.ready()
+    tunnel.relay.tick(now + 6 * 3 * HOUR + 4 * HOUR)
     assert tunnel.result().ending is Ending.IDLE
 
 

@@ -150,7 +150,7 @@ class Upstream(Target):
 
     def heard(self) -> Heard:
         """Wait until the connection has ended, and give what it said."""
-        return self._script.heard.get(timeout=5)
+        return self._script.heard.get(timeout=20)
 
     def _begin(self, connection: socket.socket) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
