@@ -6,6 +6,7 @@ connections are served with the new runtime, and those that live keep theirs unt
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,10 +113,8 @@ def build_runtime(
 def _check_apart(check: Check) -> bool:
     """Have a password checked by a thread, as long as its client is there; raises ``LimitError``."""
     channel: Channel | None = check.client
-    if channel is None:
-        return _hashing.run(check, key=check.key)
     try:
-        with channel.watched(_GRACE):
-            return _hashing.run(check, channel.network, check.key)
+        with channel.watched(_GRACE) if channel else nullcontext():
+            return _hashing.run(check, channel.network if channel else "", check.key)
     except LimitError as exc:
         raise LimitError(f"the password could not be checked: {exc}") from exc

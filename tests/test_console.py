@@ -31,32 +31,6 @@ def pipe() -> Iterator[tuple[int, int]]:
             os.close(fd)
 
 
-def test_nothing_to_read_now_is_no_end(pipe: tuple[int, int]) -> None:
-    source, sink = pipe
-    writer = threading.Timer(0.05, os.write, (sink, b"late"))
-    writer.start()
-    assert descriptors.read(source, 100) == b"late"
-    writer.join(30)
-    os.close(sink)
-    assert descriptors.read(source, 100) == b""
-
-
-def test_no_room_now_is_no_error(pipe: tuple[int, int]) -> None:
-    source, sink = pipe
-    data = os.urandom(10 * PIPE)
-    got = bytearray()
-
-    def collect() -> None:
-        while len(got) < len(data):
-            got.extend(descriptors.read(source, PIPE))
-
-    reader = threading.Thread(target=collect, daemon=True)
-    reader.start()
-    descriptors.write_all(sink, data)
-    reader.join(30)
-    assert bytes(got) == data
-
-
 def test_a_secret_is_a_line_of_a_pipe_that_is_not_ready(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
