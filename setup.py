@@ -51,7 +51,7 @@ if __name__ == "__main__":
         license="MIT",
         python_requires=">=3.10",
         packages=find_packages(include=["proxy", "proxy.*"]),
-        package_data={"proxy": ["py.typed"], "proxy.configfile": ["configspec.ini"]},
+        package_data={"proxy": ["py.typed"]},
         install_requires=REQUIREMENTS,
         extras_require=EXTRAS,
         entry_points={"console_scripts": ["proxy-server = proxy.__main__:main"]},

@@ -1,21 +1,21 @@
 """
 The configuration as values: frozen, and right if they exist.
 
-The field names are those of the INI file. Durations are seconds. Secrets stay out of every ``repr``.
+The field names are those of the INI file, and a field's type is all that the file has to know of it: with it
+stands the kind of the setting (``settings.py``). Durations are seconds. Secrets stay out of every ``repr``.
 """
 
-import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from itertools import combinations
-from typing import ParamSpec
+from itertools import chain, combinations
+from typing import Annotated, ClassVar
 from urllib.parse import quote
 
 from proxy.address import Endpoint
 from proxy.errors import ConfigError
-from proxy.units import check_count
+from proxy.settings import File, Kind, Location, Seconds, Secret, SomeSeconds, at_least, kinds_of, one_of
 
 DIRECT = "direct"  # the name of the upstream that is always there
 
@@ -27,8 +27,6 @@ _BASE64 = r"(?=[\w-]{2})(?:[\w-]{4})*(?:[\w-]{2}(?:==)?|[\w-]{3}=?)?"
 _SCRYPT = re.compile(rf"scrypt\$(?:1\d|20)\$[1-9]\d?\$[1-9]\d?\$(?:long\$)?{_BASE64}\${_BASE64}", re.ASCII)
 
 _AS_IT_IS = "/?%#[]@!$&'()*+,;=:"  # what stays in a path whose other characters are escaped
-
-_Params = ParamSpec("_Params")
 
 
 class Protocol(str, Enum):
@@ -69,13 +67,7 @@ class AuthPolicy(str, Enum):
     NONE = "none"
 
 
-# The settings of [proxy] that take one word of a few.
-CHOICES = {
-    "log_level": ("debug", "info", "warning", "error"),
-    "log_format": ("text", "json"),
-    "splice": ("auto", "off"),
-    "on_user_change": ("keep", "close"),
-}
+Splice = Annotated[str, one_of("auto", "off")]
 
 
 class SettingsError(ConfigError):
@@ -86,38 +78,71 @@ class SettingsError(ConfigError):
         self.problems = problems
 
 
-@dataclass(frozen=True)
-class ClientConfig:
-    """How a client reaches one proxy, and as whom."""
+class _Settings:
+    """Settings that are checked when they come to be: one by one by their kinds, and then together."""
 
-    server_addr: str
-    protocol: Protocol = Protocol.SOCKS5
-    username: str = ""
-    password: str = field(default="", repr=False)
-    timeout: float = 30.0
-    tls_ca: str = ""
-    tls_verify: bool = True
-    ping_interval: float = 30.0
+    kinds: ClassVar[Mapping[str, Kind]]
+    _place: ClassVar[str] = ""  # what stands before a setting's name where a problem names it
+
+    def __init_subclass__(cls) -> None:
+        cls.kinds = kinds_of(cls)
 
     def __post_init__(self) -> None:
-        _refuse(_not_words(self, protocol=Protocol))
-        _refuse(self._problems())
+        self._refuse(self._take_words())
+        self._refuse(self._wrong_values(), self._problems())
+
+    def _refuse(self, *problems: Iterable[ConfigError]) -> None:
+        # One that is found in two ways, as by an upstream and by its client, is told once.
+        found = {(each.field, str(each)): each for each in chain(*problems)}
+        if found:
+            raise SettingsError(tuple(found.values()))
+
+    def _take_words(self) -> Iterator[ConfigError]:
+        """Take each word for the member that it is the value of, and complain of those that are none."""
+        for name, kind in self.kinds.items():
+            if kind.is_enum:
+                try:
+                    object.__setattr__(self, name, kind.read(getattr(self, name)))
+                except ValueError as exc:
+                    yield ConfigError(self._place + name, str(exc))
+
+    def _wrong_values(self) -> Iterator[ConfigError]:
+        for name, kind in self.kinds.items():
+            try:
+                kind.check(getattr(self, name))
+            except ValueError as exc:
+                yield ConfigError(self._place + name, str(exc))
 
     def _problems(self) -> Iterator[ConfigError]:
-        yield from _caught(_require_positive, "timeout", self.timeout)
-        yield from _caught(_require_not_negative, "ping_interval", self.ping_interval)
-        yield from _caught(
-            check_credentials, "username", self.username, "password", self.password, self.protocol
-        )
-        yield from _caught(self._check_address)
+        """Complain of what cannot be right together."""
+        yield from ()
 
-    def _check_address(self) -> None:
-        endpoint = self.endpoint
+
+@dataclass(frozen=True)
+class ClientConfig(_Settings):
+    """How a client reaches one proxy, and as whom."""
+
+    server_addr: Location
+    protocol: Protocol = Protocol.SOCKS5
+    username: str = ""
+    password: Secret = field(default="", repr=False)
+    timeout: SomeSeconds = 30.0
+    tls_ca: File = ""
+    tls_verify: bool = True
+    ping_interval: Seconds = 30.0
+
+    def _problems(self) -> Iterator[ConfigError]:
+        yield from _credential_problems("username", self.username, "password", self.password, self.protocol)
+        try:
+            endpoint = self.endpoint
+        except ConfigError as exc:
+            yield exc
+            return
         if not endpoint.host or not endpoint.port:
-            raise ConfigError("server_addr", "a proxy's address needs a host and a port")
+            yield ConfigError("server_addr", "a proxy's address needs a host and a port")
         schemes = ("ws", "wss") if self.protocol is Protocol.WEBSOCKET else ("tcp", "socks5")
         if endpoint.scheme not in schemes:
-            raise ConfigError(
+            yield ConfigError(
                 "server_addr", f"a {self.protocol.value} proxy is at {schemes[0]}:// or {schemes[1]}://"
             )
 
@@ -129,35 +154,28 @@ class ClientConfig:
 
 
 @dataclass(frozen=True)
-class UpstreamConfig:
+class UpstreamConfig(_Settings):
     """A way out. ``retry_count`` is how many further attempts follow a failed one."""
 
     name: str
     type: UpstreamType
-    proxy_address: str = ""
+    proxy_address: Location = ""
     proxy_username: str = ""
-    proxy_password: str = field(default="", repr=False)
-    timeout: float = 10.0
-    retry_count: int = 2
-    tls_ca: str = ""
+    proxy_password: Secret = field(default="", repr=False)
+    timeout: SomeSeconds = 10.0
+    retry_count: Annotated[int, at_least(0)] = 2
+    tls_ca: File = ""
     tls_verify: bool = True
-    ping_interval: float = 30.0
-
-    def __post_init__(self) -> None:
-        _refuse(_not_words(self, type=UpstreamType))
-        _refuse(self._problems())
+    ping_interval: Seconds = 30.0
 
     def _problems(self) -> Iterator[ConfigError]:
-        yield from _caught(_require_count, "retry_count", self.retry_count, 0)
         if self.type is UpstreamType.DIRECT:
-            yield from _caught(_require_positive, "timeout", self.timeout)
             if self.proxy_address or self.proxy_username or self.proxy_password or self.tls_ca:
                 yield ConfigError("type", "a direct upstream has no proxy_address, credentials or tls_ca")
         elif not self.proxy_address:
-            yield from _caught(_require_positive, "timeout", self.timeout)
             yield ConfigError("proxy_address", f"a {self.type.value} upstream needs one")
             login = ("proxy_username", self.proxy_username, "proxy_password", self.proxy_password)
-            yield from _caught(check_credentials, *login, Protocol(self.type.value))
+            yield from _credential_problems(*login, Protocol(self.type.value))
         else:
             yield from self._client_problems()
 
@@ -187,7 +205,7 @@ class UpstreamConfig:
 
 
 @dataclass(frozen=True)
-class ServerConfig:
+class ServerConfig(_Settings):
     """
     One listener, with all that its connections need.
 
@@ -195,36 +213,27 @@ class ServerConfig:
     preference; empty, or with ``enable_upstream`` off, connections go out directly.
     """
 
-    listen_addr: str
+    listen_addr: Location
     protocol: Protocol
     name: str = ""
     auth_users: Mapping[str, str] = field(default_factory=dict, repr=False)
-    timeout: float = 30.0
+    timeout: SomeSeconds = 30.0
     upstream_config: tuple[UpstreamConfig, ...] = ()
     enable_upstream: bool = True
     strategy: Strategy = Strategy.FAILOVER
-    handshake_timeout: float = 10.0
-    idle_timeout: float = 7200.0
-    max_connections: int = 1024
+    handshake_timeout: SomeSeconds = 10.0
+    idle_timeout: Seconds = 7200.0
+    max_connections: Annotated[int, at_least(1)] = 1024
     overload: Overload = Overload.WAIT
     auth: AuthPolicy = AuthPolicy.AUTO
     path: str = ""
-    ping_interval: float = 30.0
-    tls_cert: str = ""
-    tls_key: str = ""
-    splice: str = "auto"
-
-    def __post_init__(self) -> None:
-        _refuse(_not_words(self, protocol=Protocol, strategy=Strategy, overload=Overload, auth=AuthPolicy))
-        _refuse(self._problems())
+    ping_interval: Seconds = 30.0
+    tls_cert: File = ""
+    tls_key: File = ""
+    splice: Splice = "auto"
 
     def _problems(self) -> Iterator[ConfigError]:
-        for positive in ("timeout", "handshake_timeout"):
-            yield from _caught(_require_positive, positive, getattr(self, positive))
-        for duration in ("idle_timeout", "ping_interval"):
-            yield from _caught(_require_not_negative, duration, getattr(self, duration))
-        yield from _caught(_require_count, "max_connections", self.max_connections, 1)
-        yield from _caught(self._check_address)
+        yield from self._address_problems()
         if self.protocol is Protocol.SOCKS5:
             for foreign in ("path", "tls_cert", "tls_key"):
                 if getattr(self, foreign):
@@ -233,27 +242,29 @@ class ServerConfig:
             missing, present = ("tls_key", "tls_cert") if self.tls_cert else ("tls_cert", "tls_key")
             yield ConfigError(missing, f"{present} is set, so this must be set too")
         if self.path:
-            yield from _caught(_check_path, self.path)
-        if self.splice not in CHOICES["splice"]:
-            yield ConfigError("splice", f"is none of {', '.join(CHOICES['splice'])}")
+            yield from _path_problems(self.path)
         for username, password in self.auth_users.items():
-            yield from _caught(check_user, username, password)
+            yield from _user_problems(username, password)
         if self.auth is AuthPolicy.REQUIRED and not self.auth_users:
             yield ConfigError("auth", "authentication is required, but [auth_users] has no users")
 
-    def _check_address(self) -> None:
-        endpoint = self.endpoint
-        if self.protocol is Protocol.SOCKS5 and endpoint.scheme not in ("tcp", "socks5"):
-            raise ConfigError("listen_addr", f"a socks5 listener cannot listen on {endpoint.scheme}://")
-        if self.protocol is Protocol.WEBSOCKET and endpoint.scheme not in ("ws", "wss"):
-            raise ConfigError("listen_addr", f"a websocket listener cannot listen on {endpoint.scheme}://")
-        if endpoint.path != "/":
-            raise ConfigError("listen_addr", "has a path, which goes into the setting path")
-        if endpoint.scheme == "wss" and not self.tls_cert:
-            raise ConfigError("tls_cert", "a wss:// listener needs tls_cert and tls_key")
+    def _address_problems(self) -> Iterator[ConfigError]:
+        try:
+            endpoint = self.endpoint
+        except ConfigError as exc:
+            yield exc
+            return
+        schemes = ("ws", "wss") if self.protocol is Protocol.WEBSOCKET else ("tcp", "socks5")
+        if endpoint.scheme not in schemes:
+            what = f"a {self.protocol.value} listener cannot listen on {endpoint.scheme}://"
+            yield ConfigError("listen_addr", what)
+        elif endpoint.path != "/":
+            yield ConfigError("listen_addr", "has a path, which goes into the setting path")
+        elif endpoint.scheme == "wss" and not self.tls_cert:
+            yield ConfigError("tls_cert", "a wss:// listener needs tls_cert and tls_key")
         # Without a scheme, tls_cert decides; with one, the two must not contradict each other.
-        if self.tls_cert and self.listen_addr.lower().startswith("ws://"):
-            raise ConfigError("listen_addr", "with tls_cert it is wss://, not ws://")
+        elif self.tls_cert and self.listen_addr.lower().startswith("ws://"):
+            yield ConfigError("listen_addr", "with tls_cert it is wss://, not ws://")
 
     @property
     def endpoint(self) -> Endpoint:
@@ -267,8 +278,15 @@ class ServerConfig:
         return self.auth is not AuthPolicy.NONE and bool(self.auth_users)
 
 
+# The settings of a listener that stand in [proxy], for all; max_connections may stand in its own section too.
+SHARED = (
+    *("timeout", "handshake_timeout", "idle_timeout", "max_connections", "overload", "enable_upstream"),
+    "splice",
+)
+
+
 @dataclass(frozen=True)
-class ProxyConfig:
+class ProxyConfig(_Settings):
     """
     A whole configuration file.
 
@@ -279,50 +297,45 @@ class ProxyConfig:
     listeners: tuple[ServerConfig, ...]
     upstreams: tuple[UpstreamConfig, ...] = ()
     auth_users: Mapping[str, str] = field(default_factory=dict, repr=False)
-    drain_timeout: float = 30.0
-    reload_interval: float = 1.0
-    history_size: int = 20
+    drain_timeout: Seconds = 30.0
+    reload_interval: Seconds = 1.0
+    history_size: Annotated[int, at_least(1)] = 20
     state_dir: str = ""
-    log_level: str = "info"
-    log_format: str = "text"
-    access_log: str = "-"
-    splice: str = "auto"
-    on_user_change: str = "keep"
-    control_listen_addr: str = ""
-    control_token: str = field(default="", repr=False)
+    log_level: Annotated[str, one_of("debug", "info", "warning", "error")] = "info"
+    log_format: Annotated[str, one_of("text", "json")] = "text"
+    access_log: File = "-"
+    splice: Splice = "auto"
+    on_user_change: Annotated[str, one_of("keep", "close")] = "keep"
+    control_listen_addr: Location = ""
+    control_token: Secret = field(default="", repr=False)
 
-    def __post_init__(self) -> None:
-        _refuse(self._problems())
+    _place: ClassVar[str] = "proxy."
 
     def _problems(self) -> Iterator[ConfigError]:
-        for duration in ("drain_timeout", "reload_interval"):
-            yield from _caught(_require_not_negative, f"proxy.{duration}", getattr(self, duration))
-        yield from _caught(_require_count, "proxy.history_size", self.history_size, 1)
-        for name, words in CHOICES.items():
-            if getattr(self, name) not in words:
-                yield ConfigError(f"proxy.{name}", f"is none of {', '.join(words)}")
         if not self.access_log:
             yield ConfigError("proxy.access_log", "is empty: write - for stderr, a path, or off")
         if not self.listeners:
             yield ConfigError("listeners", "there is no listener: add a [[name]] section under [listeners]")
-        yield from self._control_problems()
-        yield from self._address_problems()
-
-    def _control_problems(self) -> Iterator[ConfigError]:
-        if self.control_listen_addr:
-            yield from _caught(_check_control_address, self.control_listen_addr)
-            if not self.control_token:
-                yield ConfigError("control.token", "is missing: a control listen_addr needs one")
+        if self.control_listen_addr and not self.control_token:
+            yield ConfigError("control.token", "is missing: a control listen_addr needs one")
         if not re.fullmatch(r"(?! )[\x20-\x7e]*(?<! )", self.control_token):
             yield ConfigError(
                 "control.token",
                 "travels in an HTTP header: only ASCII characters that can be seen, no blanks at its ends",
             )
+        yield from self._address_problems()
 
     def _address_problems(self) -> Iterator[ConfigError]:
         places = [(f"listeners.{each.name}", each.endpoint) for each in self.listeners]
-        if self.control_listen_addr and not tuple(_caught(_check_control_address, self.control_listen_addr)):
-            places.append(("control", Endpoint.parse(self.control_listen_addr)))
+        if self.control_listen_addr:
+            try:
+                control = _parse_endpoint("control.listen_addr", self.control_listen_addr, "tcp")
+            except ConfigError as exc:
+                yield exc
+            else:
+                if control.scheme != "tcp":
+                    yield ConfigError("control.listen_addr", "is written host:port, without a scheme")
+                places.append(("control", control))
         for (first, one), (second, other) in combinations(places, 2):
             if one.overlaps(other):
                 yield ConfigError(f"{second}.listen_addr", f"is the address of [{first}] too")
@@ -330,27 +343,32 @@ class ProxyConfig:
 
 def check_user(username: str, password: str) -> None:
     """Raise ``ConfigError`` for a user who could never log in (RFC 1929, section 2)."""
+    for problem in _user_problems(username, password):
+        raise problem
+
+
+def _user_problems(username: str, password: str) -> Iterator[ConfigError]:
     for what, text in (("user name", username), ("password", password)):
         if not 1 <= len(to_bytes(text)) <= 255:
-            raise ConfigError(username, f"a {what} has 1 to 255 bytes")
+            yield ConfigError(username, f"a {what} has 1 to 255 bytes")
     if password.startswith("scrypt$") and not _SCRYPT.fullmatch(password):
-        raise ConfigError(
+        yield ConfigError(
             username, "begins like a password hash, but is none: copy all that -hash-password prints"
         )
 
 
-def check_credentials(
+def _credential_problems(
     name_field: str, username: str, password_field: str, password: str, protocol: Protocol
-) -> None:
-    """Raise ``ConfigError`` for credentials that the protocol cannot carry."""
+) -> Iterator[ConfigError]:
+    """Complain of credentials that the protocol cannot carry."""
     if bool(username) != bool(password):
         missing = password_field if username else name_field
-        raise ConfigError(missing, "a user name and a password come together")
+        yield ConfigError(missing, "a user name and a password come together")
     for field_name, text in ((name_field, username), (password_field, password)):
         if len(to_bytes(text)) > 255:
-            raise ConfigError(field_name, "is longer than 255 bytes")
+            yield ConfigError(field_name, "is longer than 255 bytes")
         if protocol is Protocol.WEBSOCKET and (text != text.strip() or _NO_HEADER.search(text)):
-            raise ConfigError(
+            yield ConfigError(
                 field_name,
                 "travels in an HTTP header: no control characters, no blanks at its ends, only UTF-8",
             )
@@ -361,69 +379,22 @@ def to_bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def _refuse(problems: Iterable[ConfigError]) -> None:
-    found = tuple(problems)
-    if found:
-        raise SettingsError(found)
-
-
-def _not_words(config: object, **kinds: type[Enum]) -> Iterator[ConfigError]:
-    """Take each word for the member that it is the value of, and complain of those that are none."""
-    for name, kind in kinds.items():
-        try:
-            object.__setattr__(config, name, kind(getattr(config, name)))
-        except ValueError:
-            yield ConfigError(name, f"is none of {', '.join(each.value for each in kind)}")
-
-
-def _caught(
-    check: Callable[_Params, None], *args: _Params.args, **kwargs: _Params.kwargs
-) -> tuple[ConfigError, ...]:
-    try:
-        check(*args, **kwargs)
-    except ConfigError as exc:
-        return (exc,)
-    return ()
-
-
-def _check_path(path: str) -> None:
-    """Raise ``ConfigError`` for a path that no client would ever ask for."""
+def _path_problems(path: str) -> Iterator[ConfigError]:
+    """Complain of a path that no client would ever ask for."""
     if not path.startswith("/"):
-        raise ConfigError("path", "must begin with /")
-    if not re.fullmatch(r"[\x21-\x7e]*", path):
-        raise ConfigError("path", f"has only ASCII characters, and no blanks: write {quote(path, _AS_IT_IS)}")
-    if "#" in path:
-        raise ConfigError(
+        yield ConfigError("path", "must begin with /")
+    elif not re.fullmatch(r"[\x21-\x7e]*", path):
+        yield ConfigError("path", f"has only ASCII characters, and no blanks: write {quote(path, _AS_IT_IS)}")
+    elif "#" in path:
+        yield ConfigError(
             "path", "has a #, behind which nothing is ever asked for: take it out, or write %23"
         )
-    if {".", ".."} & set(path.partition("?")[0].split("/")):
-        raise ConfigError("path", "has . or .. as a part, which clients resolve before they ask")
-
-
-def _check_control_address(text: str) -> None:
-    if _parse_endpoint("control.listen_addr", text, "tcp").scheme != "tcp":
-        raise ConfigError("control.listen_addr", "is written host:port, without a scheme")
+    elif {".", ".."} & set(path.partition("?")[0].split("/")):
+        yield ConfigError("path", "has . or .. as a part, which clients resolve before they ask")
 
 
 def _parse_endpoint(field_name: str, text: str, scheme: str) -> Endpoint:
     try:
         return Endpoint.parse(text, scheme=scheme)
-    except ValueError as exc:
-        raise ConfigError(field_name, str(exc)) from None
-
-
-def _require_positive(field_name: str, seconds: float) -> None:
-    if not 0 < seconds < math.inf:
-        raise ConfigError(field_name, "must be more than 0")
-
-
-def _require_not_negative(field_name: str, seconds: float) -> None:
-    if not 0 <= seconds < math.inf:
-        raise ConfigError(field_name, "must not be negative")
-
-
-def _require_count(field_name: str, number: int, least: int) -> None:
-    try:
-        check_count(number, least)
     except ValueError as exc:
         raise ConfigError(field_name, str(exc)) from None

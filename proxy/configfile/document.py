@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from proxy.configfile import syntax
-from proxy.configfile.spec import SPEC, Path, did_you_mean, is_secret, keys_of, knows, shown
+from proxy.configfile.spec import SETTINGS, Path, is_secret, knows, shown
 from proxy.configfile.syntax import CONTROL, Fault, Header, Setting
 from proxy.errors import ConfigError
 from proxy.redact import REDACTED
+from proxy.settings import did_you_mean
 
 Place = tuple[Path, str]  # of a setting; with the key "" it is the section itself
 Edit = tuple[str, str | None]  # a dotted name and its value; None takes the setting away
@@ -73,10 +74,10 @@ def dotted(place: Place) -> str:
 
 def _check_section(name: str, section: str) -> None:
     """Refuse a name that begins with no section, and say which one may be meant."""
-    if section in SPEC.sections or not _NAME.fullmatch(section):
+    if section in SETTINGS or not _NAME.fullmatch(section):
         return
-    homes = [each for each in ("proxy", "control") if name in keys_of((each,))]
-    hint = f"; did you mean {homes[0]}.{name}?" if homes else did_you_mean(section, SPEC.sections, "[{}]")
+    homes = [each for each in ("proxy", "control") if name in SETTINGS[each]]
+    hint = f"; did you mean {homes[0]}.{name}?" if homes else did_you_mean(section, SETTINGS, "[{}]")
     raise ConfigError(name if _NAME.fullmatch(name) else section, f"there is no section [{section}]{hint}")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from proxy.config import DIRECT, ProxyConfig, ServerConfig
 from proxy.configfile import syntax
-from proxy.configfile.spec import Path, keys_of, shown
+from proxy.configfile.spec import Path, settings_of, shown
 from proxy.units import write_duration
 
 
@@ -40,7 +40,7 @@ def _get(listener: ServerConfig, key: str) -> Any:
 
 def _write_section(path: Path, get: Callable[[str], Any]) -> str:
     lines = ["[" * len(path) + path[-1] + "]" * len(path)]
-    for key in keys_of(path):
+    for key in settings_of(path):
         lines.append(f"{key} = {_write_value(shown(path, key, get(key)))}".rstrip())
     return "\n".join(lines)
 

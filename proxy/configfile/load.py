@@ -35,23 +35,17 @@ from proxy.config import (
 from proxy.configfile import syntax
 from proxy.configfile.document import NOWHERE, Document
 from proxy.configfile.outline import MAX_BYTES, Outline, Problem, why_no_text_file
-from proxy.configfile.spec import (
-    ENUMS,
-    FILES,
-    NO_FILES,
-    SPEC,
-    VALIDATOR,
-    Path,
-    did_you_mean,
-)
+from proxy.configfile.spec import CONFIGSPEC, VALIDATOR, Path, kind_of
 from proxy.configfile.syntax import NO_CLOSING_QUOTE, QUOTE_IT
 from proxy.errors import ConfigError, is_shortage, reason_of
 from proxy.net.limits import from_reserve, untold_shortage
 from proxy.net.tls import check_readable, client_context, server_context
+from proxy.settings import FILE, did_you_mean
 from proxy.trust import Trust
 
 _DIRECT_UPSTREAM = UpstreamConfig(DIRECT, UpstreamType.DIRECT)
 _TLS = ("tls_cert", "tls_key", "tls_ca")
+_NO_FILES = ("", "-", "off")  # what an access_log may be instead
 
 T = TypeVar("T")
 
@@ -194,10 +188,10 @@ class _Builder:
         conf = self._validate()
         users = self._users(conf["auth_users"])
         upstreams = {name: self._upstream(name, each) for name, each in conf["upstreams"].items()}
-        proxy, control = self._values(conf["proxy"]), self._values(conf["control"])
+        proxy, control = (self._values((name,), conf[name]) for name in ("proxy", "control"))
         shared = _only(ServerConfig, proxy) | {"auth_users": users}
         listeners = [
-            self._listener(name, shared | self._values(each), upstreams)
+            self._listener(name, shared | self._values(("listeners", name), each), upstreams)
             for name, each in conf["listeners"].items()
         ]
         values = _only(ProxyConfig, proxy) | {
@@ -223,7 +217,7 @@ class _Builder:
 
     def _parse(self, lines: list[str]) -> ConfigObj:
         try:
-            return ConfigObj(lines, configspec=SPEC, interpolation=False)
+            return ConfigObj(lines, configspec=CONFIGSPEC, interpolation=False)
         except ConfigObjError as exc:
             places = {line: place for place, line in self._outline.places.items()}
             for error in exc.errors:
@@ -254,7 +248,7 @@ class _Builder:
         path = ("upstreams", name)
         if name == DIRECT:
             self._outline.report_at(path, "", f"{DIRECT} is built in: give this upstream another name")
-        values = self._values(section)
+        values = self._values(path, section)
         self._try_files(path, values)
         kinds = [values["type"]] if "type" in values else list(UpstreamType)
         options = [{"name": name, **values, "type": kind} for kind in kinds]
@@ -300,14 +294,13 @@ class _Builder:
             except ConfigError as exc:
                 self._outline.report_at(path, exc.field, str(exc))
 
-    def _values(self, section: Mapping[str, Any]) -> dict[str, Any]:
-        """Take the values that were given, as the dataclasses want them."""
-        return {key: self._value(key, value) for key, value in section.items() if value is not None}
-
-    def _value(self, key: str, value: Any) -> Any:
-        if key in FILES and value not in NO_FILES:
-            return os.path.join(self._folder, os.path.expanduser(value))
-        return ENUMS[key](value) if key in ENUMS else value
+    def _values(self, path: Path, section: Mapping[str, Any]) -> dict[str, Any]:
+        """Take the values that were given; the names of files are put into the folder of this one."""
+        values = {key: value for key, value in section.items() if value is not None}
+        for key, value in values.items():
+            if kind_of(path, key) is FILE and value not in _NO_FILES:
+                values[key] = os.path.join(self._folder, os.path.expanduser(value))
+        return values
 
     def _make(
         self,

@@ -1,66 +1,76 @@
 """
-What a configuration file may have: the configspec, the checks it names, and what to say of the rest.
+What a configuration file may have: its sections, their settings, and what to say of the rest.
+
+A setting is a field of a class in ``config.py``, whose type says of what kind it is. Here they are put into
+their sections, and into a configspec, by which configobj checks their values.
 """
 
-import difflib
 import re
-from collections.abc import Callable, Collection, Iterable
-from enum import Enum
-from importlib import resources
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import MISSING, fields
+from typing import Any
 
 from configobj import ConfigObj
 from configobj.validate import ValidateError, Validator
 
-from proxy.address import Endpoint
-from proxy.config import (
-    CHOICES,
-    DIRECT,
-    AuthPolicy,
-    Overload,
-    Protocol,
-    Strategy,
-    UpstreamType,
-)
+from proxy.config import DIRECT, SHARED, ProxyConfig, ServerConfig, UpstreamConfig
 from proxy.configfile.syntax import QUOTE_IT
 from proxy.redact import REDACTED, without_query
-from proxy.units import check_count, parse_duration, parse_size
+from proxy.settings import ADDRESS, SECRET, TEXT, Kind, did_you_mean
 
 Path = tuple[str, ...]  # of a section: ("proxy",) or ("listeners", "web")
 
-SPEC = ConfigObj(
-    resources.files("proxy.configfile").joinpath("configspec.ini").read_text("utf-8").splitlines(),
-    interpolation=False,
-    list_values=False,
-    _inspec=True,
-)
-ENUMS: dict[str, type[Enum]] = {
-    "protocol": Protocol,
-    "type": UpstreamType,
-    "strategy": Strategy,
-    "overload": Overload,
-    "auth": AuthPolicy,
-}
-FILES = ("access_log", "tls_cert", "tls_key", "tls_ca")  # their relative paths start at the file's folder
-NO_FILES = ("", "-", "off")  # what an access_log may be instead
-
 _MANY = "__many__"
 _RESERVED = (_MANY, "___many___")  # in a configspec these stand for any name, so no name can be one of them
-_YES = ("yes", "true", "on", "1")
-_NO = ("no", "false", "off", "0")
+NAMED = ("listeners", "upstreams")  # which have a section for each of them
+_CONTROL = "control_"  # with which the fields of [control] begin
+
+_program, _listener = ProxyConfig.kinds, ServerConfig.kinds
+_own = {key: kind for key, kind in _listener.items() if key != "name" and key not in SHARED}
+
+# All settings by their sections, in the order in which they are printed; [auth_users] has any.
+SETTINGS: Mapping[str, Mapping[str, Kind]] = {
+    "proxy": {key: _listener[key] for key in SHARED}
+    | {key: kind for key, kind in _program.items() if not key.startswith(_CONTROL)},
+    "auth_users": {_MANY: SECRET},
+    "listeners": _own | {"upstream": TEXT, "max_connections": _listener["max_connections"]},
+    "control": {
+        key.removeprefix(_CONTROL): kind for key, kind in _program.items() if key.startswith(_CONTROL)
+    },
+    "upstreams": {key: kind for key, kind in UpstreamConfig.kinds.items() if key != "name"},
+}
+_REQUIRED = {
+    (section, each.name)
+    for section, kind in (("listeners", ServerConfig), ("upstreams", UpstreamConfig))
+    for each in fields(kind)
+    if each.default is MISSING
+}
+
+
+def settings_of(path: Path) -> Mapping[str, Kind]:
+    """List the settings that a section may have, each with its kind."""
+    is_section = path and (path[0] in NAMED) == (len(path) > 1)
+    return SETTINGS.get(path[0], {}) if is_section else {}
+
+
+def kind_of(path: Path, key: str) -> Kind | None:
+    """Tell of what kind a setting is; None for one that there cannot be."""
+    known = settings_of(path)
+    return known.get(key) or known.get(_MANY)
 
 
 def is_secret(path: Path, key: str) -> bool:
     """Tell whether a setting is a password or a token."""
-    home = {"proxy_password": "upstreams", "token": "control"}.get(key)
     # Above the first section there can be no setting; but there may be one in a file that is damaged.
-    return path == ("auth_users",) or (home is not None and path[:1] in ((), (home,)))
+    homes = path[:1] or SETTINGS
+    return path == ("auth_users",) or any(SETTINGS.get(home, {}).get(key) is SECRET for home in homes)
 
 
 def shown(path: Path, key: str, value: str) -> str:
     """Give a value as others may see it."""
     if is_secret(path, key) or not knows(path, key):
         return REDACTED if value else ""
-    if key not in ("proxy_address", "listen_addr"):
+    if kind_of(path, key) is not ADDRESS:
         return value
     address = without_query(value)
     return REDACTED if "@" in address else address  # with credentials, which do not belong there
@@ -68,15 +78,9 @@ def shown(path: Path, key: str, value: str) -> str:
 
 def knows(path: Path, key: str = "") -> bool:
     """Tell whether there can be such a section, or such a setting in it."""
-    if not path or path[0] not in SPEC.sections or (len(path) > 1 and _why_no_child(path)):
+    if not path or path[0] not in SETTINGS or (len(path) > 1 and _why_no_child(path)):
         return False
-    return not key or key in keys_of(path) or _MANY in keys_of(path)
-
-
-def keys_of(path: Path) -> tuple[str, ...]:
-    """List the keys that a section may have; [auth_users] takes any."""
-    spec = SPEC[path[0]][_MANY] if len(path) > 1 else SPEC[path[0]]
-    return tuple(spec.scalars)
+    return not key or kind_of(path, key) is not None
 
 
 def why_no_section(path: Path, depth: int, keys: set[str]) -> str:
@@ -85,19 +89,19 @@ def why_no_section(path: Path, depth: int, keys: set[str]) -> str:
     if depth > 2:
         return "a section has one or two brackets, not more"
     if depth == 1:
-        return "" if name in SPEC.sections else _why_unknown_section(name, keys)
+        return "" if name in SETTINGS else _why_unknown_section(name, keys)
     if not path[0]:
-        is_known = name in SPEC.sections
+        is_known = name in SETTINGS
         return f"has too many brackets: write [{name}]" if is_known else _why_unknown_section(name, keys)
     return _why_no_child(path, keys)
 
 
 def _why_no_child(path: Path, keys: Collection[str] = ()) -> str:
     name = path[-1]
-    if _MANY not in SPEC[path[0]].sections:
-        hint = f"write [{name}]" if name in SPEC.sections else "write its settings as key = value"
+    if path[0] not in NAMED:
+        hint = f"write [{name}]" if name in SETTINGS else "write its settings as key = value"
         return f"there are no sections inside [{path[0]}]: {hint}"
-    if name in SPEC.sections and not {"protocol", "listen_addr", "type"}.intersection(keys):
+    if name in SETTINGS and not {"protocol", "listen_addr", "type"}.intersection(keys):
         return f"this would be a part of [{path[0]}]: write [{name}]"
     if name in _RESERVED or not re.fullmatch(r"[\w.-]+", name):
         return "a name consists of letters, digits, and the characters _ . -"
@@ -108,17 +112,17 @@ def _why_unknown_section(name: str, keys: set[str]) -> str:
     for kind, marks in (("listeners", {"protocol", "listen_addr"}), ("upstreams", {"type", "proxy_address"})):
         if keys & marks:
             return f"stands in the wrong place: write it with two brackets, [[name]], below [{kind}]"
-    return f"unknown section{did_you_mean(name, SPEC.sections, '[{}]')}"
+    return f"unknown section{did_you_mean(name, SETTINGS, '[{}]')}"
 
 
 def why_no_key(path: Path, key: str) -> str:
     """Say why a key does not belong into a section, and where it does; nothing, if it does belong."""
-    known = keys_of(path) if path else ()
+    known = settings_of(path)
     if key in _RESERVED:
         return "this name cannot be used"
     if key in known or _MANY in known:
         return ""
-    if key in SPEC.sections:
+    if key in SETTINGS:
         return f"is a section: write [{key}] on a line of its own"
     homes = _homes_of(key)
     if path in (("listeners",), ("upstreams",)):
@@ -129,67 +133,25 @@ def why_no_key(path: Path, key: str) -> str:
 
 
 def _homes_of(key: str) -> list[str]:
-    sections = [f"[{name}]" for name in ("proxy", "control") if key in SPEC[name].scalars]
-    several = [name for name in ("listeners", "upstreams") if key in SPEC[name][_MANY].scalars]
-    return sections + [f"a section [[name]] below [{name}]" for name in several]
+    homes = sorted((section for section, known in SETTINGS.items() if key in known), key=NAMED.__contains__)
+    return [f"a section [[name]] below [{each}]" if each in NAMED else f"[{each}]" for each in homes]
 
 
-def did_you_mean(text: str, known: Iterable[str], form: str = "{}") -> str:
-    """Suggest the nearest known name, if one is near."""
-    close = difflib.get_close_matches(text, list(known), n=1)
-    return f"; did you mean {form.format(close[0])}?" if close else ""
+# What configobj is told
 
 
-# The checks that configspec.ini names
+def _check(kind: Kind, *, may_be_empty: bool = False) -> Callable[[str | list[str]], Any]:
+    """Make a check for the validator."""
 
-
-def _check(parse: Callable[..., object]) -> Callable[..., object]:
-    """Make a check for the validator of a function that reads text or raises ``ValueError``."""
-
-    def check(value: str | list[str], *args: str) -> object:
+    def check(value: str | list[str]) -> Any:
         if isinstance(value, list):
             raise ValidateError(f"has a comma: {QUOTE_IT}")
+        if may_be_empty and not value:
+            return None
         try:
-            return parse(value, *args)
+            return kind.parse(value)
         except ValueError as exc:
             raise ValidateError(str(exc)) from None
-
-    return check
-
-
-def _duration(text: str, kind: str = "") -> float:
-    seconds = parse_duration(text)
-    if kind == "positive" and not seconds:
-        raise ValueError("must be more than 0")
-    return seconds
-
-
-def _number(text: str, minimum: str, kind: str = "") -> int | None:
-    if kind == "optional" and not text:
-        return None
-    return check_count(parse_size(text), int(minimum))
-
-
-def _address(text: str, kind: str = "") -> str:
-    if text or kind != "optional":
-        # Which schemes fit here is for the dataclasses to say; ws may have all that any other has.
-        Endpoint.parse(text, scheme="ws")
-    return text
-
-
-def _switch(text: str) -> bool:
-    if text.lower() not in (*_YES, *_NO):
-        raise ValueError("is neither yes nor no")
-    return text.lower() in _YES
-
-
-def _choice(words: Iterable[str]) -> Callable[[str], str]:
-    known = tuple(words)
-
-    def check(text: str) -> str:
-        if text not in known:
-            raise ValueError(f"is none of {', '.join(known)}{did_you_mean(text.lower(), known)}")
-        return text
 
     return check
 
@@ -203,15 +165,21 @@ def _names(value: str | list[str]) -> list[str]:
     return names
 
 
-_WORDS = {name: tuple(each.value for each in kind) for name, kind in ENUMS.items()} | CHOICES
-VALIDATOR = Validator(
-    {name: _check(_choice(words)) for name, words in _WORDS.items()}
-    | {
-        "duration": _check(_duration),
-        "number": _check(_number),
-        "address": _check(_address),
-        "switch": _check(_switch),
-        "text": _check(str),
-        "names": _names,
-    }
-)
+def _configspec() -> tuple[ConfigObj, Validator]:
+    """Make what configobj checks a file with: its every setting has a check of its own."""
+    checks, spec = {}, {}
+    for section, known in SETTINGS.items():
+        lines = {}
+        for key, kind in known.items():
+            # The default of a setting is that of its field.
+            name = f"{section}_{key}"
+            lines[key] = name if (section, key) in _REQUIRED or key == _MANY else f"{name}(default=None)"
+            # A listener need not have a limit of its own.
+            checks[name] = _check(kind, may_be_empty=section == "listeners" and key in SHARED)
+        spec[section] = {_MANY: lines} if section in NAMED else lines
+    return ConfigObj(spec, interpolation=False, list_values=False, _inspec=True), Validator(
+        checks | {"listeners_upstream": _names}
+    )
+
+
+CONFIGSPEC, VALIDATOR = _configspec()

@@ -29,7 +29,7 @@ from proxy.configfile import load as configfile
 from proxy.configfile.dump import dump
 from proxy.configfile.load import InvalidConfigError, load, parse
 from proxy.configfile.outline import Problem
-from proxy.configfile.spec import SPEC
+from proxy.configfile.spec import SETTINGS
 from tests.integration.certificates import Authority
 
 EXAMPLE = """\
@@ -947,9 +947,8 @@ def test_the_examples_in_the_reference_are_right(request: pytest.FixtureRequest)
 def test_the_template_and_the_reference_name_every_setting(request: pytest.FixtureRequest) -> None:
     template = (request.config.rootpath / "conf" / "proxy.ini").read_text("utf-8")
     reference = (request.config.rootpath / "docs" / "configuration.md").read_text("utf-8")
-    for section in SPEC.sections:
-        inner = SPEC[section]["__many__"] if SPEC[section].sections else SPEC[section]
-        for key in set(inner.scalars) - {"__many__"}:
+    for section in SETTINGS.values():
+        for key in section.keys() - {"__many__"}:
             assert f"{key} " in template or f"{key}=" in template, key
             assert f"`{key}`" in reference, key
 
@@ -1051,7 +1050,7 @@ def test_a_dump_has_no_query_of_an_address() -> None:
 
 def test_a_dump_states_every_setting() -> None:
     text = dump(read(LISTENER).config)
-    for key in (*SPEC["proxy"].scalars, *SPEC["listeners"]["__many__"].scalars, *SPEC["control"].scalars):
+    for key in (*SETTINGS["proxy"], *SETTINGS["listeners"], *SETTINGS["control"]):
         assert f"\n{key} =" in text
 
 

@@ -1,0 +1,104 @@
+"""
+What the value of a setting may be: how it is read from text, and which values are right.
+
+The kind of a setting stands beside its field in ``config.py``, and nowhere else: the file is read and checked
+by it, and so is what a program passes.
+"""
+
+import difflib
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+from typing import Annotated, Any, get_type_hints
+
+from proxy.units import check_count, parse_duration, parse_size
+
+_YES = ("yes", "true", "on", "1")
+_NO = ("no", "false", "off", "0")
+
+
+@dataclass(frozen=True, eq=False)
+class Kind:
+    """A kind of setting. ``read`` makes a value of text, ``check`` refuses one; both raise ``ValueError``."""
+
+    read: Callable[[str], Any] = str
+    check: Callable[[Any], object] = lambda value: None
+    is_enum: bool = False
+
+    def parse(self, text: str) -> Any:
+        """Read a value that is right. Raises ``ValueError``."""
+        value = self.read(text)
+        self.check(value)
+        return value
+
+
+def kinds_of(config: type) -> dict[str, Kind]:
+    """List the fields of a class that are settings, each with its kind."""
+    found = {name: _kind(hint) for name, hint in get_type_hints(config, include_extras=True).items()}
+    return {name: kind for name, kind in found.items() if kind}
+
+
+def _kind(hint: Any) -> Kind | None:
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return Kind(partial(_member, hint), is_enum=True)
+    return {bool: SWITCH, str: TEXT}.get(hint) or next(iter(getattr(hint, "__metadata__", ())), None)
+
+
+def did_you_mean(text: str, known: Iterable[str], form: str = "{}") -> str:
+    """Suggest the nearest known name, if one is near."""
+    close = difflib.get_close_matches(text, list(known), n=1)
+    return f"; did you mean {form.format(close[0])}?" if close else ""
+
+
+# The kinds
+
+
+def _switch(text: str) -> bool:
+    if text.lower() not in (*_YES, *_NO):
+        raise ValueError("is neither yes nor no")
+    return text.lower() in _YES
+
+
+def _check_positive(seconds: float) -> None:
+    if not 0 < seconds < math.inf:
+        raise ValueError("must be more than 0")
+
+
+def _check_not_negative(seconds: float) -> None:
+    if not 0 <= seconds < math.inf:
+        raise ValueError("must not be negative")
+
+
+def _check_word(words: tuple[str, ...], word: str) -> None:
+    if word not in words:
+        raise ValueError(f"is none of {', '.join(words)}{did_you_mean(word.lower(), words)}")
+
+
+def _member(kind: type[Enum], word: str) -> Enum:
+    _check_word(tuple(member.value for member in kind), word)
+    return kind(word)
+
+
+def at_least(number: int) -> Kind:
+    """Make a kind of number."""
+    return Kind(parse_size, partial(check_count, least=number))
+
+
+def one_of(*words: str) -> Kind:
+    """Make a kind of word."""
+    return Kind(check=partial(_check_word, words))
+
+
+TEXT = Kind()
+SWITCH = Kind(_switch)
+FILE = Kind()  # its name; a relative one starts at the folder of the configuration file
+ADDRESS = Kind()  # parsed where it is known of what; what stands behind a ? in it is not for others
+SECRET = Kind()
+
+Seconds = Annotated[float, Kind(parse_duration, _check_not_negative)]
+SomeSeconds = Annotated[float, Kind(parse_duration, _check_positive)]  # more than none
+File = Annotated[str, FILE]
+Location = Annotated[str, ADDRESS]
+Secret = Annotated[str, SECRET]
