@@ -13,7 +13,7 @@ from proxy.config import Overload, ServerConfig
 from proxy.listening.fullness import Fullness
 from proxy.listening.listen import Acceptor
 from proxy.listening.opening import Opening, bind
-from proxy.listening.pool import Pool
+from proxy.listening.pool import Job, Pool, do
 from proxy.metrics import Metrics
 from proxy.net.deadline import Deadline
 from proxy.net.sock import GeventSocket, LoopSocket, address_of
@@ -102,13 +102,16 @@ class ProxyServer(ABC):
     def accept_on(self, sockets: Iterable[GeventSocket]) -> None:
         """Accept clients on sockets that listen already; they belong to this server from now on."""
         for sock in sockets:
-            acceptor = Acceptor(sock, self.handle_connection, self._pool)
+            acceptor = Acceptor(sock, self._serve, self._pool)
             acceptor.start()
             self.acceptors.append(acceptor)
         self.runtime.begin()
 
     def handle_connection(self, sock: LoopSocket | GeventSocket, client: Address) -> None:
         """Serve one client until it is done."""
+        do(self._serve(sock, client))
+
+    def _serve(self, sock: LoopSocket | GeventSocket, client: Address) -> Job:
         runtime = self.runtime
         session = Session(next(_numbers), sock, client, runtime)
         # Only with overload = refuse are there more places than connections.
@@ -120,7 +123,7 @@ class ProxyServer(ABC):
             session.end_unless_user_in(self._users)
         self.metrics.accepted += 1
         try:
-            session.run(self.inbound, full=full)
+            yield from session.run(self.inbound, full=full)
         finally:
             self.sessions.discard(session)
             self._note_fullness()

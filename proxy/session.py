@@ -7,7 +7,7 @@ A door knows how to do its part in its protocol (``Inbound``); nothing here asks
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
@@ -22,7 +22,7 @@ from proxy.net.deadline import Deadline
 from proxy.net.sock import GeventSocket, LoopSocket
 from proxy.net.tls import accept_tls
 from proxy.relaying.channel import Channel
-from proxy.relaying.relay import Relay, Transfer
+from proxy.relaying.relay import Relay
 from proxy.relaying.stream import Ending, Stream
 from proxy.runtime import Runtime
 
@@ -91,13 +91,20 @@ class Session:
         self._end = "stopped"  # how it ended, for the access log; empty if there is nothing to tell
         self._users: Mapping[str, str] | None = None  # of a later configuration, where it matters
 
-    def run(self, door: Door, *, full: bool = False) -> None:
-        """Serve the client; with ``full``, only to tell it that there is no place for it."""
+    def run(self, door: Door, *, full: bool = False) -> Generator[Relay, None, None]:
+        """
+        Serve the client; with ``full``, only to tell it that there is no place for it.
+
+        Yields the relay, once it runs: go on when it is over.
+        """
         try:
             try:
-                inbound = self._greet(door)
-                if inbound:
-                    self._serve(inbound, full=full)
+                if relay := self._begin(door, full=full):
+                    try:
+                        self.runtime.forwarder.start(relay)
+                        yield relay
+                    finally:
+                        self._part(relay)
             finally:
                 self._account()
         except Exception as exc:
@@ -113,6 +120,11 @@ class Session:
     def _about(self, error: object) -> dict[str, object]:
         """Mark a log line as one of those that an error of this client at this listener repeats."""
         return {"collapse": (self.client.host, f"{self.runtime.config.name}: {error}")}
+
+    def _begin(self, door: Door, *, full: bool) -> Relay | None:
+        """Do all that comes before the relay, and make it; None if there is none."""
+        inbound = self._greet(door)
+        return self._serve(inbound, full=full) if inbound else None
 
     def _greet(self, door: Door) -> Inbound | None:
         """Hear the client out; None if it is not to be served any further."""
@@ -160,13 +172,11 @@ class Session:
             raise
         return None
 
-    def _serve(self, inbound: Inbound, *, full: bool) -> None:
+    def _serve(self, inbound: Inbound, *, full: bool) -> Relay | None:
         try:
             if full:
                 raise LimitError("no place left")
-            transfer = self._join(inbound)
-            ending = transfer.ending.value
-            self._end = f"{ending}: {transfer.detail}" if transfer.detail else ending
+            return self._join(inbound)
         except ClientLeftError:
             self._end = CLIENT_LEFT
             self._count(CLIENT_LEFT)
@@ -180,8 +190,9 @@ class Session:
             self._end = "internal error"
             self._refuse(inbound, ProxyError(str(exc)))
             raise
+        return None
 
-    def _join(self, inbound: Inbound) -> Transfer:
+    def _join(self, inbound: Inbound) -> Relay:
         began = self._clock()
         connected = self._dial(inbound)
         self.runtime.metrics.dials.observe(self._clock() - began)
@@ -190,6 +201,7 @@ class Session:
         try:
             stream = inbound.accept(connected.bound)
             self.relay = self.runtime.forwarder.relay(stream, connected.stream)
+            return self.relay
         except BaseException:
             # No relay has them, so nobody else will close them.
             try:
@@ -198,9 +210,17 @@ class Session:
             finally:
                 connected.close(Ending.CUT)
             raise
-        transfer = self.runtime.forwarder.run(self.relay)
-        self.runtime.metrics.endings[transfer.ending.value] += 1
-        return transfer
+
+    def _part(self, relay: Relay) -> None:
+        """Close both ends, when the relay is over, and note how it ended."""
+        try:
+            transfer = self.runtime.forwarder.finish(relay)
+        except Exception:
+            self._end = "internal error"
+            raise
+        ending = transfer.ending.value
+        self._end = f"{ending}: {transfer.detail}" if transfer.detail else ending
+        self.runtime.metrics.endings[ending] += 1
 
     def _dial(self, inbound: Inbound) -> Connected:
         assert self.wanted is not None

@@ -17,6 +17,7 @@ from proxy.address import Address
 from proxy.client import Connected, ProxyClient
 from proxy.config import Protocol, ServerConfig
 from proxy.errors import AuthError, DialError, Failure, ProtocolError, ProxyError, UpstreamError
+from proxy.listening.pool import do
 from proxy.net.deadline import Deadline
 from proxy.policy.auth import Authenticator
 from proxy.relaying.channel import Channel
@@ -139,7 +140,7 @@ class Stage:
 
     def run(self, *, full: bool = False) -> None:
         """Serve the client to the end."""
-        self.session.run(self._open, full=full)
+        do(self.session.run(self._open, full=full))
 
     def start(self) -> "gevent.Greenlet[..., None]":
         """Serve the client in the background."""

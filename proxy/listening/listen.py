@@ -4,17 +4,21 @@ Accept on listening sockets, and hand each connection to a greenlet of a bounded
 
 import errno
 import socket as std_socket
+from collections.abc import Callable
 from typing import Any, cast
 
 from gevent import socket
 from gevent.server import StreamServer
 
+from proxy.address import Address
 from proxy.errors import is_shortage
 from proxy.listening import ours
 from proxy.listening.opening import close_to_clients, listen_on, place_of
-from proxy.listening.pool import Handler, Pool
+from proxy.listening.pool import Job, Pool
 from proxy.net.limits import FOR_FILES, RESERVE, from_reserve, shortage
 from proxy.net.sock import LoopSocket, address_of
+
+Handler = Callable[[LoopSocket, Address], Job]
 
 _PAUSE = 0.1  # seconds without accepting, when there is no room for another client
 
@@ -102,8 +106,8 @@ class Acceptor(SocketServer):
         return self._pool.is_full
 
     def do_handle(self, client: Any, peer: Any) -> None:
-        """Have a client served."""
-        self._pool.serve(self._handler, client, address_of(peer))
+        """Have a client served, by a handler that closes its socket."""
+        self._pool.start(self._handler(client, address_of(peer)))
 
     def pause(self) -> None:
         """

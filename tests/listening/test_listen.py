@@ -1,7 +1,7 @@
 """Accepting on listening sockets, and the pool that bounds what is accepted."""
 
 from collections.abc import Iterator
-from typing import Any
+from contextlib import closing
 
 import gevent
 import pytest
@@ -11,7 +11,8 @@ from gevent.event import Event
 from proxy.address import Address, Endpoint
 from proxy.listening.listen import Acceptor
 from proxy.listening.opening import bind
-from proxy.listening.pool import Pool
+from proxy.listening.pool import Job, Pool
+from proxy.net.sock import LoopSocket
 from tests.wire.greenlets import PATIENCE, settle, until
 from tests.wire.sockets import free_port
 
@@ -29,13 +30,15 @@ class Service:
         self.acceptor = Acceptor(self.sock, self.handle, self.pool)
         self.acceptor.start()
 
-    def handle(self, sock: Any, client: Address) -> None:
+    def handle(self, sock: LoopSocket, client: Address) -> Job:
         """Serve a client."""
-        self.clients.append(client)
-        if self.fault:
-            raise self.fault
-        self.let_go.wait()
-        sock.sendall(b"served")
+        yield from ()
+        with closing(sock):
+            self.clients.append(client)
+            if self.fault:
+                raise self.fault
+            self.let_go.wait()
+            sock.send(b"served")
 
     def connect(self) -> socket.socket:
         """Be a client."""

@@ -1,22 +1,68 @@
 """
-A pool of greenlets that serve one client after another.
+A pool of greenlets that do one job after another.
 
 That its size can change is tested with an acceptor, in test_listen.py.
 """
 
-import socket as std_socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import gevent
 import pytest
 from gevent.event import Event
 
-from proxy.address import Address
-from proxy.listening.pool import Handler, Pool
-from proxy.net.sock import LoopSocket
+from proxy.listening.pool import Job, Pause, Pool, do
+from tests.wire.greenlets import until
 
 PATIENCE = 5.0  # seconds
-CLIENT = Address("192.0.2.1", 1)
+
+Act = Callable[[], object]
+
+
+class Wait:
+    """What a job waits for without a greenlet, until a test says that it is over."""
+
+    def __init__(self) -> None:
+        self.tell: Act | None = None
+
+    def when_over(self, act: Callable[[Job], object], job: Job) -> None:
+        """Remember what to call."""
+        self.tell = lambda: act(job)
+
+    def wait(self) -> None:
+        """Give up, as nobody says that it is over."""
+        raise TimeoutError
+
+    def begin(self) -> None:
+        """Wait until a job waits for it."""
+        until(lambda: self.tell)
+
+    def end(self) -> None:
+        """Be over."""
+        assert self.tell
+        gevent.get_hub().loop.run_callback(self.tell)
+
+
+class Work:
+    """Jobs, the greenlets that they ran in, and what became of them."""
+
+    def __init__(self) -> None:
+        self.story: list[str] = []
+        self.greenlets: list[gevent.Greenlet[..., object]] = []
+
+    def job(self, name: str = "", act: Act = lambda: None, *pauses: Pause) -> Job:
+        """Make a job that does something, waits for each of these, and does it again."""
+        try:
+            self._step(f"{name} begins", act)
+            for each in pauses:
+                yield each
+                self._step(f"{name} goes on", act)
+        finally:
+            self.story.append(f"{name} ends")
+
+    def _step(self, what: str, act: Act) -> None:
+        self.story.append(what)
+        self.greenlets.append(gevent.getcurrent())  # type: ignore[arg-type]
+        act()
 
 
 @pytest.fixture
@@ -28,107 +74,104 @@ def pool() -> Iterator[Pool]:
         made.kill()
 
 
-def serve(pool: Pool, handler: Handler) -> "gevent.Greenlet[..., object]":
-    """Have a client served whose socket is connected to nobody."""
-    return pool.serve(handler, LoopSocket(std_socket.AF_INET, std_socket.SOCK_STREAM), CLIENT)
+@pytest.fixture
+def work() -> Work:
+    """Give jobs."""
+    return Work()
 
 
-def test_the_next_client_is_served_by_the_one_that_has_just_finished(pool: Pool) -> None:
-    greenlets = []
+# -- one after another
+
+
+def test_the_next_job_is_done_by_the_greenlet_that_has_just_finished(pool: Pool, work: Work) -> None:
     for _ in range(3):
-        serve(pool, lambda *_: greenlets.append(gevent.getcurrent()))
+        pool.start(work.job())
         pool.join()
-    assert len(greenlets) == 3
-    assert len(set(greenlets)) == 1
+    assert len(work.greenlets) == 3
+    assert len(set(work.greenlets)) == 1
 
 
-def test_one_that_is_done_has_no_place_and_soon_ends(pool: Pool) -> None:
-    greenlet = serve(pool, lambda *_: None)
+def test_a_greenlet_that_is_done_has_no_place_and_soon_ends(pool: Pool, work: Work) -> None:
+    pool.start(work.job())
     pool.join()
     assert len(pool) == 0
+    (greenlet,) = work.greenlets
     assert not greenlet.dead
     greenlet.join()
     assert greenlet.dead
-    assert len(pool) == 0
 
 
-def test_each_is_given_its_own_client_whose_socket_is_closed_in_the_end(pool: Pool) -> None:
-    seen: list[tuple[LoopSocket, Address]] = []
-    clients = [Address("192.0.2.1", port) for port in (1, 2, 3)]
-    for client in clients:
-        sock = LoopSocket(std_socket.AF_INET, std_socket.SOCK_STREAM)
-        pool.serve(lambda *given: seen.append(given), sock, client)
-        pool.join()
-        assert sock.fileno() == -1
-    assert [client for _, client in seen] == clients
+def test_only_those_greenlets_end_that_nobody_wanted_for_a_while(
+    pool: Pool, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.listening.pool._LOOK", 60)  # the test itself looks
+    for name in "ab":
+        pool.start(work.job(name))
+    pool.join()
+    first, second = work.greenlets
+    pool._end_the_unwanted()  # both were wanted before it
+    pool.start(work.job("c"))
+    pool.join()
+    pool._end_the_unwanted()
+    first.join()
+    assert work.greenlets[2] is second
+    assert not second.dead
+    pool._end_the_unwanted()
+    second.join()
 
 
-def test_a_client_that_comes_while_it_is_parked_is_counted_and_waited_for(pool: Pool) -> None:
-    serve(pool, lambda *_: None)
+def test_a_job_that_comes_while_a_greenlet_is_parked_is_counted_and_waited_for(
+    pool: Pool, work: Work
+) -> None:
+    pool.start(work.job())
     pool.join()
     go = Event()
-    greenlet = serve(pool, lambda *_: go.wait())
+    pool.start(work.job("", go.wait))
     assert len(pool) == 1
     assert not pool.join(0.05)
-    assert not greenlet.dead
+    assert not work.greenlets[0].dead
     go.set()
     pool.join()
     assert len(pool) == 0
 
 
-def test_one_at_work_is_not_disturbed_by_the_end_of_its_parking(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch
+def test_a_greenlet_at_work_is_not_disturbed_by_the_end_of_its_parking(
+    pool: Pool, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.listening.pool._PARKED", 0.01)
-    serve(pool, lambda *_: None)
+    monkeypatch.setattr("proxy.listening.pool._LOOK", 0.001)
+    for _ in range(2):
+        pool.start(work.job())
     pool.join()
     go = Event()
-    woken: list[object] = []
-    serve(pool, lambda *_: woken.append(go.wait()))
-    gevent.sleep(0.02)  # longer than it would have been parked
-    assert not woken
+    pool.start(work.job("", go.wait))  # by the one of the two that was parked last
+    other = (set(work.greenlets) - {work.greenlets[1]}).pop()
+    other.join()
+    assert len(pool) == 1
     go.set()
     pool.join()
-    assert woken == [True]
+    assert work.greenlets[2] is work.greenlets[1]
 
 
-def test_an_error_costs_neither_a_place_nor_a_socket(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gevent.get_hub(), "handle_error", lambda *_: None)
+def test_an_error_costs_no_place(pool: Pool, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors: list[object] = []
+    monkeypatch.setattr(gevent.get_hub(), "handle_error", lambda _, kind, *rest: errors.append(kind))
 
-    def fail(sock: LoopSocket, client: Address) -> None:
+    def fail() -> None:
         raise ValueError("a bug")
 
     for _ in range(5):
-        sock = LoopSocket(std_socket.AF_INET, std_socket.SOCK_STREAM)
-        pool.serve(fail, sock, CLIENT)
+        pool.start(work.job("job", fail))
         pool.join()
-        assert sock.fileno() == -1
     assert len(pool) == 0
+    assert errors == 5 * [ValueError]
 
 
-def test_killing_ends_those_at_work(pool: Pool) -> None:
-    serve(pool, lambda *_: None)
-    pool.join()
-    greenlet = serve(pool, lambda *_: Event().wait())
-    gevent.sleep(0)
-    pool.kill()
-    assert greenlet.dead
-    assert len(pool) == 0
-
-
-def test_killing_ends_one_that_has_not_begun(pool: Pool) -> None:
-    greenlet = serve(pool, lambda *_: pytest.fail("nobody is served any more"))
-    pool.kill()
-    assert greenlet.dead
-    assert len(pool) == 0
-
-
-def test_who_waits_for_room_is_told_once_and_when_there_is_some(pool: Pool) -> None:
+def test_who_waits_for_room_is_told_once_and_when_there_is_some(pool: Pool, work: Work) -> None:
     """Two acceptors share a pool, as a listener has several addresses: either may have clients waiting."""
     told: list[str] = []
     go = Event()
     for _ in range(2):
-        serve(pool, lambda *_: go.wait())
+        pool.start(work.job("", go.wait))
     assert pool.is_full
     one, other = (lambda: told.append("one")), (lambda: told.append("other"))
     for act in (one, other, one):
@@ -140,10 +183,104 @@ def test_who_waits_for_room_is_told_once_and_when_there_is_some(pool: Pool) -> N
     assert told == ["one", "other"]
 
 
-def test_one_that_was_killed_while_it_was_parked_is_given_no_client(pool: Pool) -> None:
-    greenlet = serve(pool, lambda *_: None)
+# -- waiting without a greenlet
+
+
+def test_a_job_that_only_waits_keeps_its_place_but_no_greenlet(pool: Pool, work: Work) -> None:
+    wait = Wait()
+    pool.start(work.job("a", lambda: None, wait))
+    wait.begin()
+    (greenlet,) = work.greenlets
+    greenlet.join()
+    assert greenlet.dead
+    assert len(pool) == 1
+    assert not pool.join(0.01)
+    wait.end()
     pool.join()
-    greenlet.kill()
-    served = Event()
-    assert serve(pool, lambda *_: served.set()) is not greenlet
-    served.wait()
+    assert work.story == ["a begins", "a goes on", "a ends"]
+
+
+def test_meanwhile_its_greenlet_does_another_job_and_either_may_end_first(pool: Pool, work: Work) -> None:
+    waits = Wait(), Wait()
+    for name, wait in zip("ab", waits, strict=True):
+        pool.start(work.job(name, lambda: None, wait))
+        wait.begin()
+    assert pool.is_full
+    assert len(set(work.greenlets)) == 1
+    for wait in waits:
+        wait.end()
+    pool.join()
+    assert work.story == ["a begins", "b begins", "a goes on", "a ends", "b goes on", "b ends"]
+
+
+def test_a_job_can_wait_several_times(pool: Pool, work: Work) -> None:
+    waits = Wait(), Wait()
+    pool.start(work.job("a", lambda: None, *waits))
+    for wait in waits:
+        wait.begin()
+        wait.end()
+    pool.join()
+    assert work.story == ["a begins", "a goes on", "a goes on", "a ends"]
+
+
+def test_a_job_is_also_done_without_a_pool(work: Work) -> None:
+    with pytest.raises(TimeoutError):
+        do(work.job("a", lambda: None, Wait()))
+    assert work.story == ["a begins", "a ends"]
+
+
+# -- killing
+
+
+def test_killing_ends_those_at_work_and_those_that_wait(pool: Pool, work: Work) -> None:
+    wait = Wait()
+    pool.start(work.job("waits", lambda: None, wait))
+    pool.start(work.job("works", lambda: wait.tell and Event().wait()))
+    until(lambda: len(work.story) == 2)
+    pool.kill()
+    assert len(pool) == 0
+    assert sorted(work.story[2:]) == ["waits ends", "works ends"]
+
+
+def test_a_job_that_waits_may_take_its_time_when_it_is_killed(pool: Pool) -> None:
+    """A WebSocket has to be told that it is over."""
+    wait, is_told = Wait(), Event()
+
+    def job() -> Job:
+        try:
+            yield wait
+        finally:
+            gevent.sleep(0.01)
+            is_told.set()
+
+    pool.start(job())
+    wait.begin()
+    pool.kill()
+    assert is_told.is_set()
+
+
+def test_killing_ends_one_that_has_not_begun(pool: Pool, work: Work) -> None:
+    pool.start(work.job("", lambda: pytest.fail("nobody is served any more")))
+    pool.kill()
+    assert len(pool) == 0
+
+
+def test_one_that_was_killed_while_it_was_parked_is_given_no_job(pool: Pool, work: Work) -> None:
+    pool.start(work.job())
+    pool.join()
+    work.greenlets[0].kill()
+    pool.start(work.job())
+    pool.join()
+    assert work.greenlets[1] is not work.greenlets[0]
+
+
+def test_a_job_ends_with_the_greenlet_that_is_killed_before_it_goes_on(pool: Pool, work: Work) -> None:
+    wait = Wait()
+    pool.start(work.job("a", lambda: None, wait))
+    wait.begin()
+    assert wait.tell
+    wait.tell()  # the greenlet is to go on with it, in the loop's next turn
+    gevent.killall([work.greenlets[0]], block=False)
+    pool.join()
+    assert work.story[-1] == "a ends"
+    assert len(pool) == 0

@@ -6,6 +6,7 @@ import os
 import resource
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import gevent
@@ -16,7 +17,7 @@ from proxy.address import Address, Endpoint
 from proxy.errors import DialError, Failure, LimitError
 from proxy.listening.listen import Acceptor
 from proxy.listening.opening import bind
-from proxy.listening.pool import Pool
+from proxy.listening.pool import Job, Pool
 from proxy.net import dial as dial_module
 from proxy.net import limits
 from proxy.net import lookup as lookup_module
@@ -99,13 +100,18 @@ class Door:
         self.pool = Pool(10)
         (sock,) = bind(Endpoint("tcp", "127.0.0.1", 0))
         self.address = sock.getsockname()
-        self.acceptor = Acceptor(sock, lambda client, _: client.send(b"served"), self.pool)
+        self.acceptor = Acceptor(sock, self._serve, self.pool)
         self.acceptor.start()
         self._listening: Any = self.acceptor.socket
         self.acceptor.socket = self  # type: ignore[assignment]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._listening, name)
+
+    def _serve(self, client: LoopSocket, _: object) -> Job:
+        yield from ()
+        with closing(client):
+            client.send(b"served")
 
     def _accept(self) -> Any:
         if self.errors:
