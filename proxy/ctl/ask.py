@@ -40,7 +40,7 @@ def ask(
     Ask the server whose socket has this path, and return the status and the body of its answer.
 
     If a ``config`` is named, a server that runs with another one answers 421. Raises ``OSError`` where
-    none answers, and ``http.client.HTTPException`` for what is no HTTP.
+    none answers to the end, and ``http.client.HTTPException`` for what is no HTTP.
     """
     connection = _Connection(path, patience)
     # As bytes: a path need not be UTF-8.
@@ -51,6 +51,8 @@ def ask(
         body = answer.read(_MOST + 1)
         if len(body) > _MOST:
             raise http.client.HTTPException("the answer is too long")
+        if answer.length:
+            raise ConnectionError("its answer broke off")
         return answer.status, body.decode("utf-8", "replace")
     finally:
         connection.close()
