@@ -1,4 +1,4 @@
-"""The client of the control interface: what it asks, what it prints, and what it says when that fails."""
+"""The client of the control interface: what it asks, where it prints the answer, and how it fails."""
 
 import json
 import os
@@ -14,49 +14,10 @@ import pytest
 
 from proxy import cli, console
 from proxy.ctl import commands as ctl
-from proxy.ctl import show
+from proxy.ctl.show import moment
 from proxy.policy.auth import Authenticator, hash_password
+from tests.ctl.answers import STATUS
 
-STATUS: dict[str, Any] = {
-    "program": "proxy-server 1.0",
-    "state": "running",
-    "pid": 4711,
-    "started": 0.0,
-    "uptime": 90061.0,
-    "version": {"number": 12, "time": 0.0, "source": "file", "summary": "", "volatile": False},
-    "file": {"in_effect": True},
-    "live": 3,
-    "total": 4000,
-    "sent": 1536,
-    "received": 5 << 30,
-    "listeners": [
-        {
-            "name": "socks",
-            "protocol": "socks5",
-            "tls": False,
-            "addresses": ["127.0.0.1:1080"],
-            "live": 3,
-            "max_connections": 1024,
-            "total": 4000,
-            "failed": 17,
-            "sent": 1536,
-            "received": 5 << 30,
-        }
-    ],
-    "upstreams": [
-        {
-            "listener": "socks",
-            "name": "home",
-            "type": "websocket",
-            "address": "wss://gateway.example.com/",
-            "health": "down",
-            "failures": 3,
-            "confirms": True,
-            "rests_for": 3.2,
-            "problem": "upstream home: Connection\x1b[31m refused",
-        }
-    ],
-}
 APPLIED = {"status": "applied", "version": 13, "problems": [], "notes": ["splice needs a restart"]}
 
 
@@ -256,7 +217,7 @@ def test_a_file_that_is_not_in_effect_is_seen(folder: Path, capsys: pytest.Captu
     """Case 353."""
     file = {"in_effect": False, "problem": "proxy.ini:4: [proxy] tiemout: unknown\x1b key", "since": 0.0}
     run(folder, "status", answer=STATUS | {"file": file})
-    since = show.moment(0.0)
+    since = moment(0.0)
     expected = f"the file is not in effect, since {since}: proxy.ini:4: [proxy] tiemout: unknown\\x1b key"
     assert capsys.readouterr().out.splitlines()[2] == expected
 
@@ -379,124 +340,3 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["ctl", "-h"]) == 0
     said = capsys.readouterr().out
     assert all(f"\n  {command}" in said for command in ctl._COMMANDS)
-
-
-# What is printed
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "1.0 KiB"),
-        (1023, "1.0 KiB"),
-        (1536, "1.5 KiB"),
-        (10 * 1024, "10 KiB"),
-        (999 * 1024, "999 KiB"),
-        (1000 * 1024, "1.0 MiB"),
-        (3 << 40, "3.0 TiB"),
-        (5 << 60, "5120 PiB"),
-    ],
-)
-def test_a_size_has_a_unit(count: int, text: str) -> None:
-    assert show.size(count) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0 s"),
-        (59.9, "59 s"),
-        (60, "1 m"),
-        (61, "1 m 1 s"),
-        (3600, "1 h"),
-        (3605, "1 h"),
-        (90061, "1 d 1 h"),
-        (86400, "1 d"),
-    ],
-)
-def test_a_duration_has_its_two_largest_units(seconds: float, text: str) -> None:
-    assert show.span(seconds) == text
-
-
-def test_columns_are_aligned() -> None:
-    assert show.table(("NAME", ">COUNT"), [["a", "1"], ["longer", "1000000"]]) == (
-        "NAME      COUNT\na             1\nlonger  1000000"
-    )
-
-
-def health_of(**changes: Any) -> str:
-    (upstream,) = STATUS["upstreams"]
-    shown = show.render_status({**STATUS, "upstreams": [{**upstream, **changes}]})
-    return shown.splitlines()[-1].partition("gateway.example.com/")[2].strip()
-
-
-def test_one_failure_is_one_failure() -> None:
-    """Case 354."""
-    assert health_of(failures=1).startswith("down (1 failure), tried again in 4 s: ")
-    assert health_of(failures=2).startswith("down (2 failures), tried again in 4 s: ")
-
-
-def test_a_success_that_is_a_promise_is_shown_as_one() -> None:
-    """Case 334."""
-    assert health_of(health="up", problem="") == "up"
-    promise = health_of(health="up", problem="", confirms=False)
-    assert promise.startswith("up; ")
-    assert "promise (no X-Proxy-Bound)" in promise
-
-
-def test_one_that_is_up_and_would_not_serve_the_last_client_says_why() -> None:
-    """Case 371."""
-    shown = health_of(health="up", problem="upstream home: answered 429")
-    assert shown == "up; the last time: upstream home: answered 429"
-
-
-def test_draining_is_counted_from_the_signal() -> None:
-    """Case 354."""
-    text = show.render_status({**STATUS, "state": "draining", "draining_for": 12.0})
-    assert "draining for 12 s" in text
-
-
-def test_status_is_for_people() -> None:
-    text = show.render_status(STATUS)
-    assert "running for 1 d 1 h" in text
-    assert "version 12" in text
-    assert "1.5 KiB sent, 5.0 GiB received" in text
-    rows = text.splitlines()
-    assert next(row for row in rows if row.startswith("socks ")).split()[:5] == [
-        *("socks", "socks5", "127.0.0.1:1080", "3", "1024")
-    ]
-    assert rows[-1].endswith(
-        r"down (3 failures), tried again in 4 s: upstream home: Connection\x1b[31m refused"
-    )
-
-
-def test_connections_cannot_steer_the_terminal() -> None:
-    """A user name is what a client says that it is."""
-    one = {
-        "id": 1,
-        "state": "open",
-        "user": "a\x1b]0;b",
-        "client": "192.0.2.7:5",
-        "listener": "socks",
-        "target": "db:5432",
-        "upstream": "home",
-        "age": 61.5,
-        "sent": 0,
-        "received": 2048,
-    }
-    text = show.connections({"connections": [one]})
-    assert "\x1b" not in text
-    assert text.splitlines()[1].split("  ")[-3:] == ["1 m 1 s", " 0 B", " 2.0 KiB"]
-
-
-def test_versions_mark_the_one_in_effect() -> None:
-    versions = [
-        {"number": number, "time": 0.0, "source": "file", "summary": "x", "volatile": number == 10}
-        for number in (10, 9)
-    ]
-    first, second = show.versions({"current": 9, "versions": versions}).splitlines()[1:]
-    assert first.split()[0] == "9*"
-    assert second.split()[0] == "10"
-    assert second.endswith("x (not in the file)")

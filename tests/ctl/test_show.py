@@ -1,0 +1,182 @@
+"""What the control interface answers, as people like to read it."""
+
+from typing import Any
+
+import pytest
+
+from proxy.ctl import show
+from tests.ctl.answers import STATUS
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 KiB"),
+        (1023, "1.0 KiB"),
+        (1536, "1.5 KiB"),
+        (10 * 1024, "10 KiB"),
+        (999 * 1024, "999 KiB"),
+        (1000 * 1024, "1.0 MiB"),
+        (3 << 40, "3.0 TiB"),
+        (5 << 60, "5120 PiB"),
+    ],
+)
+def test_a_size_has_a_unit(count: int, text: str) -> None:
+    assert show.size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (59.9, "59 s"),
+        (60, "1 m"),
+        (61, "1 m 1 s"),
+        (3600, "1 h"),
+        (3605, "1 h"),
+        (90061, "1 d 1 h"),
+        (86400, "1 d"),
+    ],
+)
+def test_a_duration_has_its_two_largest_units(seconds: float, text: str) -> None:
+    assert show.span(seconds) == text
+
+
+def test_columns_are_aligned() -> None:
+    assert show.table(("NAME", ">COUNT"), [["a", "1"], ["longer", "1000000"]]) == (
+        "NAME      COUNT\na             1\nlonger  1000000"
+    )
+
+
+def health_of(**changes: Any) -> str:
+    (upstream,) = STATUS["upstreams"]
+    shown = show.render_status({**STATUS, "upstreams": [{**upstream, **changes}]})
+    return shown.splitlines()[-1].partition("gateway.example.com/")[2].strip()
+
+
+def test_one_failure_is_one_failure() -> None:
+    """Case 354."""
+    assert health_of(failures=1).startswith("down (1 failure), tried again in 4 s: ")
+    assert health_of(failures=2).startswith("down (2 failures), tried again in 4 s: ")
+
+
+def test_a_success_that_is_a_promise_is_shown_as_one() -> None:
+    """Case 334."""
+    assert health_of(health="up", problem="") == "up"
+    promise = health_of(health="up", problem="", confirms=False)
+    assert promise.startswith("up; ")
+    assert "promise (no X-Proxy-Bound)" in promise
+
+
+def test_one_that_is_up_and_would_not_serve_the_last_client_says_why() -> None:
+    """Case 371."""
+    shown = health_of(health="up", problem="upstream home: answered 429")
+    assert shown == "up; the last time: upstream home: answered 429"
+
+
+def test_draining_is_counted_from_the_signal() -> None:
+    """Case 354."""
+    text = show.render_status({**STATUS, "state": "draining", "draining_for": 12.0})
+    assert "draining for 12 s" in text
+
+
+def test_status_is_for_people() -> None:
+    text = show.render_status(STATUS)
+    assert "running for 1 d 1 h" in text
+    assert "version 12" in text
+    assert "1.5 KiB sent, 5.0 GiB received" in text
+    rows = text.splitlines()
+    assert next(row for row in rows if row.startswith("socks ")).split()[:5] == [
+        *("socks", "socks5", "127.0.0.1:1080", "3", "1024")
+    ]
+    assert rows[-1].endswith(
+        r"down (3 failures), tried again in 4 s: upstream home: Connection\x1b[31m refused"
+    )
+
+
+def test_connections_cannot_steer_the_terminal() -> None:
+    """A user name is what a client says that it is."""
+    one = {
+        "id": 1,
+        "state": "open",
+        "user": "a\x1b]0;b",
+        "client": "192.0.2.7:5",
+        "listener": "socks",
+        "target": "db:5432",
+        "upstream": "home",
+        "age": 61.5,
+        "sent": 0,
+        "received": 2048,
+    }
+    text = show.connections({"connections": [one]})
+    assert "\x1b" not in text
+    assert text.splitlines()[1].split("  ")[-3:] == ["1 m 1 s", " 0 B", " 2.0 KiB"]
+
+
+def test_versions_mark_the_one_in_effect() -> None:
+    versions = [
+        {"number": number, "time": 0.0, "source": "file", "summary": "x", "volatile": number == 10}
+        for number in (10, 9)
+    ]
+    first, second = show.versions({"current": 9, "versions": versions}).splitlines()[1:]
+    assert first.split()[0] == "9*"
+    assert second.split()[0] == "10"
+    assert second.endswith("x (not in the file)")
+
+
+def row_of(**changes: Any) -> str:
+    (listener,) = STATUS["listeners"]
+    text = show.render_status({**STATUS, "listeners": [{**listener, **changes}]})
+    return next(row for row in text.splitlines() if row.startswith("socks "))
+
+
+def test_a_listener_says_for_which_addresses_it_waits_and_why() -> None:
+    row = row_of(waits_for=["198.51.100.7:1080"], problem="Cannot assign\x1b requested address")
+    assert r"127.0.0.1:1080, 198.51.100.7:1080 (waiting: Cannot assign\x1b requested address)" in row
+    row = row_of(addresses=[], waits_for=["198.51.100.7:1080"], problem="not here")
+    assert " socks5  198.51.100.7:1080 (waiting: not here) " in row
+
+
+def test_a_listener_that_has_left_is_closed() -> None:
+    assert row_of(addresses=[]).split()[2] == "closed"
+
+
+def test_an_upstream_that_rests_no_more_is_tried_next_time() -> None:
+    assert health_of(rests_for=0).startswith("down (3 failures), tried again next time: ")
+
+
+def test_an_older_server_that_says_nothing_of_its_file_is_shown() -> None:
+    older = {name: value for name, value in STATUS.items() if name != "file"}
+    assert show.render_status(older) == show.render_status(STATUS)
+
+
+def test_nobody_connected_is_said() -> None:
+    assert show.connections({"connections": []}) == "no connections"
+
+
+@pytest.mark.parametrize(
+    ("answer", "lines"),
+    [
+        (
+            {"status": "applied", "version": 13, "problems": [], "notes": ["splice needs a restart"]},
+            ["applied as version 13", "note: splice needs a restart"],
+        ),
+        (
+            {"status": "unchanged", "version": 12, "problems": [], "notes": []},
+            ["unchanged: version 12 stays"],
+        ),
+        (
+            {"status": "rejected", "version": 12, "problems": ["proxy.ini:4: [x\x1b[2J]", "b"], "notes": []},
+            ["rejected: version 12 stays", r"  proxy.ini:4: [x\x1b[2J]", "  b"],
+        ),
+    ],
+)
+def test_an_outcome_is_a_line_and_one_for_each_reason(answer: show.Object, lines: list[str]) -> None:
+    assert show.outcome(answer).splitlines() == lines
+
+
+def test_versions_that_are_the_same_have_no_difference() -> None:
+    assert show.diff({"diff": ""}) == "no difference"
+    assert show.diff({"diff": "-a\n+b\x1b\n"}) == "-a\n+b\\x1b"
