@@ -14,7 +14,7 @@ run: ## start the proxy with conf/proxy.ini
 test: venv ## run the tests; make test TESTS="-k socks5" runs some of them
 	$(PYTHON_IN_VENV) -m pytest $(SIDE_BY_SIDE) $(TESTS)
 
-bench: venv ## measure it beside its peers, in five minutes; QUICK=1 in one; see docs/performance.md
+bench: venv ## measure it beside its peers, in eight minutes; QUICK=1 in one; see docs/performance.md
 	@$(PYTHON_IN_VENV) -m tests.bench
 
 siege: venv ## attack it, and show what a good client notices; see docs/security.md

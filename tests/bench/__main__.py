@@ -5,6 +5,7 @@ The settings come from the environment, as ``make bench NAME=VALUE`` hands them 
 has them all.
 """
 
+import itertools
 import os
 import platform
 import resource
@@ -13,13 +14,15 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from tests.bench.bars import Results
-from tests.bench.contenders import CONTENDERS, QUICK, USUAL, Missing, Running, running
+from tests.bench.contenders import CONTENDERS, QUICK, USUAL, Missing, Running, had, running
 from tests.bench.load import LoadFailed, listen
 from tests.bench.tables import NOTES, Table, table_of, table_of_bars
 from tests.bench.works import WORKS, Length, Sample, Work
+from tests.integration.longwire import Site, Wire
 
 ROUNDS, QUICK_ROUNDS = 5, 3
 BUDGET, QUICK_BUDGET = 200.0, 28.0  # seconds for all measurements together
@@ -34,20 +37,38 @@ def main() -> None:
     began = time.monotonic()
     quick = bool(os.environ.get("QUICK"))
     works = chosen("WORK", WORKS, WORKS)
-    able = [name for name in CONTENDERS if any(name in WORKS[work].contenders for work in works)]
-    names = [name for name in chosen("PEERS", CONTENDERS, QUICK if quick else USUAL) if name in able]
+    names = chosen("PEERS", CONTENDERS, QUICK if quick else USUAL)
     count = QUICK_ROUNDS if quick else ROUNDS
-    tasks = sum(name in WORKS[work].contenders for work in works for name in names)
-    length = length_of_each(tasks * count, quick)
+    length = length_of_each(
+        count * sum(name in WORKS[work].contenders for work in works for name in names), quick
+    )
     until = began + (QUICK_LIMIT if quick else LIMIT)
     allow_descriptors()
     results: dict[str, dict[str, list[Sample]]] = {}
-    with ExitStack() as stack:
-        contenders = list(start(names, stack))
-        for name in works:
-            results[name] = rounds(count, WORKS[name], contenders, length, until)
-            print(table_of(WORKS[name], results[name]).text(), flush=True)
-        conclude(results, footer(time.monotonic() - began, count, length))
+    for far, there in itertools.groupby(works, key=lambda name: WORKS[name].law is not None):
+        group = list(there)
+        with ExitStack() as stack:
+            site = place(far, stack)
+            if site is None:
+                continue
+            able = [name for name in names if any(name in WORKS[work].contenders for work in group)]
+            contenders = list(start(able, site, stack))
+            for name in group:
+                work = WORKS[name]
+                results[name] = rounds(count, work, contenders, work.length or length, until)
+                print(table_of(work, results[name]).text(), flush=True)
+    conclude(results, footer(time.monotonic() - began, count, length))
+
+
+def place(far: bool, stack: ExitStack) -> Site | None:
+    """Make the place for some works: a long wire, or this machine's loopback."""
+    if not far:
+        return Site()
+    try:
+        return stack.enter_context(had(Wire))
+    except Missing as exc:
+        say(f"missing: the long wire, so nothing is measured over it: {exc}")
+        return None
 
 
 def conclude(results: Results, notes: Sequence[str]) -> None:
@@ -85,11 +106,11 @@ def allow_descriptors() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (enough, hard))
 
 
-def start(names: Sequence[str], stack: ExitStack) -> Iterable[Running]:
+def start(names: Sequence[str], site: Site, stack: ExitStack) -> Iterable[Running]:
     """Start the contenders; name those that are missing."""
     for name in names:
         try:
-            yield stack.enter_context(running(name))
+            yield stack.enter_context(running(name, site))
         except Missing as exc:
             say(f"missing: {name}: {exc}")
 
@@ -101,16 +122,21 @@ def rounds(
     able = [contender for contender in contenders if contender.name in work.contenders]
     samples: dict[str, list[Sample]] = {contender.name: [] for contender in able}
     say(f"{work.title} …")
-    for _ in range(count):
+    for number in range(-work.warm_ups, count):
         for contender in able[:]:
             if time.monotonic() > until:
                 say("out of time: the rest is not measured")
                 return samples
+            if work.law and isinstance(contender.site, Wire):
+                contender.site.obey(replace(work.law, seed=number))
             try:
-                samples[contender.name].append(work.measure(contender, length))
+                sample = work.measure(contender, length)
             except (LoadFailed, Missing) as exc:
                 say(f"{contender.name} failed: {exc}")
                 able.remove(contender)
+                continue
+            if number >= 0:
+                samples[contender.name].append(sample)
     return samples
 
 

@@ -54,8 +54,10 @@ class Bar:
 
 ALL_BULK = ["down-1", "down-16", "up-1", "up-16"]
 DOWN, UP = ALL_BULK[:2], ALL_BULK[2:]
+ALL_FAR_BULK = ["far-down", "far-up", "far-down-lossy", "far-up-lossy"]
 ONE_TRIP = ["trips-1", "trips-1-core"]
 DIRECT, CHAIN, TLS = "SOCKS5 → direct", "SOCKS5 → WebSocket → direct", "SOCKS5 → wss:// → direct"
+FAR = "50 ms away"
 
 BARS = [
     Bar(f"{DIRECT}, bulk: throughput", ALL_BULK, "rate", "ours", 3, "microsocks", at_least=True),
@@ -134,4 +136,9 @@ BARS = [
         scale=1e3,
         unit=" ms",
     ),
+    Bar(f"{FAR}, first byte, 1 client", ["first-1"], "p50", "chain-tls", 1.1, "none"),
+    Bar(f"{FAR}, first byte, 1 client", ["first-1"], "p50", "chain-socks", 1.1, "none"),
+    Bar(f"{FAR}, first byte, the last of 8 at once", ["first-8"], "last", "chain-tls", 1.3, "none"),
+    Bar(f"{FAR}, first byte, the last of 8 at once", ["first-8"], "last", "chain-socks", 1.3, "none"),
+    Bar(f"{FAR}, bulk: throughput", ALL_FAR_BULK, "rate", "chain-tls", 0.95, "none", at_least=True),
 ]

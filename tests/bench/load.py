@@ -17,9 +17,14 @@ import select
 import signal
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
+from tests.integration.longwire import End, Site
+from tests.wire.processes import end_with_parent
 from tests.wire.sockets import Door
 
 BLOCK = 1 << 20
@@ -109,12 +114,12 @@ def expect(got: bytes, wanted: bytes) -> None:
         raise ConnectionError(f"expected {wanted.hex(' ')}, got {got.hex(' ') or 'the end of the stream'}")
 
 
-def listen() -> socket.socket:
+def listen(host: str = "127.0.0.1") -> socket.socket:
     """Listen on a free port, once there is one: connections that are closed hold theirs for a minute."""
     until = time.monotonic() + FREE_PORT_TIMEOUT
     while True:
         try:
-            return socket.create_server(("127.0.0.1", 0), backlog=4096)
+            return socket.create_server((host, 0), backlog=4096)
         except OSError as exc:
             if exc.errno != errno.EADDRINUSE or time.monotonic() > until:
                 raise
@@ -124,8 +129,8 @@ def listen() -> socket.socket:
 class Entrance:
     """Where a far process takes its connections."""
 
-    def __init__(self) -> None:
-        self.listener = listen()
+    def __init__(self, end: End) -> None:
+        self.listener = end.run(lambda: listen(end.address))
         self.address: Door = self.listener.getsockname()
 
     def __call__(self) -> socket.socket:
@@ -249,6 +254,28 @@ def visit_slowly(way: Way, count: int, tally: Tally) -> None:
         time.sleep(0.001)
 
 
+def visit_together(way: Way, count: int, tally: Tally) -> None:
+    """Make one visit each, all at the same time, as a browser does; note how long they took."""
+    began = threading.Barrier(count)
+
+    def go(_: int) -> int:
+        began.wait()
+        start = time.perf_counter_ns()
+        sock = way()
+        sock.send(b"?")
+        expect(sock.recv(2), b"?")
+        taken = time.perf_counter_ns() - start
+        sock.close()
+        return taken
+
+    with ThreadPoolExecutor(count) as pool:
+        for taken in pool.map(go, range(count)):
+            tally.add(taken)
+    tally.ready()
+    while True:
+        signal.pause()
+
+
 def one_visit(way: Way, tally: Tally) -> Generator[socket.socket, None, None]:
     """Open a connection, exchange a byte and close it, yielding wherever it has to be readable."""
     start = time.perf_counter_ns()
@@ -320,9 +347,9 @@ Do = Callable[..., None]
 class Worker:
     """A process that does one of the above."""
 
-    def __init__(self, do: Do, take: Take, count: int) -> None:
+    def __init__(self, do: Do, take: Take, count: int, end: End) -> None:
         self.tally = Tally()
-        self._process = _fork.Process(target=_work, args=(do, take, count, self.tally), daemon=True)
+        self._process = _fork.Process(target=_work, args=(do, take, count, self.tally, end), daemon=True)
         self._process.start()
 
     def wait_ready(self) -> None:
@@ -351,28 +378,43 @@ class Worker:
         self._process.join()
 
 
-def _work(do: Do, take: Take, count: int, tally: Tally) -> None:
+def _work(do: Do, take: Take, count: int, tally: Tally, end: End) -> None:
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the benchmark ends us
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.alarm(LIFE)
     try:
+        end.enter()
         do(take, count, tally)
     except OSError as exc:
         tally.failed(str(exc))
 
 
+class Proxy(Protocol):
+    """What is measured."""
+
+    @property
+    def door(self) -> Door | None:
+        """Where it takes SOCKS5 connections; none if there is no proxy at all."""
+
+    @property
+    def site(self) -> Site:
+        """Where the near and the far processes are."""
+
+
 class Crew:
     """Pairs of processes that share the connections of one kind of load among them."""
 
-    def __init__(self, door: Door | None, near: Do, far: Do, connections: int, pairs: int = 1) -> None:
+    def __init__(self, proxy: Proxy, near: Do, far: Do, connections: int, pairs: int = 1) -> None:
+        site = proxy.site
         self.near: list[Worker] = []
         self.far: list[Worker] = []
         for number in range(pairs):
             share = len(range(number, connections, pairs))
-            entrance = Entrance()
-            self.far.append(Worker(far, entrance, share))
+            entrance = Entrance(site.far)
+            self.far.append(Worker(far, entrance, share, site.far))
             entrance.listener.close()
-            self.near.append(Worker(near, Way(door, entrance.address), share))
+            self.near.append(Worker(near, Way(proxy.door, entrance.address), share, site.near))
 
     @property
     def workers(self) -> Sequence[Worker]:

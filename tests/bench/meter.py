@@ -24,8 +24,10 @@ def cpu(session: int) -> float:
     return sum(clock(pid) + sum(ended) * TICK for pid, ended in processes(session))
 
 
-def clock(pid: int) -> float:
+def clock(pid: int | None) -> float:
     """Give the CPU seconds of one living process, with all its threads."""
+    if pid is None:
+        return 0.0
     try:
         # clock_getcpuclockid(3) for another process, which the time module does not have.
         return time.clock_gettime((~pid << 3) | 2)

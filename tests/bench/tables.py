@@ -11,8 +11,8 @@ from tests.bench.works import Work
 OURS = ("ours", "chain", "chain-tls")
 # Which of ours does what a contender does, where it is not the plain SOCKS5 server.
 LIKE = {
-    **dict.fromkeys(("chain", "chain-copying", "v2ray"), "chain"),
-    **dict.fromkeys(("chain-tls", "v2ray-tls", "openssl"), "chain-tls"),
+    **dict.fromkeys(("chain", "chain-copying", "chain-before", "v2ray"), "chain"),
+    **dict.fromkeys(("chain-tls", "chain-tls-before", "v2ray-tls", "openssl"), "chain-tls"),
 }
 BUSY = 0.9  # of a core: a load process this busy cannot do more
 NOTES = {
@@ -54,7 +54,7 @@ def table_of(work: Work, measured: Mapping[str, Rounds]) -> Table:
     for name, rounds in measured.items():
         if not any(rounds):
             continue
-        ours = measured.get(LIKE.get(name, "ours"), [])
+        ours = measured.get("chain-tls" if work.law else LIKE.get(name, "ours"), [])
         shown = [number(median(rounds, c.figure) * c.scale) for c in work.columns]
         ratios = ["" if name in OURS else times(ratio(ours, rounds, c.figure)) for c in compared]
         rows.append([name + marks(name, rounds), *shown, *ratios])

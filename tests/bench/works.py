@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tests.bench import load, meter
-from tests.bench.contenders import CONTENDERS, Running, running
+from tests.bench.contenders import Running, running
 from tests.bench.load import Crew
+from tests.integration.longwire import Law
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -52,6 +53,9 @@ class Work:
     columns: Sequence[Column]
     measure: Callable[[Running, Length], Sample]
     contenders: Sequence[str]
+    law: Law | None = None  # of the long wire between the two ends; without one all is on the loopback
+    length: Length | None = None  # where it has one of its own
+    warm_ups: int = 0  # rounds that are not counted
 
 
 # -- measuring
@@ -70,7 +74,7 @@ class Moment:
 
 def read(contender: Running, workers: Sequence[load.Worker]) -> Moment:
     """Read all that is measured."""
-    machine = meter.machine()
+    machine = meter.machine() - meter.clock(contender.site.helper)
     programs = [meter.cpu(session) for session in contender.sessions]
     return Moment(
         time.monotonic(),
@@ -188,7 +192,7 @@ def pairs(connections: int) -> int:
 def bulk(contender: Running, length: Length, upload: bool, streams: int) -> Sample:
     """Move bytes as fast as they go."""
     near, far = (load.pour, load.drain) if upload else (load.drain, load.pour)
-    crew = Crew(contender.door, near, far, streams, pairs(streams))
+    crew = Crew(contender, near, far, streams, pairs(streams))
     with started(contender, crew) as crews:
         seen = span(contender, crews, length)
     moved = seen.done(crew.far if upload else crew.near)
@@ -197,7 +201,7 @@ def bulk(contender: Running, length: Length, upload: bool, streams: int) -> Samp
 
 def round_trips(contender: Running, length: Length, connections: int) -> Sample:
     """Send 64 bytes there and back, on each connection again as soon as they are back."""
-    crew = Crew(contender.door, load.ask, load.answer, connections, pairs(connections))
+    crew = Crew(contender, load.ask, load.answer, connections, pairs(connections))
     return pieces(contender, length, crew)
 
 
@@ -228,11 +232,20 @@ def visits(contender: Running, length: Length) -> Sample:
     """
     length = replace(length, seconds=min(length.seconds, VISITING))
     before = spent(contender)
-    crew = Crew(contender.door, load.visit, load.welcome, 32, pairs(32))
+    crew = Crew(contender, load.visit, load.welcome, 32, pairs(32))
     sample = pieces(contender, length, crew)
     settle(contender, quiet=0.3, patience=6.0)
     done = sum(each.tally.count[0] for each in crew.near)
     return {**sample, "cpu": (spent(contender) - before) / done if done else math.nan}
+
+
+def first_bytes(contender: Running, length: Length, clients: int) -> Sample:
+    """Have clients connect at the same time, and see when each gets the first byte of an echo."""
+    crew = Crew(contender, load.visit_together, load.welcome, clients)
+    with started(contender, crew):
+        (near,) = crew.near
+        taken = sorted(near.tally.since(0, near.tally.count[0]))
+    return {"p50": percentile(taken, 0.50), "last": taken[-1] / 1e9}
 
 
 def pieces(contender: Running, length: Length, crew: Crew) -> Sample:
@@ -273,15 +286,14 @@ def idle(contender: Running, length: Length) -> Sample:
 def holding(contender: Running, count: int) -> Crew:
     """Hold connections through a contender; those of OpenSSL alone lead nowhere."""
     near, far = (load.call, load.wait) if contender.name == "openssl" else (load.hold, load.hold)
-    return Crew(contender.door, near, far, count)
+    return Crew(contender, near, far, count)
 
 
 def under_bulk(contender: Running, length: Length) -> Sample:
     """Make round trips and connections beside eight streams that take all they can get."""
-    door = contender.door
-    bulks = [Crew(door, load.drain, load.pour, 4), Crew(door, load.pour, load.drain, 4)]
-    small = Crew(door, load.ask_slowly, load.answer, 1)
-    new = Crew(door, load.visit_slowly, load.welcome, 1)
+    bulks = [Crew(contender, load.drain, load.pour, 4), Crew(contender, load.pour, load.drain, 4)]
+    small = Crew(contender, load.ask_slowly, load.answer, 1)
+    new = Crew(contender, load.visit_slowly, load.welcome, 1)
     with started(contender, *bulks, small, new) as crews:
         seen = span(contender, crews, length)
     moved = seen.done([*bulks[0].near, *bulks[1].far])
@@ -318,9 +330,25 @@ UNDER_BULK = [
     Column("handshake p99", "new p99 ms", 1e3, "new p99"),
 ]
 
+FIRST_BYTES = [Column("p50", "p50 ms", 1e3, "p50"), Column("last", "the last ms", 1e3, "the last")]
+WIRE_BULK = [
+    Column("rate", "Mbit/s", 8e-6, "rate"),
+    Column("cpu", "CPU-s/GiB", GIB, "CPU"),
+    CORES,
+]
+
 TLS = ["chain-tls", "v2ray-tls"]
-PLAIN = [name for name in CONTENDERS if name not in [*TLS, "openssl"]]
-PROXIES = [*PLAIN, *TLS]
+PLAIN = ["none", "ours", "microsocks", "dante", "pproxy", "chain", "v2ray", "ours-copying", "chain-copying"]
+PROXIES = [*PLAIN, *TLS, "ours-before", "chain-before", "chain-tls-before"]
+FAR = ["none", "chain-tls", "chain-socks", "v2ray-tls", "v2ray-mux", "ssh"]
+FAR += ["chain-tls-before", "chain-socks-before"]
+FAR_BULK = ["none", "chain-tls", "v2ray-tls", "ssh"]
+
+# A connection reaches 200 Mbit/s within a second of its beginning, and then goes through its phases.
+LONG = Law(delay=0.025)
+LONG_BULK = replace(LONG, rate=25e6)
+LOSSY_BULK = replace(LONG_BULK, loss=0.001)
+STEADY = Length(seconds=1.6, warm_up=1.4, idle=0)
 
 WORKS: dict[str, Work] = {
     "down-1": Work("Bulk download, 1 stream", BULK, lambda c, n: bulk(c, n, False, 1), PROXIES),
@@ -337,4 +365,52 @@ WORKS: dict[str, Work] = {
     "short": Work("Short connections, 32 at a time", PIECES, visits, PROXIES),
     "idle": Work("Idle connections", IDLE, idle, [*PROXIES, "openssl"]),
     "under-bulk": Work("Latency beside 4 downloads and 4 uploads", UNDER_BULK, under_bulk, PROXIES),
+    "first-1": Work(
+        "50 ms away: first byte of an echo, 1 client",
+        FIRST_BYTES,
+        lambda c, n: first_bytes(c, n, 1),
+        FAR,
+        LONG,
+        warm_ups=1,
+    ),
+    "first-8": Work(
+        "50 ms away: first byte of an echo, 8 clients at once",
+        FIRST_BYTES,
+        lambda c, n: first_bytes(c, n, 8),
+        FAR,
+        LONG,
+        warm_ups=1,
+    ),
+    "far-down": Work(
+        "50 ms away: bulk download at 200 Mbit/s",
+        WIRE_BULK,
+        lambda c, n: bulk(c, n, False, 1),
+        FAR_BULK,
+        LONG_BULK,
+        STEADY,
+    ),
+    "far-up": Work(
+        "50 ms away: bulk upload at 200 Mbit/s",
+        WIRE_BULK,
+        lambda c, n: bulk(c, n, True, 1),
+        FAR_BULK,
+        LONG_BULK,
+        STEADY,
+    ),
+    "far-down-lossy": Work(
+        "50 ms away: bulk download at 200 Mbit/s, 0.1 % of the packets lost",
+        WIRE_BULK,
+        lambda c, n: bulk(c, n, False, 1),
+        FAR_BULK,
+        LOSSY_BULK,
+        STEADY,
+    ),
+    "far-up-lossy": Work(
+        "50 ms away: bulk upload at 200 Mbit/s, 0.1 % of the packets lost",
+        WIRE_BULK,
+        lambda c, n: bulk(c, n, True, 1),
+        FAR_BULK,
+        LOSSY_BULK,
+        STEADY,
+    ),
 }

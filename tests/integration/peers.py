@@ -192,14 +192,19 @@ def haproxy(backend: Door) -> Iterator[Door]:
 class Sshd:
     """An SSH server that knows one key, and the client options that lead to it and to nowhere else."""
 
-    def __init__(self, program: Program, port: int) -> None:
+    def __init__(self, program: Program, door: Door, user: str) -> None:
         self.program = program
-        self.port = port
+        self.host, self.port = door
+        self.user = user
 
     def client(self, proxy_command: str, *remote: str) -> list[str]:
         """Write the command that runs something on the server, through a proxy command."""
+        return [*self.command(ProxyCommand=proxy_command), *remote]
+
+    def command(self, **more: str) -> list[str]:
+        """Write the command that connects to the server."""
         options = {
-            "ProxyCommand": proxy_command,
+            **more,
             "StrictHostKeyChecking": "no",
             "UserKnownHostsFile": "/dev/null",
             "GlobalKnownHostsFile": "/dev/null",
@@ -211,8 +216,8 @@ class Sshd:
         }
         written = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
         key = str(self.program.directory / "user_key")
-        where = ["-p", str(self.port), f"{user_name()}@127.0.0.1"]
-        return [find("ssh", "openssh-client"), "-F", "none", "-i", key, *written, *where, *remote]
+        where = ["-p", str(self.port), f"{self.user}@{self.host}"]
+        return [find("ssh", "openssh-client"), "-F", "none", "-i", key, *written, *where]
 
 
 def user_name() -> str:
@@ -223,7 +228,7 @@ def user_name() -> str:
 
 
 SSHD = """
-ListenAddress 127.0.0.1
+ListenAddress {address}
 Port {port}
 HostKey {directory}/host_key
 AuthorizedKeysFile {directory}/user_key.pub
@@ -233,12 +238,19 @@ UsePAM no
 PasswordAuthentication no
 KbdInteractiveAuthentication no
 PermitRootLogin prohibit-password
+ClientAliveInterval 5
 """
 
 
 @contextlib.contextmanager
-def sshd() -> Iterator[Sshd]:
-    """Run an SSH server on a port and with keys of its own."""
+def sshd(
+    address: str = "127.0.0.1", prefix: Sequence[str] = (), *, runs_commands: bool = True
+) -> Iterator[Sshd]:
+    """
+    Run an SSH server on a port and with keys of its own.
+
+    One that has to run no commands, but only to carry connections, has no rights of root.
+    """
     binary = find("sshd", "openssh-server")
     require(os.geteuid() == 0, "sshd needs root")
     keygen = find("ssh-keygen", "openssh-client")
@@ -248,12 +260,23 @@ def sshd() -> Iterator[Sshd]:
         path = str(program.directory / name)
         subprocess.run([keygen, "-q", "-t", "ed25519", "-N", "", "-f", path], check=True, timeout=20)
     config = program.directory / "sshd_config"
-    config.write_text(SSHD.format(port=port, directory=program.directory))
-    Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # its init script makes it, which runs nowhere here
-    program.command = [binary, "-D", "-e", "-f", str(config)]
+    config.write_text(SSHD.format(address=address, port=port, directory=program.directory))
+    user, become = user_name(), list[str]()
+    if runs_commands:
+        Path("/run/sshd").mkdir(
+            mode=0o755, exist_ok=True
+        )  # its init script makes it, which runs nowhere here
+    else:
+        user = "daemon"  # not nobody, whose account systemd shows as locked to all but root
+        # To become somebody else undoes the wish to be ended with us, so it is made again.
+        identity = ["--reuid", user, "--regid", user, "--clear-groups", "--pdeathsig", "KILL"]
+        become = [find("setpriv", "util-linux"), *identity, "--"]
+        program.directory.chmod(0o755)
+        shutil.chown(program.directory / "host_key", user)
+    program.command = [*prefix, *become, binary, "-D", "-e", "-f", str(config)]
     with program:
         program.wait_listening(port)
-        yield Sshd(program, port)
+        yield Sshd(program, (address, port), user)
 
 
 V2RAY = """

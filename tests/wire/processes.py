@@ -4,8 +4,11 @@ What a process holds (memory, descriptors, sockets), read from Linux's /proc.
 So nothing has to be asked of the program itself. A process that has just ended holds nothing.
 """
 
+import ctypes
+import multiprocessing
 import os
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -109,3 +112,14 @@ class Memory:
     def growth(self) -> int:
         """By how many bytes its peak since then is above where it was."""
         return memory_of(self._pid, "VmHWM") - self._before
+
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def end_with_parent() -> None:
+    """Have the kernel end this process, a fork, when the thread that forked it ends, however that ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent and os.getppid() != parent.pid:
+        os._exit(1)  # it was too late

@@ -9,10 +9,11 @@ import socket
 import struct
 import time
 from ipaddress import ip_address
+from types import TracebackType
 
 import pytest
 
-from tests.wire.sockets import Credentials, Door, Holder, Readable, connect, read_exact
+from tests.wire.sockets import Credentials, Door, Readable, connect, read_exact
 
 AT_ONCE = 8.0  # seconds, for a machine that has other things to do
 
@@ -102,7 +103,7 @@ def hear_request(stream: Readable) -> bytes:
     return head + read_exact(stream, length + 1)
 
 
-class Peer(Holder):
+class Peer:
     """A client at a door, with a deadline on whatever it waits for."""
 
     def __init__(self, door: Door, source: str = "127.0.0.1") -> None:
@@ -140,6 +141,14 @@ class Peer(Holder):
             if not data:
                 return heard
             heard += data
+
+    def __enter__(self) -> "Peer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.sock.close()
 
 
 def talk(door: Door, *segments: bytes, within: float = AT_ONCE, pause: float = 0.0) -> bytes:

@@ -9,7 +9,7 @@ import contextlib
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from tests.wire.sockets import read_exact
 from tests.wire.socks5 import hear_greeting, hear_request
@@ -36,10 +36,14 @@ class Upstream(Target):
 
     def _play(self, connection: socket.socket) -> list[object]:
         heard: list[object] = []
-        for step, what in take(self._steps, connection):
-            heard.append(what)
+        for step in self._steps:
+            if isinstance(step, bytes):
+                connection.sendall(step)
+                continue
+            heard.append(step(connection))
             self.requests += step is hear_request
-            self._questions += isinstance(what, str) and "X-Proxy-Target-Host" not in what
+            if isinstance(heard[-1], str) and "X-Proxy-Target-Host" not in heard[-1]:
+                self._questions += 1
         return heard
 
 
@@ -48,18 +52,15 @@ def upstream(port: int, *steps: Step) -> Upstream:
     return Upstream(port, steps)
 
 
-def take(steps: Script, connection: socket.socket) -> Iterator[tuple[Step, object]]:
-    """Take one step after the other; give those that are functions, with what they heard."""
+def play(steps: Script, connection: socket.socket) -> list[object]:
+    """Take one step after the other; give what was heard."""
+    heard: list[object] = []
     for step in steps:
         if isinstance(step, bytes):
             connection.sendall(step)
         else:
-            yield step, step(connection)
-
-
-def play(steps: Script, connection: socket.socket) -> list[object]:
-    """Take all steps, and give what was heard."""
-    return [heard for _, heard in take(steps, connection)]
+            heard.append(step(connection))
+    return heard
 
 
 # What an upstream does beside sending bytes.
