@@ -1,4 +1,4 @@
-"""What every test can rely on."""
+"""What every test can rely on, and a certificate authority for those that speak TLS."""
 
 import logging
 import resource
@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from proxy.net.threads import Task
+from tests.integration.certificates import Authority, Certificate
 
 # Programs are watched through Linux's /proc, and the benchmark waits with epoll.
 collect_ignore = [] if sys.platform == "linux" else ["bench", "integration", "siege"]
@@ -54,3 +55,15 @@ def _background(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(Task, "__init__", note)
     yield
     gevent.killall(started)
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Make a certificate authority."""
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="module")
+def good(authority: Authority) -> Certificate:
+    """Make a certificate for localhost, by that authority."""
+    return authority.issue("good", "localhost")

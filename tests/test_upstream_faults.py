@@ -399,12 +399,6 @@ def read_frame(connection: socket.socket) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """Make a certificate authority."""
-    return Authority(tmp_path_factory.mktemp("authority"))
-
-
-@pytest.fixture(scope="module")
 def secure(authority: Authority) -> Iterator[tuple[Node, int]]:
     """Run a program whose upstream speaks TLS, trusted in three ways; give the upstream's port too."""
     port = free_port()

@@ -31,18 +31,6 @@ DIGEST = hashlib.sha256(PAYLOAD).hexdigest()
 
 
 @pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """Found a certificate authority."""
-    return Authority(tmp_path_factory.mktemp("authority"))
-
-
-@pytest.fixture(scope="module")
-def good(authority: Authority) -> Certificate:
-    """Have a certificate that is right."""
-    return authority.issue("good", "localhost")
-
-
-@pytest.fixture(scope="module")
 def node(good: Certificate) -> Iterator[Proxy]:
     """Run a node with a TLS door."""
     doors = {"web": web_door(**good.settings)}

@@ -24,18 +24,6 @@ from tests.wire.sockets import free_port
 from tests.wire.waits import wait_until
 
 
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """Make a certificate authority."""
-    return Authority(tmp_path_factory.mktemp("authority"))
-
-
-@pytest.fixture(scope="module")
-def good(authority: Authority) -> Certificate:
-    """Make a certificate for localhost."""
-    return authority.issue("good", "localhost")
-
-
 def loop_pair() -> tuple[Any, Any]:
     """Connect two sockets of gevent's, which do here what our own would."""
     return tcp_pair()

@@ -23,7 +23,18 @@ from tests.websocket.tunnels import assert_relays, chain, recv_masked, sending, 
 from tests.wire.sockets import TIMEOUT, Door, is_silent, read_exact, read_rest, reset
 from tests.wire.targets import Listener
 from tests.wire.waits import Stopwatch
-from tests.wire.websocket import BINARY, CLOSE, CONTINUATION, FIN, PING, PONG, close_payload, frame, header
+from tests.wire.websocket import (
+    BINARY,
+    CLOSE,
+    CONTINUATION,
+    FIN,
+    PING,
+    PONG,
+    Peer,
+    close_payload,
+    frame,
+    header,
+)
 
 MEBIBYTE = 1 << 20
 PING_INTERVAL = 0.5
@@ -293,18 +304,23 @@ def any_frame_is_a_sign_of_life(bench: Bench) -> None:
                 assert is_silent(target, PING_INTERVAL / 2)
 
 
+def data_between_pings(peer: Peer, size: int) -> bytes:
+    """Receive so many bytes of payload, and pass over what else comes."""
+    data = bytearray()
+    while len(data) < size:
+        got = peer.recv()
+        if got.opcode == BINARY:
+            data += got.payload
+    return bytes(data)
+
+
 @scenario
 def a_client_that_is_slow_to_read_is_not_dead(bench: Bench) -> None:
     """CASES D124."""
     down = os.urandom(24 * MEBIBYTE)  # more than fits into the sockets between
     with tunnel(bench.pinging, receive_buffer=64 * 1024) as (client, target), sending(target, down):
         assert is_silent(target, 6 * PING_INTERVAL)
-        received = bytearray()
-        while len(received) < len(down):
-            got = client.recv()
-            if got.opcode == BINARY:
-                received += got.payload
-        assert received == down
+        assert data_between_pings(client, len(down)) == down
 
 
 @scenario
@@ -351,12 +367,7 @@ def a_server_that_is_slow_to_read_is_not_dead(bench: Bench) -> None:
     up = os.urandom(24 * MEBIBYTE)
     with chain(bench.socks, bench.behind) as (client, server), sending(client, up):
         assert is_silent(client, 6 * PING_INTERVAL)
-        received = bytearray()
-        while len(received) < len(up):
-            got = server.recv()
-            if got.opcode == BINARY:
-                received += got.payload
-        assert received == up
+        assert data_between_pings(server, len(up)) == up
 
 
 @scenario

@@ -3,7 +3,9 @@
 import select
 import socket
 import struct
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+AnyHolder = TypeVar("AnyHolder", bound="Holder")
 
 Door = tuple[str, int]
 Credentials = tuple[str, str]
@@ -29,6 +31,18 @@ class Closable(Protocol):
 
     def close(self) -> None:
         """Close it."""
+
+
+class Holder:
+    """Whoever has a socket, which is closed with the block."""
+
+    sock: socket.socket
+
+    def __enter__(self: AnyHolder) -> AnyHolder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.sock.close()
 
 
 def free_port() -> int:

@@ -9,11 +9,10 @@ import socket
 import struct
 import time
 from ipaddress import ip_address
-from types import TracebackType
 
 import pytest
 
-from tests.wire.sockets import Credentials, Door, Readable, connect, read_exact
+from tests.wire.sockets import Credentials, Door, Holder, Readable, connect, read_exact
 
 AT_ONCE = 8.0  # seconds, for a machine that has other things to do
 
@@ -103,7 +102,7 @@ def hear_request(stream: Readable) -> bytes:
     return head + read_exact(stream, length + 1)
 
 
-class Peer:
+class Peer(Holder):
     """A client at a door, with a deadline on whatever it waits for."""
 
     def __init__(self, door: Door, source: str = "127.0.0.1") -> None:
@@ -141,14 +140,6 @@ class Peer:
             if not data:
                 return heard
             heard += data
-
-    def __enter__(self) -> "Peer":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.sock.close()
 
 
 def talk(door: Door, *segments: bytes, within: float = AT_ONCE, pause: float = 0.0) -> bytes:

@@ -9,7 +9,7 @@ import contextlib
 import re
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from tests.wire.sockets import read_exact
 from tests.wire.socks5 import hear_greeting, hear_request
@@ -36,14 +36,10 @@ class Upstream(Target):
 
     def _play(self, connection: socket.socket) -> list[object]:
         heard: list[object] = []
-        for step in self._steps:
-            if isinstance(step, bytes):
-                connection.sendall(step)
-                continue
-            heard.append(step(connection))
+        for step, what in take(self._steps, connection):
+            heard.append(what)
             self.requests += step is hear_request
-            if isinstance(heard[-1], str) and "X-Proxy-Target-Host" not in heard[-1]:
-                self._questions += 1
+            self._questions += isinstance(what, str) and "X-Proxy-Target-Host" not in what
         return heard
 
 
@@ -52,15 +48,18 @@ def upstream(port: int, *steps: Step) -> Upstream:
     return Upstream(port, steps)
 
 
-def play(steps: Script, connection: socket.socket) -> list[object]:
-    """Take one step after the other; give what was heard."""
-    heard: list[object] = []
+def take(steps: Script, connection: socket.socket) -> Iterator[tuple[Step, object]]:
+    """Take one step after the other; give those that are functions, with what they heard."""
     for step in steps:
         if isinstance(step, bytes):
             connection.sendall(step)
         else:
-            heard.append(step(connection))
-    return heard
+            yield step, step(connection)
+
+
+def play(steps: Script, connection: socket.socket) -> list[object]:
+    """Take all steps, and give what was heard."""
+    return [heard for _, heard in take(steps, connection)]
 
 
 # What an upstream does beside sending bytes.

@@ -10,10 +10,9 @@ import socket
 import struct
 import time
 from collections.abc import Mapping
-from types import TracebackType
 from typing import NamedTuple
 
-from tests.wire.sockets import CHUNK, Credentials, Door, connect, is_silent, read_rest
+from tests.wire.sockets import CHUNK, Credentials, Door, Holder, connect, is_silent, read_rest
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 FIN = 0x80
@@ -148,7 +147,7 @@ def switching(
     return "\r\n".join(["HTTP/1.1 101 Switching Protocols", *lines, *headers, "", ""]).encode()
 
 
-class Peer:
+class Peer(Holder):
     """One end of a connection; with a key it masks, as clients do."""
 
     def __init__(self, sock: socket.socket, key: bytes | None = KEY) -> None:
@@ -160,14 +159,6 @@ class Peer:
     def connect(cls, door: Door, *, receive_buffer: int = 0) -> "Peer":
         """Connect to a door; a small receive buffer lets the other side feel that we do not read."""
         return cls(connect(door, receive_buffer=receive_buffer))
-
-    def __enter__(self) -> "Peer":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.sock.close()
 
     def write(self, data: bytes) -> None:
         """Write bytes as they are."""
