@@ -219,9 +219,11 @@ def _run_file(given: Mapping[str, str]) -> int:
 
 
 def _inspect(given: Mapping[str, str]) -> int:
-    from proxy.app import App
+    from proxy.accesslog import NO_LOG
     from proxy.configfile.dump import dump
     from proxy.configfile.load import load
+    from proxy.listeners import Listeners, make_server
+    from proxy.metrics import Metrics
 
     loaded = load(given["config"])
     for warning in loaded.warnings:
@@ -229,7 +231,8 @@ def _inspect(given: Mapping[str, str]) -> int:
     if "dump" in given:
         print(dump(loaded.config), end="")
     else:
-        App(loaded.config)
+        # Build what a start would, and open nothing.
+        Listeners(make_server, NO_LOG, Metrics()).plan(loaded.config)
         print("ok")
     return OK
 

@@ -19,7 +19,7 @@ from gevent.pool import Pool
 
 from proxy.address import Address
 from proxy.errors import reason_of
-from proxy.http.heads import Fields, HeadBuffer, Headers, HttpError, RequestHead, parse_request
+from proxy.http.heads import Fields, Headers, HttpError, RequestHead, read_request
 from proxy.listening.listen import SocketServer
 from proxy.net.deadline import Deadline
 from proxy.net.sock import GeventSocket, address_of
@@ -122,7 +122,7 @@ class HttpServer:
         bodiless = False
         try:
             with Deadline(PATIENCE).limit("request"):
-                head = self._read_head(channel)
+                head = read_request(channel)
                 bodiless = head.method == "HEAD"
                 self._guard(head, client)
                 self._strangers.pop(getcurrent(), None)
@@ -141,14 +141,6 @@ class HttpServer:
             answer = Answer({"error": "internal error"}, 500)
         with suppress(TimeoutError), Deadline(PATIENCE).limit("answer"):
             channel.send(answer.encode(bodiless=bodiless))
-
-    def _read_head(self, channel: Channel) -> RequestHead:
-        buffer = HeadBuffer(request=True)
-        while not buffer.feed(data := channel.recv(4096)):
-            if not data:
-                raise EOFError("the client closed the connection")
-        channel.push_back(buffer.leftover)
-        return parse_request(buffer.head)
 
 
 def _body_size(headers: Headers) -> int:

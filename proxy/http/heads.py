@@ -1,5 +1,5 @@
 """
-Heads of HTTP messages, read strictly and without I/O.
+Heads of HTTP messages, read strictly, and from whatever one can receive from.
 
 Strict where leniency would let two parsers read one head differently (RFC 9112): line ends are
 CRLF, names are tokens, nothing is folded, and everything has a limit. A head is latin-1 text, so that
@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Protocol
 
 from proxy.errors import Failure, ProtocolError
 
@@ -187,6 +188,26 @@ class HeadBuffer:
             raise _too_large()
         self._line = end
         self._lines += 1
+
+
+class Source(Protocol):
+    """Whatever a request comes from."""
+
+    def recv(self, count: int, /) -> bytes:
+        """Receive up to ``count`` bytes; b"" at the end."""
+
+    def push_back(self, data: bytes, /) -> None:
+        """Take back what was received and does not belong to the head."""
+
+
+def read_request(source: Source) -> RequestHead:
+    """Read the head of a request; raises ``HttpError``, or ``EOFError`` if the client leaves before."""
+    buffer = HeadBuffer(request=True)
+    while not buffer.feed(data := source.recv(4096)):
+        if not data:
+            raise EOFError("the client closed the connection")
+    source.push_back(buffer.leftover)
+    return parse_request(buffer.head)
 
 
 def parse_request(head: bytes) -> RequestHead:

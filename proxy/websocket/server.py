@@ -14,7 +14,7 @@ from geventwebsocket.handler import WebSocketHandler
 
 from proxy.address import UNKNOWN, Address
 from proxy.errors import AuthError, ProxyError
-from proxy.http.heads import Fields, HeadBuffer, HttpError, parse_request
+from proxy.http.heads import Fields, HttpError, read_request
 from proxy.http.refusals import encode_response, refusal
 from proxy.net.deadline import Deadline
 from proxy.policy.auth import name_of
@@ -52,7 +52,7 @@ class WebSocketInbound:
 
     def greet(self) -> Wanted:
         """Read where the client wants to go, and who it is."""
-        request = vet_request(parse_request(self._read_head()), path=self._runtime.config.path)
+        request = vet_request(read_request(self._channel), path=self._runtime.config.path)
         # From here on: what the login takes of it is gone.
         answer_by = None if request.patience is None else Deadline(request.patience)
         user = ""
@@ -62,14 +62,6 @@ class WebSocketInbound:
             user = self._runtime.log_in(request.username, request.password, self._channel)
         self._request = request
         return Wanted(request.target, user, answer_by)
-
-    def _read_head(self) -> bytes:
-        buffer = HeadBuffer(request=True)
-        while not buffer.feed(data := self._channel.recv(4096)):
-            if not data:
-                raise EOFError("the client closed the connection")
-        self._channel.push_back(buffer.leftover)
-        return buffer.head
 
     def accept(self, bound: Address | None) -> Stream:
         """Answer 101."""
