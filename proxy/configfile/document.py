@@ -1,17 +1,17 @@
 """
 The text of an INI file, parsed once: what stands where, to be read, checked, compared, shown and changed.
 
-A document is a row of blocks: a section's header with the lines below it. To change a setting only its
-line is written anew; comments, order and blanks stay. The text has to be one that was read without a
-problem then; whatever comes out is for ``load`` to judge.
+To change a setting only its line is written anew; comments, order and blanks stay. The text has to be one
+that was read without a problem then; whatever comes out is for ``load`` to judge.
 """
 
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 
 from proxy.configfile import syntax
-from proxy.configfile.spec import SETTINGS, Path, is_secret, knows, shown
+from proxy.configfile.spec import NAMED, SETTINGS, Path, is_secret, knows, shown
 from proxy.configfile.syntax import CONTROL, Fault, Header, Setting
 from proxy.errors import ConfigError
 from proxy.redact import REDACTED
@@ -22,7 +22,6 @@ Edit = tuple[str, str | None]  # a dotted name and its value; None takes the set
 
 NOWHERE: Path = ("",)  # the path of a section whose header cannot be read
 
-_PARENTS = ("listeners", "upstreams")
 _NAME = re.compile(r"[\w.@+-]+")
 _NAMES = re.compile(r"[\w.-]+([ \t]*,[ \t]*[\w.-]+)*")
 
@@ -42,10 +41,7 @@ def edit(text: str, edits: Iterable[Edit], *, is_again: bool = False) -> str:
             if not is_again and place not in wanted and (place[1] or place[0] not in document.sections):
                 raise ConfigError(name, "is not set")
             document.unset(place)
-            path, key = place
-            gone = [each for each in wanted if each == place or (not key and each[0][: len(path)] == path)]
-            for each in gone:
-                del wanted[each]
+            wanted = {each: text for each, text in wanted.items() if not _is_within(each, place)}
         else:
             document.set(place, value)
             wanted[place] = value
@@ -72,6 +68,10 @@ def dotted(place: Place) -> str:
     return ".".join((*place[0], place[1]) if place[1] else place[0])
 
 
+def _is_within(one: Place, other: Place) -> bool:
+    return one == other if other[1] else one[0][: len(other[0])] == other[0]
+
+
 def _check_section(name: str, section: str) -> None:
     """Refuse a name that begins with no section, and say which one may be meant."""
     if section in SETTINGS or not _NAME.fullmatch(section):
@@ -81,123 +81,86 @@ def _check_section(name: str, section: str) -> None:
     raise ConfigError(name if _NAME.fullmatch(name) else section, f"there is no section [{section}]{hint}")
 
 
-class Block:
-    """A section; the first one is what stands before all sections."""
+@dataclass(eq=False)
+class Line:
+    """A line of a file, and what it says; a line that says nothing is empty, a comment, or inside a value."""
 
-    def __init__(self, path: Path, header: Header | Fault | None = None) -> None:
-        self.path = path
-        self.header = header
-        self.lines: list[str | None] = []  # None is a line that was taken away
-        self.settings: list[Setting] = []  # as they were read, with those that are there twice
-        self.at: dict[str, int] = {}  # where in the lines they are
-        self._last = -1  # of its settings, or its header
-        self._columns: set[int] = set()  # of the =
+    text: str
+    end: str  # "\r", as Windows has it, or nothing
+    path: Path  # of the section that it begins, or in which it stands
+    item: Header | Setting | Fault | None
 
-    def add(self, line: str, item: Header | Setting | Fault | None) -> None:
-        """Add a line below the others."""
-        if item is not None:
-            self._last = len(self.lines)
-        if isinstance(item, Setting):
-            self.settings.append(item)
-            if item.key not in self.at:
-                self.at[item.key] = self._last
-                self._columns.add(len(_head(line, item).rstrip()))
-        self.lines.append(line)
+    @property
+    def key(self) -> str:
+        """The key of a setting."""
+        return self.item.key if isinstance(self.item, Setting) else ""
 
-    def values(self) -> Iterator[tuple[str, str]]:
-        """List its settings with their values; those that cannot be read are left out."""
-        first = {setting.key: setting for setting in reversed(self.settings)}
-        for key in dict.fromkeys(setting.key for setting in self.settings):
-            with suppress(ValueError):
-                yield key, syntax.read_value(first[key].raw).text
+    @property
+    def raw(self) -> str:
+        """The value of a setting, as it is written."""
+        return self.item.raw if isinstance(self.item, Setting) else ""
 
-    def put(self, key: str, value: str, *, end: str) -> None:
-        """Write a setting, below the others if it is a new one."""
-        index = self.at.get(key)
-        if index is not None:
-            line = self.lines[index]
-            assert line is not None, "it would not be listed"
-            self.lines[index] = _rewritten(line, (self.path, key), value)
-            return
-        self._last += 1
-        self.at[key] = self._last
-        above = next((each for each in reversed(self.lines[: self._last]) if each is not None), "")
-        indent = above[: len(above) - len(above.lstrip(" \t"))]
-        name = syntax.quote_key(key)
-        if len(self._columns) == 1 and len(self.at) > 2:
-            # The = of all the others are in one column.
-            name = name.ljust(min(self._columns) - 2 - len(indent))
-        line = f"{indent}{name} = {_written((self.path, key), value)}"
-        self.lines.insert(self._last, line.rstrip() + end)
-
-    def take(self, key: str) -> None:
-        """Take a setting away."""
-        index = self.at.pop(key, None)
-        if index is not None:
-            self.lines[index] = None
-
-    def split_tail(self) -> list[str | None]:
-        """Give away the lines below its last setting: they belong to what follows."""
-        tail = self.lines[self._last + 1 :]
-        del self.lines[self._last + 1 :]
-        return tail
+    @property
+    def head(self) -> str:
+        """What stands before the value of a setting."""
+        return self.text.rstrip(" \t").removesuffix(self.raw)
 
 
 class Document:
     """
-    The text of a file, as a row of blocks.
+    The text of a file, as a row of lines.
 
-    A broken header begins a block too, of a section that is ``NOWHERE``; what is below it can be anything.
+    What is below a broken header can be anything: its section is ``NOWHERE``.
     """
 
     def __init__(self, text: str) -> None:
-        lines = text.removeprefix("\ufeff").split("\n")
         self.has_mark = text.startswith("\ufeff")  # of the byte order
-        self.faults: list[Fault] = []
-        self.blocks = [Block(())]
-        self._end = "\r" if lines[0].endswith("\r") else ""
-        items = {item.line: item for item in syntax.scan([line.removesuffix("\r") for line in lines])}
-        parent = ""
-        for number, line in enumerate(lines, 1):
+        lines = text.removeprefix("\ufeff").split("\n")
+        texts = [line.removesuffix("\r") for line in lines]
+        items = {item.line: item for item in syntax.scan(texts)}
+        self.lines: list[Line] = []
+        path: Path = ()
+        for number, (line, bare) in enumerate(zip(lines, texts, strict=True), 1):
             item = items.get(number)
             if isinstance(item, Header):
-                path = (item.name,) if item.depth == 1 else (parent, item.name)
-                parent = path[0]
-                self.blocks.append(Block(path, item))
-            if isinstance(item, Fault):
-                self.faults.append(item)
-                if item.hides_more:
-                    parent = ""
-                    self.blocks.append(Block(NOWHERE, item))
-            self.blocks[-1].add(line, item)
-        self._by_path: dict[Path, Block] = {}
-        for block in self.blocks:
-            self._by_path.setdefault(block.path, block)
+                path = (item.name,) if item.depth == 1 else (*(path[:1] or NOWHERE), item.name)
+            elif isinstance(item, Fault) and item.hides_more:
+                path = NOWHERE
+            self.lines.append(Line(bare, line[len(bare) :], path, item))
+        self._index()
+
+    def _index(self) -> None:
+        """Note what each section has: its settings, and its header with the key ``""``."""
+        self._items: dict[Path, dict[str, Line]] = {}
+        for line in self.lines:
+            if line.item:
+                self._items.setdefault(line.path, {}).setdefault(line.key, line)
 
     def __str__(self) -> str:
-        return "\n".join(self.lines)
-
-    @property
-    def lines(self) -> list[str]:
-        """All lines, without those that were taken away."""
-        return [line for block in self.blocks for line in block.lines if line is not None]
+        return "\n".join(line.text + line.end for line in self.lines)
 
     @property
     def sections(self) -> list[Path]:
         """The sections, in their order."""
-        return [block.path for block in self.blocks[1:]]
+        return [path for path in self._items if path]
+
+    def values(self) -> Iterator[tuple[Path, str, str]]:
+        """List what can be read: sections, keys and values, also of those that are there twice."""
+        for line in self.lines:
+            with suppress(ValueError):
+                if line.key:
+                    yield line.path, line.key, syntax.read_value(line.raw).text
 
     def settings(self) -> dict[Place, str]:
-        """List all settings with their values, as they were read; those that cannot be are left out."""
-        blocks = self._by_path.items()
-        return {(path, key): value for path, block in blocks for key, value in block.values()}
+        """List all settings with their values."""
+        return {(path, key): value for path, key, value in self.values()}
 
     def place_of(self, name: str) -> Place:
         """Find out which place a dotted name means; raises ``ConfigError`` where there can be none."""
         section, _, rest = name.partition(".")
-        if section in _PARENTS and (section, rest) in self._by_path:
+        if section in NAMED and (section, rest) in self._items:
             return (section, rest), ""
-        if section in _PARENTS:
+        if section in NAMED:
             child, _, key = rest.rpartition(".")
             place: Place = ((section, child) if child else (section,)), key
         else:
@@ -216,79 +179,102 @@ class Document:
         path, key = place
         if not key:
             raise ConfigError(dotted(place), "is a section: name a setting of it")
+        line = self._items.get(path, {}).get(key)
         try:
-            self._open(path).put(key, value, end=self._end)
+            if line:
+                line.text = _rewritten(line, value)
+                line.item = syntax.read_line(0, line.text)
+            else:
+                self._add(place, value)
         except ValueError as exc:
             raise ConfigError(dotted(place), str(exc)) from None
 
     def unset(self, place: Place) -> None:
-        """Take away a setting, or a whole section."""
+        """Take away a setting, or a whole section; what is below its last setting belongs to what follows."""
         path, key = place
         if key:
-            if path in self._by_path:
-                self._by_path[path].take(key)
+            if line := self._items.get(path, {}).pop(key, None):
+                self.lines.remove(line)
             return
-        for index in reversed(range(1, len(self.blocks))):
-            if self.blocks[index].path[: len(path)] == path:
-                self.blocks[index - 1].lines += self.blocks[index].split_tail()
-                del self._by_path[self.blocks.pop(index).path]
+        kept = []
+        is_inside = False
+        for line in reversed(self.lines):
+            is_gone = _is_within((line.path, ""), place) if line.item else is_inside
+            if line.item:
+                is_inside = is_gone and bool(line.key)
+            if not is_gone:
+                kept.append(line)
+        self.lines = kept[::-1]
+        self._index()
 
     def redacted(self) -> list[tuple[str, str]]:
         """Give all lines as others may see them, each beside the line itself."""
-        lines = []
-        for block in self.blocks:
-            keys = {index: key for key, index in block.at.items()}
-            for index, line in enumerate(block.lines):
-                if line is not None:
-                    is_header = index == 0 and isinstance(block.header, Header)
-                    seen = _redacted(line, block.path, keys.get(index, ""), is_header=is_header)
-                    lines.append((seen, line))
-        return lines
+        return [(self._redacted(line), line.text + line.end) for line in self.lines]
 
-    def _open(self, path: Path) -> Block:
-        """Find a section, or make it: the last of its kind, or of all."""
-        if path in self._by_path:
-            return self._by_path[path]
+    def _redacted(self, line: Line) -> str:
+        body = line.text.rstrip(" \t")
+        start = body[: len(body) - len(body.lstrip(" \t"))]
+        if isinstance(line.item, Header):
+            name = line.path[-1] if knows(line.path) else REDACTED
+            mark = f"  # {REDACTED}" if "#" in body.partition("]")[2] else ""
+            return start + "[" * len(line.path) + name + "]" * len(line.path) + mark
+        is_first = isinstance(line.item, Setting) and line is self._items[line.path][line.key]
+        if is_first and knows(line.path, line.key):
+            return _redacted_setting(line)
+        if body[len(start) :].startswith("#"):
+            return f"{start}# {REDACTED}"
+        return REDACTED if body else ""
+
+    def _add(self, place: Place, value: str) -> None:
+        """Write a setting below the others of its section, which is made if need be."""
+        path, key = place
+        self._open(path)
+        present = list(self._items[path].values())
+        above = present[-1]
+        indent = above.text[: len(above.text) - len(above.text.lstrip(" \t"))]
+        name = syntax.quote_key(key)
+        columns = {len(line.head.rstrip()) for line in present[-2:] if line.key}
+        if len(present) > 2 and len(columns) == 1:
+            # The = of those above are in one column.
+            name = name.ljust(columns.pop() - 2 - len(indent))
+        self._insert(above, f"{indent}{name} = {_written(place, value)}".rstrip(), path)
+
+    def _open(self, path: Path) -> None:
+        """Make a section, if it is not there: the last of its kind, or of all."""
+        if path in self._items:
+            return
         if len(path) > 1:
             self._open(path[:1])
-        kin = [index for index, each in enumerate(self.blocks) if each.path[:1] == path[:1]]
-        before = self.blocks[kin[-1] if len(path) > 1 else -1]
-        block = Block(path, Header(0, len(path), path[-1]))
-        tail = before.split_tail()
-        if str(self):
-            block.lines.append(self._end)
-        header = "[" * len(path) + path[-1] + "]" * len(path)
-        block.add(header + self._end, block.header)
-        block.lines += tail or [""]
-        self.blocks.insert(self.blocks.index(before) + 1, block)
-        self._by_path[path] = block
-        return block
+        above = self._last(path[:-1])
+        header = self._insert(above, "[" * len(path) + path[-1] + "]" * len(path), path)
+        if above:
+            self._insert(above, "", path)
+        if header is self.lines[-1]:
+            self.lines.append(Line("", "", path, None))
+
+    def _last(self, path: Path) -> Line | None:
+        within = (line for line in reversed(self.lines) if line.item and line.path[: len(path)] == path)
+        return next(within, None)
+
+    def _insert(self, above: Line | None, text: str, path: Path) -> Line:
+        line = Line(text, self.lines[0].end, path, syntax.read_line(0, text) if text else None)
+        self.lines.insert(self.lines.index(above) + 1 if above else 0, line)
+        if line.item:
+            self._items.setdefault(path, {})[line.key] = line
+        return line
 
 
-def _setting(line: str) -> Setting:
-    item = syntax.read_line(0, line.removesuffix("\r"))
-    assert isinstance(item, Setting), "it was one before"
-    return item
-
-
-def _head(line: str, setting: Setting) -> str:
-    """Give what stands before the value."""
-    body = line.rstrip(" \t\r")
-    return body[: len(body) - len(setting.raw)]
-
-
-def _rewritten(line: str, place: Place, value: str) -> str:
+def _rewritten(line: Line, value: str) -> str:
     """Write another value in a line; its comment stays, and in its column if there is room."""
-    setting = _setting(line)
-    old = syntax.read_value(setting.raw)
-    head = _head(line, setting)
+    old = syntax.read_value(line.raw)
+    head = line.head
     if not old.text and not old.is_quoted:
         head = head.rstrip() + " "
-    new = f"{head}{_written(place, value, beside_a_comment=bool(old.comment))}".rstrip()
+    new = f"{head}{_written((line.path, line.key), value, beside_a_comment=bool(old.comment))}".rstrip()
     if old.comment:
-        column = len(line.rstrip(" \t\r")) - len(old.comment)
+        column = len(line.text.rstrip(" \t")) - len(old.comment)
         new = f"{new.ljust(max(column, len(new) + 2))}{old.comment}"
-    return new + ("\r" if line.endswith("\r") else "")
+    return new
 
 
 def _written(place: Place, value: str, *, beside_a_comment: bool = False) -> str:
@@ -298,28 +284,12 @@ def _written(place: Place, value: str, *, beside_a_comment: bool = False) -> str
     return syntax.quote(value, always=beside_a_comment and is_secret(path, key))
 
 
-def _redacted(line: str, path: Path, key: str, *, is_header: bool) -> str:
-    body = line.rstrip(" \t\r")
-    start = body[: len(body) - len(body.lstrip(" \t"))]
-    if is_header:
-        name = path[-1] if knows(path) else REDACTED
-        mark = f"  # {REDACTED}" if "#" in body.partition("]")[2] else ""
-        return start + "[" * len(path) + name + "]" * len(path) + mark
-    if key and knows(path, key):
-        return _redacted_setting(line, path, key)
-    if body[len(start) :].startswith("#"):
-        return f"{start}# {REDACTED}"
-    return REDACTED if body else ""
-
-
-def _redacted_setting(line: str, path: Path, key: str) -> str:
-    setting = _setting(line)
-    head = _head(line, setting)
+def _redacted_setting(line: Line) -> str:
     try:
-        value = syntax.read_value(setting.raw)
+        value = syntax.read_value(line.raw)
     except ValueError:  # in a file that is damaged
-        return f"{head.rstrip()} {REDACTED}"
-    text = shown(path, key, value.text)
+        return f"{line.head.rstrip()} {REDACTED}"
+    text = shown(line.path, line.key, value.text)
     if text == value.text:
-        text = setting.raw.removesuffix(value.comment).rstrip(" \t")
-    return f"{head}{text}{value.gap}# {REDACTED}" if value.comment else f"{head}{text}".rstrip()
+        text = line.raw.removesuffix(value.comment).rstrip(" \t")
+    return f"{line.head}{text}{value.gap}# {REDACTED}" if value.comment else f"{line.head}{text}".rstrip()

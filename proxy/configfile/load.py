@@ -122,7 +122,7 @@ def understand(content: Content, path: str) -> Loaded:
 
 def tls_files_in(document: Document, folder: str) -> list[str]:
     """List the TLS files that a document in a folder names, which need not be a valid configuration."""
-    named = {value for block in document.blocks for key, value in block.values() if key in _TLS and value}
+    named = {value for _, key, value in document.values() if key in _TLS and value}
     return sorted(os.path.join(folder, os.path.expanduser(name)) for name in named)
 
 
@@ -148,8 +148,7 @@ def peek(config_path: str, key: str) -> str:
     except InvalidConfigError:
         return ""
     homes = (("proxy",), NOWHERE)  # also below a header that is broken, which may be that of [proxy]
-    found = (block.values() for block in document.blocks if block.path in homes)
-    return next((value for values in found for name, value in values if name == key), "")
+    return next((value for path, name, value in document.values() if path in homes and name == key), "")
 
 
 def parse(data: bytes, path: str, *, folder: str = "", with_files: bool = False) -> Loaded:

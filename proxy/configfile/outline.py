@@ -7,14 +7,13 @@ repeats a value: it may be a password.
 
 import codecs
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from proxy.config import to_bytes
 from proxy.configfile import syntax
-from proxy.configfile.document import Block, Document, Place
+from proxy.configfile.document import Document, Place
 from proxy.configfile.spec import Path, is_secret, why_no_key, why_no_section
-from proxy.configfile.syntax import CONTROL, Header, Setting
+from proxy.configfile.syntax import CONTROL, Fault, Header, Setting
 
 MAX_BYTES = 16 << 20  # far more than any configuration; what is larger is another kind of file
 
@@ -84,83 +83,77 @@ class Outline:
         return Problem(self.path, line, section, shown[-1], message)
 
     def _read(self, document: Document) -> None:
-        lines = [line.removesuffix("\r") for line in document.lines]
         self._check_characters(document)
-        for fault in document.faults:
-            self.report(fault.line, fault.message)
-        top, *blocks = document.blocks
-        for setting in top.settings:
-            self.report(setting.line, why_no_key((), setting.key), key=setting.key)
-        parent_is_known = True
-        for block in blocks:
-            header, is_known = block.header, False
-            if isinstance(header, Header) and (parent_is_known or header.depth != 2):
-                is_known = self._has_place(block, header)
-            if not isinstance(header, Header) or header.depth == 1:
-                parent_is_known = is_known
+        keys: dict[Path, set[str]] = {}
+        for line in document.lines:
+            keys.setdefault(line.path, set()).add(line.key)
+        is_known = parent_is_known = True  # the section, and the one that it is in
+        for number, line in enumerate(document.lines, 1):
+            item, stays = line.item, False
+            if isinstance(item, Header):
+                is_known = parent_is_known or item.depth != 2
+                stays = is_known = is_known and self._has_place(line.path, item, keys[line.path])
+                if item.depth == 1:
+                    parent_is_known = is_known
+            elif isinstance(item, Setting):
+                stays = is_known and self._can_stay(line.path, item)
+            elif isinstance(item, Fault):
+                self.report(number, item.message)
+                if item.hides_more:
+                    is_known = parent_is_known = False
+            if stays:
+                self.lines[number - 1] = line.text
             if not is_known:
                 self._pass_over()
-                continue
-            for number in self._keep(block):
-                self.lines[number - 1] = lines[number - 1]
 
     def _check_characters(self, document: Document) -> None:
         offset = len(codecs.BOM_UTF8) if document.has_mark else 0
         for number, line in enumerate(document.lines, 1):
             try:
-                line.encode()
+                line.text.encode()
             except UnicodeEncodeError as exc:
                 # A byte that is no part of UTF-8 was taken in as half a character.
-                byte, before = ord(line[exc.start]) & 0xFF, len(to_bytes(line[: exc.start]))
+                byte, before = ord(line.text[exc.start]) & 0xFF, len(to_bytes(line.text[: exc.start]))
                 self.report(number, f"byte {byte:#04x} at offset {offset + before} is not UTF-8")
                 self._unreadable.add(number)
-            if control := CONTROL.search(line.removesuffix("\r")):
+            if control := CONTROL.search(line.text):
                 self.report(number, f"has a control character (U+{ord(control[0]):04X})")
                 self._unreadable.add(number)
-            offset += len(to_bytes(line)) + 1
+            offset += len(to_bytes(f"{line.text}{line.end}\n"))
 
     def _pass_over(self) -> None:
         """Pass over a section that is none: what stands in it, any listener and any upstream, is refused."""
         self.refused |= {(("listeners",), ""), (("upstreams",), "")}
 
-    def _has_place(self, block: Block, header: Header) -> bool:
+    def _has_place(self, path: Path, header: Header, keys: set[str]) -> bool:
         """Tell whether there can be such a section, or report why there is none."""
-        keys = {setting.key for setting in block.settings}
-        complaint = why_no_section(block.path, header.depth, keys)
-        if not complaint and (block.path, "") in self.places:
-            complaint = f"this section is there already, in line {self.places[block.path, '']}"
+        complaint = why_no_section(path, header.depth, keys)
+        if not complaint and (path, "") in self.places:
+            complaint = f"this section is there already, in line {self.places[path, '']}"
         if complaint:
-            self.report(header.line, complaint, path=block.path)
+            self.report(header.line, complaint, path)
             return False
-        self.places[block.path, ""] = header.line
+        self.places[path, ""] = header.line
         return True
 
-    def _keep(self, block: Block) -> Iterator[int]:
-        """Report the settings that cannot be here or cannot be read, and yield the lines of the others."""
-        yield self.places[block.path, ""]
-        for setting in block.settings:
-            complaint = self._why_not(block.path, setting)
-            if complaint:
-                self.refuse(setting.line, complaint, block.path, setting.key)
-            else:
-                yield setting.line
-
-    def _why_not(self, path: Path, setting: Setting) -> str:
+    def _can_stay(self, path: Path, setting: Setting) -> bool:
+        """Tell whether a setting can be here and can be read, or refuse it."""
         place = path, setting.key
         complaint = why_no_key(path, setting.key)
-        if complaint:
-            return complaint
-        if place in self.places:
-            return f"is there already, in line {self.places[place]}"
-        self.places[place] = setting.line
-        try:
-            if is_secret(path, setting.key):
-                self._read_secret(place, setting)
-            else:
-                syntax.read_value(setting.raw)
-        except ValueError as exc:
-            return str(exc)
-        return ""
+        if not complaint and place in self.places:
+            complaint = f"is there already, in line {self.places[place]}"
+        if not complaint:
+            self.places[place] = setting.line
+            try:
+                if is_secret(path, setting.key):
+                    self._read_secret(place, setting)
+                else:
+                    syntax.read_value(setting.raw)
+                return True
+            except ValueError as exc:
+                complaint = str(exc)
+        self.refuse(setting.line, complaint, *place)
+        return False
 
     def _read_secret(self, place: Place, setting: Setting) -> None:
         value = syntax.read_secret(setting.raw)
