@@ -129,7 +129,7 @@ class ProxyServer(ABC):
             self._note_fullness()
 
     def _note_fullness(self) -> None:
-        is_full = len(self.sessions) >= self.config.max_connections
+        is_full = len(self.sessions) >= self.runtime.config.max_connections
         if is_full is self._fullness.is_full or not self.acceptors:
             return
         self.metrics.filled += is_full

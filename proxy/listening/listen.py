@@ -101,9 +101,10 @@ class Acceptor(SocketServer):
 
     def full(self) -> bool:
         """Tell whether nobody else can be served now, and go on when that is over."""
-        if self._pool.is_full:
+        is_full = self._pool.is_full
+        if is_full:
             self._pool.when_free(self._go_on)
-        return self._pool.is_full
+        return is_full
 
     def do_handle(self, client: Any, peer: Any) -> None:
         """Have a client served, by a handler that closes its socket."""

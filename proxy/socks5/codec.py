@@ -201,17 +201,15 @@ def parse_address() -> Parser[Address]:
     (kind,) = yield 1
     if kind == AddressType.DOMAIN:
         (length,) = yield 1
-        name = yield length
-        (port,) = struct.unpack("!H", (yield 2))
+        name, port = struct.unpack(f"!{length}sH", (yield length + 2))
         return Address(_decode_name(name), port)
     if kind == AddressType.IPV4:
-        host = inet_ntop(AF_INET, (yield 4))
-    elif kind == AddressType.IPV6:
-        host = inet_ntop(AF_INET6, (yield 16))
-    else:
-        raise ProtocolError(f"unknown address type {kind:#04x}", Failure.UNSUPPORTED_ADDRESS)
-    (port,) = struct.unpack("!H", (yield 2))
-    return Address(host, port)
+        ip, port = struct.unpack("!4sH", (yield 6))
+        return Address(inet_ntop(AF_INET, ip), port)
+    if kind == AddressType.IPV6:
+        ip, port = struct.unpack("!16sH", (yield 18))
+        return Address(inet_ntop(AF_INET6, ip), port)
+    raise ProtocolError(f"unknown address type {kind:#04x}", Failure.UNSUPPORTED_ADDRESS)
 
 
 def run(parser: Parser[T], read_exact: Callable[[int], bytes]) -> T:

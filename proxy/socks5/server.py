@@ -10,7 +10,7 @@ from proxy.runtime import Runtime
 from proxy.server import ProxyServer
 from proxy.session import Wanted
 from proxy.socks5 import codec
-from proxy.socks5.codec import Greeting, Login, Method, Reply, ReplyCode, Request
+from proxy.socks5.codec import Greeting, Method, Reply, ReplyCode
 
 LOGIN_OK = bytes([codec.LOGIN_VERSION, 0])
 LOGIN_REFUSED = bytes([codec.LOGIN_VERSION, 1])
@@ -45,41 +45,36 @@ class Socks5Inbound:
 
     def greet(self) -> Wanted:
         """Let the client log in and say where it wants to go."""
-        user = self._log_in(self._read(codec.parse_greeting()))
+        read_exact = self._channel.read_exact
+        user = self._log_in(codec.run(codec.parse_greeting(), read_exact))
         self._asked = True
-        request: Request = self._read(codec.parse_request())
+        request = codec.run(codec.parse_request(), read_exact)
         return Wanted(request.target, user)
 
     def _log_in(self, greeting: Greeting) -> str:
         wanted = Method.USERNAME_PASSWORD if self._runtime.needs_auth else Method.NO_AUTHENTICATION
         if wanted not in greeting.methods:
-            self._send(bytes([codec.VERSION, Method.NONE_ACCEPTABLE]))
+            self._channel.send(bytes([codec.VERSION, Method.NONE_ACCEPTABLE]))
             offered = f"{list(greeting.methods[:_TELL])}{' ...' if greeting.methods[_TELL:] else ''}"
             raise ProtocolError(f"the client offers only methods {offered}, {_WHY_NOT[wanted]}")
-        self._send(bytes([codec.VERSION, wanted]))
+        self._channel.send(bytes([codec.VERSION, wanted]))
         if wanted is Method.NO_AUTHENTICATION:
             return ""
-        login: Login = self._read(codec.parse_login())
+        login = codec.run(codec.parse_login(), self._channel.read_exact)
         try:
             user = self._runtime.log_in(login.username, login.password, self._channel)
         except (AuthError, LimitError):
-            self._send(LOGIN_REFUSED)
+            self._channel.send(LOGIN_REFUSED)
             raise
-        self._send(LOGIN_OK)
+        self._channel.send(LOGIN_OK)
         return user
 
     def accept(self, bound: Address | None) -> Stream:
         """Tell the client that it is connected."""
-        self._send(Reply(ReplyCode.SUCCEEDED, bound if bound and bound.ip else UNKNOWN).encode())
+        self._channel.send(Reply(ReplyCode.SUCCEEDED, bound if bound and bound.ip else UNKNOWN).encode())
         return self._channel.stream()
 
     def refuse(self, error: ProxyError) -> None:
         """Tell the client why not, where it waits for a reply, and close."""
         if self._asked:
-            self._send(Reply(codec.code_of(error.failure)).encode())
-
-    def _read(self, parser: codec.Parser[codec.T]) -> codec.T:
-        return codec.run(parser, self._channel.read_exact)
-
-    def _send(self, data: bytes) -> None:
-        self._channel.send(data)
+            self._channel.send(Reply(codec.code_of(error.failure)).encode())
