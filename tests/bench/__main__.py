@@ -17,17 +17,17 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from tests.bench import plan
 from tests.bench.bars import Results
 from tests.bench.contenders import CONTENDERS, QUICK, USUAL, Missing, Running, had, running
 from tests.bench.load import LoadFailed, listen
+from tests.bench.measuring import Sample
+from tests.bench.plan import Plan
 from tests.bench.tables import NOTES, Table, table_of, table_of_bars
-from tests.bench.works import WORKS, Length, Sample, Work
+from tests.bench.works import QUICK as QUICK_WORKS
+from tests.bench.works import WORKS, Work
 from tests.integration.longwire import Site, Wire
 
-ROUNDS, QUICK_ROUNDS = 5, 3
-BUDGET, QUICK_BUDGET = 200.0, 28.0  # seconds for all measurements together
-LIMIT, QUICK_LIMIT = 280.0, 56.0  # seconds after which no measurement is begun
-OVERHEAD = 0.12  # seconds before and after each
 DESCRIPTORS = 16384  # that each program may open
 
 
@@ -36,28 +36,24 @@ def main() -> None:
     listen().close()  # where another run has just ended, this waits until there are free ports again
     began = time.monotonic()
     quick = bool(os.environ.get("QUICK"))
-    works = chosen("WORK", WORKS, WORKS)
+    scale = plan.QUICK if quick else plan.FULL
+    works = chosen("WORK", WORKS, QUICK_WORKS if quick else WORKS)
     names = chosen("PEERS", CONTENDERS, QUICK if quick else USUAL)
-    count = QUICK_ROUNDS if quick else ROUNDS
-    length = length_of_each(
-        count * sum(name in WORKS[work].contenders for work in works for name in names), quick
-    )
-    until = began + (QUICK_LIMIT if quick else LIMIT)
+    planned = plan.make(scale, works, names)
     allow_descriptors()
     results: dict[str, dict[str, list[Sample]]] = {}
     for far, there in itertools.groupby(works, key=lambda name: WORKS[name].law is not None):
         group = list(there)
         with ExitStack() as stack:
             site = place(far, stack)
-            if site is None:
+            if site is None or time.monotonic() > began + scale.limit:
                 continue
             able = [name for name in names if any(name in WORKS[work].contenders for work in group)]
             contenders = list(start(able, site, stack))
             for name in group:
-                work = WORKS[name]
-                results[name] = rounds(count, work, contenders, work.length or length, until)
-                print(table_of(work, results[name]).text(), flush=True)
-    conclude(results, footer(time.monotonic() - began, count, length))
+                results[name] = rounds(WORKS[name], contenders, planned, began + scale.limit)
+                print(table_of(WORKS[name], results[name]).text(), flush=True)
+    conclude(results, footer(time.monotonic() - began, planned))
 
 
 def place(far: bool, stack: ExitStack) -> Site | None:
@@ -92,13 +88,6 @@ def chosen(variable: str, known: Iterable[str], usual: Iterable[str]) -> list[st
     return list(dict.fromkeys(found))
 
 
-def length_of_each(measurements: int, quick: bool) -> Length:
-    """Divide the time there is among the measurements."""
-    each = (QUICK_BUDGET if quick else BUDGET) / measurements - OVERHEAD
-    seconds = min(1.5, max(0.08, each / 1.2))
-    return Length(seconds, warm_up=seconds / 5, idle=200 if quick else 1000)
-
-
 def allow_descriptors() -> None:
     """Raise the limit of open files, for the load and for all programs alike."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -115,14 +104,12 @@ def start(names: Sequence[str], site: Site, stack: ExitStack) -> Iterable[Runnin
             say(f"missing: {name}: {exc}")
 
 
-def rounds(
-    count: int, work: Work, contenders: Sequence[Running], length: Length, until: float
-) -> dict[str, list[Sample]]:
+def rounds(work: Work, contenders: Sequence[Running], planned: Plan, until: float) -> dict[str, list[Sample]]:
     """Give a work to the contenders in turn, some times over."""
     able = [contender for contender in contenders if contender.name in work.contenders]
     samples: dict[str, list[Sample]] = {contender.name: [] for contender in able}
     say(f"{work.title} …")
-    for number in range(-work.warm_ups, count):
+    for number in range(-work.warm_ups, planned.rounds_of(work)):
         for contender in able[:]:
             if time.monotonic() > until:
                 say("out of time: the rest is not measured")
@@ -130,7 +117,7 @@ def rounds(
             if work.law and isinstance(contender.site, Wire):
                 contender.site.obey(replace(work.law, seed=number))
             try:
-                sample = work.measure(contender, length)
+                sample = work.measure(contender, planned.length_of(work))
             except (LoadFailed, Missing) as exc:
                 say(f"{contender.name} failed: {exc}")
                 able.remove(contender)
@@ -140,10 +127,11 @@ def rounds(
     return samples
 
 
-def footer(seconds: float, count: int, length: Length) -> list[str]:
+def footer(seconds: float, planned: Plan) -> list[str]:
     """Say what the tables were measured on, and explain the marks."""
     return [
-        f"Medians of {count} rounds of {length.seconds:.2f} s; {seconds:.0f} s in all. {machine()}",
+        f"Medians of {planned.rounds} rounds of {planned.length.seconds:.2f} s; {seconds:.0f} s in all.",
+        machine(),
         *(f"Marked {mark}: {meaning}." for mark, meaning in NOTES.items()),
     ]
 
@@ -158,9 +146,10 @@ def machine() -> str:
         ),
         platform.machine(),
     )
+    congestion_control = Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
     return (
         f"Python {platform.python_version()}, {platform.system()} {platform.release()}, "
-        f"{os.cpu_count()} cores ({cpu})."
+        f"{os.cpu_count()} cores ({cpu}), TCP {congestion_control}."
     )
 
 

@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from tests.bench.works import Sample
+from tests.bench.measuring import Sample
 
 Rounds = Sequence[Sample]  # of one contender in one work
 

@@ -6,11 +6,14 @@ from dataclasses import replace
 
 import pytest
 
+from tests.bench import plan
 from tests.bench.bars import BARS, Bar, Results
-from tests.bench.contenders import Running, running
+from tests.bench.contenders import QUICK, USUAL, Running, running
+from tests.bench.measuring import Length, Sample
 from tests.bench.medians import median, ratio
 from tests.bench.tables import table_of, table_of_bars
-from tests.bench.works import WORKS, Length, Sample
+from tests.bench.works import QUICK as QUICK_WORKS
+from tests.bench.works import WORKS
 from tests.integration.longwire import Law, Wire
 
 SHORT = Length(seconds=0.05, warm_up=0.02, idle=20)
@@ -75,6 +78,27 @@ def test_a_long_wire_is_between_the_two_ends(name: str, wire: Wire) -> None:
     assert 0.01 <= first["p50"] == first["last"]
     assert 0.01 <= several["p50"] <= several["last"]
     assert bulk["rate"] > 0
+
+
+@pytest.mark.parametrize(("scale", "works", "names"), [
+    (plan.FULL, list(WORKS), USUAL),
+    (plan.QUICK, QUICK_WORKS, QUICK),
+])  # fmt: skip
+def test_a_whole_run_is_planned_to_end_in_time(scale: plan.Scale, works: list[str], names: list[str]) -> None:
+    planned = plan.make(scale, works, names)
+    seconds = 0.0
+    for work in map(WORKS.__getitem__, works):
+        length = planned.length_of(work)
+        each = length.seconds + length.warm_up + work.overhead + work.each * length.idle
+        times = planned.rounds_of(work) + work.warm_ups
+        seconds += each * times * sum(name in work.contenders for name in names)
+    assert planned.length.seconds >= plan.SHORTEST
+    assert seconds <= scale.budget * 1.05 < scale.limit
+
+
+def test_a_run_of_few_works_has_all_rounds_and_long_ones() -> None:
+    planned = plan.make(plan.QUICK, ["down-1"], ["ours", "microsocks"])
+    assert (planned.rounds, planned.length.seconds) == (plan.QUICK.rounds, plan.LONGEST)
 
 
 def test_a_bar_may_be_about_what_one_of_ours_needs_beyond_another() -> None:

@@ -1,38 +1,35 @@
 """
 The works: what is asked of each contender, and what is read from it meanwhile.
 
-A work gives a ``Sample``, figures by name in seconds, bytes and pieces of work; its columns say how
-they are shown.
+Its columns say how the figures of a work are shown.
 """
 
-import contextlib
 import math
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from tests.bench import load, meter
 from tests.bench.contenders import Running, running
 from tests.bench.load import Crew
+from tests.bench.measuring import (
+    Length,
+    Sample,
+    Span,
+    differences,
+    latency,
+    percentile,
+    settle,
+    span,
+    spent,
+    started,
+)
 from tests.integration.longwire import Law
 
 MIB = 1 << 20
 GIB = 1 << 30
-QUIET = 0.001  # CPU seconds
 # Seconds: a closed connection holds its port for a minute, and there are only 28,000 of them.
 VISITING = 0.5
-
-Sample = Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Length:
-    """How long a measurement takes."""
-
-    seconds: float
-    warm_up: float
-    idle: int  # connections
 
 
 @dataclass(frozen=True)
@@ -55,138 +52,15 @@ class Work:
     contenders: Sequence[str]
     law: Law | None = None  # of the long wire between the two ends; without one all is on the loopback
     length: Length | None = None  # where it has one of its own
+    rounds: int = 99  # at most: how often it has to be done to know
     warm_ups: int = 0  # rounds that are not counted
-
-
-# -- measuring
-
-
-@dataclass(frozen=True)
-class Moment:
-    """What was read at one moment."""
-
-    time: float
-    counts: Sequence[int]  # of each worker
-    programs: Sequence[float]  # CPU seconds
-    workers: Sequence[float]  # CPU seconds
-    machine: float  # CPU seconds of everybody
-
-
-def read(contender: Running, workers: Sequence[load.Worker]) -> Moment:
-    """Read all that is measured."""
-    machine = meter.machine() - meter.clock(contender.site.helper)
-    programs = [meter.cpu(session) for session in contender.sessions]
-    return Moment(
-        time.monotonic(),
-        [worker.tally.count[0] for worker in workers],
-        programs,
-        [meter.clock(worker.pid) for worker in workers],
-        machine,
-    )
-
-
-@dataclass(frozen=True)
-class Span:
-    """What happened between two moments; CPU time is in seconds."""
-
-    seconds: float
-    counts: Mapping[load.Worker, range]
-    programs: Sequence[float]
-    busiest_load: float
-    others: float
-
-    def done(self, workers: Sequence[load.Worker]) -> int:
-        """Tell how much some of the processes have done."""
-        return sum(len(self.counts[worker]) for worker in workers)
-
-    def effort(self) -> Sample:
-        """Tell how busy the programs, the load and everybody else were, in cores."""
-        return {
-            "cores": sum(self.programs) / self.seconds,
-            "busiest program": max(self.programs, default=0.0) / self.seconds,
-            "busiest load": self.busiest_load / self.seconds,
-            "others": max(0.0, self.others) / self.seconds,
-        }
-
-    def times(self, crew: Crew) -> list[int]:
-        """Give the latencies that the near processes of a crew have noted, in order of length."""
-        return sorted(
-            taken
-            for worker in crew.near
-            for taken in worker.tally.since(self.counts[worker].start, self.counts[worker].stop)
-        )
-
-
-def span(contender: Running, crews: Sequence[Crew], length: Length) -> Span:
-    """Let the load run, and read what happens between two moments."""
-    workers = [worker for crew in crews for worker in crew.workers]
-    time.sleep(length.warm_up)
-    start = read(contender, workers)
-    time.sleep(length.seconds)
-    end = read(contender, workers)
-    for crew in crews:
-        crew.check()
-    programs = differences(start.programs, end.programs)
-    used = differences(start.workers, end.workers)
-    return Span(
-        end.time - start.time,
-        dict(zip(workers, map(range, start.counts, end.counts), strict=True)),
-        programs,
-        max(used),
-        end.machine - start.machine - sum(programs) - sum(used),
-    )
-
-
-def differences(start: Sequence[float], end: Sequence[float]) -> list[float]:
-    """Subtract, one by one."""
-    return [after - before for before, after in zip(start, end, strict=True)]
-
-
-@contextlib.contextmanager
-def started(contender: Running, *crews: Crew) -> Iterator[Sequence[Crew]]:
-    """Have crews that work, and afterwards a contender that has got over it."""
-    try:
-        for crew in crews:
-            crew.wait_ready()
-        yield crews
-    finally:
-        for crew in crews:
-            crew.end()
-    settle(contender)
-
-
-def settle(contender: Running, quiet: float = 0.01, patience: float = 1.0) -> None:
-    """Wait until the contender has closed what was left to it, and has been quiet for some seconds."""
-    until = time.monotonic() + patience
-    used = spent(contender)
-    while time.monotonic() < until:
-        time.sleep(quiet)
-        before, used = used, spent(contender)
-        if used - before < QUIET:
-            return
-
-
-def spent(contender: Running) -> float:
-    """Tell how many CPU seconds a contender has used so far."""
-    return sum(meter.cpu(session) for session in contender.sessions)
-
-
-def percentile(ordered: Sequence[int], share: float) -> float:
-    """Give the latency, in seconds, that a share of all does not exceed."""
-    return ordered[min(len(ordered) - 1, int(len(ordered) * share))] / 1e9 if ordered else math.nan
-
-
-def latency(ordered: Sequence[int], of: str = "") -> Sample:
-    """Give the median and what one in a hundred exceeds."""
-    return {f"{of}p50": percentile(ordered, 0.50), f"{of}p99": percentile(ordered, 0.99)}
+    overhead: float = 0.2  # seconds before and after each measurement, on a machine that does nothing else
+    each: float = 0.0  # seconds for each idle connection
 
 
 def pairs(connections: int) -> int:
     """Tell in how many pairs of processes the load is spread: one for two cores."""
     return min(connections, max(1, (os.cpu_count() or 1) // 2))
-
-
-# -- works
 
 
 def bulk(contender: Running, length: Length, upload: bool, streams: int) -> Sample:
@@ -337,80 +211,57 @@ WIRE_BULK = [
     CORES,
 ]
 
-TLS = ["chain-tls", "v2ray-tls"]
-PLAIN = ["none", "ours", "microsocks", "dante", "pproxy", "chain", "v2ray", "ours-copying", "chain-copying"]
-PROXIES = [*PLAIN, *TLS, "ours-before", "chain-before", "chain-tls-before"]
+TLS = ["chain-tls", "chain-tls-before", "v2ray-tls"]
+PLAIN = ["none", "ours", "microsocks", "dante", "pproxy", "chain", "v2ray"]
+PLAIN += ["ours-copying", "chain-copying", "ours-before", "chain-before"]
+NEAR = [*PLAIN, *TLS]
 FAR = ["none", "chain-tls", "chain-socks", "v2ray-tls", "v2ray-mux", "ssh"]
 FAR += ["chain-tls-before", "chain-socks-before"]
-FAR_BULK = ["none", "chain-tls", "v2ray-tls", "ssh"]
+FAR_OURS = ["none", "chain-tls", "chain-tls-before"]
 
-# A connection reaches 200 Mbit/s within a second of its beginning, and then goes through its phases.
 LONG = Law(delay=0.025)
 LONG_BULK = replace(LONG, rate=25e6)
 LOSSY_BULK = replace(LONG_BULK, loss=0.001)
-STEADY = Length(seconds=1.6, warm_up=1.4, idle=0)
+# A stream reaches 200 Mbit/s within a second of its beginning, and then goes through its phases.
+STEADY = Length(seconds=1.4, warm_up=1.2, idle=0)
+
+
+def far_bulk(how: str, law: Law, contenders: Sequence[str], upload: bool) -> Work:
+    """Describe bulk over the long wire."""
+    title = f"50 ms away: bulk {how}"
+    return Work(
+        title, WIRE_BULK, lambda c, n: bulk(c, n, upload, 1), contenders, law=law, length=STEADY, rounds=3
+    )
+
+
+def far_visits(who: str, clients: int) -> Work:
+    """Describe connections over the long wire; the first round finds out what holds once all is in use."""
+    title = f"50 ms away: first byte of an echo, {who}"
+    return Work(title, FIRST_BYTES, lambda c, n: first_bytes(c, n, clients), FAR, law=LONG, warm_ups=1)
+
 
 WORKS: dict[str, Work] = {
-    "down-1": Work("Bulk download, 1 stream", BULK, lambda c, n: bulk(c, n, False, 1), PROXIES),
+    "down-1": Work("Bulk download, 1 stream", BULK, lambda c, n: bulk(c, n, False, 1), NEAR),
     "down-4": Work("Bulk download, 4 streams", BULK, lambda c, n: bulk(c, n, False, 4), TLS),
     "down-16": Work("Bulk download, 16 streams", BULK, lambda c, n: bulk(c, n, False, 16), PLAIN),
-    "up-1": Work("Bulk upload, 1 stream", BULK, lambda c, n: bulk(c, n, True, 1), PROXIES),
+    "up-1": Work("Bulk upload, 1 stream", BULK, lambda c, n: bulk(c, n, True, 1), NEAR),
     "up-4": Work("Bulk upload, 4 streams", BULK, lambda c, n: bulk(c, n, True, 4), TLS),
     "up-16": Work("Bulk upload, 16 streams", BULK, lambda c, n: bulk(c, n, True, 16), PLAIN),
-    "trips-1": Work("64-byte round trips, 1 connection", PIECES, lambda c, n: round_trips(c, n, 1), PROXIES),
-    "trips-1-core": Work("64-byte round trips, 1 connection, all on one core", PIECES, one_core, PROXIES),
-    "trips-64": Work(
-        "64-byte round trips, 64 connections", PIECES, lambda c, n: round_trips(c, n, 64), PROXIES
+    "trips-1": Work("64-byte round trips, 1 connection", PIECES, lambda c, n: round_trips(c, n, 1), NEAR),
+    "trips-1-core": Work("64-byte round trips, 1 connection, all on one core", PIECES, one_core, NEAR),
+    "trips-64": Work("64-byte round trips, 64 connections", PIECES, lambda c, n: round_trips(c, n, 64), NEAR),
+    "short": Work("Short connections, 32 at a time", PIECES, visits, NEAR, overhead=0.9),
+    "idle": Work("Idle connections", IDLE, idle, [*NEAR, "openssl"], rounds=2, overhead=1.2, each=0.003),
+    "under-bulk": Work("Latency beside 4 downloads and 4 uploads", UNDER_BULK, under_bulk, NEAR),
+    "first-1": far_visits("1 client", 1),
+    "first-8": far_visits("8 clients at once", 8),
+    "far-down": far_bulk("download at 200 Mbit/s", LONG_BULK, [*FAR_OURS, "v2ray-tls", "ssh"], upload=False),
+    "far-up": far_bulk("upload at 200 Mbit/s", LONG_BULK, FAR_OURS, upload=True),
+    "far-down-lossy": far_bulk(
+        "download at 200 Mbit/s, 0.1 % of the packets lost", LOSSY_BULK, FAR_OURS, upload=False
     ),
-    "short": Work("Short connections, 32 at a time", PIECES, visits, PROXIES),
-    "idle": Work("Idle connections", IDLE, idle, [*PROXIES, "openssl"]),
-    "under-bulk": Work("Latency beside 4 downloads and 4 uploads", UNDER_BULK, under_bulk, PROXIES),
-    "first-1": Work(
-        "50 ms away: first byte of an echo, 1 client",
-        FIRST_BYTES,
-        lambda c, n: first_bytes(c, n, 1),
-        FAR,
-        LONG,
-        warm_ups=1,
-    ),
-    "first-8": Work(
-        "50 ms away: first byte of an echo, 8 clients at once",
-        FIRST_BYTES,
-        lambda c, n: first_bytes(c, n, 8),
-        FAR,
-        LONG,
-        warm_ups=1,
-    ),
-    "far-down": Work(
-        "50 ms away: bulk download at 200 Mbit/s",
-        WIRE_BULK,
-        lambda c, n: bulk(c, n, False, 1),
-        FAR_BULK,
-        LONG_BULK,
-        STEADY,
-    ),
-    "far-up": Work(
-        "50 ms away: bulk upload at 200 Mbit/s",
-        WIRE_BULK,
-        lambda c, n: bulk(c, n, True, 1),
-        FAR_BULK,
-        LONG_BULK,
-        STEADY,
-    ),
-    "far-down-lossy": Work(
-        "50 ms away: bulk download at 200 Mbit/s, 0.1 % of the packets lost",
-        WIRE_BULK,
-        lambda c, n: bulk(c, n, False, 1),
-        FAR_BULK,
-        LOSSY_BULK,
-        STEADY,
-    ),
-    "far-up-lossy": Work(
-        "50 ms away: bulk upload at 200 Mbit/s, 0.1 % of the packets lost",
-        WIRE_BULK,
-        lambda c, n: bulk(c, n, True, 1),
-        FAR_BULK,
-        LOSSY_BULK,
-        STEADY,
+    "far-up-lossy": far_bulk(
+        "upload at 200 Mbit/s, 0.1 % of the packets lost", LOSSY_BULK, FAR_OURS, upload=True
     ),
 }
+QUICK = [name for name in WORKS if not name.startswith("far-") and not name.endswith(("-16", "-core"))]
