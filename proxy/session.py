@@ -20,7 +20,7 @@ from proxy.errors import AuthError, ClientLeftError, DialError, Failure, LimitEr
 from proxy.metrics import CLIENT_LEFT, HANDSHAKE, TARGET
 from proxy.net.deadline import Deadline
 from proxy.net.sock import GeventSocket, LoopSocket
-from proxy.net.tls import accept_tls
+from proxy.net.tlssocket import accept_tls
 from proxy.relaying.channel import Channel
 from proxy.relaying.relay import Relay
 from proxy.relaying.stream import Ending, Stream

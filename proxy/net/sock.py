@@ -9,7 +9,6 @@ that is more work than all of their other Python code in a handshake.
 import _socket
 import errno
 import socket as std_socket
-import ssl
 from typing import Any
 
 import gevent
@@ -40,13 +39,16 @@ _OPTIONS = [
 class LoopSocket(_socket.socket):
     """A non-blocking socket: what cannot be done at once raises ``BlockingIOError``."""
 
-    __slots__ = ("_reader", "_writer")
+    __slots__ = ("_reader", "_writer", "unsent")
+
+    pending = False  # the kernel knows of all that there is to receive
 
     def __init__(self, family: int, kind: int, proto: int = 0, fileno: int | None = None) -> None:
         super().__init__(family, kind, proto, fileno)
         self.setblocking(False)
         self._reader: Any = None
         self._writer: Any = None
+        self.unsent = b""  # what the kernel did not take yet
 
     @property
     def reader(self) -> Any:
@@ -61,6 +63,33 @@ class LoopSocket(_socket.socket):
         if self._writer is None:
             self._writer = watcher(self.fileno(), WRITE)
         return self._writer
+
+    def write(self, data: memoryview | bytes, flags: int = 0) -> None:
+        """Send what the kernel takes, behind what it did not take before, and keep the rest as ``unsent``."""
+        if self.unsent:
+            self.unsent += data
+            return
+        try:
+            sent = self.send(data, flags)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(data):
+            self.unsent = bytes(data[sent:])
+
+    def flush(self) -> None:
+        """Send what is ``unsent``, as much as the kernel takes."""
+        unsent, self.unsent = self.unsent, b""
+        self.write(unsent)
+
+    def is_quiet(self) -> bool:
+        """Tell if the peer is there and has said nothing."""
+        try:
+            self.recv(1, std_socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
 
     def close(self) -> None:
         """Close it, and its watchers before: its number may belong to another one at once."""
@@ -91,8 +120,8 @@ def watcher(fileno: int, events: int) -> Any:
 
 
 def take_over(sock: Any) -> Any:
-    """Make a ``LoopSocket`` of another socket, which is spent; TLS sockets stay what they are."""
-    if isinstance(sock, (LoopSocket, ssl.SSLSocket)):
+    """Make a ``LoopSocket`` of gevent's or Python's socket, which is spent; others stay what they are."""
+    if not isinstance(sock, (GeventSocket, std_socket.socket)):
         return sock
     return LoopSocket(sock.family, std_socket.SOCK_STREAM, sock.proto, sock.detach())
 

@@ -3,22 +3,49 @@ TLS contexts, built once per configuration: reading the system's certificates ta
 """
 
 import ssl
+from time import monotonic
+from typing import Any, TypeVar
 
-from gevent import socket
-from gevent.ssl import SSLContext, SSLSocket
-
-from proxy.errors import ConfigError, ProtocolError, is_shortage
-from proxy.net.limits import check_descriptors, from_reserve, untold_shortage
-from proxy.net.sock import LoopSocket
+from proxy.errors import ConfigError, is_shortage
+from proxy.net.limits import from_reserve, untold_shortage
 
 # Of OpenSSL's X509_V_ERR_...: unable to get an issuer (2, 20, 21), self-signed (18, 19).
 _NOT_TRUSTED = (2, 18, 19, 20, 21)
 _AUTHORITIES = "the authorities to trust are those in tls_ca, or the system's where that is not set"
+_Context = TypeVar("_Context", bound=ssl.SSLContext)
+_SESSION = 3600.0  # seconds for which a session is resumed, before the certificate is looked at again
 
 
-def server_context(cert: str, key: str) -> SSLContext:
+class ClientContext(ssl.SSLContext):
+    """
+    The context of a client, with the last session that each server gave to it.
+
+    Who resumes a session looks at no certificate. So it never leaves the context under whose settings the
+    certificate was looked at, nor the name for which that was.
+    """
+
+    def __init__(self, *_: Any) -> None:
+        super().__init__()
+        self._sessions: dict[str, tuple[ssl.SSLSession, float]] = {}
+
+    def session_with(self, host: str) -> ssl.SSLSession | None:
+        """Give a session to be resumed, if there is one; a server that refuses it goes on without."""
+        session, since = self._sessions.get(host, (None, 0.0))
+        return session if monotonic() - since < _SESSION else None
+
+    def keep_session(self, host: str, session: ssl.SSLSession) -> None:
+        """Keep a new session, which any number of connections may resume."""
+        self._sessions[host] = session, monotonic()
+
+    def forget_session(self, host: str) -> None:
+        """Keep none."""
+        self._sessions.pop(host, None)
+
+
+def server_context(cert: str, key: str) -> ssl.SSLContext:
     """Build the context of a listener; raises ``ConfigError`` that names the file at fault."""
-    context = _context(ssl.PROTOCOL_TLS_SERVER)
+    context = _secured(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+    context.num_tickets = 1  # for each connection, which is enough for a client that keeps one
     for field, path in (("tls_cert", cert), ("tls_key", key)):
         check_readable(field, path)
     try:
@@ -28,9 +55,9 @@ def server_context(cert: str, key: str) -> SSLContext:
     return context
 
 
-def client_context(ca: str = "", *, verify: bool = True) -> SSLContext:
+def client_context(ca: str = "", *, verify: bool = True) -> ClientContext:
     """Build the context of a client; ``ca`` is a PEM file that replaces the system's authorities."""
-    context = _context(ssl.PROTOCOL_TLS_CLIENT)
+    context = _secured(ClientContext(ssl.PROTOCOL_TLS_CLIENT))
     if not verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -45,8 +72,7 @@ def client_context(ca: str = "", *, verify: bool = True) -> SSLContext:
     return context
 
 
-def _context(protocol: int) -> SSLContext:
-    context = SSLContext(protocol)
+def _secured(context: _Context) -> _Context:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     # In a renegotiation, which TLS 1.3 has no more, sending has to wait for something to read. A relay waits
     # for room to write then, and there is room: it would turn in circles for as long as the peer likes.
@@ -91,38 +117,3 @@ def _explain(exc: ssl.SSLError) -> str:
     is_weak = words.endswith(("too small", "too weak"))
     cure = ": issue it anew, with RSA of 2048 bits or an elliptic curve, and SHA-256" if is_weak else ""
     return f"refused by OpenSSL: {words}{cure}"
-
-
-def accept_tls(sock: LoopSocket, context: SSLContext) -> SSLSocket:
-    """Do the server's handshake; raises ``ProtocolError``."""
-    return _shake_hands(
-        context.wrap_socket(_cooperative(sock), server_side=True, do_handshake_on_connect=False)
-    )
-
-
-def connect_tls(sock: LoopSocket, context: SSLContext, host: str) -> SSLSocket:
-    """Do the client's handshake, naming the host; raises ``ProtocolError``."""
-    return _shake_hands(
-        context.wrap_socket(_cooperative(sock), server_hostname=host, do_handshake_on_connect=False)
-    )
-
-
-def _cooperative(sock: LoopSocket) -> socket.socket:
-    return socket.socket(sock.family, sock.type, sock.proto, sock.detach())
-
-
-def _shake_hands(sock: SSLSocket) -> SSLSocket:
-    # Wrapping took the descriptor from the plain socket, so nobody else can close it.
-    try:
-        sock.do_handshake()
-        return sock
-    except ssl.SSLError as exc:
-        try:
-            if isinstance(exc, ssl.SSLCertVerificationError):
-                check_descriptors("TLS handshake")  # authorities are read from files when they are wanted
-        finally:
-            sock.close()
-        raise ProtocolError(f"TLS handshake: {describe(exc)}") from exc
-    except BaseException:
-        sock.close()
-        raise

@@ -13,19 +13,18 @@ The buffer is there because a handshake would otherwise cost a system call for e
 
 import select
 import socket as std_socket
-import ssl
 from contextlib import suppress
 from typing import Any
 
 import gevent
-from gevent import socket
 from gevent.monkey import get_original
 
 from proxy.address import Address
-from proxy.errors import ClientLeftError
-from proxy.net.deadline import Deadline, wait
-from proxy.net.sock import LoopSocket, take_over
-from proxy.relaying.stream import BUFFER_SIZE, TcpStream, TlsStream, say_no_more
+from proxy.errors import ClientLeftError, ProtocolError
+from proxy.net.deadline import Deadline, next_turn, wait
+from proxy.net.sock import take_over
+from proxy.net.tlssocket import TlsSocket
+from proxy.relaying.stream import BUFFER_SIZE, TcpStream, TlsStream
 
 _READ_SIZE = 4096  # bytes: more than any handshake needs at once
 # Each byte of a peer that sends one at a time costs as much as a whole request. So after some such pieces the
@@ -86,13 +85,13 @@ class Channel:
     def _receive(self) -> bytes:
         if self._asked:
             self._asked = False
-            wait(self.sock.reader)
+            self._wait()
         while True:
             try:
                 data: bytes = self.sock.recv(_READ_SIZE)
                 break
             except BlockingIOError:
-                wait(self.sock.reader)
+                self._wait()
         self.heard = self.heard or bool(data)
         if 0 < len(data) < _CRUMB:
             self._crumbs += 1
@@ -100,27 +99,30 @@ class Channel:
                 gevent.sleep(_GATHER)
         return data
 
+    def _wait(self) -> None:
+        if self.sock.pending:
+            next_turn()
+        else:
+            wait(self.sock.reader)
+
     def push_back(self, data: bytes) -> None:
         """Put bytes back in front of what is still to be read."""
         self._early = data + self._early
 
     def send(self, data: bytes) -> int:
         """Send all of ``data``."""
-        # The answer is hardly ever there at once: to wait for it costs less than to look first. TLS has
-        # to be looked at, as it may have read ahead.
-        self._asked = isinstance(self.sock, LoopSocket)
-        sent = 0
-        while sent < len(data):
-            try:
-                sent += self.sock.send(data[sent:])
-            except BlockingIOError:
-                wait(self.sock.writer)
-        return sent
+        # The answer is hardly ever there at once: to wait for it costs less than to look first.
+        self._asked = True
+        self.sock.write(data)
+        while self.sock.unsent:
+            wait(self.sock.writer)
+            self.sock.flush()
+        return len(data)
 
     def stream(self) -> TcpStream:
         """Hand the socket over to a relay, with the bytes that came early."""
         self._handed_over = True
-        make = TlsStream if isinstance(self.sock, ssl.SSLSocket) else TcpStream
+        make = TlsStream if isinstance(self.sock, TlsSocket) else TcpStream
         return make(self.sock, self._early)
 
     def close(self) -> None:
@@ -130,12 +132,7 @@ class Channel:
         Linux resets a connection that is closed with unread bytes, and a reset can overtake what we
         just sent; so the peer gets a moment to read it.
         """
-        with suppress(OSError, ValueError), Deadline(_LAST_WORD).limit("last word"):
-            if isinstance(self.sock, ssl.SSLSocket):
-                say_no_more(self.sock)
-                # TLS has said its last word, and what comes now is only counted.
-                tls = self.sock
-                self.sock = LoopSocket(tls.family, std_socket.SOCK_STREAM, tls.proto, tls.detach())
+        with suppress(OSError, ProtocolError), Deadline(_LAST_WORD).limit("last word"):
             self.sock.shutdown(std_socket.SHUT_WR)
             left = BUFFER_SIZE
             while left > 0 and (data := self._receive()):
@@ -145,12 +142,7 @@ class Channel:
     def hang_up(self) -> None:
         """Let whoever reads from it or watches it find that the peer has left."""
         with suppress(OSError):
-            if isinstance(self.sock, ssl.SSLSocket):
-                # This is the method of the plain socket. That of TLS would throw away its state, while others
-                # are in the middle of using it.
-                socket.socket.shutdown(self.sock, std_socket.SHUT_RDWR)
-            else:
-                self.sock.shutdown(std_socket.SHUT_RDWR)
+            self.sock.shutdown(std_socket.SHUT_RDWR)
 
     def abort(self) -> None:
         """Close at once; a socket that was handed over stays open."""

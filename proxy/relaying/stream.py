@@ -4,8 +4,8 @@ One end of a relay: bytes in, bytes out, and what is kept of those that the sock
 What may never be violated:
 
 - Nothing waits but the last step of closing. A stream does one bounded operation, and the relay waits.
-- What is kept goes out first, and in its order: ``_kept``, and then what is in the pipe. Whoever sends
-  while a stream is ``blocked`` would put bytes into the middle of others.
+- What is kept goes out first, and in its order: what is ``unsent`` of the socket, and then what is in the
+  pipe. Whoever sends while a stream is ``blocked`` would put bytes into the middle of others.
 - A stream calls ``on_blocked`` in the moment in which it has to keep something, so nobody has to ask
   after each operation.
 - Bytes that came early, with the handshake, come before those of the socket.
@@ -20,7 +20,6 @@ What may never be violated:
 import fcntl
 import os
 import socket as std_socket
-import ssl
 import struct
 import sys
 import termios
@@ -29,8 +28,11 @@ from contextlib import suppress
 from enum import Enum
 from typing import Any, Protocol
 
-from proxy.net.sock import READ, WRITE, GeventSocket, LoopSocket, take_over, watcher
+from proxy.errors import ProtocolError
+from proxy.net.sock import GeventSocket, LoopSocket, take_over
+from proxy.net.tlssocket import TlsSocket
 from proxy.relaying.splice import Pipe
+from proxy.relaying.turns import TURNS
 
 BUFFER_SIZE = 64 * 1024
 HEADROOM = 14  # bytes: the longest frame header of RFC 6455, section 5.2
@@ -58,13 +60,17 @@ class Buffer:
 
     The payload begins at ``HEADROOM``, so that a stream which frames it can write the header in
     front, and send both at once without a copy.
+
+    What will be framed is received into ``unframed``. It is that much shorter, so that the frame fits into
+    the payload of whoever receives it, and into a whole number of TLS records.
     """
 
-    __slots__ = ("payload", "view")
+    __slots__ = ("payload", "unframed", "view")
 
     def __init__(self, size: int = BUFFER_SIZE) -> None:
         self.view = memoryview(bytearray(HEADROOM + size))
         self.payload = self.view[HEADROOM:]
+        self.unframed = self.payload[:-HEADROOM]
 
 
 class Stream(Protocol):
@@ -158,7 +164,7 @@ def ignore() -> None:
 class TcpStream:
     """A plain socket."""
 
-    __slots__ = ("_early", "_in_pipe", "_kept", "_pipe", "_sock", "on_blocked", "reader")
+    __slots__ = ("_early", "_in_pipe", "_pipe", "_sock", "on_blocked", "reader")
 
     takes_pipes = True
     half_closes = True
@@ -170,15 +176,11 @@ class TcpStream:
         # that closes before there is a relay, and whoever else is given that listener, would have to take it
         # back.
         self._sock.setsockopt(_SOCKET, _LINGER, _RESET)
-        self.reader = self._make_reader()
+        self.reader = self._sock.reader
         self.on_blocked: Callable[[], None] = ignore
         self._early = early
-        self._kept = b""
         self._pipe: Pipe | None = None
         self._in_pipe = 0  # bytes that are in the pipe
-
-    def _make_reader(self) -> Any:
-        return self._sock.reader
 
     @property
     def writer(self) -> Any:
@@ -193,15 +195,15 @@ class TcpStream:
     @property
     def blocked(self) -> bool:
         """True if something waits for the socket to be writable."""
-        return bool(self._kept or self._in_pipe)
+        return bool(self._sock.unsent or self._in_pipe)
 
     def recv_into(self, buffer: Buffer, *, bulk: bool) -> int | None:
         """Receive what is there."""
         if self._early:
-            return self.receive(buffer.payload)
+            return self.receive(buffer.unframed)
         # As in ``receive``, written twice because every small message comes this way, and a call costs.
         try:
-            count: int = self._sock.recv_into(buffer.payload)
+            count: int = self._sock.recv_into(buffer.unframed)
             return count
         except BlockingIOError:
             return None
@@ -239,15 +241,8 @@ class TcpStream:
 
     def write(self, data: memoryview | bytes, flags: int = 0) -> None:
         """Send what the socket takes, behind what was kept, and keep the rest."""
-        if self._kept:
-            self._kept += data
-            return
-        try:
-            sent = self._sock.send(data, flags)
-        except BlockingIOError:
-            sent = 0
-        if sent < len(data):
-            self._kept = bytes(data[sent:])
+        self._sock.write(data, flags)
+        if self._sock.unsent:
             self.on_blocked()
 
     @property
@@ -265,7 +260,7 @@ class TcpStream:
         self._pipe, self._in_pipe = pipe, count
         if header:
             self.write(header, _MORE)
-        if not self._kept:
+        if not self._sock.unsent:
             self._drain()
 
     def _drain(self) -> None:
@@ -280,10 +275,9 @@ class TcpStream:
 
     def flush(self) -> None:
         """Send what was kept."""
-        if self._kept:
-            kept, self._kept = self._kept, b""
-            self.write(kept)
-        if self._in_pipe and not self._kept:
+        if self._sock.unsent:
+            self._sock.flush()
+        if self._in_pipe and not self._sock.unsent:
             self._drain()
 
     def end(self) -> None:
@@ -327,74 +321,52 @@ class TcpStream:
 class TlsStream(TcpStream):
     """A TLS socket, whose bytes have to pass through our memory, and which cannot half-close."""
 
-    __slots__ = ("_writer",)
+    __slots__ = ()
 
     takes_pipes = False
     half_closes = False
 
-    def _make_reader(self) -> Any:
-        self._sock.settimeout(0.0)
-        self._writer: Any = watcher(self._sock.fileno(), WRITE)
-        return watcher(self._sock.fileno(), READ)
-
-    @property
-    def writer(self) -> Any:
-        """The watcher for room to write."""
-        return self._writer
-
     @property
     def buffered(self) -> bool:
-        """True if bytes came early, or are decrypted already: no event tells of those."""
-        return bool(self._early or self._sock.pending())
+        """True if bytes came early, or were received already: no event tells of those."""
+        return bool(self._early or self._sock.pending)
 
     def recv_into(self, buffer: Buffer, *, bulk: bool) -> int | None:
         """Receive what is there."""
         return self.receive(buffer.payload)
 
     def receive(self, view: memoryview) -> int | None:
-        """Receive as many records as are there, and fit."""
-        size = 0
-        while size < len(view):
-            try:
-                count = super().receive(view[size:])
-            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                break
-            if not count:
-                # An end that follows some bytes will be seen again.
-                return size or count
-            size += count
-        return size or None
+        """Receive as many records as are there, and fit, and may be decrypted now."""
+        if self._early:
+            return super().receive(view)
+        try:
+            count: int | None = self._sock.recv_into(view, TURNS.frames)
+        except BlockingIOError:
+            count = None
+        TURNS.spend(self._sock.records)
+        if self._sock.unsent:
+            self.on_blocked()
+        if count == 0 and self._sock.is_cut:
+            raise ProtocolError("the connection ended without a word of TLS")
+        return count
 
     def spliceable(self) -> int:
         """Allow none."""
         return 0
 
-    def write(self, data: memoryview | bytes, flags: int = 0) -> None:
-        """Send what the socket takes; OpenSSL wants to see the rest again, from its first byte."""
-        # gevent says 0 where OpenSSL wants to read first. It never does: the contexts allow no renegotiation.
-        super().write(data)
-
     def end(self) -> None:
         """Do nothing: a TLS end of one direction would lose what the other has to say."""
 
     def begin_close(self, ending: Ending) -> None:
-        """Close it, and its watchers before: its number may belong to another socket at once."""
+        """Say that a clean end is one, and close."""
         if ending is Ending.FINISHED and not self.blocked:
-            say_no_more(self._sock)
-        self.reader.close()
-        self._writer.close()
+            with suppress(OSError):  # nobody may be left to hear it
+                self._sock.notify_end()
         super().begin_close(ending)
 
 
-def say_no_more(sock: ssl.SSLSocket) -> None:
-    """Send close_notify (RFC 8446, section 6.1), and wait for no answer."""
-    sock.settimeout(0.0)
-    with suppress(OSError, ValueError):  # nobody may be left to hear it
-        sock.unwrap()
-
-
-def as_stream(end: Stream | GeventSocket) -> Stream:
-    """Take a plain socket for the stream that it is."""
-    if isinstance(end, ssl.SSLSocket):
+def as_stream(end: Stream | GeventSocket | LoopSocket | TlsSocket) -> Stream:
+    """Take a socket for the stream that it is."""
+    if isinstance(end, TlsSocket):
         return TlsStream(end)
     return TcpStream(end) if isinstance(end, (GeventSocket, std_socket.socket, LoopSocket)) else end

@@ -28,7 +28,8 @@ from proxy.errors import DialError, Failure, ProtocolError, reason_of
 from proxy.http.heads import HeadBuffer, HttpError, ResponseHead, parse_response
 from proxy.http.refusals import PROXY_NAME, failure_reported
 from proxy.net.deadline import Deadline
-from proxy.net.tls import client_context, connect_tls
+from proxy.net.tls import client_context
+from proxy.net.tlssocket import connect_tls
 from proxy.redact import without_query
 from proxy.relaying.channel import Channel
 from proxy.websocket.headers import (

@@ -5,17 +5,16 @@ import ssl
 import subprocess
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import gevent
 import pytest
 from gevent import socket
-from gevent.ssl import SSLSocket
 
 from proxy.errors import ConfigError, ProtocolError
 from proxy.net.deadline import wait
-from proxy.net.sock import take_over
-from proxy.net.tls import accept_tls, client_context, connect_tls, server_context
+from proxy.net.tls import ClientContext, client_context, server_context
+from proxy.net.tlssocket import TlsSocket, accept_tls, connect_tls
 from proxy.relaying.stream import Buffer, Ending, TlsStream
 from tests.integration.certificates import Authority, Certificate
 from tests.wire.greenlets import tcp_pair
@@ -23,17 +22,14 @@ from tests.wire.processes import listening_ports
 from tests.wire.sockets import free_port
 from tests.wire.waits import wait_until
 
-
-def loop_pair() -> tuple[Any, Any]:
-    """Connect two sockets of gevent's, which do here what our own would."""
-    return tcp_pair()
+AnyContext = TypeVar("AnyContext", bound=ssl.SSLContext)
 
 
 def shake_hands(
-    server: ssl.SSLContext, client: ssl.SSLContext, host: str = "localhost"
-) -> tuple[socket.socket, socket.socket]:
+    server: ssl.SSLContext, client: ClientContext, host: str = "localhost"
+) -> tuple[TlsSocket, TlsSocket]:
     """Do both sides' handshakes, and give the TLS sockets; raises what the client's raises."""
-    ours, theirs = loop_pair()
+    ours, theirs = tcp_pair()
     accepting = gevent.spawn(accept_tls, theirs, server)
     accepting.rawlink(lambda _: None)
     try:
@@ -51,7 +47,8 @@ def quietly(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_verified_connection_carries_bytes(authority: Authority, good: Certificate) -> None:
     server = server_context(str(good.cert), str(good.key))
     client, served = shake_hands(server, client_context(str(authority.root.cert)))
-    client.sendall(b"hello")
+    client.write(b"hello")
+    wait(served.reader)
     assert served.recv(10) == b"hello"
 
 
@@ -80,7 +77,7 @@ def test_without_verification_anything_goes(good: Certificate) -> None:
     shake_hands(server, client_context(verify=False), "other.example")
 
 
-def old_tls(context: ssl.SSLContext) -> ssl.SSLContext:
+def old_tls(context: AnyContext) -> AnyContext:
     """Let a context speak TLS 1.1 only."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -101,7 +98,7 @@ def test_neither_side_speaks_tls_1_1(good: Certificate, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("side", ["client", "server"])
 def test_a_peer_that_does_not_speak_tls_is_called_so(good: Certificate, side: str) -> None:
-    ours, theirs = loop_pair()
+    ours, theirs = tcp_pair()
     theirs.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n" if side == "client" else b"GET / HTTP/1.1\r\n\r\n")
     server = server_context(str(good.cert), str(good.key))
 
@@ -116,7 +113,7 @@ def test_a_peer_that_does_not_speak_tls_is_called_so(good: Certificate, side: st
 
 
 def test_a_peer_that_closes_in_the_handshake_is_called_so() -> None:
-    ours, theirs = loop_pair()
+    ours, theirs = tcp_pair()
     theirs.shutdown(1)
     with pytest.raises(ProtocolError, match="closed the connection during the handshake"):
         connect_tls(ours, client_context(verify=False), "localhost")
@@ -222,10 +219,9 @@ def test_a_key_or_a_digest_that_is_too_weak_is_called_so(
 
 
 def test_a_peer_that_renegotiates_and_then_says_nothing_does_not_keep_us_from_sending(
-    authority: Authority, good: Certificate, monkeypatch: pytest.MonkeyPatch
+    authority: Authority, good: Certificate
 ) -> None:
     """A stream would be blocked though its socket is writable, and a relay would turn in circles."""
-    monkeypatch.setattr(ssl, "SSLSocket", SSLSocket)  # as in the program, which is monkey-patched
     port = free_port()
     files = ["-cert", str(good.cert), "-key", str(good.key)]
     command = ["openssl", "s_server", "-accept", str(port), "-tls1_2", *files]
@@ -233,9 +229,7 @@ def test_a_peer_that_renegotiates_and_then_says_nothing_does_not_keep_us_from_se
         try:
             wait_until(lambda: port in listening_ports(server.pid), "the server to listen")
             sock = socket.create_connection(("127.0.0.1", port))
-            stream = TlsStream(
-                connect_tls(take_over(sock), client_context(str(authority.root.cert)), "localhost")
-            )
+            stream = TlsStream(connect_tls(sock, client_context(str(authority.root.cert)), "localhost"))
             assert server.stdin
             server.stdin.write(b"r\n")  # renegotiate
             server.stdin.flush()
