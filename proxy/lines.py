@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from contextlib import suppress
+from typing import Any
 
 _MOST_SAID = 2000  # characters of a line for the one who started us
 
@@ -23,6 +24,10 @@ class TextFormatter(logging.Formatter):
         """Keep whatever the message holds on its line."""
         record.levelname = record.levelname.lower()
         return _one_line(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        """Indent a traceback, so that no line of it is taken for one of the log."""
+        return "\n".join("  " + _one_line(line) for line in super().formatException(ei).splitlines())
 
 
 class JsonFormatter(TextFormatter):
