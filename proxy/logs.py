@@ -145,7 +145,7 @@ class LineWriter:
             os.close(new)
 
     def close(self) -> None:
-        """Write what is left, and end the thread; nothing may be written after that."""
+        """Write what is left, as soon as that can be done, and end; nothing may be written after that."""
         self._queue.put(None)
 
     def flush(self) -> None:
@@ -162,19 +162,18 @@ class LineWriter:
             while len(taken) < QUEUE_SIZE and not self._queue.empty():
                 taken.append(self._queue.get())
             lines = [line for line in taken if isinstance(line, str)]
-            closing = None in taken
-            self._write_all("".join(f"{line}\n" for line in lines), closing=closing)
+            self._write_all("".join(f"{line}\n" for line in lines))
             for mark in taken:
                 if isinstance(mark, _Mark):
                     mark.is_reached = True
-            if closing:
+            if None in taken:
                 os.close(self._fd)
                 return
             # Under load this makes batches: waking the thread for each line took a fifth of the
             # processor time of short connections.
             _native_sleep(_BATCH)
 
-    def _write_all(self, text: str, *, closing: bool) -> None:
+    def _write_all(self, text: str) -> None:
         data = self._account_of_lost() + text.encode("utf-8", "backslashreplace")
         while data:
             try:
@@ -183,8 +182,6 @@ class LineWriter:
             except OSError as exc:
                 # A disk is full for a while: the lines wait in the queue, as they do for a slow reader.
                 self._went(reason_of(exc))
-                if closing:
-                    return
                 _native_sleep(_TRY_AGAIN)
 
     def _account_of_lost(self) -> bytes:

@@ -176,6 +176,28 @@ def test_lines_wait_while_the_disk_is_full_and_none_is_torn(tmp_path: Path, disk
     assert (tmp_path / "log").read_text() == "one\ntwo\nthree\n"
 
 
+def test_a_log_that_is_closed_while_its_disk_is_full_keeps_its_lines_until_there_is_room(
+    tmp_path: Path, disk: Disk
+) -> None:
+    """A reload may have named another file."""
+    disk.room = 0
+    writer = LineWriter(str(tmp_path / "log"))
+    writer.write("one")
+    writer.close()  # in one batch with the line, or in the next
+    disk.wait_for_attempts(3)
+    disk.room = None
+    wait_until(lambda: (tmp_path / "log").read_text() == "one\n", "the line")
+    wait_until(lambda: not is_open(writer), "the file to be closed")
+
+
+def is_open(writer: LineWriter) -> bool:
+    """Tell whether a log has its file open."""
+    try:
+        return os.readlink(f"/proc/self/fd/{writer._fd}") == writer.path
+    except FileNotFoundError:
+        return False
+
+
 def test_lines_that_a_full_disk_cost_are_counted_with_the_cause(
     tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
