@@ -10,6 +10,7 @@ from contextlib import suppress
 from functools import partial
 from ipaddress import ip_address
 from time import monotonic
+from types import TracebackType
 from typing import Any
 
 import gevent
@@ -288,10 +289,12 @@ def _spare_the_collector() -> None:
     gc.set_threshold(_NEW_OBJECTS, *gc.get_threshold()[1:])
 
 
-def _log_error(context: object, kind: type[BaseException], value: BaseException, traceback: object) -> None:
+def _log_error(
+    context: object, kind: type[BaseException], value: BaseException, traceback: TracebackType | None
+) -> None:
     """Take what leaves a greenlet uncaught: one line, where gevent would print a traceback."""
     if issubclass(kind, gevent.GreenletExit):
         return
     about = {"collapse": ("internal error", f"{kind.__name__}: {value}")}
     log.error("internal error: %s: %s", kind.__name__, value, extra=about)
-    log.debug("internal error in %s", context, exc_info=(kind, value, None))
+    log.debug("internal error in %s", context, exc_info=(kind, value, traceback))

@@ -11,6 +11,7 @@ from proxy import app as module
 from proxy.app import App, Companion
 from proxy.config import Protocol, ProxyConfig, ServerConfig
 from proxy.errors import ProxyError
+from proxy.lines import JsonFormatter
 
 CONFIG = ProxyConfig(listeners=(ServerConfig("127.0.0.1:0", Protocol.SOCKS5, "one"),))
 
@@ -77,13 +78,20 @@ def test_who_says_it_a_second_time_does_not_want_to_wait() -> None:
 def test_an_error_that_nobody_took_is_one_line_and_its_place_is_for_debugging(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    def the_place() -> None:
+        raise ValueError("a bug")
+
+    try:
+        the_place()
+    except ValueError as exc:
+        error = exc
     with caplog.at_level(logging.INFO, "proxy"):
-        module._log_error("a greenlet", ValueError, ValueError("a bug"), None)
+        module._log_error("a greenlet", ValueError, error, error.__traceback__)
     assert [record.getMessage() for record in caplog.records] == ["internal error: ValueError: a bug"]
     assert caplog.records[0].exc_info is None
     with caplog.at_level(logging.DEBUG, "proxy"):
-        module._log_error("a greenlet", ValueError, ValueError("a bug"), None)
-    assert caplog.records[-1].exc_info
+        module._log_error("a greenlet", ValueError, error, error.__traceback__)
+    assert "the_place" in JsonFormatter().format(caplog.records[-1])
 
 
 def test_a_greenlet_that_was_ended_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
