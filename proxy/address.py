@@ -35,7 +35,7 @@ _AUTHORITY = re.compile(r"(?:\[(?P<ipv6>[^\[\]]*:[^\[\]]*)\]|(?P<host>[^\[\]:]*)
 _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 _UNRESERVED = re.compile(r"[A-Za-z0-9._~-]")  # RFC 3986, section 2.3
 
-DEFAULT_PORTS = {"tcp": 1080, "socks5": 1080, "ws": 80, "wss": 443}
+DEFAULT_PORTS = {"tcp": 1080, "socks5": 1080, "http": 80, "https": 443, "ws": 80, "wss": 443}
 
 
 # A small Python may come without the codec that it passes every host name through. Names are ASCII
@@ -172,7 +172,7 @@ class Endpoint:
     @classmethod
     def parse(cls, text: str, *, scheme: str = "tcp") -> "Endpoint":
         """
-        Read ``host:port``, ``:port``, ``[::1]:port`` or a tcp, socks5, ws or wss URL.
+        Read ``host:port``, ``:port``, ``[::1]:port`` or a tcp, socks5, http, https, ws or wss URL.
 
         ``scheme`` is assumed where none is written. Raises ``ValueError`` with a text that says
         what would be right.
@@ -186,22 +186,20 @@ class Endpoint:
         if "@" in url["authority"]:
             raise ValueError("credentials do not go into the address: there are settings for them")
         path = url["path"] if url["path"].startswith("/") else "/" + url["path"]
-        if scheme in ("tcp", "socks5") and path != "/":
+        if scheme not in ("ws", "wss") and path != "/":
             raise ValueError("only ws:// and wss:// addresses have a path")
         if not path.isascii():
             raise ValueError("a path has only ASCII characters: write the others as %XX")
         if "#" in path:
             raise ValueError("an address has no fragment: nothing begins with #")
-        authority = _AUTHORITY.fullmatch(url["authority"])
+        authority = split_authority(url["authority"])
         if not authority:
             raise ValueError("this is no host:port, no :port, and no IPv6 address in brackets, [::1]:port")
+        host, port = authority
         default_port = str(DEFAULT_PORTS[scheme]) if url["scheme"] else ""
-        port = _parse_port(default_port if authority["port"] is None else authority["port"])
-        if authority["ipv6"]:
-            host = _canonical_ipv6(authority["ipv6"])
-        else:
-            host = canonical_host(authority["host"]) if authority["host"] else ""
-        return cls(scheme, host, port, path)
+        number = _parse_port(default_port if port is None else port)
+        canonical = _canonical_ipv6 if ":" in host else canonical_host
+        return cls(scheme, canonical(host) if host else "", number, path)
 
     @property
     def address(self) -> Address:
@@ -284,6 +282,12 @@ class Place:
             return f":{self.port}"
         host = f"{self.host}%{self.zone}" if self.zone else self.host
         return f"[{host}]:{self.port}" if self.is_ipv6 else f"{host}:{self.port}"
+
+
+def split_authority(text: str) -> tuple[str, str | None] | None:
+    """Split ``host:port``, an IPv6 address in brackets (RFC 3986, section 3.2); None for what is none."""
+    match = _AUTHORITY.fullmatch(text)
+    return (match["ipv6"] or match["host"] or "", match["port"]) if match else None
 
 
 def _canonical_ipv6(text: str) -> str:

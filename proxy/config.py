@@ -15,7 +15,18 @@ from urllib.parse import quote
 
 from proxy.address import Endpoint
 from proxy.errors import ConfigError
-from proxy.settings import File, Kind, Location, Seconds, Secret, SomeSeconds, at_least, kinds_of, one_of
+from proxy.settings import (
+    File,
+    Kind,
+    Location,
+    Seconds,
+    Secret,
+    SomeSeconds,
+    at_least,
+    kinds_of,
+    members,
+    one_of,
+)
 
 DIRECT = "direct"  # the name of the upstream that is always there
 
@@ -34,6 +45,24 @@ class Protocol(str, Enum):
 
     SOCKS5 = "socks5"
     WEBSOCKET = "websocket"
+    HTTP = "http"  # an upstream's
+    MIXED = "mixed"  # a listener's: SOCKS5, SOCKS4 and HTTP proxy clients
+
+
+# The schemes of their addresses; the first is meant where none is written.
+LISTENER_SCHEMES = {
+    Protocol.SOCKS5: ("tcp", "socks5"),
+    Protocol.WEBSOCKET: ("ws", "wss"),
+    Protocol.MIXED: ("tcp", "socks5", "http", "https"),
+}
+_PROXY_SCHEMES = {
+    Protocol.SOCKS5: ("tcp", "socks5"),
+    Protocol.WEBSOCKET: ("ws", "wss"),
+    Protocol.HTTP: ("http", "https"),
+}
+ListenerProtocol = Annotated[Protocol, members(*LISTENER_SCHEMES)]
+ProxyProtocol = Annotated[Protocol, members(*_PROXY_SCHEMES)]
+_SECURE = {"ws": "wss", "http": "https"}
 
 
 class UpstreamType(str, Enum):
@@ -41,6 +70,7 @@ class UpstreamType(str, Enum):
 
     DIRECT = "direct"
     SOCKS5 = "socks5"
+    HTTP = "http"
     WEBSOCKET = "websocket"
 
 
@@ -65,6 +95,13 @@ class AuthPolicy(str, Enum):
     AUTO = "auto"
     REQUIRED = "required"
     NONE = "none"
+
+
+class AnswerTime(str, Enum):
+    """When a WebSocket client gets its 101: with its target, or before, as it cannot take a refusal."""
+
+    WHEN_CONNECTED = "when_connected"
+    AT_ONCE = "at_once"
 
 
 Splice = Annotated[str, one_of("auto", "off")]
@@ -123,7 +160,7 @@ class ClientConfig(_Settings):
     """How a client reaches one proxy, and as whom."""
 
     server_addr: Location
-    protocol: Protocol = Protocol.SOCKS5
+    protocol: ProxyProtocol = Protocol.SOCKS5
     username: str = ""
     password: Secret = field(default="", repr=False)
     timeout: SomeSeconds = 30.0
@@ -140,7 +177,7 @@ class ClientConfig(_Settings):
             return
         if not endpoint.host or not endpoint.port:
             yield ConfigError("server_addr", "a proxy's address needs a host and a port")
-        schemes = ("ws", "wss") if self.protocol is Protocol.WEBSOCKET else ("tcp", "socks5")
+        schemes = _PROXY_SCHEMES[self.protocol]
         if endpoint.scheme not in schemes:
             yield ConfigError(
                 "server_addr", f"a {self.protocol.value} proxy is at {schemes[0]}:// or {schemes[1]}://"
@@ -149,8 +186,7 @@ class ClientConfig(_Settings):
     @property
     def endpoint(self) -> Endpoint:
         """The proxy's address, parsed."""
-        scheme = "ws" if self.protocol is Protocol.WEBSOCKET else "tcp"
-        return _parse_endpoint("server_addr", self.server_addr, scheme)
+        return _parse_endpoint("server_addr", self.server_addr, _PROXY_SCHEMES[self.protocol][0])
 
 
 @dataclass(frozen=True)
@@ -186,8 +222,8 @@ class UpstreamConfig(_Settings):
         except SettingsError as exc:
             yield from (ConfigError(names.get(each.field, each.field), str(each)) for each in exc.problems)
             return
-        if self.tls_ca and config.endpoint.scheme != "wss":
-            yield ConfigError("tls_ca", "only a wss:// proxy_address uses TLS")
+        if self.tls_ca and config.endpoint.scheme not in _SECURE.values():
+            yield ConfigError("tls_ca", "only a wss:// or https:// proxy_address uses TLS")
 
     @property
     def client_config(self) -> ClientConfig:
@@ -214,7 +250,7 @@ class ServerConfig(_Settings):
     """
 
     listen_addr: Location
-    protocol: Protocol
+    protocol: ListenerProtocol
     name: str = ""
     auth_users: Mapping[str, str] = field(default_factory=dict, repr=False)
     timeout: SomeSeconds = 30.0
@@ -228,16 +264,20 @@ class ServerConfig(_Settings):
     auth: AuthPolicy = AuthPolicy.AUTO
     path: str = ""
     ping_interval: Seconds = 30.0
+    answer: AnswerTime = AnswerTime.WHEN_CONNECTED
     tls_cert: File = ""
     tls_key: File = ""
     splice: Splice = "auto"
 
     def _problems(self) -> Iterator[ConfigError]:
         yield from self._address_problems()
-        if self.protocol is Protocol.SOCKS5:
-            for foreign in ("path", "tls_cert", "tls_key"):
-                if getattr(self, foreign):
+        if self.protocol is not Protocol.WEBSOCKET:
+            for foreign in ("path", "answer"):
+                if getattr(self, foreign) not in ("", AnswerTime.WHEN_CONNECTED):
                     yield ConfigError(foreign, "only websocket listeners have this setting")
+        for tls in ("tls_cert", "tls_key"):
+            if getattr(self, tls) and self.protocol is Protocol.SOCKS5:
+                yield ConfigError(tls, "only websocket and mixed listeners have this setting")
         if bool(self.tls_cert) != bool(self.tls_key):
             missing, present = ("tls_key", "tls_cert") if self.tls_cert else ("tls_cert", "tls_key")
             yield ConfigError(missing, f"{present} is set, so this must be set too")
@@ -254,23 +294,22 @@ class ServerConfig(_Settings):
         except ConfigError as exc:
             yield exc
             return
-        schemes = ("ws", "wss") if self.protocol is Protocol.WEBSOCKET else ("tcp", "socks5")
-        if endpoint.scheme not in schemes:
+        written = self.listen_addr.lower().partition("://")[0]
+        if endpoint.scheme not in LISTENER_SCHEMES[self.protocol]:
             what = f"a {self.protocol.value} listener cannot listen on {endpoint.scheme}://"
             yield ConfigError("listen_addr", what)
         elif endpoint.path != "/":
             yield ConfigError("listen_addr", "has a path, which goes into the setting path")
-        elif endpoint.scheme == "wss" and not self.tls_cert:
-            yield ConfigError("tls_cert", "a wss:// listener needs tls_cert and tls_key")
+        elif endpoint.scheme in _SECURE.values() and not self.tls_cert:
+            yield ConfigError("tls_cert", f"a {endpoint.scheme}:// listener needs tls_cert and tls_key")
         # Without a scheme, tls_cert decides; with one, the two must not contradict each other.
-        elif self.tls_cert and self.listen_addr.lower().startswith("ws://"):
-            yield ConfigError("listen_addr", "with tls_cert it is wss://, not ws://")
+        elif self.tls_cert and written in _SECURE:
+            yield ConfigError("listen_addr", f"with tls_cert it is {_SECURE[written]}://, not {written}://")
 
     @property
     def endpoint(self) -> Endpoint:
         """The address to listen on, parsed."""
-        scheme = "ws" if self.protocol is Protocol.WEBSOCKET else "tcp"
-        return _parse_endpoint("listen_addr", self.listen_addr, scheme)
+        return _parse_endpoint("listen_addr", self.listen_addr, LISTENER_SCHEMES[self.protocol][0])
 
     @property
     def needs_auth(self) -> bool:
@@ -364,6 +403,8 @@ def _credential_problems(
     if bool(username) != bool(password):
         missing = password_field if username else name_field
         yield ConfigError(missing, "a user name and a password come together")
+    if protocol is Protocol.HTTP and ":" in username:
+        yield ConfigError(name_field, "has a colon, which HTTP takes for its end (RFC 7617)")
     for field_name, text in ((name_field, username), (password_field, password)):
         if len(to_bytes(text)) > 255:
             yield ConfigError(field_name, "is longer than 255 bytes")

@@ -42,7 +42,7 @@ def kinds_of(config: type) -> dict[str, Kind]:
 
 def _kind(hint: Any) -> Kind | None:
     if isinstance(hint, type) and issubclass(hint, Enum):
-        return Kind(partial(_member, hint), is_enum=True)
+        return members(*hint)
     return {bool: SWITCH, str: TEXT}.get(hint) or next(iter(getattr(hint, "__metadata__", ())), None)
 
 
@@ -76,14 +76,19 @@ def _check_word(words: tuple[str, ...], word: str) -> None:
         raise ValueError(f"is none of {', '.join(words)}{did_you_mean(word.lower(), words)}")
 
 
-def _member(kind: type[Enum], word: str) -> Enum:
-    _check_word(tuple(member.value for member in kind), word)
-    return kind(word)
+def _member(among: tuple[Enum, ...], word: str) -> Enum:
+    _check_word(tuple(member.value for member in among), word)
+    return next(member for member in among if member.value == word)
 
 
 def at_least(number: int) -> Kind:
     """Make a kind of number."""
     return Kind(parse_size, partial(check_count, least=number))
+
+
+def members(*among: Enum) -> Kind:
+    """Make a kind of word, each of which stands for a member."""
+    return Kind(partial(_member, among), is_enum=True)
 
 
 def one_of(*words: str) -> Kind:

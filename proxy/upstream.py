@@ -99,6 +99,10 @@ def make_client(config: UpstreamConfig) -> Way:
         from proxy.socks5.client import Socks5Client
 
         return Socks5Client(config.client_config, config.name)
+    if config.type is UpstreamType.HTTP:
+        from proxy.http.client import HttpClient
+
+        return HttpClient(config.client_config, config.name)
     if config.type is UpstreamType.WEBSOCKET:
         from proxy.websocket.client import WebSocketClient
 

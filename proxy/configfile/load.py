@@ -24,6 +24,7 @@ from configobj import ConfigObj, ConfigObjError
 from proxy import selfcheck
 from proxy.config import (
     DIRECT,
+    LISTENER_SCHEMES,
     Protocol,
     ProxyConfig,
     ServerConfig,
@@ -266,7 +267,7 @@ class _Builder:
         if any(section == ("auth_users",) for section, _ in refused):
             values.pop("auth", None)  # which may need a user
         self._try_files(path, values)
-        kinds = [values["protocol"]] if "protocol" in values else list(Protocol)
+        kinds = [values["protocol"]] if "protocol" in values else list(LISTENER_SCHEMES)
         options = [{"name": name, "listen_addr": ":0", **values, "protocol": kind} for kind in kinds]
         listener = self._make(ServerConfig, options, lambda key: (path, key))
         if listener is None:

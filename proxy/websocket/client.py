@@ -10,7 +10,6 @@ import errno
 import logging
 import os
 import re
-import ssl
 from socket import socket
 from typing import Any, cast
 
@@ -21,15 +20,14 @@ from websocket import WebSocketException, WebSocketTimeoutException
 from websocket._handshake import handshake
 
 from proxy import __version__
-from proxy.address import DEFAULT_PORTS, UNKNOWN, Address, Endpoint
-from proxy.client import Connected, UpstreamClient, speaker_of
+from proxy.address import UNKNOWN, Address
+from proxy.client import Connected
 from proxy.config import ClientConfig
-from proxy.errors import DialError, Failure, ProtocolError, reason_of
-from proxy.http.heads import HeadBuffer, HttpError, ResponseHead, parse_response
-from proxy.http.refusals import PROXY_NAME, failure_reported
+from proxy.errors import ProtocolError
+from proxy.http.heads import ResponseHead
+from proxy.http.refusals import PROXY_NAME
+from proxy.http.speaker import Exchange, HttpSpeaker, host_header
 from proxy.net.deadline import Deadline
-from proxy.net.tls import client_context
-from proxy.net.tlssocket import connect_tls
 from proxy.redact import without_query
 from proxy.relaying.channel import Channel
 from proxy.websocket.headers import (
@@ -46,37 +44,17 @@ from proxy.websocket.stream import WebSocketStream
 log = logging.getLogger(__name__)
 
 _MARGIN = 1.0  # seconds that an answer may take on its way, at most
-_MAX_INTERIM = 8  # answers
-_OF_ITS_OWN = (Failure.LIMIT, Failure.UPSTREAM)  # what a proxy of our kind says of itself, not of a target
-
 _CHECKED = ("Upgrade", "Connection")  # by the library, like Sec-WebSocket-Accept
 _IP_AND_PORT = re.compile(r"\[?([0-9A-Fa-f:.]{2,45})\]?:([0-9]{1,5})")
 _UNWANTED = ("Sec-WebSocket-Extensions", "Sec-WebSocket-Protocol")  # we asked for none
 
 
-class WebSocketClient(UpstreamClient):
+class WebSocketClient(HttpSpeaker):
     """Reaches targets through a WebSocket proxy, which also resolves their names."""
 
     def __init__(self, config: ClientConfig, name: str = "") -> None:
         super().__init__(config, name or without_query(str(config.endpoint)))
         self._ping_interval = config.ping_interval
-        secure = self._endpoint.scheme == "wss"
-        self._host = _host_header(self._endpoint)
-        self._tls = client_context(config.tls_ca, verify=config.tls_verify) if secure else None
-
-    def prepare(self, channel: Channel, deadline: Deadline) -> None:
-        """Do the TLS handshake, if there is one."""
-        if self._tls is None:
-            return
-        try:
-            with deadline.limit("TLS handshake"):
-                channel.sock = connect_tls(channel.sock, self._tls, self._endpoint.server_name)
-        except ProtocolError as exc:
-            # A bad certificate will be no better in a moment.
-            passes = isinstance(exc.__cause__, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
-            raise self.as_upstream_error(str(exc), transient=passes) from exc
-        except OSError as exc:
-            raise self.as_upstream_error(reason_of(exc), exc) from exc
 
     def ask(self, channel: Channel, deadline: Deadline) -> int:
         """Ask for a WebSocket without saying where to: there is no telling, and any status will do."""
@@ -86,7 +64,7 @@ class WebSocketClient(UpstreamClient):
         """Ask for a WebSocket to a target."""
         answer = self._open(channel, target, deadline)
         if answer.status != 101:
-            raise self._refusal(answer, target)
+            raise self.refusal(answer, target)
         stream = WebSocketStream(
             channel.stream(),
             server=False,
@@ -106,9 +84,6 @@ class WebSocketClient(UpstreamClient):
                 return self._upgrade(mouthpiece, self._headers(target, deadline))
         except _NotSwitchedError as exc:
             return exc.answer
-        except ProtocolError as exc:
-            # What does not speak HTTP will be no better in a moment.
-            raise self.as_upstream_error(str(exc), transient=False) from exc
         except WebSocketTimeoutException as exc:
             # The kernel's: ours is not an Exception before it leaves the block.
             raise self.as_upstream_error(
@@ -116,16 +91,8 @@ class WebSocketClient(UpstreamClient):
             ) from exc
         except WebSocketException as exc:
             raise self.as_upstream_error("its answer is no WebSocket handshake", transient=False) from exc
-        except (EOFError, ConnectionError) as exc:
-            reason = "it closed the connection during the handshake"
-            if isinstance(exc, ConnectionError):
-                reason = reason_of(exc)
-            elif mouthpiece.waits:
-                reason = "it closed the connection without an answer"
-            hint = ": does it want TLS (wss://)?" if mouthpiece.waits and not self._tls else ""
-            raise self.as_upstream_error(reason + hint, unclear=mouthpiece.waits) from exc
-        except OSError as exc:
-            raise self.as_upstream_error(reason_of(exc), exc, unclear=mouthpiece.waits) from exc
+        except (ProtocolError, EOFError, OSError) as exc:
+            raise self.broken(exc, waits=mouthpiece.waits) from exc
 
     def _upgrade(self, mouthpiece: "_Mouthpiece", headers: list[str]) -> ResponseHead:
         handshake(
@@ -135,7 +102,7 @@ class WebSocketClient(UpstreamClient):
             self._endpoint.port,
             self._endpoint.path,
             header=headers,
-            host=self._host,
+            host=host_header(self._endpoint),
             suppress_origin=True,
         )
         answer = mouthpiece.answer
@@ -162,35 +129,12 @@ class WebSocketClient(UpstreamClient):
             headers += [f"{USERNAME}: {username}", f"{PASSWORD}: {password}"]
         return headers
 
-    def _refusal(self, answer: ResponseHead, target: Address) -> DialError:
-        status = answer.status
-        if status in (401, 407):
-            return self.login_refused()
-        failure, is_told = failure_reported(answer)
-        if is_told and failure not in _OF_ITS_OWN:
-            return DialError(f"{target} through upstream {self.name}: {failure.value}", failure)
-        # It may be well, and only have no place left or no way on, or not like the request.
-        well = is_told or status in (400, 429)
-        said = f"{failure.value} (status {status})" if is_told else self._describe(status)
-        busy = is_told and failure is Failure.LIMIT
-        error = self.as_upstream_error(said, transient=busy, unclear=not well, well=well, status=status)
-        error.failure = failure
-        return error
-
-    def _describe(self, status: int) -> str:
+    def describe(self, status: int) -> str:
+        """Say what an answer says that is neither 101 nor of our kind."""
         if status >= 500 or status in (403, 429):
             return f"answered {status}"
-        hint = "is the path right?"
-        if status == 400 and not self._tls:
-            hint = "does it want TLS (wss://)?"
-        return f"answered {status} instead of 101: {hint} ({without_query(str(self._endpoint))})"
-
-
-def _host_header(endpoint: Endpoint) -> str:
-    """Write the Host header: only its own scheme's default port is left out (RFC 6455, section 4.1)."""
-    name = endpoint.server_name
-    host = f"[{name}]" if ":" in name else name
-    return host if endpoint.port == DEFAULT_PORTS[endpoint.scheme] else f"{host}:{endpoint.port}"
+        hint = (self.tls_hint() if status == 400 else "") or ": is the path right?"
+        return f"answered {status} instead of 101{hint} ({without_query(str(self._endpoint))})"
 
 
 def _bound(answer: ResponseHead) -> Address | None:
@@ -218,20 +162,23 @@ class _Mouthpiece:
     """The socket that websocket-client writes to and reads from, over our channel."""
 
     def __init__(self, channel: Channel) -> None:
-        self._channel = channel
+        self._exchange = Exchange(channel)
         self._for_library = b""
         self.answer: ResponseHead | None = None
-        self.waits = False  # the request is sent, and nothing of its answer is there
+
+    @property
+    def waits(self) -> bool:
+        """True while the request is sent, and nothing of its answer is there."""
+        return self._exchange.waits
 
     def send(self, data: bytes) -> int:
         """Send the request."""
-        self.waits = True
-        return self._channel.send(data)
+        return self._exchange.send(data)
 
     def recv(self, count: int) -> bytes:
         """Give the library what it has to check of the answer."""
         if self.answer is None:
-            self.answer = self._read_answer()
+            self.answer = self._exchange.read_answer()
             if self.answer.status != 101:
                 raise _NotSwitchedError(self.answer)
             self._for_library = _excerpt(self.answer)
@@ -240,31 +187,6 @@ class _Mouthpiece:
         line, end, rest = self._for_library.partition(b"\n")
         self._for_library = end + rest if line else rest
         return line or end
-
-    def _read_answer(self) -> ResponseHead:
-        # RFC 9110, section 15.2: any number of interim answers may come before the one that counts.
-        for _ in range(_MAX_INTERIM + 1):
-            answer = self._read_head()
-            if answer.status >= 200 or answer.status == 101:
-                return answer
-            self.waits = True
-        raise ProtocolError("it sends one interim answer after the other")
-
-    def _read_head(self) -> ResponseHead:
-        buffer = HeadBuffer(request=False)
-        data = first = self._channel.recv(4096)
-        self.waits = not first
-        try:
-            while not buffer.feed(data):
-                if not data:
-                    raise EOFError("the peer closed the connection")
-                data = self._channel.recv(4096)
-        except HttpError as exc:
-            if first.startswith(b"HTTP/"):
-                raise
-            raise ProtocolError(f"this is no HTTP server: {speaker_of(first)} answered") from exc
-        self._channel.push_back(buffer.leftover)
-        return parse_response(buffer.head)
 
     def gettimeout(self) -> Any:
         """Have no timeout: a deadline is around all of it."""

@@ -70,7 +70,7 @@ def configurations(draw: st.DrawFn) -> ProxyConfig:
     listeners = tuple(
         ServerConfig(
             ":0",
-            draw(st.sampled_from(Protocol)),
+            draw(st.sampled_from((Protocol.SOCKS5, Protocol.WEBSOCKET, Protocol.MIXED))),
             name,
             upstream_config=tuple(draw(st.permutations((DIRECT, *upstreams)))),
             strategy=draw(st.sampled_from(Strategy)),

@@ -461,7 +461,7 @@ def test_refuses_a_wrong_value(setting: str, hint: str) -> None:
         ("listen_addr = :1", ["1: [listeners.x] protocol: is missing"]),
         (
             "protocol = socks4\nlisten_addr = :1",
-            ["2: [listeners.x] protocol: is none of socks5, websocket; did you mean socks5?"],
+            ["2: [listeners.x] protocol: is none of socks5, websocket, mixed; did you mean socks5?"],
         ),
         (
             "protocol = socks5\nlisten_addr = :0\nauth = non",
@@ -528,11 +528,11 @@ def test_refuses_a_wrong_listener(settings: str, expected: list[str]) -> None:
     ("settings", "expected"),
     [
         ("", "2: [upstreams.x] type: is missing"),
-        ("type = http", "3: [upstreams.x] type: is none of direct, socks5, websocket"),
+        ("type = gopher", "3: [upstreams.x] type: is none of direct, socks5, http, websocket"),
         ("type = websocket", "2: [upstreams.x] proxy_address: a websocket upstream needs one"),
         (
             "type = websocket\nproxy_address = ws://h\ntls_ca = ca.pem",
-            "5: [upstreams.x] tls_ca: only a wss:// proxy_address uses TLS",
+            "5: [upstreams.x] tls_ca: only a wss:// or https:// proxy_address uses TLS",
         ),
         (
             "type = socks5\nproxy_address = h",
@@ -635,7 +635,7 @@ tls_ca = noca.pem
         f"[listeners.one] tls_cert: {tmp_path}/nocert.pem: No such file or directory",
         f"[listeners.one] tls_key: {tmp_path}/nokey.pem: No such file or directory",
         "[listeners.two] tls_key: tls_cert is set, so this must be set too",
-        "[listeners.two] protocol: is none of socks5, websocket",
+        "[listeners.two] protocol: is none of socks5, websocket, mixed",
         "[listeners.two] listen_addr: is the address of [listeners.one] too",
         "[listeners.two] path: must begin with /",
         f"[listeners.two] tls_cert: {tmp_path}/nocert.pem: No such file or directory",

@@ -12,6 +12,7 @@ from proxy.address import Address
 from proxy.client import Connected
 from proxy.config import ClientConfig, Protocol
 from proxy.errors import Failure, UpstreamError
+from proxy.http import speaker
 from proxy.net.deadline import Deadline
 from proxy.websocket import client as module
 from proxy.websocket.client import WebSocketClient
@@ -83,7 +84,7 @@ def test_only_the_default_port_of_its_own_scheme_is_left_out(
     monkeypatch: pytest.MonkeyPatch, address: str, host: str
 ) -> None:
     """CASES 314: RFC 6455, section 4.1."""
-    monkeypatch.setattr(module, "client_context", lambda *_, **__: None)  # in the clear, also as wss
+    monkeypatch.setattr(speaker, "client_context", lambda *_, **__: None)  # in the clear, also as wss
     ours, theirs = socket.socketpair()
     monkeypatch.setattr(module.WebSocketClient, "dial_proxy", lambda *_: ours)
     client = WebSocketClient(ClientConfig(address, Protocol.WEBSOCKET))

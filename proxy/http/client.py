@@ -1,0 +1,67 @@
+"""
+A way out through an HTTP proxy, by CONNECT (RFC 9110, section 9.3.6).
+
+Such proxies are what leads outside from most workplaces. Most of them tell of a failure by a bare status,
+which may be the target's fault or their own: a sign of life decides.
+"""
+
+import re
+
+from proxy import __version__
+from proxy.address import UNKNOWN, Address
+from proxy.client import Connected
+from proxy.errors import ProtocolError
+from proxy.http.basic import encode_basic
+from proxy.http.heads import ResponseHead
+from proxy.http.refusals import PROXY_NAME
+from proxy.http.speaker import Exchange, HttpSpeaker, host_header
+from proxy.net.deadline import Deadline
+from proxy.relaying.channel import Channel
+
+_BASIC = "basic"
+# They log in as whoever uses the machine, by ways that a small program on it knows.
+_OF_THE_SYSTEM = {"negotiate", "ntlm", "kerberos"}
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,30}(?=$|[ ,])")
+_MOST_SCHEMES = 5  # that are named
+
+
+class HttpClient(HttpSpeaker):
+    """Reaches targets through an HTTP proxy, which also resolves their names."""
+
+    def ask(self, channel: Channel, deadline: Deadline) -> int:
+        """Ask what the proxy itself can do (RFC 9110, section 9.3.7): any status will do."""
+        return self._exchange(channel, "OPTIONS *", host_header(self._endpoint), deadline).status
+
+    def ask_for(self, target: Address, channel: Channel, deadline: Deadline) -> Connected:
+        """Ask for a tunnel to a target."""
+        answer = self._exchange(channel, f"CONNECT {target}", str(target), deadline)
+        if not 200 <= answer.status < 300:
+            raise self.refusal(answer, target)
+        # What Content-Length and the like say means nothing here: all that follows is the target's.
+        return Connected(channel.stream(), UNKNOWN, self.name)
+
+    def _exchange(self, channel: Channel, what: str, host: str, deadline: Deadline) -> ResponseHead:
+        lines = [f"{what} HTTP/1.1", f"Host: {host}", f"User-Agent: {PROXY_NAME}/{__version__}"]
+        if self.credentials:
+            lines.append(f"Proxy-Authorization: {encode_basic(*self.credentials)}")
+        exchange = Exchange(channel)
+        try:
+            with deadline.limit("HTTP handshake"):
+                exchange.send("\r\n".join([*lines, "", ""]).encode())
+                return exchange.read_answer()
+        except (ProtocolError, EOFError, OSError) as exc:
+            raise self.broken(exc, waits=exchange.waits) from exc
+
+    def describe(self, status: int) -> str:
+        """Say what an answer says that is not of our kind."""
+        return f"answered CONNECT with {status}{self.tls_hint() if status == 400 else ''}"
+
+    def login_hint(self, answer: ResponseHead) -> str:
+        """Name the ways to log in that the proxy offers, and what helps where ours is not among them."""
+        offered = [_SCHEME.match(value) for value in answer.headers.get_all("Proxy-Authenticate")]
+        schemes = [match[0] for match in offered if match][:_MOST_SCHEMES]
+        lowered = {scheme.lower() for scheme in schemes}
+        if not schemes or _BASIC in lowered:
+            return ""
+        cure = ": a local px or cntlm can do that part" if lowered & _OF_THE_SYSTEM else ""
+        return f"; it takes {', '.join(schemes)}, and what we have is Basic{cure}"

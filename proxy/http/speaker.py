@@ -1,0 +1,131 @@
+"""
+What is the same of all upstreams that are spoken to in HTTP: TLS, answers, and whose fault they tell of.
+"""
+
+import ssl
+
+from proxy.address import DEFAULT_PORTS, Address, Endpoint
+from proxy.client import UpstreamClient, speaker_of
+from proxy.config import ClientConfig
+from proxy.errors import DialError, Failure, ProtocolError, UpstreamError, reason_of
+from proxy.http.heads import HeadBuffer, HttpError, ResponseHead, parse_response
+from proxy.http.refusals import failure_reported
+from proxy.net.deadline import Deadline
+from proxy.net.tls import client_context
+from proxy.net.tlssocket import connect_tls
+from proxy.relaying.channel import Channel
+
+_MAX_INTERIM = 8  # answers
+_OF_ITS_OWN = (Failure.LIMIT, Failure.UPSTREAM)  # what a proxy of our kind says of itself, not of a target
+_SECURE = {"ws": "wss", "http": "https"}
+
+
+class Exchange:
+    """One request over a channel, and the answer to it."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self.waits = False  # the request is sent, and nothing of its answer is there
+
+    def send(self, data: bytes) -> int:
+        """Send the request."""
+        self.waits = True
+        return self._channel.send(data)
+
+    def read_answer(self) -> ResponseHead:
+        """Read the head of the answer; raises ``ProtocolError``, ``EOFError`` and ``OSError``."""
+        # RFC 9110, section 15.2: any number of interim answers may come before the one that counts.
+        for _ in range(_MAX_INTERIM + 1):
+            answer = self._read_head()
+            if answer.status >= 200 or answer.status == 101:
+                return answer
+            self.waits = True
+        raise ProtocolError("it sends one interim answer after the other")
+
+    def _read_head(self) -> ResponseHead:
+        buffer = HeadBuffer(request=False)
+        data = first = self._channel.recv(4096)
+        self.waits = not first
+        try:
+            while not buffer.feed(data):
+                if not data:
+                    raise EOFError("the peer closed the connection")
+                data = self._channel.recv(4096)
+        except HttpError as exc:
+            if first.startswith(b"HTTP/"):
+                raise
+            raise ProtocolError(f"this is no HTTP server: {speaker_of(first)} answered") from exc
+        self._channel.push_back(buffer.leftover)
+        return parse_response(buffer.head)
+
+
+class HttpSpeaker(UpstreamClient):
+    """An upstream that is spoken to in HTTP."""
+
+    def __init__(self, config: ClientConfig, name: str) -> None:
+        super().__init__(config, name)
+        secure = self._endpoint.scheme in _SECURE.values()
+        self._tls = client_context(config.tls_ca, verify=config.tls_verify) if secure else None
+
+    def prepare(self, channel: Channel, deadline: Deadline) -> None:
+        """Do the TLS handshake, if there is one."""
+        if self._tls is None:
+            return
+        try:
+            with deadline.limit("TLS handshake"):
+                channel.sock = connect_tls(channel.sock, self._tls, self._endpoint.server_name)
+        except ProtocolError as exc:
+            # A bad certificate will be no better in a moment.
+            passes = isinstance(exc.__cause__, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
+            raise self.as_upstream_error(str(exc), transient=passes) from exc
+        except OSError as exc:
+            raise self.as_upstream_error(reason_of(exc), exc) from exc
+
+    def broken(self, exc: ProtocolError | EOFError | OSError, *, waits: bool) -> UpstreamError:
+        """Make the error of an exchange that came to no answer; it ``waits`` if nothing of one had come."""
+        if isinstance(exc, ProtocolError):
+            # What does not speak HTTP will be no better in a moment.
+            return self.as_upstream_error(str(exc), transient=False)
+        if not isinstance(exc, (EOFError, ConnectionError)):
+            return self.as_upstream_error(reason_of(exc), exc, unclear=waits)
+        reason = "it closed the connection during the handshake"
+        if isinstance(exc, ConnectionError):
+            reason = reason_of(exc)
+        elif waits:
+            reason = "it closed the connection without an answer"
+        return self.as_upstream_error(reason + (self.tls_hint() if waits else ""), unclear=waits)
+
+    def tls_hint(self) -> str:
+        """Ask whether TLS is wanted, where there is none."""
+        return "" if self._tls else f": does it want TLS ({_SECURE[self._endpoint.scheme]}://)?"
+
+    def refusal(self, answer: ResponseHead, target: Address) -> DialError:
+        """Make the error that says why an answer is not the one that was wanted."""
+        status = answer.status
+        if status in (401, 407):
+            return self.login_refused(self.login_hint(answer))
+        failure, is_told = failure_reported(answer)
+        if is_told and failure not in _OF_ITS_OWN:
+            return DialError(f"{target} through upstream {self.name}: {failure.value}", failure)
+        # It may be well, and only have no place left or no way on, or not like the request.
+        well = is_told or status in (400, 429)
+        said = f"{failure.value} (status {status})" if is_told else self.describe(status)
+        busy = is_told and failure is Failure.LIMIT
+        error = self.as_upstream_error(said, transient=busy, unclear=not well, well=well, status=status)
+        error.failure = failure
+        return error
+
+    def describe(self, status: int) -> str:
+        """Say what an answer says that is not of our kind."""
+        return f"answered {status}"
+
+    def login_hint(self, answer: ResponseHead) -> str:
+        """Say what helps where our login was not enough."""
+        return ""
+
+
+def host_header(endpoint: Endpoint) -> str:
+    """Write the Host header: only its own scheme's default port is left out (RFC 9110, section 7.2)."""
+    name = endpoint.server_name
+    host = f"[{name}]" if ":" in name else name
+    return host if endpoint.port == DEFAULT_PORTS[endpoint.scheme] else f"{host}:{endpoint.port}"
