@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from proxy.address import Address, asks_for
 from proxy.errors import ProtocolError
+from proxy.http.basic import MAX_CREDENTIAL, parse_basic
 from proxy.http.heads import Headers, HttpError, RequestHead, malformed
 
 TARGET_HOST = "X-Proxy-Target-Host"
@@ -16,8 +17,6 @@ PASSWORD = "X-Proxy-Password"
 HALF_CLOSE = "X-Proxy-Half-Close"
 BOUND = "X-Proxy-Bound"
 TIMEOUT = "X-Proxy-Timeout"
-
-MAX_CREDENTIAL = 255  # bytes: as at every door, RFC 1929, section 2
 
 _KEY = re.compile(r"[A-Za-z0-9+/]{22}==")  # 16 bytes in base64
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
@@ -63,11 +62,12 @@ def vet_request(head: RequestHead, *, path: str = "") -> TunnelRequest:
         raise HttpError(404, "there is nothing here")
     key = _vet_upgrade(head.headers)
     host, port = _target(head.headers)
+    username, password = _credentials(head.headers)
     return TunnelRequest(
         host=host,
         port=port,
-        username=_credential(head.headers.get(USERNAME)),
-        password=_credential(head.headers.get(PASSWORD)),
+        username=username,
+        password=password,
         half_close=head.headers.get(HALF_CLOSE) == "1",
         key=key,
         patience=_patience(head.headers.get(TIMEOUT)),
@@ -122,6 +122,15 @@ def _patience(value: str | None) -> float | None:
     if not _SECONDS.fullmatch(value):
         raise malformed(f"{TIMEOUT} is no number of seconds above 0 with at most three decimals")
     return float(value)
+
+
+def _credentials(headers: Headers) -> tuple[bytes | None, bytes | None]:
+    """Read ours, or Basic, which programs of other makes can send (RFC 7617)."""
+    basic = parse_basic(headers.get("Authorization"))
+    ours = _credential(headers.get(USERNAME)), _credential(headers.get(PASSWORD))
+    if basic and ours != (None, None):
+        raise malformed(f"there are Basic credentials beside {USERNAME} and {PASSWORD}")
+    return basic or ours
 
 
 def _credential(value: str | None) -> bytes | None:

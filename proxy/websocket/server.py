@@ -13,6 +13,7 @@ from typing import Any
 from geventwebsocket.handler import WebSocketHandler
 
 from proxy.address import UNKNOWN, Address
+from proxy.config import AnswerTime
 from proxy.errors import AuthError, ProxyError
 from proxy.http.heads import Fields, HttpError, read_request
 from proxy.http.refusals import encode_response, refusal
@@ -23,6 +24,7 @@ from proxy.relaying.stream import Stream
 from proxy.runtime import Runtime
 from proxy.server import ProxyServer
 from proxy.session import Wanted
+from proxy.websocket.frames import CloseCode, encode_close
 from proxy.websocket.headers import (
     BOUND,
     HALF_CLOSE,
@@ -49,6 +51,7 @@ class WebSocketInbound:
         self._channel = channel
         self._runtime = runtime
         self._request: TunnelRequest | None = None
+        self._has_switched = False  # the 101 was sent
 
     def greet(self) -> Wanted:
         """Read where the client wants to go, and who it is."""
@@ -61,17 +64,16 @@ class WebSocketInbound:
                 raise AuthError(name_of(request.username or b""))
             user = self._runtime.log_in(request.username, request.password, self._channel)
         self._request = request
-        return Wanted(request.target, user, answer_by)
+        wanted = Wanted(request.target, user, answer_by)
+        if self._runtime.config.answer is AnswerTime.AT_ONCE:
+            self._switch(None)
+        return wanted
 
     def accept(self, bound: Address | None) -> Stream:
-        """Answer 101."""
+        """Answer 101, if that was not done at once."""
         assert self._request is not None
-        # Without it the client knows that there may be no connection yet. A SOCKS5 proxy may tell a name
-        # or nothing: then the target is connected all the same.
-        answer: Fields = ((BOUND, _told(bound)),) if bound else ()
-        if self._request.half_close:
-            answer += ((HALF_CLOSE, "1"),)
-        switch_protocols(self._channel, self._request.key, answer)
+        if not self._has_switched:
+            self._switch(bound)
         return WebSocketStream(
             self._channel.stream(),
             server=True,
@@ -79,8 +81,21 @@ class WebSocketInbound:
             ping_interval=self._runtime.config.ping_interval,
         )
 
+    def _switch(self, bound: Address | None) -> None:
+        assert self._request is not None
+        # Without it the client knows that there may be no connection yet. A SOCKS5 proxy may tell a name
+        # or nothing: then the target is connected all the same.
+        answer: Fields = ((BOUND, _told(bound)),) if bound else ()
+        if self._request.half_close:
+            answer += ((HALF_CLOSE, "1"),)
+        switch_protocols(self._channel, self._request.key, answer)
+        self._has_switched = True
+
     def refuse(self, error: ProxyError) -> None:
-        """Answer with the status that says why not."""
+        """Answer with the status that says why not, or with a Close if the 101 was sent already."""
+        if self._has_switched:
+            self._channel.send(encode_close(CloseCode.INTERNAL_ERROR, error.failure.value, key=None))
+            return
         answer = error if isinstance(error, HttpError) else refusal(error.failure)
         self._channel.send(encode_response(answer))
 

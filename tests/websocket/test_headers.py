@@ -130,6 +130,24 @@ def test_credentials_are_the_bytes_as_sent() -> None:
     assert (found.username, found.password) == (name, password)
 
 
+def test_credentials_may_be_basic_ones() -> None:
+    """DESIGN 1.5; the example of RFC 7617, section 2."""
+    found = vet(request(Authorization="Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="))
+    assert (found.username, found.password) == (b"Aladdin", b"open sesame")
+    assert "sesame" not in repr(found)
+
+
+def test_an_authorization_of_another_scheme_is_none_of_ours() -> None:
+    found = vet(request(Authorization="Bearer abc", X_Proxy_Username="alice", X_Proxy_Password="x"))
+    assert (found.username, found.password) == (b"alice", b"x")
+
+
+@pytest.mark.parametrize("name", ["X_Proxy_Username", "X_Proxy_Password"])
+def test_credentials_that_stand_there_twice_are_malformed(name: str) -> None:
+    """DESIGN 1.5: both at once is 400."""
+    assert refused(request(**{"Authorization": "Basic dTpw", name: "u"})).status == 400
+
+
 def test_a_password_is_in_no_repr() -> None:
     head = request(X_Proxy_Username="alice", X_Proxy_Password=SECRET.decode())
     assert SECRET.decode() not in repr(vet(head)) + repr(parse_request(head))

@@ -15,10 +15,10 @@ from proxy.relaying.channel import Channel
 from proxy.websocket.server import switch_protocols
 from tests.integration.programs import Proxy, web_door
 from tests.wire.processes import Memory
-from tests.wire.sockets import Door, is_silent, read_exact, read_rest, reset
+from tests.wire.sockets import Door, free_port, is_silent, read_exact, read_rest, reset
 from tests.wire.targets import Listener, blackhole
 from tests.wire.waits import Stopwatch, wait_until
-from tests.wire.websocket import ACCEPT, BINARY, FIN, NONCE, PING, PONG, Peer, frame, upgrade
+from tests.wire.websocket import ACCEPT, BINARY, CLOSE, FIN, NONCE, PING, PONG, Peer, frame, upgrade
 
 USERS = {"alice": "wonderland"}
 
@@ -32,6 +32,7 @@ def proxy() -> Iterator[Proxy]:
         "login": web_door(),
         "path": web_door(auth="none", path="/tunnel"),
         "narrow": web_door(auth="none", max_connections=1),
+        "at-once": web_door(answer="at_once"),
     }
     with Proxy({"auth_users": USERS, "listeners": listeners}) as running:
         yield running
@@ -459,7 +460,8 @@ def test_refuses_repeated_credentials(proxy: Proxy, target: Listener, header: st
         {"X_Proxy_Username": "alice", "X_Proxy_Password": "Wonderland"},
         {"X_Proxy_Username": "bob", "X_Proxy_Password": "wonderland"},
         {"X_Proxy_Username": "", "X_Proxy_Password": ""},
-        {"Authorization": "Basic YWxpY2U6d29uZGVybGFuZA=="},
+        {"Authorization": "Basic YWxpY2U6V29uZGVybGFuZA=="},
+        {"Authorization": "Bearer YWxpY2U6d29uZGVybGFuZA=="},
     ],
 )
 def test_lets_nobody_in_who_does_not_log_in(
@@ -469,9 +471,56 @@ def test_lets_nobody_in_who_does_not_log_in(
     assert target.untouched
 
 
-def test_lets_a_user_in(proxy: Proxy, target: Listener) -> None:
-    login = {"X_Proxy_Username": "alice", "X_Proxy_Password": "wonderland"}
+@pytest.mark.parametrize(
+    "login",
+    [
+        {"X_Proxy_Username": "alice", "X_Proxy_Password": "wonderland"},
+        {"Authorization": "Basic YWxpY2U6d29uZGVybGFuZA=="},  # alice:wonderland
+    ],
+    ids=["X-Proxy", "Basic"],
+)
+def test_lets_a_user_in(proxy: Proxy, target: Listener, login: dict[str, str]) -> None:
     assert switched(proxy.door("login"), upgrade(target.port, **login))
+
+
+# -- answer = at_once
+
+
+AT_ONCE = {"Authorization": "Basic YWxpY2U6d29uZGVybGFuZA=="}  # alice:wonderland
+
+
+def test_at_once_comes_before_the_target_and_promises_nothing(proxy: Proxy) -> None:
+    """DESIGN 1.5: a client that cannot take a refusal gets its 101 first."""
+    with blackhole() as hole, Peer.connect(proxy.door("at-once")) as client:
+        client.write(upgrade(hole, **AT_ONCE))
+        first, headers = client.read_head()
+        assert first == "HTTP/1.1 101 Switching Protocols"
+        assert "x-proxy-bound" not in headers
+
+
+def test_at_once_carries_what_was_sent_before_the_target_was_there(proxy: Proxy, target: Listener) -> None:
+    with Peer.connect(proxy.door("at-once")) as client:
+        client.write(upgrade(target.port, **AT_ONCE) + frame(FIN | BINARY, b"early"))
+        client.read_head()
+        far = target.accept()
+        assert read_exact(far, 5) == b"early"
+        far.sendall(b"down")
+        assert client.recv().payload == b"down"
+
+
+def test_at_once_tells_a_failure_by_a_close_with_its_cause(proxy: Proxy) -> None:
+    """DESIGN 1.5: Close 1011 with the cause as its reason, and TCP close."""
+    with Peer.connect(proxy.door("at-once")) as client:
+        client.write(upgrade(free_port(), **AT_ONCE))
+        client.read_head()
+        told = client.recv()
+        assert (told.first, told.payload) == (FIN | CLOSE, b"\x03\xf3connection refused")
+        client.write(frame(FIN | CLOSE, told.payload))
+        assert client.read_rest() == (b"", "FIN")
+
+
+def test_at_once_a_login_is_still_refused_by_a_status(proxy: Proxy) -> None:
+    assert ask(proxy.door("at-once"), upgrade(1)).status == 401
 
 
 # -- limits
