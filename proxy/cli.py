@@ -36,8 +36,8 @@ _FILE, _SERVER, _CLIENT, _HASH = "-c FILE", "-mode server", "-mode client", "-ha
 
 _USAGE = """\
 usage: proxy-server -c proxy.ini [-check | -dump | -last-good]
-       proxy-server -mode server -protocol socks5|websocket -addr ADDRESS [options]
-       proxy-server -mode client -protocol socks5|websocket -addr ADDRESS -host HOST -port PORT [options]
+       proxy-server -mode server -protocol socks5|websocket|mixed -addr ADDRESS [options]
+       proxy-server -mode client -protocol socks5|http|websocket -addr ADDRESS -host HOST -port PORT [options]
        proxy-server ctl -c proxy.ini [--json] [--volatile] COMMAND [ARGUMENT ...]   (ctl -h lists them)
        proxy-server -hash-password
        proxy-server -version | -h
@@ -62,8 +62,8 @@ _OPTIONS = (
     Option("upstream-address", "ADDRESS", "server: where the upstream proxy is", (_SERVER,)),
     Option("upstream-username", "NAME", "server: to log in there as", (_SERVER,)),
     Option("upstream-password", "PASSWORD", "server: or PROXY_UPSTREAM_PASSWORD", (_SERVER,)),
-    Option("upstream-tls-ca", "FILE", "server: trust this CA, not the system's, for wss://", (_SERVER,)),
-    Option("tls-ca", "FILE", "client: trust this CA, not the system's, for wss://", (_CLIENT,)),
+    Option("upstream-tls-ca", "FILE", "server: trust this CA, not the system's, for TLS", (_SERVER,)),
+    Option("tls-ca", "FILE", "client: trust this CA, not the system's, for TLS", (_CLIENT,)),
     Option("host", "HOST", "client: the target", (_CLIENT,)),
     Option("port", "PORT", "client: its port", (_CLIENT,)),
     Option("listen", "ADDRESS", "client: carry every local connection there to the target", (_CLIENT,)),

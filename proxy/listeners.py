@@ -40,6 +40,10 @@ def make_server(
         from proxy.websocket.server import WebSocketServer
 
         return WebSocketServer(config, access_log, metrics)
+    if config.protocol is Protocol.MIXED:
+        from proxy.mixed import MixedServer
+
+        return MixedServer(config, access_log, metrics)
     from proxy.socks5.server import Socks5Server
 
     return Socks5Server(config, access_log, metrics)

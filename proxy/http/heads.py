@@ -7,7 +7,7 @@ any byte survives it.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Protocol
@@ -67,12 +67,18 @@ class HttpError(ProtocolError):
 class Headers:
     """The header fields of a head, in order; names match in any case. Its ``repr`` shows no values."""
 
-    __slots__ = ("_fields",)
+    __slots__ = ("_by_name", "_raw")
 
     def __init__(self, fields: Iterable[tuple[str, str]]) -> None:
-        self._fields: dict[str, list[str]] = {}
+        self._raw = fields = tuple(fields)
+        self._by_name: dict[str, list[str]] = {}
         for name, value in fields:
-            self._fields.setdefault(name.lower(), []).append(value.strip(" \t"))
+            self._by_name.setdefault(name.lower(), []).append(value.strip(" \t"))
+
+    @property
+    def fields(self) -> Iterator[tuple[str, str]]:
+        """Give all of them as they were written, in their order."""
+        return ((name, value.strip(" \t")) for name, value in self._raw)
 
     def get(self, name: str) -> str | None:
         """Give the one value of a field, or None; raises ``HttpError`` if the field is repeated."""
@@ -83,7 +89,7 @@ class Headers:
 
     def get_all(self, name: str) -> list[str]:
         """Give the values of all lines of a field."""
-        return self._fields.get(name.lower(), [])
+        return self._by_name.get(name.lower(), [])
 
     def tokens(self, name: str) -> set[str]:
         """Give the members of a comma-separated field, in lower case."""
@@ -92,10 +98,10 @@ class Headers:
 
     def any_begins(self, prefix: str) -> bool:
         """Tell whether there is a field whose name begins so."""
-        return any(name.startswith(prefix.lower()) for name in self._fields)
+        return any(name.startswith(prefix.lower()) for name in self._by_name)
 
     def __repr__(self) -> str:
-        return f"Headers({', '.join(self._fields)})"
+        return f"Headers({', '.join(self._by_name)})"
 
 
 @dataclass(frozen=True)

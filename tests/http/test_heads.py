@@ -31,7 +31,7 @@ def outcome(pieces: list[bytes]) -> tuple[object, ...]:
         if not buffer.head:
             return (None,)
         head = parse_request(buffer.head)
-        return head.method, head.target, head.version, head.headers._fields, buffer.leftover
+        return head.method, head.target, head.version, list(head.headers.fields), buffer.leftover
     except HttpError as error:
         return error.status, str(error)
 

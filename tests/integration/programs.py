@@ -267,6 +267,11 @@ def web_door(**settings: Any) -> dict[str, Any]:
     return {"protocol": "websocket", "listen_addr": f"127.0.0.1:{free_port()}", **settings}
 
 
+def mixed_door(**settings: Any) -> dict[str, Any]:
+    """Describe a mixed listener on a port of its own."""
+    return {"protocol": "mixed", "listen_addr": f"127.0.0.1:{free_port()}", **settings}
+
+
 def upstream(kind: str, address: str | Door, **settings: Any) -> dict[str, Any]:
     """Describe a way out that is asked once: a test wants the first answer."""
     if isinstance(address, tuple):

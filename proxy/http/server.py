@@ -1,0 +1,124 @@
+"""
+The HTTP door: a client asks an HTTP proxy for a tunnel, or for one page (RFC 9110, RFC 9112).
+"""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from proxy.address import Address
+from proxy.errors import Failure, ProtocolError, ProxyError
+from proxy.http.heads import HttpError, read_request
+from proxy.http.refusals import PROXY_NAME, encode_response, refusal
+from proxy.http.requests import ProxyRequest, vet_proxy_request
+from proxy.relaying.channel import Channel
+from proxy.relaying.stream import Buffer, Stream
+from proxy.runtime import Runtime
+from proxy.session import Wanted
+
+CONNECTED = b"HTTP/1.1 200 Connection established\r\n\r\n"
+
+
+def challenge(why: str) -> HttpError:
+    """Ask for a login, as programs and browsers know it (RFC 9110, section 11.7.1; RFC 7617)."""
+    basic = ("Proxy-Authenticate", f'Basic realm="{PROXY_NAME}", charset="UTF-8"')
+    return HttpError(407, why, failure=Failure.CREDENTIALS, headers=(basic,))
+
+
+class HttpInbound:
+    """One client at the HTTP door."""
+
+    # A client may send its request and close its side: the answer is still wanted.
+    half_close_grace = 0.5  # seconds
+
+    def __init__(self, channel: Channel, runtime: Runtime) -> None:
+        self._channel = channel
+        self._runtime = runtime
+        self._request: ProxyRequest | None = None
+        self._is_head = False  # the answer to HEAD has no content (RFC 9110, section 9.3.2)
+
+    def greet(self) -> Wanted:
+        """Read where the client wants to go, and who it is."""
+        head = read_request(self._channel)
+        self._is_head = head.method == "HEAD"
+        request = vet_proxy_request(head)
+        user = ""
+        if self._runtime.needs_auth:
+            if request.credentials is None:
+                # No guess, and nothing for fail2ban: most programs send none before they are asked.
+                raise challenge("a login is needed")
+            user = self._runtime.log_in(*request.credentials, self._channel)
+        self._request = request
+        return Wanted(request.target, user)
+
+    def accept(self, bound: Address | None) -> Stream:
+        """Say that the tunnel is there; to a request that is passed on, its target answers."""
+        assert self._request is not None
+        if self._request.head:
+            return cast(Stream, RequestStream(self._request, self._channel.stream()))
+        self._channel.send(CONNECTED)
+        return self._channel.stream()
+
+    def refuse(self, error: ProxyError) -> None:
+        """Answer with the status that says why not."""
+        if isinstance(error, HttpError):
+            answer = error
+        elif error.failure is Failure.CREDENTIALS:
+            answer = challenge(error.failure.value)
+        else:
+            answer = refusal(error.failure)
+        answer.bodiless = self._is_head
+        self._channel.send(encode_response(answer))
+
+
+class RequestStream:
+    """
+    A client of which one request is passed on: nothing behind it is for the target.
+
+    A second request would go to the target of the first, with the login that it has for us. So when one
+    comes, what the client sends is taken for ended: the target ends after its answer, and the client asks
+    anew on a connection of its own.
+    """
+
+    def __init__(self, request: ProxyRequest, client: Stream) -> None:
+        self._client = client
+        self._head = request.head  # what goes first, in the place of what the client sent
+        self._body = request.body
+        self._is_over = False  # something came behind the body
+
+    def __getattr__(self, name: str) -> Any:
+        """Be the client in everything else."""
+        return getattr(self._client, name)
+
+    @property
+    def on_blocked(self) -> Callable[[], None]:
+        """What is called when something has to be kept."""
+        return self._client.on_blocked
+
+    @on_blocked.setter
+    def on_blocked(self, callback: Callable[[], None]) -> None:
+        self._client.on_blocked = callback
+
+    @property
+    def buffered(self) -> bool:
+        """True if there is more than the socket tells."""
+        return bool(self._head or self._is_over or self._client.buffered)
+
+    def recv_into(self, buffer: Buffer, *, bulk: bool) -> int | None:
+        """Give the head, and then receive the body; all that passes is looked at."""
+        if self._head:
+            size = min(len(self._head), len(buffer.payload))
+            buffer.payload[:size] = self._head[:size]
+            self._head = self._head[size:]
+            return size
+        count = 0 if self._is_over else self._client.recv_into(buffer, bulk=bulk)
+        if not count:
+            if count == 0 and not self._body.is_over:
+                raise ProtocolError("the client ended in the middle of its request")
+            return count
+        taken = self._body.take(buffer.payload[:count])
+        self._is_over = taken < count
+        return taken
+
+    def spliceable(self) -> int:
+        """Allow none, as the end of the body has to be found."""
+        return 0

@@ -1,0 +1,316 @@
+"""The HTTP door of a mixed listener, told in raw bytes to a running server."""
+
+import re
+import socket
+from base64 import b64encode
+from collections.abc import Iterator
+
+import pytest
+
+from tests.integration.programs import Proxy, mixed_door
+from tests.wire.sockets import Door, connect, free_port, read_exact, read_rest
+from tests.wire.targets import Listener
+from tests.wire.waits import wait_until
+
+ALICE = b"Proxy-Authorization: Basic " + b64encode(b"alice:wonderland") + b"\r\n"
+MALLORY = b"Proxy-Authorization: Basic " + b64encode(b"alice:guess") + b"\r\n"
+CONNECTED = b"HTTP/1.1 200 Connection established\r\n\r\n"
+PAGE = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+
+
+@pytest.fixture(scope="module")
+def proxy() -> Iterator[Proxy]:
+    doors = {"open": mixed_door(auth="none"), "login": mixed_door()}
+    users = {"alice": "wonderland"}
+    with Proxy({"proxy": {"log_level": "debug"}, "listeners": doors, "auth_users": users}) as running:
+        yield running
+        assert "internal error" not in running.log
+
+
+@pytest.fixture
+def door(proxy: Proxy) -> Door:
+    return proxy.door("open")
+
+
+@pytest.fixture
+def target() -> Iterator[Listener]:
+    with Listener() as listener:
+        yield listener
+
+
+def connect_to(port: int, *lines: bytes) -> bytes:
+    """Write a CONNECT request."""
+    return (
+        b"CONNECT 127.0.0.1:%d HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n" % (port, port) + b"".join(lines) + b"\r\n"
+    )
+
+
+def get(port: int, *lines: bytes, method: bytes = b"GET") -> bytes:
+    """Write a request in absolute form."""
+    start = b"%s http://127.0.0.1:%d/page?q HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n" % (method, port, port)
+    return start + b"".join(lines) + b"\r\n"
+
+
+def ask(door: Door, request: bytes) -> tuple[int, dict[str, str], bytes]:
+    """Send a request that is to be refused, and read the answer, which must be all that comes."""
+    with connect(door) as client:
+        client.sendall(request)
+        answer, end = read_rest(client)
+    assert end == "FIN"
+    head, _, body = answer.partition(b"\r\n\r\n")
+    first, *fields = head.decode().split("\r\n")
+    found = re.fullmatch(r"HTTP/1\.1 ([45][0-9]{2}) [A-Za-z -]+", first)
+    assert found, first
+    headers = {name.lower(): value for name, _, value in (field.partition(": ") for field in fields)}
+    assert headers["connection"] == "close"
+    return int(found[1]), headers, body
+
+
+def read_head(sock: socket.socket) -> bytes:
+    """Read a head, byte by byte, so that what follows stays there."""
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += read_exact(sock, 1)
+    return head
+
+
+# -- tunnels
+
+
+def test_connect_is_answered_when_the_target_is_connected(door: Door, target: Listener) -> None:
+    with connect(door) as client:
+        client.sendall(connect_to(target.port))
+        assert read_exact(client, len(CONNECTED)) == CONNECTED
+        far = target.accept()
+        client.sendall(b"up")
+        assert read_exact(far, 2) == b"up"
+        far.sendall(b"down")
+        assert read_exact(client, 4) == b"down"
+
+
+def test_bytes_glued_to_connect_belong_to_the_tunnel(door: Door, target: Listener) -> None:
+    with connect(door) as client:
+        client.sendall(connect_to(target.port) + b"\x16\x03\x01early")
+        assert read_exact(target.accept(), 8) == b"\x16\x03\x01early"
+
+
+def test_a_tunnel_is_half_closed_both_ways(door: Door, target: Listener) -> None:
+    with connect(door) as client:
+        client.sendall(connect_to(target.port) + b"all")
+        client.shutdown(socket.SHUT_WR)
+        far = target.accept()
+        assert read_rest(far) == (b"all", "FIN")
+        far.sendall(b"the answer")
+        far.close()
+        assert read_rest(client) == (CONNECTED + b"the answer", "FIN")
+
+
+def test_a_head_may_come_byte_by_byte(door: Door, target: Listener) -> None:
+    with connect(door) as client:
+        for byte in connect_to(target.port):
+            client.sendall(bytes([byte]))
+        assert read_exact(client, len(CONNECTED)) == CONNECTED
+
+
+def test_a_refused_target_is_told_with_its_cause(door: Door) -> None:
+    """DESIGN 1.4; RFC 9209, section 2.3.12."""
+    status, headers, body = ask(door, connect_to(free_port()))
+    assert status == 502
+    assert "error=connection_refused" in headers["proxy-status"]
+    assert body == b"connection refused\n"
+
+
+# -- one request, passed on
+
+
+def test_a_request_goes_to_its_host_with_the_path_alone(door: Door, target: Listener) -> None:
+    """DESIGN 1.9."""
+    with connect(door) as client:
+        client.sendall(get(target.port, ALICE, b"Accept: */*\r\n", b"Proxy-Connection: keep-alive\r\n"))
+        far = target.accept()
+        assert read_head(far).split(b"\r\n") == [
+            b"GET /page?q HTTP/1.1",
+            b"Host: 127.0.0.1:%d" % target.port,
+            b"Accept: */*",
+            b"Via: 1.1 proxy-server",
+            b"Connection: close",
+            b"",
+            b"",
+        ]
+        far.sendall(PAGE)
+        far.close()
+        assert read_rest(client) == (PAGE, "FIN")
+
+
+@pytest.mark.parametrize(
+    ("line", "body"),
+    [
+        (b"Content-Length: 11\r\n", b"hello world"),
+        (b"Transfer-Encoding: chunked\r\n", b"5\r\nhello\r\n6;x=y\r\n world\r\n0\r\nExpires: 0\r\n\r\n"),
+    ],
+    ids=["with a length", "chunked"],
+)
+@pytest.mark.parametrize("in_pieces", [False, True])
+def test_a_body_goes_as_it_comes_and_nothing_behind_it(
+    door: Door, target: Listener, line: bytes, body: bytes, *, in_pieces: bool
+) -> None:
+    """A second request would reach the target of the first, with the login that it has for us."""
+    second = get(target.port, ALICE)
+    with connect(door) as client:
+        request = get(target.port, line, ALICE, method=b"POST")
+        if in_pieces:
+            client.sendall(request)
+            far = target.accept()
+            read_head(far)
+            for byte in body + second:
+                client.sendall(bytes([byte]))
+        else:
+            client.sendall(request + body + second)
+            far = target.accept()
+            read_head(far)
+        assert read_rest(far) == (body, "FIN")  # the second request ends the connection to the target
+        far.sendall(PAGE)
+        far.close()
+        assert read_rest(client)[0] == PAGE
+
+
+def test_without_a_body_nothing_follows_the_head(door: Door, target: Listener) -> None:
+    with connect(door) as client:
+        client.sendall(get(target.port) + get(target.port, ALICE))
+        far = target.accept()
+        read_head(far)
+        assert read_rest(far) == (b"", "FIN")
+
+
+def test_a_client_that_waits_keeps_its_side_open(door: Door, target: Listener) -> None:
+    """Some servers take a FIN behind a request for a client that has left."""
+    with connect(door) as client:
+        client.sendall(get(target.port))
+        far = target.accept()
+        read_head(far)
+        far.sendall(PAGE)
+        assert read_exact(client, len(PAGE)) == PAGE
+        far.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            far.recv(1)
+
+
+@pytest.mark.parametrize(
+    ("line", "sent"),
+    [(b"Content-Length: 11\r\n", b"hello"), (b"Transfer-Encoding: chunked\r\n", b"5\r\nhello\r\n")],
+    ids=["with a length", "chunked"],
+)
+def test_a_request_that_breaks_off_is_a_cut_for_the_target(
+    door: Door, target: Listener, line: bytes, sent: bytes
+) -> None:
+    """DESIGN 1.5: a cut never looks like a clean end."""
+    with connect(door) as client:
+        client.sendall(get(target.port, line, method=b"POST") + sent)
+        far = target.accept()
+        read_head(far)
+        assert read_exact(far, len(sent)) == sent
+        client.shutdown(socket.SHUT_WR)
+        assert read_rest(far) == (b"", "reset")
+
+
+def test_a_malformed_chunk_is_a_cut_for_the_target(door: Door, target: Listener) -> None:
+    with connect(door) as client:
+        client.sendall(get(target.port, b"Transfer-Encoding: chunked\r\n", method=b"POST"))
+        far = target.accept()
+        read_head(far)
+        client.sendall(b"zz\r\n")
+        assert read_rest(far) == (b"", "reset")
+
+
+def test_a_large_body_and_a_large_answer_arrive_whole(door: Door, target: Listener) -> None:
+    size = 3_000_000
+    with connect(door) as client:
+        client.sendall(get(target.port, b"Content-Length: %d\r\n" % size, method=b"PUT"))
+        far = target.accept()
+        read_head(far)
+        half = size // 2
+        client.sendall(b"u" * half)
+        assert read_exact(far, half) == b"u" * half
+        client.sendall(b"v" * half)
+        assert read_exact(far, half) == b"v" * half
+        far.settimeout(20)
+        far.sendall(b"d" * size)
+        far.close()
+        assert read_rest(client) == (b"d" * size, "FIN")
+
+
+def test_an_answer_to_head_that_says_no_has_no_body(door: Door) -> None:
+    """RFC 9110, section 9.3.2."""
+    status, headers, body = ask(door, get(free_port(), method=b"HEAD"))
+    assert (status, body) == (502, b"")
+    assert int(headers["content-length"]) > 0
+
+
+# -- logins
+
+
+def test_who_sends_no_login_is_asked_for_one_and_has_not_failed(proxy: Proxy, target: Listener) -> None:
+    """RFC 9110, section 15.5.8; programs send none before they are asked, so it is nothing for fail2ban."""
+    status, headers, _ = ask(proxy.door("login"), connect_to(target.port))
+    assert status == 407
+    assert headers["proxy-authenticate"].startswith('Basic realm="')
+    status, headers, _ = ask(proxy.door("login"), get(target.port, b"Proxy-Authorization: Negotiate YII\r\n"))
+    assert status == 407
+    assert "www-authenticate" not in headers
+    assert target.untouched
+    assert "authentication failed" not in proxy.log
+
+
+def test_a_wrong_login_is_a_failure_that_fail2ban_sees(proxy: Proxy, target: Listener) -> None:
+    for request in (connect_to(target.port, MALLORY), get(target.port, MALLORY)):
+        status, headers, _ = ask(proxy.door("login"), request)
+        assert status == 407
+        assert "proxy-authenticate" in headers
+    assert target.untouched
+    line = "authentication failed: client=127.0.0.1 user=alice listener=login"
+    wait_until(lambda: proxy.log.count(line) == 2, "both lines")
+    assert "guess" not in proxy.log
+
+
+def test_a_right_login_goes_through_and_no_further(proxy: Proxy, target: Listener) -> None:
+    with connect(proxy.door("login")) as client:
+        client.sendall(get(target.port, ALICE))
+        far = target.accept()
+        assert b"proxy-auth" not in read_head(far).lower()
+        far.close()
+    with connect(proxy.door("login")) as client:
+        client.sendall(connect_to(target.port, ALICE))
+        assert read_exact(client, len(CONNECTED)) == CONNECTED
+        target.accept().close()
+    wait_until(lambda: proxy.log.count(" user=alice client=") == 2, "both access lines")
+
+
+# -- what is refused
+
+
+@pytest.mark.parametrize(
+    ("request_head", "status"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"GET http://127.0.0.1/ HTTP/1.1\r\n\r\n", 400),
+        (b"GET http://127.0.0.1/\r\n\r\n", 400),
+        (b"PRI * HTTP/2.0\r\n\r\n", 400),
+        (b"GET http://127.0.0.1/ HTTP/1.1\nHost: x\n\n", 400),
+        (b"GET http://127.0.0.1/ HTTP/1.1\r\nHost : x\r\n\r\n", 400),
+        (b"GET http://127.0.0.1/ HTTP/1.1\r\nHost: x\r\n folded: y\r\n\r\n", 400),
+        (b"GET http://127.0.0.1/ HTTP/1.1\r\nHost: x\0\r\n\r\n", 400),
+        (b"PUT http://127.0.0.1/ HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
+        (b"PUT http://127.0.0.1/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 400),
+        (b"GET http://127.0.0.1/ HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 9000 + b"\r\n\r\n", 431),
+        (b"GET http://127.0.0.1/" + b"a" * 9000 + b" HTTP/1.1\r\n\r\n", 414),
+        (b"GET https://127.0.0.1/ HTTP/1.1\r\nHost: x\r\n\r\n", 501),
+        (b"CONNECT bad_host!:80 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    ],
+)  # fmt: skip
+def test_what_is_malformed_is_refused_in_one_line(door: Door, request_head: bytes, status: int) -> None:
+    """CASES C70, C78, C79, C84, C90; DESIGN 1.9."""
+    told, headers, body = ask(door, request_head)
+    assert told == status
+    assert body.count(b"\n") == 1
+    assert b"127.0.0.1" not in body
+    assert headers["content-type"].startswith("text/plain")
