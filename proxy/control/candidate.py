@@ -1,8 +1,7 @@
 """
-What may come into effect, what the file was found to be, and what became of the attempt: plain values.
+What may come into effect, and what became of the attempt: plain values.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -67,25 +66,6 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """
-    The file as it was when it was last judged.
-
-    The TLS files that a rejected one ``waits_for`` may have been the cause, so it is judged again
-    when they change.
-    """
-
-    content: str = ""  # a digest; empty if it cannot be read
-    waits_for: Fingerprint = field(default_factory=dict)
-    is_rejected: bool = False
-
-
-def digest(data: bytes) -> str:
-    """Give a short text that stands for a file's content."""
-    return hashlib.sha256(data).hexdigest()
-
-
-@dataclass(frozen=True)
 class Outcome:
     """What became of a wish for a change."""
 
@@ -93,14 +73,6 @@ class Outcome:
     version: int  # the one in effect afterwards
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()  # such as what takes effect at the next start only
-
-
-@dataclass(frozen=True)
-class Trouble:
-    """Why the file is not what is in effect."""
-
-    problem: str  # the first one
-    since: float  # Unix time, in seconds
 
 
 class Conflict(ProxyError):

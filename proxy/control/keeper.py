@@ -5,18 +5,16 @@ Whatever wants a change comes here: the watcher, a signal, the control interface
 ``Candidate`` is made, and ``_commit`` does the rest. What must never be violated:
 
 - One at a time, under the lock, and to its end: nobody sees half a change.
-- The file and what is in effect change together or not at all. Where they differ all the same (the file
-  was rejected, or a version could not be written), ``trouble`` says why until they do not.
-- A file is judged once: ``_judged`` is what all was said of, and only another content is judged again,
-  or other TLS files if it was rejected. A shortage of our own says nothing of a file, so it is forgotten.
+- A ``Candidate`` is made in a native thread, which changes nothing but what is known of the file: reading
+  and judging a large one takes a while, and disks may stall. To apply it is for whoever runs the servers.
+- The file is written before a candidate is applied, and put back if that fails; so the two change together
+  or not at all. Where they differ all the same, ``trouble`` says why until they do not (``inifile.py``).
+- What is in effect is said to be another (``_running``, ``current``) when nothing can fail any more.
 - Certificates in effect are renewed whatever the file says: these two are asked apart.
-- Reading and judging a large file takes a while, and disks may stall, so native threads do all that;
-  to apply is for whoever runs the servers.
 """
 
 import gc
 import logging
-import os
 import sys
 import time
 from collections import Counter
@@ -25,7 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from gevent.lock import BoundedSemaphore
 
@@ -33,23 +31,21 @@ from proxy.config import ProxyConfig
 from proxy.configfile import changes, load
 from proxy.configfile.document import Edit, redact
 from proxy.configfile.dump import dump
-from proxy.configfile.load import InvalidConfigError, Loaded
+from proxy.configfile.load import InvalidConfigError
 from proxy.control import files, fingerprint
 from proxy.control.candidate import (
     Candidate,
     Conflict,
     Edits,
-    Judged,
     Layers,
     Outcome,
     RefusedError,
-    Trouble,
-    digest,
     problems_of,
     refused_by_name,
 )
 from proxy.control.fingerprint import Fingerprint, tls_files
 from proxy.control.history import History, Version
+from proxy.control.inifile import IniFile, Trouble
 from proxy.errors import ConfigError, Failure, ProxyError, reason_of
 from proxy.net.threads import NativeThreads
 from proxy.trust import Trust
@@ -59,6 +55,7 @@ log = logging.getLogger(__name__)
 _USUAL_TURN = sys.getswitchinterval()
 _TURN = 0.0005  # seconds for which a thread may keep the interpreter while others wait for it
 
+P = ParamSpec("P")
 T = TypeVar("T")
 Apply = Callable[[ProxyConfig], tuple[str, ...]]
 
@@ -86,15 +83,18 @@ class Keeper:
         ``apply`` returns what it has to say, or raises ``ProxyError``; then it has changed nothing.
         """
         self.outcomes: Counter[str] = Counter()
-        self.trouble: Trouble | None = None  # with the file, while it is not what is in effect
-        self._path = path
+        self._file = IniFile(path)
         self._history = History(state_dir and state_dir / "history", history_size, trust)
         self._apply = apply
         self._lock = BoundedSemaphore()
         self._workers = NativeThreads(1)
-        self._judged = Judged()
         self._running: Candidate
         self._is_new = False
+
+    @property
+    def trouble(self) -> Trouble | None:
+        """Why the file is not what is in effect, as long as it is not."""
+        return self._file.judged.trouble
 
     @property
     def config(self) -> ProxyConfig:
@@ -111,15 +111,15 @@ class Keeper:
         version exists.
         """
         try:
-            text, loaded = self._judge_file()
+            text, loaded = self._file.judge()
         except InvalidConfigError as exc:
             if not last_good or not self._take_last_good():
                 raise
-            self._note_trouble(exc)
+            self._file.note(problems_of(exc)[0])
             instead = f"starting with version {self.current.number} instead, the last good one"
             warnings = (*problems_of(exc), instead)
         else:
-            self._judged = Judged(self._judged.content)
+            self._file.accept()
             self._run_with(text, loaded.config)
             self._take_first(text)
             warnings = tuple(map(str, loaded.warnings))
@@ -157,7 +157,7 @@ class Keeper:
 
     def _remember(self) -> None:
         # Whoever works in a thread says nothing: the log is the event loop's.
-        note = self._run(partial(self._history.add, self.current))
+        note = self._run(self._history.add, self.current)
         if note:
             log.warning("%s", note)
 
@@ -188,23 +188,23 @@ class Keeper:
     def redacted(self, number: int) -> str:
         """Give the text of a version without its secrets; raises ``KeyError``."""
         text = self.get(number).text
-        return "\n".join(seen for seen, _ in self._run(partial(redact, text)))
+        return "\n".join(seen for seen, _ in self._run(redact, text))
 
     def diff(self, a: int, b: int) -> str:
         """Compare two versions, without their secrets; raises ``KeyError``."""
         old, new = self.get(a).text, self.get(b).text
-        return self._run(partial(changes.diff, old, new, f"version {a}", f"version {b}"))
+        return self._run(changes.diff, old, new, f"version {a}", f"version {b}")
 
     def shown(self) -> str:
         """Give what is in effect, with all defaults and without secrets, as the text of a file."""
-        return self._run(partial(dump, self.config))
+        return self._run(dump, self.config)
 
     # -- the ways to a change
 
     def reload(self, source: str = "file") -> Outcome:
         """Read the file now, whatever was said of it before, and anew the files that it names."""
         with self._lock:
-            return self._commit(partial(self._from_file, source, is_asked_for=True), cure=True)
+            return self._commit(partial(self._from_file, source), is_of_file=True, cure=True)
 
     def rollback(self, number: int | None = None) -> Outcome:
         """
@@ -240,15 +240,15 @@ class Keeper:
         """
         outcome = None
         with self._lock:
-            if self._run(self._is_file_new):
+            if self._run(self._file.is_new):
                 from_file = partial(self._from_file, "file", is_asked_for=False)
-                outcome = self._commit(from_file, cure=True, is_asked_for=False)
-            if not self.trouble and self._run(self._is_left_behind):
-                what = f"{self._path} was replaced where it is mounted from, which is not seen here"
-                self.trouble = Trouble(f"{what}: mount its folder, and start anew", time.time())
-                log.error("%s", self.trouble.problem)
+                outcome = self._commit(from_file, is_of_file=True, cure=True, is_asked_for=False)
+            if not self.trouble and self._run(self._file.is_left_behind):
+                what = f"{self._file.path} was replaced where it is mounted from, which is not seen here"
+                self._file.note(f"{what}: mount its folder, and start anew")
+                log.error("%s: mount its folder, and start anew", what)
             # Whatever became of the file: certificates are renewed beside a broken one too.
-            tls = self._run(partial(fingerprint.take, self._running.tls))
+            tls = self._run(fingerprint.take, self._running.tls)
             if tls != self._running.tls:
                 outcome = self._commit(self._from_what_is_in_effect, is_asked_for=False)
                 if outcome.status == "rejected":  # which is said once, until they change again
@@ -257,30 +257,35 @@ class Keeper:
 
     def fingerprint(self) -> Fingerprint:
         """Fingerprint what to look at: the file, the TLS files in effect, and those that it waits for."""
-        watched = [self._path, *self._running.tls, *self._judged.waits_for]
-        return self._run(partial(fingerprint.take, watched))
+        watched = [self._file.path, *self._running.tls, *self._file.judged.waits_for]
+        return self._run(fingerprint.take, watched)
 
     # -- what they all come to
 
     def _commit(
-        self, make: Callable[[], Candidate], *, cure: bool = False, is_asked_for: bool = True
+        self,
+        make: Callable[[], Candidate],
+        *,
+        is_of_file: bool = False,
+        cure: bool = False,
+        is_asked_for: bool = True,
     ) -> Outcome:
         """
         Have a candidate in the file and in effect, or leave both as they are, and say what became of it.
 
-        Says also what is the ``cure`` for a file that is rejected. A shortage of our own is raised if
-        nobody waits for an answer.
+        One that ``is_of_file`` is what the file says. Says also what is the ``cure`` for a file that is
+        rejected. A shortage of our own is raised if nobody waits for an answer.
         """
-        judged, running = self._judged, self._running
+        file, before, running = self._file, self._file.judged, self._running
         undo = unwritten = None
         try:
             with _politely():
                 new = self._run(make)
                 if new.is_for_file:
                     try:
-                        undo = self._run(partial(files.exchange, self._path, new.layers.base.encode()))
+                        undo = self._run(files.exchange, file.path, new.layers.base.encode())
                     except OSError as exc:
-                        unwritten = ProxyError(f"{self._path} could not be written: {reason_of(exc)}")
+                        unwritten = ProxyError(f"{file.path} could not be written: {reason_of(exc)}")
                         if new.without_file:
                             raise ProxyError(f"{unwritten}; {new.without_file}") from exc
                 try:
@@ -292,28 +297,27 @@ class Keeper:
                     raise
         except ProxyError as exc:
             if exc.failure is Failure.LIMIT:
-                self._judged = judged
+                file.judged = before
                 if not is_asked_for:
                     raise
-            elif self._judged is not judged:
-                self._note_trouble(exc)
+            elif is_of_file:
+                file.note(problems_of(exc)[0])
             outcome = Outcome("rejected", self.current.number, problems_of(exc))
-            if cure and self._judged.is_rejected:
+            if cure and file.judged.is_rejected:
                 note = f"proxy-server ctl rollback puts version {outcome.version} back into the file"
                 outcome = replace(outcome, notes=(note,))
             return self._tell(outcome)
         # From here on it is in effect.
         self._running = new
+        notes = told + new.notes
         if undo:
-            self._judged, self.trouble = Judged(digest(new.layers.base.encode())), None
+            file.accept(new.layers.base)
+        elif is_of_file:
+            file.accept()
         elif unwritten:
             # Not what the file says counts, but that this is over until it says something else.
-            self._judged = Judged(self._judged.content)
-            self._note_trouble(unwritten)
-        elif self._judged is not judged:
-            self._judged, self.trouble = Judged(self._judged.content), None
-        notes = told + new.notes
-        if unwritten:
+            file.accept()
+            file.note(str(unwritten))
             notes = (f"{unwritten}; it is as it was", *notes)
         if new.version:
             self.current = new.version
@@ -330,13 +334,9 @@ class Keeper:
         try:
             self._run(undo)
         except OSError as exc:
-            left = f"{self._path} could not be put back, and holds what was refused: {reason_of(exc)}"
-            self.trouble = Trouble(left, time.time())
+            left = f"{self._file.path} could not be put back, and holds what was refused: {reason_of(exc)}"
+            self._file.note(left)
             raise RefusedError((*problems_of(cause), left)) from cause
-
-    def _note_trouble(self, exc: ProxyError) -> None:
-        since = self.trouble.since if self.trouble else time.time()
-        self.trouble = Trouble(problems_of(exc)[0], since)
 
     def _tell(self, outcome: Outcome) -> Outcome:
         for problem in outcome.problems:
@@ -352,8 +352,8 @@ class Keeper:
 
     # -- in a native thread: what may come into effect
 
-    def _from_file(self, source: str, *, is_asked_for: bool) -> Candidate:
-        text, loaded = self._judge_file()
+    def _from_file(self, source: str, *, is_asked_for: bool = True) -> Candidate:
+        text, loaded = self._file.judge()
         if text != self._running.layers.base or (self._running.layers.volatile and is_asked_for):
             notes = tuple(map(str, loaded.warnings))
             return self._candidate(source, Layers.of(text), loaded.config, notes=notes)
@@ -363,18 +363,18 @@ class Keeper:
     def _from_what_is_in_effect(self) -> Candidate:
         """Read the TLS files of what is in effect again; what the file says now is another matter."""
         text, number = self.current.text, self.current.number
-        self._parse(text, self._path if self._file_holds(text) else f"version {number}")
+        self._parse(text, self._file.path if self._file.holds(text) else f"version {number}")
         return self._running_again()
 
     def _from_before(self) -> Candidate:
         """Go back to the version before; or have a rejected file hold what is in effect again."""
-        if not self._is_file_rejected():
+        if not self._file.is_rejected():
             return self._from_version(self._before())
         number = self.current.number
         return replace(
             self._unchanged(),
             is_for_file=True,
-            notes=(f"{self._path} is as version {number} again",),
+            notes=(f"{self._file.path} is as version {number} again",),
             without_file=f"version {number} is in effect all the same",
         )
 
@@ -393,7 +393,7 @@ class Keeper:
     def _from_version(self, old: Version) -> Candidate:
         name = f"version {old.number}"
         config = self._parse(old.text, name)
-        if old.text == self.current.text and self._file_holds(old.text):
+        if old.text == self.current.text and self._file.holds(old.text):
             return self._unchanged()
         summary = f"back to {name}: {changes.summary(self.current.text, old.text)}"
         candidate = self._candidate("rollback", Layers.of(old.text), config, summary)
@@ -412,9 +412,9 @@ class Keeper:
             summary = f"{changes.summary(old.text, new.text)} (volatile)"
             note = "not written to the file: the next time it is read, this is gone"
             return self._candidate("ctl", new, config, summary, (note,))
-        if not self._file_holds(old.base):
+        if not self._file.holds(old.base):
             what = "has changes that are not in effect: put them right, and reload it, first"
-            raise RefusedError((f"{self._path} {what}", *self._problems_of_file()))
+            raise RefusedError((f"{self._file.path} {what}", *self._file.problems()))
         candidate = self._candidate("ctl", new, config, changes.summary(old.base, new.base))
         return replace(candidate, is_for_file=True, without_file="a volatile change does not need it")
 
@@ -450,55 +450,10 @@ class Keeper:
 
     def _parse(self, text: str, name: str = "") -> ProxyConfig:
         """Read the text of a version; raises ``InvalidConfigError``."""
-        return load.parse(text.encode(), name, folder=load.folder_of(self._path), with_files=True).config
+        return load.parse(text.encode(), name, folder=self._file.folder, with_files=True).config
 
-    # -- in a native thread: the file
-
-    def _judge_file(self) -> tuple[str, Loaded]:
-        """Read the text of the file, and what it means. Raises ``InvalidConfigError``."""
-        self._judged = Judged(is_rejected=True)  # until it is known to be otherwise
-        content = load.read_file(self._path)
-        # Before they are read: one that appears right after that is another one than this.
-        waits_for = fingerprint.take(load.tls_files_in(content.document, load.folder_of(self._path)))
-        self._judged = Judged(digest(content.data), waits_for, is_rejected=True)
-        return content.text, load.understand(content, self._path)
-
-    def _is_file_new(self) -> bool:
-        """Tell whether it is another file than was judged, or may read another TLS file."""
-        content, judged = self._content(), self._judged
-        now = digest(content.data) if content else ""
-        return now != judged.content or fingerprint.take(judged.waits_for) != judged.waits_for
-
-    def _is_file_rejected(self) -> bool:
-        """Tell whether the file is, or would be; it may have changed since it was judged."""
-        return bool(self._problems_of_file()) if self._is_file_new() else self._judged.is_rejected
-
-    def _problems_of_file(self) -> tuple[str, ...]:
-        try:
-            load.load(self._path)
-        except InvalidConfigError as exc:
-            return problems_of(exc)
-        return ()
-
-    def _is_left_behind(self) -> bool:
-        """Tell whether there is another one where it is mounted from, which cannot be seen here."""
-        try:
-            return os.stat(self._path).st_nlink == 0
-        except (OSError, ValueError):
-            return False
-
-    def _file_holds(self, text: str) -> bool:
-        content = self._content()
-        return content is not None and content.text == text
-
-    def _content(self) -> load.Content | None:
-        try:
-            return load.read_file(self._path)
-        except InvalidConfigError:
-            return None
-
-    def _run(self, function: Callable[[], T]) -> T:
-        return self._workers.run(function)
+    def _run(self, function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+        return self._workers.run(partial(function, *arguments, **options))
 
 
 @contextmanager

@@ -22,9 +22,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from proxy.config import Protocol, ProxyConfig, ServerConfig
 from proxy.configfile.dump import dump
 from proxy.control.admin import Admin
-from proxy.control.candidate import Conflict, Outcome, Trouble
+from proxy.control.candidate import Conflict, Outcome
 from proxy.control.history import Version
 from proxy.control.http import MAX_BODY, PLACES
+from proxy.control.inifile import Trouble
 from proxy.ctl.ask import SOCKET_NAME, ask, is_taken
 from proxy.errors import ProxyError
 from proxy.metrics import Metrics

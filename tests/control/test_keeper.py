@@ -501,7 +501,7 @@ class TestTrouble:
         """An editor replaced it outside; inside, the name leads to one that has no other name left."""
         left = os.open(house.path, os.O_RDONLY)
         house.path.unlink()
-        house.keeper._path = f"/proc/self/fd/{left}"
+        house.keeper._file.path = f"/proc/self/fd/{left}"
         house.keeper.reload_if_changed()
         house.keeper.reload_if_changed()
         os.close(left)
@@ -621,7 +621,7 @@ class TestRollingBack:
         house.write(OTHER)
         house.keeper.reload()
         monkeypatch.setattr("proxy.configfile.load.load", refuse)
-        monkeypatch.setattr(house.keeper, "_is_file_new", lambda: True)
+        monkeypatch.setattr(house.keeper._file, "is_new", lambda: True)
         outcome = house.keeper.rollback()
         assert (outcome.status, outcome.problems) == (
             "rejected",

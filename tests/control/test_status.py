@@ -8,8 +8,8 @@ import pytest
 
 from proxy.config import Protocol, ServerConfig
 from proxy.control import status
-from proxy.control.candidate import Trouble
 from proxy.control.history import Version
+from proxy.control.inifile import Trouble
 from proxy.metrics import ListenerMetrics, Metrics, render
 from proxy.socks5.server import Socks5Server
 
