@@ -14,10 +14,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+_ACL = "system.posix_acl_access"
+
 
 def replace(path: str, data: bytes) -> None:
     """
-    Write a file anew; its mode and owner stay, and a new one is for us alone. Raises ``OSError``.
+    Write a file anew; who may do what with it stays, and a new one is for us alone. Raises ``OSError``.
 
     Its group stays too, if we may give files to that, or if it means nothing. A symbolic link stays,
     and what it leads to is replaced.
@@ -33,14 +35,30 @@ def replace(path: str, data: bytes) -> None:
 
 
 def exchange(path: str, data: bytes) -> Callable[[], None]:
-    """Write a file anew, and return what gives back all that it had. Raises ``OSError``."""
-    try:
-        had = Path(path).read_bytes()
-    except FileNotFoundError:
-        replace(path, data)
-        return lambda: os.unlink(os.path.realpath(path))  # a link that led to nothing is to do so again
+    """
+    Write a file anew, and return what gives back all that it had. Both raise ``OSError``.
+
+    What somebody else has written there meanwhile is left alone.
+    """
+    had = _content(path)
     replace(path, data)
-    return lambda: replace(path, had)
+
+    def undo() -> None:
+        if _content(path) != data:
+            return
+        if had is None:
+            os.unlink(os.path.realpath(path))  # a link that led to nothing is to do so again
+        else:
+            replace(path, had)
+
+    return undo
+
+
+def _content(path: str) -> bytes | None:
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 def _replace(path: str, data: bytes) -> None:
@@ -97,7 +115,31 @@ def _be_like(path: str, descriptor: int) -> None:
         except PermissionError:
             if old.st_uid != new.st_uid or not _any_group_will_do(old.st_mode):
                 raise PermissionError(errno.EPERM, "its owner and group could not be kept", path) from None
+    if hasattr(os, "listxattr"):
+        _take_attributes(path, descriptor)
     os.fchmod(descriptor, old.st_mode & 0o7777)
+
+
+def _take_attributes(path: str, descriptor: int) -> None:
+    """
+    Give a file the extended attributes of another one, of which the access control list is one.
+
+    With such a list, the group's part of the mode is not the group's, but the most that the list allows. So
+    without it the group could read what only somebody else was to; and with one that comes from the folder,
+    somebody else could.
+    """
+    try:
+        present, wanted = os.listxattr(descriptor), os.listxattr(path)
+    except OSError:  # this file system has none
+        return
+    if _ACL in present and _ACL not in wanted:
+        os.removexattr(descriptor, _ACL)
+    for name in wanted:
+        try:
+            os.setxattr(descriptor, name, os.getxattr(path, name))
+        except OSError:  # some are the system's alone
+            if name == _ACL:
+                raise
 
 
 def _any_group_will_do(mode: int) -> bool:

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import stat
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -92,6 +93,62 @@ def test_an_owner_is_kept_or_nothing_is_written(path: Path, monkeypatch: pytest.
     with pytest.raises(PermissionError, match="could not be kept"):
         files.replace(str(path), NEW)
     assert path.read_bytes() == OLD
+
+
+ACL = "system.posix_acl_access"
+# acl(5), as linux/posix_acl_xattr.h has it: a version, then tag, permissions and id of each entry.
+# Here the file is readable by its owner and by user 1, and not by its group; the mask is what the mode shows.
+NOBODY = 0xFFFFFFFF
+ENTRIES = [(0x01, 6, NOBODY), (0x02, 4, 1), (0x04, 0, NOBODY), (0x10, 4, NOBODY), (0x20, 0, NOBODY)]
+LIST = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in ENTRIES)
+
+
+def set_list(path: Path, name: str) -> None:
+    if not hasattr(os, "setxattr"):
+        pytest.skip("there are no lists here")
+    try:
+        os.setxattr(path, name, LIST)
+    except OSError:
+        pytest.skip("this file system has no lists")
+
+
+def test_an_access_control_list_stays(path: Path) -> None:
+    """Or the group, whose part of the mode is the mask then, could read the passwords."""
+    path.chmod(0o600)
+    set_list(path, ACL)
+    files.replace(str(path), NEW)
+    assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (NEW, 0o640)
+    assert os.getxattr(path, ACL) == LIST
+
+
+def test_a_folder_s_list_for_new_files_does_not_become_that_of_an_old_one(path: Path) -> None:
+    path.chmod(0o640)
+    set_list(path.parent, "system.posix_acl_default")
+    files.replace(str(path), NEW)
+    assert (stat.S_IMODE(path.stat().st_mode), os.listxattr(path)) == (0o640, [])
+
+
+def test_a_file_system_may_know_no_such_lists(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "listxattr", refusing(errno.EOPNOTSUPP), raising=False)
+    files.replace(str(path), NEW)
+    assert path.read_bytes() == NEW
+
+
+def test_what_is_given_back_is_all_that_it_had(path: Path) -> None:
+    undo = files.exchange(str(path), NEW)
+    assert path.read_bytes() == NEW
+    undo()
+    assert path.read_bytes() == OLD
+
+
+@pytest.mark.parametrize("was_there", [True, False])
+def test_what_somebody_has_written_meanwhile_is_not_taken_for_ours(path: Path, was_there: bool) -> None:
+    if not was_there:
+        path.unlink()
+    undo = files.exchange(str(path), NEW)
+    path.write_bytes(b"somebody's")
+    undo()
+    assert path.read_bytes() == b"somebody's"
 
 
 class TestMountedAsAFile:
