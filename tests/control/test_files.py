@@ -161,9 +161,9 @@ class TestMountedAsAFile:
         code = f"from proxy.control import files; files.replace({str(target)!r}, b'a longer one than before')"
         script = f'mount --bind "{path}" "{target}" && "{sys.executable}" -c "{code}"'
         command = ["unshare", "--mount", "--map-root-user", "sh", "-c", script]
-        if not shutil.which("unshare") or subprocess.run([*command[:-3], "true"], timeout=20).returncode:
+        if not shutil.which("unshare") or subprocess.run([*command[:-3], "true"], timeout=60).returncode:
             pytest.skip("nothing can be mounted here")
-        subprocess.run(command, check=True, timeout=20)
+        subprocess.run(command, check=True, timeout=60)
         assert path.read_bytes() == b"a longer one than before"
         assert (os.listdir(target.parent), target.read_bytes()) == (["proxy.ini"], b"")
 

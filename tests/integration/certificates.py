@@ -92,7 +92,7 @@ class Authority:
     def _openssl(self, *arguments: str) -> None:
         command = [self._openssl_path, *arguments]
         environment = clean_environment(self.directory)
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, env=environment)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
         assert done.returncode == 0, done.stderr
 
 

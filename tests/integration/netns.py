@@ -43,7 +43,7 @@ class Namespace:
 
     def ip(self, *arguments: str) -> None:
         """Run the ip command inside."""
-        subprocess.run([self._ip, "-n", self.name, *arguments], check=True, capture_output=True, timeout=20)
+        subprocess.run([self._ip, "-n", self.name, *arguments], check=True, capture_output=True, timeout=60)
 
     def run(self, function: Callable[[], T]) -> T:
         """Call a function in a thread inside the namespace, and give what it gives."""
@@ -100,5 +100,5 @@ class Namespace:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        subprocess.run([self._ip, "netns", "del", self.name], capture_output=True, timeout=20)
+        subprocess.run([self._ip, "netns", "del", self.name], capture_output=True, timeout=60)
         shutil.rmtree(self._etc, ignore_errors=True)

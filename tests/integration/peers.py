@@ -85,14 +85,14 @@ def system_user() -> Iterator[Credentials]:
     require(os.geteuid() == 0, "making a system user needs root")
     name, password = f"pxt{os.getpid()}", uuid.uuid4().hex
     make = [find("useradd", "passwd"), "--no-create-home", "--shell", "/usr/sbin/nologin", name]
-    done = subprocess.run(make, capture_output=True, text=True, timeout=20)
+    done = subprocess.run(make, capture_output=True, text=True, timeout=60)
     require(done.returncode == 0, f"cannot make a system user: {done.stderr.strip()}")
     try:
         line = f"{name}:{password}\n"
-        subprocess.run([find("chpasswd", "passwd")], input=line, text=True, check=True, timeout=20)
+        subprocess.run([find("chpasswd", "passwd")], input=line, text=True, check=True, timeout=60)
         yield name, password
     finally:
-        subprocess.run([find("userdel", "passwd"), name], capture_output=True, timeout=20)
+        subprocess.run([find("userdel", "passwd"), name], capture_output=True, timeout=60)
 
 
 NGINX = """
@@ -211,7 +211,7 @@ class Sshd:
             "IdentitiesOnly": "yes",
             "IdentityAgent": "none",
             "BatchMode": "yes",
-            "ConnectTimeout": "20",
+            "ConnectTimeout": "60",
             "LogLevel": "ERROR",
         }
         written = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
@@ -258,7 +258,7 @@ def sshd(
     program = Program(())
     for name in ("host_key", "user_key"):
         path = str(program.directory / name)
-        subprocess.run([keygen, "-q", "-t", "ed25519", "-N", "", "-f", path], check=True, timeout=20)
+        subprocess.run([keygen, "-q", "-t", "ed25519", "-N", "", "-f", path], check=True, timeout=60)
     config = program.directory / "sshd_config"
     config.write_text(SSHD.format(address=address, port=port, directory=program.directory))
     user, become = user_name(), list[str]()

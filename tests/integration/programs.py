@@ -25,7 +25,7 @@ from tests.wire.waits import wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMAND = (sys.executable, "-m", "proxy")
-START_TIMEOUT = 30.0  # seconds: two busy cores may take long to start Python
+START_TIMEOUT = 90.0  # seconds: two busy cores may take long to start Python
 
 T = TypeVar("T")
 AnyProgram = TypeVar("AnyProgram", bound="Program")
@@ -109,7 +109,7 @@ class Program:
 
         wait_until(ready, f"{self} to listen on {ports}", START_TIMEOUT)
 
-    def wait_for_log(self, text: str, timeout: float = 30.0) -> str:
+    def wait_for_log(self, text: str, timeout: float = 60.0) -> str:
         """Wait until the log holds a text, and give the line that does."""
         wait_until(lambda: text in self.log, f"{text!r} in the output of {self}", timeout)
         return next(line for line in self.log.splitlines() if text in line)
@@ -284,7 +284,7 @@ def run_proxy(
     stdin: bytes | IO[bytes] = b"",
     environment: Mapping[str, str] | None = None,
     prefix: Sequence[str] = (),
-    timeout: float = 30.0,
+    timeout: float = 90.0,
 ) -> "subprocess.CompletedProcess[bytes]":
     """Run our program to its end, and check that whatever it says has no traceback."""
     with tempfile.TemporaryDirectory(prefix="pxt-") as home:

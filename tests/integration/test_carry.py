@@ -50,7 +50,7 @@ PIPE = 256 * KIB
 BIG_PIPES = 4  # so many there may be besides
 MOST_PIPES, MOST_WAITING_PIPES = 256 + BIG_PIPES, 32 + BIG_PIPES
 
-pytestmark = pytest.mark.timeout(3600 if LONG else 120)
+pytestmark = pytest.mark.timeout(3600 if LONG else 240)
 
 PLAIN_MODES = [f"{door}-{way}" for door in ("socks5", "websocket") for way in ("direct", "websocket")]
 every_mode = pytest.mark.parametrize("mode", PLAIN_MODES)
@@ -239,7 +239,7 @@ def test_memory_of_a_client_on_standard_input_stays_flat(node: Node) -> None:
     with Target(both_ways(EACH_WAY)) as target, on_stdin(node, target.port) as client:
         assert client.stdin
         assert client.stdout
-        wait_until(lambda: target.accepted, "the client to connect", 30)
+        wait_until(lambda: target.accepted, "the client to connect")
         memory = Memory(client.pid)
         with pouring(client.stdin.write, EACH_WAY):
             check(client.stdout.read, EACH_WAY)

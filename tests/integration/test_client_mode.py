@@ -150,7 +150,7 @@ class Running:
 
     def __exit__(self, *error: object) -> None:
         self.process.kill()
-        self.process.communicate(timeout=30)
+        self.process.communicate(timeout=60)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -171,7 +171,7 @@ class TestSignals:
             client.stdin.flush()
             assert client.stdout.read(5) == b"hello"
             client.send_signal(number)
-            _, said = client.communicate(timeout=30)
+            _, said = client.communicate(timeout=60)
             assert (client.returncode, said) == (128 + number, b"")
             assert node.wait_for_log(f"target=localhost:{target.port} ").endswith("end=finished")
 
@@ -200,7 +200,7 @@ class TestSignals:
             client.stdin.flush()
             assert client.stdout.read(5) == b"hello"
             client.send_signal(signal.SIGHUP)
-            assert client.communicate(b"world", timeout=30) == (b"world", b"")
+            assert client.communicate(b"world", timeout=60) == (b"world", b"")
             assert client.returncode == 0
 
 
@@ -211,9 +211,9 @@ def test_a_client_that_still_dials_ends_at_once_and_without_a_word(number: int, 
         address = ["-mode", "client", "-protocol", "socks5", "-addr", f"127.0.0.1:{port}"]
         with Running([*address, *to_target(80)], tmp_path) as client:
             # Our own handlers: Python has one for SIGINT alone.
-            wait_until(lambda: catches(client.pid, signal.SIGTERM), "the handlers", 20)
+            wait_until(lambda: catches(client.pid, signal.SIGTERM), "the handlers")
             client.send_signal(number)
-            _, said = client.communicate(timeout=30)
+            _, said = client.communicate(timeout=60)
             assert (client.returncode, said) == (128 + number, b"")
 
 
@@ -229,7 +229,7 @@ def test_descriptors_that_are_not_ready_are_waited_for(node: Proxy, protocol: st
         os.close(far_in)
         os.close(far_out)
         try:
-            wait_until(lambda: target.accepted, "the tunnel", 20)
+            wait_until(lambda: target.accepted, "the tunnel")
             writer = threading.Thread(target=write_and_close, args=(stdin, PAYLOAD), daemon=True)
             writer.start()
             with open(stdout, "rb") as file:

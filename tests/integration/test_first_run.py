@@ -53,7 +53,7 @@ class TestTheFileOfTheProject:
             url = f"http://localhost:{page.port}/"
             curl = [peers.find("curl"), "-sS", "-m", "10", "--socks5-hostname", "127.0.0.1:1080", url]
             done = subprocess.run(
-                [*space.prefix, *curl], capture_output=True, timeout=20, env=clean_environment("/")
+                [*space.prefix, *curl], capture_output=True, timeout=60, env=clean_environment("/")
             )
             assert done.stdout == b"hello", done.stderr
             echo = stack.enter_context(space.run(lambda: Target(targets.echo)))

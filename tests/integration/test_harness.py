@@ -62,14 +62,14 @@ def test_curl_goes_through_a_foreign_proxy() -> None:
     with targets.Scripted(answer) as target, peers.microsocks() as door:
         url = f"http://localhost:{target.port}/"
         command = [peers.find("curl"), "-sS", "-m", "10", "--socks5-hostname", f"{door[0]}:{door[1]}", url]
-        done = subprocess.run(command, capture_output=True, timeout=20, env=clean_environment("/nonexistent"))
+        done = subprocess.run(command, capture_output=True, timeout=60, env=clean_environment("/nonexistent"))
     assert done.stdout == b"hello", done.stderr
 
 
 def test_an_ssh_client_reaches_the_ssh_server() -> None:
     with peers.sshd() as server:
         command = server.client("none", "cat")
-        done = subprocess.run(command, input=b"through", capture_output=True, timeout=20)
+        done = subprocess.run(command, input=b"through", capture_output=True, timeout=60)
     assert done.stdout == b"through", done.stderr
 
 
@@ -94,7 +94,7 @@ def test_a_namespace_has_routes_and_names_of_its_own() -> None:
         tunnel.sendall(b"inside")
         assert read_exact(tunnel, 6) == b"inside"
         for name, code in (("here.test", 0), ("broken.test", 2), ("missing.test", 2)):
-            done = subprocess.run([*space.prefix, "getent", "ahosts", name], timeout=20, capture_output=True)
+            done = subprocess.run([*space.prefix, "getent", "ahosts", name], timeout=60, capture_output=True)
             assert done.returncode == code
         assert "here.test" in dns.asked
         with pytest.raises(OSError, match="No route to host"):

@@ -160,7 +160,7 @@ class TestStopping:
     @pytest.mark.parametrize("arguments", [["-hash-password"], ["ctl", "-c", "x", "set", "a"]], ids=" ".join)
     def test_what_is_no_server_ends_with_its_terminal(self, arguments: list[str]) -> None:
         """CASES 216."""
-        done = subprocess.run([sys.executable, "-c", ASKED_EARLY, *arguments], input=b"", timeout=20)
+        done = subprocess.run([sys.executable, "-c", ASKED_EARLY, *arguments], input=b"", timeout=60)
         assert done.returncode in (-signal.SIGHUP, -signal.SIGUSR1)
 
     def test_it_says_what_it_does(self) -> None:

@@ -108,7 +108,7 @@ class TestLater:
             "control": {"listen_addr": f"{LATER}:{control}", "token": TOKEN},
         }
         with Proxy(config, prefix=space.prefix, starts=False) as node:
-            node.wait_for_log(f"the control interface waits for {LATER}:{control}", 20)
+            node.wait_for_log(f"the control interface waits for {LATER}:{control}")
             wait_until((node.directory / ".proxy" / "control.sock").exists, "the control socket")
             assert json.loads(ctl(node, "--json", "status"))["listeners"][0]["addresses"] == []
             space.ip("addr", "add", f"{LATER}/32", "dev", "lo")
@@ -135,7 +135,7 @@ class TestLater:
         port = free_port()
         config = {"listeners": {"away": socks_door(listen_addr=f"[fe80::77%late0]:{port}")}}
         with Proxy(config, prefix=space.prefix, starts=False) as node:
-            node.wait_for_log(f"away waits for [fe80::77%late0]:{port}: there is no interface late0", 20)
+            node.wait_for_log(f"away waits for [fe80::77%late0]:{port}: there is no interface late0")
             space.ip("link", "add", "late0", "type", "veth", "peer", "name", "late1")
             space.ip("link", "set", "late1", "up")
             space.ip("addr", "add", "fe80::77/64", "dev", "late0", "nodad")
@@ -150,7 +150,7 @@ class TestLater:
             prefix=space.prefix,
             starts=False,
         ) as node:
-            node.wait_for_log("away waits for", 20)
+            node.wait_for_log("away waits for")
             wait_until((node.directory / ".proxy" / "control.sock").exists, "the control socket")
             node.signal(signal.SIGTERM)
             assert node.wait(30) == 0

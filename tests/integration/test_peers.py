@@ -51,7 +51,7 @@ def guarded() -> Iterator[Proxy]:
 def curl(*arguments: str) -> "subprocess.CompletedProcess[bytes]":
     """Run curl with nothing of the developer's own."""
     command = [peers.find("curl"), "--silent", "--show-error", "--max-time", "15", *arguments]
-    return subprocess.run(command, capture_output=True, timeout=20, env=clean_environment("/nonexistent"))
+    return subprocess.run(command, capture_output=True, timeout=60, env=clean_environment("/nonexistent"))
 
 
 def address(door: Door) -> str:

@@ -167,7 +167,7 @@ def banned(log: Path) -> list[str]:
     """Ask fail2ban which addresses it finds at fault in a log, with our filter."""
     command = [find("fail2ban-regex", "fail2ban"), "--out", "ip", str(log), str(FAIL2BAN / "filter.conf")]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=20, env=clean_environment(log.parent)
+        command, capture_output=True, text=True, timeout=60, env=clean_environment(log.parent)
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
@@ -208,7 +208,7 @@ def test_fail2ban_takes_the_jail(tmp_path: Path) -> None:
         for other in (folder / f"{name}.d").glob("*") if name == "jail" else ():
             other.unlink()
         shutil.copy(FAIL2BAN / f"{name}.conf", folder / f"{name}.d" / "proxy-server.conf")
-    done = subprocess.run([client, "-c", folder, "--test"], capture_output=True, text=True, timeout=20)
+    done = subprocess.run([client, "-c", folder, "--test"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    shown = subprocess.run([client, "-c", folder, "-d"], capture_output=True, text=True, timeout=20).stdout
+    shown = subprocess.run([client, "-c", folder, "-d"], capture_output=True, text=True, timeout=60).stdout
     assert "['add', 'proxy-server', 'systemd']" in shown

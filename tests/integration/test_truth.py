@@ -583,7 +583,7 @@ class TestUpstreams:
                     clients.socks5(node.door("socks"), "192.0.2.1", 80)
             says_yes = socks_upstream(b"\x05\x00\x00\x01" + bytes(6))
             with Target(says_yes, port=port):
-                wait_until(lambda: _succeeds(node), "the upstream to be tried again", 3)
+                wait_until(lambda: _succeeds(node), "the upstream to be tried again")
 
 
 def _succeeds(node: Proxy) -> bool:

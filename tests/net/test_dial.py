@@ -15,6 +15,7 @@ from typing import Any
 import gevent
 import pytest
 from gevent import socket
+from gevent.event import Event
 
 from proxy.address import Address, Endpoint, IPAddress
 from proxy.errors import DialError, Failure
@@ -28,7 +29,7 @@ from tests.wire.greenlets import settle, until
 from tests.wire.sockets import free_port
 from tests.wire.targets import blackhole
 
-LATE = 4.0  # seconds: how late a busy machine may be
+LATE = 20.0  # seconds: how late a busy machine may be
 NAME = Address("name.example", 80)
 
 
@@ -45,7 +46,7 @@ class Resolver:
         self.asked.append(host)
         found = self.names[host.rstrip(".")]
         if host in self.late and family == std_socket.AF_UNSPEC:
-            self.answer.wait(5)
+            self.answer.wait(60)
             found = found + self.late[host]
         return [(0, std_socket.SOCK_STREAM, 6, "", sockaddr(ip)) for ip in found]
 
@@ -73,7 +74,7 @@ def test_an_ip_address_needs_no_lookup_and_no_thread(
 ) -> None:
     monkeypatch.setattr(lookup._threads, "job", lambda *arguments: pytest.fail("a thread was used"))
     with pytest.raises(DialError) as raised:
-        dial(Address(literal, free_port()), Deadline(1))
+        dial(Address(literal, free_port()), Deadline(30))
     assert raised.value.failure is Failure.REFUSED
     assert not resolver.asked
 
@@ -109,23 +110,35 @@ class FakeSocket:
 
 
 class Network:
-    """Addresses that connect, fail or keep silent after a time; it notes when each was tried."""
+    """
+    Addresses that connect, fail or keep silent; it notes when each was tried.
 
-    def __init__(self, behaviour: dict[str, tuple[float, Failure | None]]) -> None:
+    Each does so after a time, or when another one was tried.
+    """
+
+    def __init__(self, behaviour: dict[str, tuple[float | str, Failure | None]]) -> None:
         self.behaviour = behaviour
+        self._events: dict[str, Event] = {}
         self.tried: list[tuple[str, float]] = []
         self.sockets: list[FakeSocket] = []
         self.called_off: list[str] = []
         self._started = time.monotonic()
 
+    def _begun(self, name: str) -> Event:
+        return self._events.setdefault(name, Event())
+
     def connect(self, ip: IPAddress, address: Address, deadline: Deadline) -> FakeSocket:
         """Stand in for one attempt."""
         name = str(ip)
         self.tried.append((name, time.monotonic() - self._started))
+        self._begun(name).set()
         after, failure = self.behaviour[name]
         try:
             with deadline.limit("connect"):
-                gevent.sleep(after)
+                if isinstance(after, str):
+                    self._begun(after).wait()
+                else:
+                    gevent.sleep(after)
         except TimeoutError as exc:
             raise DialError(name, Failure.TIMED_OUT) from exc
         except gevent.GreenletExit:
@@ -137,7 +150,7 @@ class Network:
         return self.sockets[-1]
 
 
-SILENT = 60.0
+SILENT = 600.0
 A, B, C = "192.0.2.1", "192.0.2.2", "192.0.2.3"
 
 
@@ -145,7 +158,7 @@ A, B, C = "192.0.2.1", "192.0.2.2", "192.0.2.3"
 def network(monkeypatch: pytest.MonkeyPatch, resolver: Resolver) -> Callable[..., Network]:
     """Make a name with these addresses, in this order."""
 
-    def make(**behaviour: tuple[float, Failure | None]) -> Network:
+    def make(**behaviour: tuple[float | str, Failure | None]) -> Network:
         named = dict(zip((A, B, C), behaviour.values(), strict=False))
         made = Network(named)
         resolver.names["name.example"] = list(named)
@@ -162,7 +175,7 @@ def tried(network: Network) -> list[str]:
 
 def winner(check: Callable[[IPAddress], None] = lambda ip: None) -> str:
     """Dial the name, and tell which of its addresses it became."""
-    sock: Any = dial(NAME, Deadline(5), check)
+    sock: Any = dial(NAME, Deadline(30), check)
     return str(sock.ip)
 
 
@@ -180,8 +193,9 @@ def test_the_next_address_starts_after_250_ms_of_silence(network: Callable[..., 
     net = network(a=(SILENT, None), b=(SILENT, None), c=(0, None))
     assert winner() == C
     assert tried(net) == [A, B, C]
+    assert module.ATTEMPT_DELAY == 0.25
     for number, (_, at) in enumerate(net.tried):
-        assert number * 0.25 <= at < number * 0.25 + LATE
+        assert at >= number * 0.25
 
 
 def test_a_failure_starts_the_next_address_at_once(
@@ -194,13 +208,13 @@ def test_a_failure_starts_the_next_address_at_once(
 
 
 def test_a_slow_address_can_still_win(network: Callable[..., Network]) -> None:
-    net = network(a=(0.4, None), b=(SILENT, None))
+    net = network(a=(B, None), b=(SILENT, None))
     assert winner() == A
     until(lambda: net.called_off == [B])
 
 
 def test_the_losers_are_called_off_and_closed(network: Callable[..., Network]) -> None:
-    net = network(a=(0.3, None), b=(0.05, None), c=(SILENT, None))
+    net = network(a=(B, None), b=(0.05, None), c=(SILENT, None))
     first = winner()
     until(lambda: [sock.ip for sock in net.sockets if not sock.closed] == [first])
 
@@ -210,18 +224,21 @@ def test_two_that_connect_in_the_same_moment_leave_one_open(
 ) -> None:
     monkeypatch.setattr(module, "ATTEMPT_DELAY", 0.0)
     net = network(a=(0.05, None), b=(0.05, None), c=(0.05, None))
-    sock: Any = dial(NAME, Deadline(5))
+    sock: Any = dial(NAME, Deadline(30))
     until(lambda: [each for each in net.sockets if not each.closed] == [sock])
 
 
 def test_when_all_fail_the_first_ones_failure_is_told(network: Callable[..., Network]) -> None:
     network(a=(0.02, Failure.REFUSED), b=(0, Failure.HOST_UNREACHABLE))
     with pytest.raises(DialError) as raised:
-        dial(NAME, Deadline(5))
+        dial(NAME, Deadline(30))
     assert raised.value.failure is Failure.REFUSED
 
 
-def test_the_race_ends_at_the_deadline(network: Callable[..., Network]) -> None:
+def test_the_race_ends_at_the_deadline(
+    network: Callable[..., Network], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ATTEMPT_DELAY", 0.0)
     net = network(a=(SILENT, None), b=(SILENT, None))
     started = time.monotonic()
     with pytest.raises(DialError) as raised:
@@ -245,7 +262,7 @@ def test_an_address_that_is_told_twice_is_tried_once(
     net = network(a=(0, Failure.REFUSED))
     resolver.names["name.example"] = [A, A, A]
     with pytest.raises(DialError):
-        dial(NAME, Deadline(5))
+        dial(NAME, Deadline(30))
     assert tried(net) == [A]
 
 
@@ -263,8 +280,9 @@ def test_an_address_that_is_found_later_joins_the_race(
 
 
 def test_an_address_that_is_found_later_is_tried_when_the_others_have_failed(
-    network: Callable[..., Network], resolver: Resolver
+    network: Callable[..., Network], resolver: Resolver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "ATTEMPT_DELAY", 60)  # for which it is waited for
     net = network(a=(0, Failure.REFUSED), b=(0, None))
     resolver.names["name.example"], resolver.late["name.example"] = [A], [B]
     racing = gevent.spawn(winner)
@@ -312,7 +330,7 @@ def test_no_name_makes_us_try_addresses_without_end(
     net.behaviour = dict.fromkeys(addresses, (0, Failure.REFUSED))
     resolver.names["name.example"] = addresses
     with pytest.raises(DialError):
-        dial(NAME, Deadline(5))
+        dial(NAME, Deadline(30))
     assert tried(net) == addresses[:16]
 
 
@@ -338,7 +356,7 @@ def test_an_address_that_is_refused_is_not_tried(network: Callable[..., Network]
 def test_a_name_all_of_whose_addresses_are_refused_is_not_allowed(network: Callable[..., Network]) -> None:
     net = network(a=(0, None), b=(0, None))
     with pytest.raises(DialError) as raised:
-        dial(NAME, Deadline(5), forbid(A, B))
+        dial(NAME, Deadline(30), forbid(A, B))
     assert raised.value.failure is Failure.NOT_ALLOWED
     assert not net.tried
 
@@ -346,7 +364,7 @@ def test_a_name_all_of_whose_addresses_are_refused_is_not_allowed(network: Calla
 def test_an_ip_address_is_judged_too(network: Callable[..., Network]) -> None:
     net = network(a=(0, None))
     with pytest.raises(DialError):
-        dial(Address(A, 80), Deadline(5), forbid(A))
+        dial(Address(A, 80), Deadline(30), forbid(A))
     assert not net.tried
 
 
@@ -359,7 +377,7 @@ def test_an_address_that_is_no_hosts_is_refused(
     resolver.names["name.example"] = [ip]
     for target in (NAME, Address(ip, 80)):
         with pytest.raises(DialError) as raised:
-            dial(target, Deadline(5), rules.check)
+            dial(target, Deadline(30), rules.check)
         assert raised.value.failure is Failure.NOT_ALLOWED
     assert not net.tried
 
@@ -389,28 +407,28 @@ def test_a_link_local_address_of_a_name_is_dialled_in_its_zone(
     """Case 342; RFC 4007, section 11. The same address in two zones is two addresses."""
     resolver.names["name.example"] = [f"fe80::2%{LOOPBACK}", "fe80::2%4095"]
     with pytest.raises(DialError, match=rf"name\.example:80 \(fe80::2%{LOOPBACK}\): "):
-        dial(NAME, Deadline(5))
+        dial(NAME, Deadline(30))
     assert dialled == [("fe80::2", 80, 0, LOOPBACK), ("fe80::2", 80, 0, 4095)]
 
 
 def test_a_proxy_may_be_link_local(dialled: list[Any]) -> None:
     """Case 342."""
     with pytest.raises(DialError, match=r"^\[fe80::2%lo\]:1080: "):
-        dial(Endpoint.parse("[fe80::2%lo]:1080").address, Deadline(5))
+        dial(Endpoint.parse("[fe80::2%lo]:1080").address, Deadline(30))
     assert dialled == [("fe80::2", 1080, 0, LOOPBACK)]
 
 
 def test_an_interface_that_is_not_there_is_named() -> None:
     """Case 342."""
     with pytest.raises(DialError, match=r"there is no interface nowhere0$") as raised:
-        dial(Endpoint.parse("[fe80::2%nowhere0]:1080").address, Deadline(5))
+        dial(Endpoint.parse("[fe80::2%nowhere0]:1080").address, Deadline(30))
     assert raised.value.failure is Failure.NETWORK_UNREACHABLE
 
 
 def test_a_link_local_address_without_its_interface_is_out_of_reach() -> None:
     """Case 342: the kernel says EINVAL, which is no fault of the program."""
     with pytest.raises(DialError, match="needs its interface") as raised:
-        dial(Address("fe80::2", 80), Deadline(5))
+        dial(Address("fe80::2", 80), Deadline(30))
     assert raised.value.failure is Failure.NETWORK_UNREACHABLE
 
 
@@ -431,7 +449,7 @@ def test_what_cannot_be_reached_is_said_to_be_unreachable(
     """Case 371: a general failure would tell the client, and the next proxy, nothing."""
     monkeypatch.setattr(LoopSocket, "connect_ex", lambda sock, address: error)
     with pytest.raises(DialError) as raised:
-        dial(Address("192.0.2.1", 80), Deadline(5))
+        dial(Address("192.0.2.1", 80), Deadline(30))
     assert raised.value.failure is failure
 
 
@@ -448,7 +466,7 @@ def listener() -> Iterator[socket.socket]:
 
 
 def test_a_connection_has_nodelay_and_keepalive(listener: socket.socket) -> None:
-    with closing(dial(Address("127.0.0.1", listener.getsockname()[1]), Deadline(5))) as sock:
+    with closing(dial(Address("127.0.0.1", listener.getsockname()[1]), Deadline(30))) as sock:
         assert sock.getpeername() == listener.getsockname()
         assert sock.getsockopt(std_socket.IPPROTO_TCP, std_socket.TCP_NODELAY)
         assert sock.getsockopt(std_socket.SOL_SOCKET, std_socket.SO_KEEPALIVE)
@@ -457,7 +475,7 @@ def test_a_connection_has_nodelay_and_keepalive(listener: socket.socket) -> None
 def test_a_closed_port_refuses_and_is_named() -> None:
     port = free_port()
     with pytest.raises(DialError) as raised:
-        dial(Address("127.0.0.1", port), Deadline(5))
+        dial(Address("127.0.0.1", port), Deadline(30))
     assert raised.value.failure is Failure.REFUSED
     assert str(raised.value) == f"127.0.0.1:{port}: {os.strerror(errno.ECONNREFUSED)}"
 
@@ -466,7 +484,7 @@ def test_the_error_of_a_name_tells_which_address_it_was(resolver: Resolver) -> N
     resolver.names["name.example"] = ["127.0.0.1"]
     port = free_port()
     with pytest.raises(DialError, match=rf"name\.example:{port} \(127\.0\.0\.1\): "):
-        dial(Address("name.example", port), Deadline(5))
+        dial(Address("name.example", port), Deadline(30))
 
 
 def test_a_silent_host_times_out_at_the_deadline() -> None:
@@ -487,9 +505,9 @@ def test_the_second_address_is_used_when_the_first_refuses_or_is_silent(resolver
         listener.listen()
         resolver.names["name.example"] = ["127.0.0.1", "127.0.0.2"]
         target = Address("name.example", port)
-        with closing(dial(target, Deadline(2))) as sock:
+        with closing(dial(target, Deadline(30))) as sock:
             assert sock.getpeername()[0] == "127.0.0.2"
-        with blackhole(port=port), closing(dial(target, Deadline(2))) as sock:
+        with blackhole(port=port), closing(dial(target, Deadline(30))) as sock:
             assert sock.getpeername()[0] == "127.0.0.2"
 
 

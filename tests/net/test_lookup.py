@@ -23,7 +23,7 @@ from proxy.net.deadline import Deadline
 from proxy.net.lookup import Found, look_up, look_up_all
 from tests.wire.greenlets import settle, until
 
-LATE = 4.0  # seconds: how late a busy machine may be
+LATE = 20.0  # seconds: how late a busy machine may be
 BOTH, IPV4 = std_socket.AF_UNSPEC, std_socket.AF_INET
 
 
@@ -44,7 +44,7 @@ class Resolver:
     def __call__(self, host: str, family: int) -> list[tuple[Any, ...]]:
         self.asked.append((host, family))
         if (host, family) in self.silent or host.startswith("slow"):
-            self.speaks.wait(10)
+            self.speaks.wait(60)
         found = self.names.get(host, self.names.get(host.rstrip("."), std_socket.EAI_NONAME))
         if isinstance(found, int):
             raise std_socket.gaierror(found, "said the stub")
@@ -95,7 +95,7 @@ def flood() -> Iterator[Callable[..., Flood]]:
 
 def test_simultaneous_lookups_of_one_name_are_one(resolver: Resolver) -> None:
     resolver.names["slow.example"] = ["127.0.0.1"]
-    lookups = [gevent.spawn(look_up, "slow.example", Deadline(5, str(number))) for number in range(20)]
+    lookups = [gevent.spawn(look_up, "slow.example", Deadline(30, str(number))) for number in range(20)]
     wait_for(resolver, ("slow.example", BOTH))
     resolver.speaks.set()
     assert [lookup.get().ips for lookup in lookups] == [ips("127.0.0.1")] * 20
@@ -104,7 +104,7 @@ def test_simultaneous_lookups_of_one_name_are_one(resolver: Resolver) -> None:
 
 def test_who_asked_first_may_leave_without_harm_to_the_others(resolver: Resolver) -> None:
     resolver.names["slow.example"] = ["127.0.0.1"]
-    first, second = (gevent.spawn(look_up_all, "slow.example", Deadline(5)) for _ in range(2))
+    first, second = (gevent.spawn(look_up_all, "slow.example", Deadline(30)) for _ in range(2))
     wait_for(resolver, ("slow.example", BOTH))
     first.kill()
     resolver.speaks.set()
@@ -113,7 +113,7 @@ def test_who_asked_first_may_leave_without_harm_to_the_others(resolver: Resolver
 
 def test_a_joined_lookup_keeps_each_ones_own_deadline(resolver: Resolver) -> None:
     resolver.names["slow.example"] = ["127.0.0.1"]
-    patient = gevent.spawn(look_up_all, "slow.example", Deadline(5))
+    patient = gevent.spawn(look_up_all, "slow.example", Deadline(30))
     with pytest.raises(DialError) as raised:
         look_up("slow.example", Deadline(0.05))
     assert raised.value.failure is Failure.NAME_TIMED_OUT
@@ -123,7 +123,7 @@ def test_a_joined_lookup_keeps_each_ones_own_deadline(resolver: Resolver) -> Non
 
 
 def test_every_one_of_a_joined_lookup_hears_of_its_failure(resolver: Resolver) -> None:
-    lookups = [gevent.spawn(look_up, "slow.example", Deadline(5)) for _ in range(3)]
+    lookups = [gevent.spawn(look_up, "slow.example", Deadline(30)) for _ in range(3)]
     wait_for(resolver, ("slow.example", BOTH))
     resolver.speaks.set()
     gevent.joinall(lookups)
@@ -134,13 +134,13 @@ def test_every_one_of_a_joined_lookup_hears_of_its_failure(resolver: Resolver) -
 
 def test_an_answer_is_not_kept(resolver: Resolver) -> None:
     resolver.names["name.example"] = ["127.0.0.1"]
-    look_up("name.example", Deadline(5))
+    look_up("name.example", Deadline(30))
     resolver.names["name.example"] = ["127.0.0.2"]
-    assert look_up("name.example", Deadline(5)).ips == ips("127.0.0.2")
+    assert look_up("name.example", Deadline(30)).ips == ips("127.0.0.2")
 
 
 def test_the_loop_runs_on_while_a_name_is_looked_up(resolver: Resolver) -> None:
-    lookup = gevent.spawn(look_up, "slow.example", Deadline(5))
+    lookup = gevent.spawn(look_up, "slow.example", Deadline(30))
     for _ in range(10):
         gevent.sleep(0.001)
     assert not lookup.ready()
@@ -155,7 +155,7 @@ def test_slow_names_hold_up_only_those_who_asked_for_them(
     """Case 345. Up to a bound, they do not hold up other names of the same client either."""
     resolver.names["fast.example"] = ["127.0.0.1"]
     flood(count)
-    assert look_up("fast.example", Deadline(5, asker)).ips == ips("127.0.0.1")
+    assert look_up("fast.example", Deadline(30, asker)).ips == ips("127.0.0.1")
     assert not resolver.speaks.is_set()
 
 
@@ -166,7 +166,7 @@ def test_a_name_that_others_have_to_wait_for_is_looked_up_for_who_may(
     resolver.names["fast.example"] = ["127.0.0.1"]
     in_vain = flood(200, "fast.example")[-1]
     assert ("fast.example", BOTH) not in resolver.asked
-    assert look_up("fast.example", Deadline(5, "another client")).ips == ips("127.0.0.1")
+    assert look_up("fast.example", Deadline(30, "another client")).ips == ips("127.0.0.1")
     assert in_vain.get(timeout=20).ips == ips("127.0.0.1")
 
 
@@ -190,9 +190,16 @@ def test_a_lookup_that_has_no_turn_says_so(resolver: Resolver, flood: Callable[.
 # -- two families, two answers
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take every answer for a quick one, however long its thread is kept from running."""
+    monkeypatch.setattr(module, "PATIENCE", 60.0)
+
+
+@pytest.mark.usefixtures("patient")
 def test_a_quick_answer_takes_one_question(resolver: Resolver) -> None:
     resolver.names["name.example"] = ["2001:db8::1", "192.0.2.1"]
-    assert look_up("name.example", Deadline(5)) == Found(ips("2001:db8::1", "192.0.2.1"), is_all=True)
+    assert look_up("name.example", Deadline(30)) == Found(ips("2001:db8::1", "192.0.2.1"), is_all=True)
     assert resolver.asked == [("name.example", BOTH)]
 
 
@@ -200,7 +207,7 @@ def test_an_answer_for_ipv6_that_never_comes_is_not_waited_for(resolver: Resolve
     """Case 344."""
     resolver.names["name.example"] = ["192.0.2.1"]
     resolver.silent = {("name.example", BOTH)}
-    assert look_up("name.example", Deadline(5)) == Found(ips("192.0.2.1"), is_all=False)
+    assert look_up("name.example", Deadline(30)) == Found(ips("192.0.2.1"), is_all=False)
     assert not resolver.speaks.is_set()
 
 
@@ -240,9 +247,10 @@ def test_an_ipv4_answer_does_for_both_when_the_other_one_fails(resolver: Resolve
     assert lookup.get().ips == ips("192.0.2.1")
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_name_that_does_not_exist_is_asked_for_once(resolver: Resolver) -> None:
     with pytest.raises(DialError):
-        look_up("name.example", Deadline(5))
+        look_up("name.example", Deadline(30))
     assert resolver.asked == [("name.example", BOTH)]
 
 
@@ -259,7 +267,7 @@ def test_a_name_that_does_not_exist_is_asked_for_once(resolver: Resolver) -> Non
 def test_both_questions_are_about_one_host(resolver: Resolver, host: str, second: str) -> None:
     resolver.names[host] = ["192.0.2.1"]
     resolver.silent = {(host, BOTH)}
-    assert look_up(host, Deadline(5)).ips == ips("192.0.2.1")
+    assert look_up(host, Deadline(30)).ips == ips("192.0.2.1")
     assert resolver.asked == [(host, BOTH), (second, IPV4)]
 
 
@@ -280,7 +288,7 @@ def test_a_name_that_does_not_exist_is_told_from_a_resolver_that_fails(
 ) -> None:
     resolver.names["name.example"] = answer
     with pytest.raises(DialError, match=r"name\.example .*: said the stub$") as raised:
-        look_up("name.example", Deadline(5))
+        look_up("name.example", Deadline(30))
     assert raised.value.failure is failure
 
 
@@ -313,7 +321,7 @@ try:
 except LimitError as exc:
     print(exc.failure.name, exc)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.stdout.startswith("LIMIT name.invalid cannot be looked up: "), (done.stdout, done.stderr)
     assert os.strerror(errno.EMFILE) in done.stdout
 
@@ -324,10 +332,10 @@ def test_our_own_lack_of_threads_is_not_the_resolvers_fault(monkeypatch: pytest.
 
     monkeypatch.setattr(module._threads, "_pool", SimpleNamespace(spawn=fail))
     with pytest.raises(LimitError, match="can't start new thread"):
-        look_up("name.example", Deadline(5))
+        look_up("name.example", Deadline(30))
 
 
 def test_our_own_lack_of_memory_is_not_the_resolvers_fault(resolver: Resolver) -> None:
     resolver.names["name.example"] = std_socket.EAI_MEMORY
     with pytest.raises(LimitError, match=r"^name\.example cannot be looked up: said the stub$"):
-        look_up("name.example", Deadline(5))
+        look_up("name.example", Deadline(30))

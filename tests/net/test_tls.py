@@ -173,7 +173,7 @@ def test_an_encrypted_key_is_refused_without_asking_for_its_passphrase(
         "-passout",
         "pass:x",
     ]
-    subprocess.run(command, check=True, capture_output=True, timeout=20)
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
     with pytest.raises(ConfigError, match="encrypted") as raised:
         server_context(str(good.cert), str(encrypted))
     assert raised.value.field == "tls_key"

@@ -26,7 +26,7 @@ ONE_OF_EACH = b"".join(frame(FIN | BINARY, bytes([byte])) for byte in range(250)
 
 @pytest.fixture(autouse=True)
 def _patience() -> Iterator[None]:
-    with patience(20):
+    with patience(60):
         yield
 
 

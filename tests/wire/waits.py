@@ -9,7 +9,7 @@ import pytest
 T = TypeVar("T")
 
 
-def wait_until(condition: Callable[[], T | None], what: str, timeout: float = 30.0) -> T:
+def wait_until(condition: Callable[[], T | None], what: str, timeout: float = 60.0) -> T:
     """Poll until a condition is true, and give its value; fail the test at the deadline."""
     deadline = time.monotonic() + timeout
     while True:
