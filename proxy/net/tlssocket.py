@@ -156,12 +156,14 @@ class TlsSocket:
                 with suppress(OSError):
                     self._say()  # the alert, which tells the peer why
                 raise
-        # A server has tickets left to say, which go out with its first answer.
-        if not self._tls.server_side:
+        is_modern = self._tls.version() == "TLSv1.3"
+        if not (
+            is_modern and self._tls.server_side
+        ):  # else tickets are left, which the first answer takes along
             self._say()
         if self._tls.session_reused:
             self._keep_session = None  # it serves on: to copy another one takes as long as a signature
-        elif self._tls.version() != "TLSv1.3":
+        elif not is_modern:
             self._offer_session()
         self._rest = memoryview(self._incoming.read())
         self.pending = bool(_end_of_record(self._rest, 0))
