@@ -238,7 +238,6 @@ UsePAM no
 PasswordAuthentication no
 KbdInteractiveAuthentication no
 PermitRootLogin prohibit-password
-ClientAliveInterval 5
 """
 
 
@@ -267,6 +266,9 @@ def sshd(
             mode=0o755, exist_ok=True
         )  # its init script makes it, which runs nowhere here
     else:
+        # Who serves a connection leads a session of its own, and would wait for ever for a client that is
+        # gone together with the wire.
+        config.write_text(config.read_text() + "ClientAliveInterval 5\n")
         user = "daemon"  # not nobody, whose account systemd shows as locked to all but root
         # To become somebody else undoes the wish to be ended with us, so it is made again.
         identity = ["--reuid", user, "--regid", user, "--clear-groups", "--pdeathsig", "KILL"]
