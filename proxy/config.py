@@ -33,9 +33,11 @@ DIRECT = "direct"  # the name of the upstream that is always there
 _NO_HEADER = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 # What ``proxy-server -hash-password`` prints: scrypt$log2(n)$r$p$salt$hash, the last two in URL-safe Base64;
-# with $long before them if the password has more than 64 bytes.
-_BASE64 = r"(?=[\w-]{2})(?:[\w-]{4})*(?:[\w-]{2}(?:==)?|[\w-]{3}=?)?"
-_SCRYPT = re.compile(rf"scrypt\$(?:1\d|20)\$[1-9]\d?\$[1-9]\d?\$(?:long\$)?{_BASE64}\${_BASE64}", re.ASCII)
+# with $long before them if the password has more than 64 bytes. The hash has 32 bytes: one that lost its end
+# on the way into the file would be nobody's.
+_SALT = r"(?=[\w-]{2})(?:[\w-]{4})*(?:[\w-]{2}(?:==)?|[\w-]{3}=?)?"
+_KEY = r"[\w-]{43}=?"
+_SCRYPT = re.compile(rf"scrypt\$(?:1\d|20)\$[1-9]\d?\$[1-9]\d?\$(?:long\$)?{_SALT}\${_KEY}", re.ASCII)
 
 _AS_IT_IS = "/?%#[]@!$&'()*+,;=:"  # what stays in a path whose other characters are escaped
 

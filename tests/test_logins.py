@@ -24,8 +24,8 @@ from tests.wire.greenlets import PATIENCE, patience, settle, until
 
 WITH_LOGIN = b"\x05\x01\x02"  # RFC 1928, section 3: version 5, one method, username and password
 RIGHT, REFUSED = b"\x01\x00", b"\x01\x01"  # RFC 1929, section 2
-HASH = f"scrypt$10$8$1${'A' * 24}${'A' * 44}"
-OTHER_HASH = f"scrypt$10$8$1${'B' * 24}${'B' * 44}"
+HASH = f"scrypt$10$8$1${'A' * 24}${'A' * 43}"
+OTHER_HASH = f"scrypt$10$8$1${'B' * 24}${'B' * 43}"
 
 
 class Hashes:

@@ -1,8 +1,8 @@
 """
 What runs beside the connections: native threads, and greenlets of nobody's in particular.
 
-Native threads are for the three things that would block every connection at once: name lookups, password
-hashes and writes to a log that stalls. Everything else runs in greenlets.
+Native threads are for what would block every connection at once: name lookups, password hashes, writes to a
+log that stalls, and whatever reads, judges or writes the configuration. Everything else runs in greenlets.
 """
 
 from collections import Counter
