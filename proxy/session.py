@@ -207,6 +207,7 @@ class Session:
             try:
                 if stream:
                     stream.begin_close(Ending.CUT)
+                    stream.finish_close()
             finally:
                 connected.close(Ending.CUT)
             raise

@@ -2,6 +2,8 @@
 The SOCKS5 door (RFC 1928, RFC 1929).
 """
 
+from contextlib import suppress
+
 from proxy.address import UNKNOWN, Address
 from proxy.errors import AuthError, LimitError, ProtocolError, ProxyError
 from proxy.relaying.channel import Channel
@@ -64,7 +66,10 @@ class Socks5Inbound:
         try:
             user = self._runtime.log_in(login.username, login.password, self._channel)
         except (AuthError, LimitError):
-            self._channel.send(LOGIN_REFUSED)
+            with suppress(
+                OSError
+            ):  # whoever has gone by now is not let in all the same, which is to be logged
+                self._channel.send(LOGIN_REFUSED)
             raise
         self._channel.send(LOGIN_OK)
         return user

@@ -17,10 +17,13 @@ from base64 import urlsafe_b64encode
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from proxy.errors import AuthError
+from proxy.socks5.server import Socks5Inbound
 from tests.integration.netns import Namespace
 from tests.integration.peers import StubDns
 from tests.integration.programs import COMMAND, Program, Proxy, run_proxy, socks_door, upstream
@@ -701,6 +704,21 @@ def test_a_wrong_pair_is_refused_and_closed(node: Proxy, echo: Target, message: 
     answer = talk(node.door("locked"), script)
     assert re.fullmatch(rb"\x05\x02\x01[^\x00]", answer, re.DOTALL), answer.hex(" ")
     assert echo.accepted == 0
+
+
+def test_a_wrong_pair_is_logged_also_of_a_client_that_does_not_wait_for_the_answer() -> None:
+    said = iter([b"\x05", b"\x01", b"\x02", b"\x01", b"\x05", b"alice", b"\x05", b"wrong"])
+
+    def send(data: bytes) -> None:
+        if data != LOGIN_CHOSEN:
+            raise BrokenPipeError
+
+    def log_in(*_: object) -> str:
+        raise AuthError("alice")
+
+    channel: Any = SimpleNamespace(read_exact=lambda _: next(said), send=send)
+    with pytest.raises(AuthError):  # of which the session makes the line
+        Socks5Inbound(channel, SimpleNamespace(needs_auth=True, log_in=log_in)).greet()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("version", [0, 2, 5])
