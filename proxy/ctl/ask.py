@@ -69,9 +69,10 @@ def why_not_ours(folder: Path, trust: Trust) -> str:
 def is_taken(state_dir: Path) -> bool:
     """Tell whether a folder is that of a server which runs, and is not about to stop."""
     try:
-        status, _ = ask(state_dir / SOCKET_NAME, "GET", "/healthz", patience=_PATIENCE)
+        status, text = ask(state_dir / SOCKET_NAME, "GET", "/healthz", patience=_PATIENCE)
     except TimeoutError:
         return True  # it has no time for us, but it is there
     except (OSError, http.client.HTTPException):
         return False
-    return status != HTTPStatus.SERVICE_UNAVAILABLE  # that one drains: we are its successor
+    # One that drains makes room for its successor; one that only waits for an address does not.
+    return status != HTTPStatus.SERVICE_UNAVAILABLE or '"draining"' not in text

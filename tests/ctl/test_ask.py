@@ -166,10 +166,11 @@ def test_where_there_is_no_server_it_is_an_error_of_the_system(folder: Path) -> 
     [
         (with_status(200), True),
         (with_status(401), True),  # of another version, perhaps: but it is there
-        (with_status(503), False),  # it drains, and we are its successor
+        (with_status(503, b'{"status": "draining"}'), False),  # we are its successor
+        (with_status(503, b'{"status": "waiting", "waiting": ["socks"]}'), True),  # for an address
         (answers(b"SSH-2.0-OpenSSH\r\n"), False),
     ],
-    ids=["serves", "refuses", "drains", "is none"],
+    ids=["serves", "refuses", "drains", "waits", "is none"],
 )
 def test_a_folder_is_taken_by_a_server_that_goes_on(
     folder: Path, serve: Serve, act: Callable[[socket.socket], object], taken: bool
