@@ -79,7 +79,7 @@ class Conflict(ProxyError):
     """The version that a change was meant for is not the current one any more."""
 
     def __init__(self, current: Version) -> None:
-        super().__init__(f"the configuration has changed meanwhile: it is version {current.number} now")
+        super().__init__(f"the configuration has changed meanwhile: it is at version {current.number}")
         self.current = current
 
 

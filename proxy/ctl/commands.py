@@ -28,26 +28,6 @@ from proxy.trust import Trust, UntrustedError
 OK, FAILED, BAD_USAGE = 0, 1, 2
 _PATIENCE = 60.0  # seconds
 
-USAGE = """\
-commands for a running server: proxy-server ctl -c FILE [--json] COMMAND
-  status                  version of the configuration, listeners, connections, upstreams and their health
-  connections             live connections
-  kill ID                 end one of them
-  reload                  read the file again, and say what came of it
-  versions                versions of the configuration
-  show                    the configuration in effect with all its defaults, without secrets
-  diff N [M]              what differs from version N to version M, or to the one in effect
-  rollback [N]            go back to version N, or to the one before, and write it to the file
-                          without N, a file that is rejected gets back what is in effect
-  set KEY [VALUE]         change a setting, such as listeners.socks.max_connections 2000
-                          without VALUE it is asked for, or read from standard input: good for passwords
-                          before a VALUE that begins with a dash, write --: set KEY -- VALUE
-                          several KEY VALUE pairs are changed together, or none of them
-                          a user's password becomes a hash; with --plain it stays as it is
-  unset KEY ...           take settings, users, listeners or upstreams out
-                          with --volatile, set and unset leave the file as it is
-  metrics                 numbers for Prometheus"""
-
 
 class CtlError(Exception):
     """What the user is told, in one line."""
@@ -78,7 +58,7 @@ def _run(arguments: Sequence[str]) -> int:
     """Read a command line, and do what it says. No message repeats what may be a secret."""
     given, words = read(arguments, _OPTIONS, first=2, hint=": before a value with a dash, write --")
     if "help" in given:
-        print(f"{USAGE}\n\noptions (one dash or two):\n{describe(_OPTIONS)}")
+        print(f"{_USAGE}\n\noptions (one dash or two):\n{describe(_OPTIONS)}")
         return OK
     if "config" not in given:
         raise UsageError("-c FILE is missing")
@@ -90,12 +70,9 @@ def _run(arguments: Sequence[str]) -> int:
     if not command.least <= len(words) <= command.most:
         wanted = str(command.least) if command.least == command.most else f"{command.least} to {command.most}"
         raise UsageError(f"{name} takes {wanted} arguments, not {len(words)}")
-    if name == "set" and len(words) % 2 and len(words) > 1:
-        raise UsageError("set takes pairs of KEY and VALUE, or one KEY")
-    if "volatile" in given and name not in ("set", "unset"):
-        raise UsageError("--volatile belongs to set and unset")
-    if "plain" in given and name != "set":
-        raise UsageError("--plain belongs to set")
+    for option in [each for each in ("volatile", "plain") if each in given and each not in command.options]:
+        homes = [each for each, one in _COMMANDS.items() if option in one.options]
+        raise UsageError(f"--{option} belongs to {' and '.join(homes)}")
     if command.takes_numbers and not all(re.fullmatch("[0-9]{1,18}", each) for each in words):
         raise UsageError(f"{name} takes numbers")
     return command.run(_Call(words, given))
@@ -155,6 +132,8 @@ class _Call:
 
 
 def _set(call: _Call) -> int:
+    if len(call.arguments) % 2 and len(call.arguments) > 1:
+        raise UsageError("set takes pairs of KEY and VALUE, or one KEY")
     keys, values = call.arguments[::2], call.arguments[1::2] or [_read_value(call.arguments[0])]
     written = [value if call.plain else _hashed(key, value) for key, value in zip(keys, values, strict=True)]
     content = {"set": dict(zip(keys, written, strict=True)), "volatile": call.volatile}
@@ -217,7 +196,29 @@ class _Command(NamedTuple):
     least: int = 0  # arguments
     most: int = 0
     takes_numbers: bool = False
+    options: tuple[str, ...] = ()
 
+
+# Each command stands twice: here for whoever asks for help, and below with what it does.
+_USAGE = """\
+commands for a running server: proxy-server ctl -c FILE [--json] COMMAND
+  status                  version of the configuration, listeners, connections, upstreams and their health
+  connections             live connections
+  kill ID                 end one of them
+  reload                  read the file again, and say what came of it
+  versions                versions of the configuration
+  show                    the configuration in effect with all its defaults, without secrets
+  diff N [M]              what differs from version N to version M, or to the one in effect
+  rollback [N]            go back to version N, or to the one before, and write it to the file
+                          without N, a file that is rejected gets back what is in effect
+  set KEY [VALUE]         change a setting, such as listeners.socks.max_connections 2000
+                          without VALUE it is asked for, or read from standard input: good for passwords
+                          before a VALUE that begins with a dash, write --: set KEY -- VALUE
+                          several KEY VALUE pairs are changed together, or none of them
+                          a user's password becomes a hash; with --plain it stays as it is
+  unset KEY ...           take settings, users, listeners or upstreams out
+                          with --volatile, set and unset leave the file as it is
+  metrics                 numbers for Prometheus"""
 
 _COMMANDS = {
     "status": _Command(lambda call: call.show("GET", "/status", show.render_status)),
@@ -228,7 +229,7 @@ _COMMANDS = {
     "show": _Command(lambda call: call.show("GET", "/config", lambda answer: str(answer["text"]))),
     "diff": _Command(_diff, 1, 2, takes_numbers=True),
     "rollback": _Command(_rollback, 0, 1, takes_numbers=True),
-    "set": _Command(_set, 1, 1000),
-    "unset": _Command(_unset, 1, 1000),
+    "set": _Command(_set, 1, 1000, options=("volatile", "plain")),
+    "unset": _Command(_unset, 1, 1000, options=("volatile",)),
     "metrics": _Command(_metrics),
 }

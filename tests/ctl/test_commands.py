@@ -330,6 +330,24 @@ def test_bad_usage_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str], ar
     assert "s3cret" not in said
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["status", "--volatile"], "--volatile belongs to set and unset"),
+        (["unset", "proxy.timeout", "--plain"], "--plain belongs to set"),
+        (["set", "proxy.timeout", "9s", "proxy.splice"], "set takes pairs of KEY and VALUE, or one KEY"),
+        (["kill"], "kill takes 1 arguments, not 0"),
+        (["diff", "1", "2", "3"], "diff takes 1 to 2 arguments, not 3"),
+        (["rollback", "seven"], "rollback takes numbers"),
+    ],
+)
+def test_what_does_not_fit_a_command_is_named(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    assert cli.run(["ctl", "-c", "proxy.ini", *arguments]) == 2
+    assert capsys.readouterr().err == f"proxy-server: ctl: {said} (proxy-server ctl -h for help)\n"
+
+
 def test_a_value_with_a_dash_is_told_how_to_be_written(capsys: pytest.CaptureFixture[str]) -> None:
     """CASES 315."""
     assert cli.run(["ctl", "-c", "proxy.ini", "set", "auth_users.bob", "-s3cret"]) == 2

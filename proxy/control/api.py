@@ -1,0 +1,232 @@
+"""
+What can be asked of a running program through its control interface: JSON over HTTP.
+
+A request is a row of ``_ROUTES``, and a method of ``Api`` that answers it. GET changes nothing, and no
+header allows another origin's page anything.
+"""
+
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import Callable
+from dataclasses import asdict
+from decimal import Decimal
+from http import HTTPStatus
+from typing import Any, NoReturn
+from urllib.parse import unquote_to_bytes
+
+from proxy.configfile.document import Edit
+from proxy.control import status
+from proxy.control.candidate import Conflict, Outcome
+from proxy.control.http import Answer, Request
+from proxy.control.keeper import Keeper
+from proxy.ctl.ask import CONFIG_HEADER
+from proxy.http.heads import HttpError
+from proxy.metrics import render
+from proxy.relaying.stream import Ending
+
+log = logging.getLogger(__name__)
+
+
+class Api:
+    """Answers requests, whoever may ask."""
+
+    def __init__(self, app: status.Running, keeper: Keeper, config: str) -> None:
+        self._app = app
+        self._keeper = keeper
+        self._config = config  # the path of the file that is served
+
+    def answer(self, request: Request) -> Answer:
+        """Answer a request; raises ``HttpError``."""
+        self._check_config(request.headers.get(CONFIG_HEADER))
+        method = "GET" if request.method == "HEAD" else request.method
+        routes = [
+            (verb, action, found) for verb, path, action in _ROUTES if (found := path.fullmatch(request.path))
+        ]
+        if not routes:
+            raise HttpError(404, "there is nothing here")
+        for verb, action, found in routes:
+            if verb == method:
+                return action(self, request, *found.groups())
+        allowed = ", ".join(verb for verb, _, _ in routes)
+        raise HttpError(405, f"only {allowed} will do", headers=(("Allow", allowed),))
+
+    def _status(self, request: Request) -> Answer:
+        return Answer(status.describe(self._app, self._keeper))
+
+    def _connections(self, request: Request) -> Answer:
+        return Answer({"connections": status.connections(self._app)})
+
+    def _kill(self, request: Request, number: str) -> Answer:
+        session = status.find_session(self._app, int(number))
+        if session is None:
+            raise HttpError(404, "there is no such connection")
+        log.info("%s: connection %d is ended by an operator", session, session.id)
+        session.stop(Ending.EVICTED)
+        return Answer({"status": "ended", "id": session.id})
+
+    def _versions_list(self, request: Request) -> Answer:
+        versions = [status.describe_version(each) for each in self._keeper.versions()]
+        return Answer({"current": self._keeper.current.number, "versions": versions})
+
+    def _version(self, request: Request, number: str) -> Answer:
+        """Show a version, and with ``?to=M`` or ``?to=current`` what differs from it to another one."""
+        try:
+            version = self._keeper.get(int(number))
+            content = status.describe_version(version) | {"text": self._keeper.redacted(version.number)}
+            other = request.query.get("to")
+            if other is not None:
+                current = self._keeper.current.number
+                content["diff"] = self._keeper.diff(
+                    version.number, current if other == "current" else _number(other)
+                )
+        except KeyError:
+            raise HttpError(404, "there is no such version") from None
+        return Answer(content)
+
+    def _show(self, request: Request) -> Answer:
+        return Answer({"version": self._keeper.current.number, "text": self._keeper.shown()})
+
+    def _reload(self, request: Request) -> Answer:
+        for note in self._app.reopen_logs():  # whatever becomes of the file
+            log.warning("%s", note)
+        self._refuse_while_draining()
+        return _told(self._keeper.reload("ctl"))
+
+    def _rollback(self, request: Request) -> Answer:
+        self._refuse_while_draining()
+        wanted = _object(request.body, {"version"}).get("version")
+        if wanted is not None and (not isinstance(wanted, int) or isinstance(wanted, bool)):
+            raise HttpError(400, "version is a number")
+        try:
+            return _told(self._keeper.rollback(wanted))
+        except KeyError:
+            raise HttpError(404, "there is no such version") from None
+
+    def _change(self, request: Request) -> Answer:
+        self._refuse_while_draining()
+        edits, volatile = _read_change(request.body)
+        try:
+            outcome = self._keeper.change(edits, volatile=volatile, if_match=_if_match(request))
+        except Conflict as exc:
+            content = {"status": "conflict", "version": exc.current.number, "error": str(exc)}
+            return Answer(content, HTTPStatus.PRECONDITION_FAILED)
+        return _told(outcome)
+
+    def _metrics(self, request: Request) -> Answer:
+        return Answer(render(status.families(self._app, self._keeper)))
+
+    def _health(self, request: Request) -> Answer:
+        waiting = status.waiting(self._app)
+        # As long as one listener serves, it is not out of service because of another.
+        nothing_serves = waiting and not any(server.acceptors for server in self._app.servers)
+        state = "draining" if self._app.draining else "waiting" if nothing_serves else "ok"
+        told = {"status": state} | ({"waiting": waiting} if waiting else {})
+        return Answer(told, 200 if state == "ok" else 503)
+
+    def _refuse_while_draining(self) -> None:
+        if self._app.draining:
+            raise HttpError(409, "the server is stopping, so its configuration stays as it is")
+
+    def _check_config(self, given: str | None) -> None:
+        """Answer 421 if the caller meant another server, which shares our state_dir."""
+        if given is not None and not _is_same_file(os.fsdecode(unquote_to_bytes(given)), self._config):
+            raise HttpError(
+                421,
+                f"the server that listens here runs with {self._config}: "
+                "give each server a state_dir of its own",
+            )
+
+
+_ROUTES: list[tuple[str, re.Pattern[str], Callable[..., Answer]]] = [
+    (method, re.compile(path), action)
+    for method, path, action in (
+        ("GET", "/status", Api._status),
+        ("GET", "/connections", Api._connections),
+        ("DELETE", r"/connections/([0-9]{1,15})", Api._kill),
+        ("GET", "/versions", Api._versions_list),
+        ("GET", r"/versions/([0-9]{1,15})", Api._version),
+        ("POST", "/reload", Api._reload),
+        ("POST", "/rollback", Api._rollback),
+        ("GET", "/config", Api._show),
+        ("PATCH", "/config", Api._change),
+        ("GET", "/metrics", Api._metrics),
+        ("GET", "/healthz", Api._health),
+    )
+]
+
+
+def _told(outcome: Outcome) -> Answer:
+    """Say what came of a reload, a rollback or a change."""
+    return Answer(asdict(outcome), HTTPStatus.UNPROCESSABLE_ENTITY if outcome.status == "rejected" else 200)
+
+
+def _number(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,15}", text):
+        raise HttpError(400, "a version is a number")
+    return int(text)
+
+
+def _object(body: bytes, known: set[str]) -> dict[str, Any]:
+    """Read a body: a JSON object with nothing in it but what is known, or nothing at all."""
+    try:
+        value = json.loads(body.decode() or "{}", parse_constant=_no_json)
+    except (ValueError, RecursionError):
+        raise HttpError(400, "the body is not JSON") from None
+    if not isinstance(value, dict):
+        raise HttpError(400, "the body is not a JSON object")
+    if value.keys() - known:
+        raise HttpError(400, f"the body may have only {', '.join(sorted(known))}")
+    return value
+
+
+def _read_change(body: bytes) -> tuple[list[Edit], bool]:
+    content = _object(body, {"set", "unset", "volatile"})
+    wanted, unwanted = content.get("set", {}), content.get("unset", [])
+    volatile = content.get("volatile", False)
+    if not isinstance(wanted, dict) or not isinstance(unwanted, list) or not isinstance(volatile, bool):
+        raise HttpError(400, "set is an object, unset is a list, volatile is true or false")
+    if not all(isinstance(key, str) for key in unwanted):
+        raise HttpError(400, "unset is a list of keys")
+    if not wanted and not unwanted:
+        raise HttpError(400, "there is nothing to set or unset")
+    if wanted.keys() & set(unwanted):
+        raise HttpError(400, "a key cannot be both set and unset")
+    edits: list[Edit] = [(key, _value(value)) for key, value in wanted.items()]
+    return edits + [(key, None) for key in unwanted], volatile
+
+
+def _no_json(constant: str) -> NoReturn:
+    """Refuse what Python takes for a number beyond RFC 8259: NaN and Infinity."""
+    raise ValueError(constant)
+
+
+def _value(value: object) -> str:
+    """Write a JSON value as it stands in the file."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | str):
+        return str(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return f"{Decimal(repr(value)):f}"  # the file knows no exponents
+    raise HttpError(400, "a value is a string, a number or a boolean")
+
+
+def _if_match(request: Request) -> int | None:
+    given = request.headers.get("If-Match")
+    if given is None or given == "*":
+        return None
+    match = re.fullmatch(r'("?)([0-9]{1,15})\1', given)
+    if not match:
+        raise HttpError(400, 'If-Match is the number of a version, such as "7"')
+    return int(match[2])
+
+
+def _is_same_file(one: str, other: str) -> bool:
+    """Compare what the paths lead to now, or where they are if that cannot be had."""
+    try:
+        return os.path.samefile(one, other)
+    except (OSError, ValueError):
+        return os.path.abspath(one) == os.path.abspath(other)
