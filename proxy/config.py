@@ -26,6 +26,7 @@ from proxy.settings import (
     kinds_of,
     members,
     one_of,
+    up_to,
 )
 
 DIRECT = "direct"  # the name of the upstream that is always there
@@ -107,6 +108,9 @@ class AnswerTime(str, Enum):
 
 
 Splice = Annotated[str, one_of("auto", "off")]
+AUTO = "auto"
+Spare = Annotated[str | int, up_to(64, or_word=AUTO)]
+_SPARES = 8  # with auto
 
 
 class SettingsError(ConfigError):
@@ -193,7 +197,12 @@ class ClientConfig(_Settings):
 
 @dataclass(frozen=True)
 class UpstreamConfig(_Settings):
-    """A way out. ``retry_count`` is how many further attempts follow a failed one."""
+    """
+    A way out.
+
+    ``retry_count`` is how many further attempts follow a failed one, and ``spare`` how many connections to
+    the proxy may be ready at most, or ``auto``.
+    """
 
     name: str
     type: UpstreamType
@@ -205,6 +214,7 @@ class UpstreamConfig(_Settings):
     tls_ca: File = ""
     tls_verify: bool = True
     ping_interval: Seconds = 30.0
+    spare: Spare = AUTO
 
     def _problems(self) -> Iterator[ConfigError]:
         if self.type is UpstreamType.DIRECT:
@@ -216,6 +226,11 @@ class UpstreamConfig(_Settings):
             yield from _credential_problems(*login, Protocol(self.type.value))
         else:
             yield from self._client_problems()
+
+    @property
+    def most_spares(self) -> int:
+        """How many connections may be ready at most, before they are needed."""
+        return _SPARES if isinstance(self.spare, str) else self.spare
 
     def _client_problems(self) -> Iterator[ConfigError]:
         names = {"server_addr": "proxy_address", "username": "proxy_username", "password": "proxy_password"}
