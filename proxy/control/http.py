@@ -14,7 +14,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qsl
 
-from gevent import getcurrent
+from gevent import GreenletExit, getcurrent
 from gevent.pool import Pool
 
 from proxy.address import Address
@@ -114,6 +114,8 @@ class HttpServer:
             self._converse(channel, address_of(peer))
         except (OSError, EOFError) as exc:
             log.debug("control: %s", reason_of(exc))
+        except GreenletExit:
+            channel.abort()  # another one wants this place, or it all ends: there is no last word
         finally:
             self._strangers.pop(getcurrent(), None)
             channel.close()

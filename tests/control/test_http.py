@@ -20,6 +20,7 @@ from proxy.control import http
 from proxy.control.http import MAX_BODY, PLACES, STRANGERS, Answer, HttpServer, Request
 from proxy.errors import ProtocolError
 from proxy.http.heads import HttpError
+from proxy.relaying import channel
 from tests.wire.greenlets import PATIENCE, patience, until
 
 
@@ -206,6 +207,11 @@ def test_any_number_of_silent_strangers_hold_nobody_up(house: House) -> None:
         silent = [stack.enter_context(house.connect()) for _ in range(3 * (PLACES + STRANGERS))]
         assert house.ask(request()).status == 200
         assert silent[0].recv(1) == b""  # the oldest gave way
+
+
+def test_who_gave_way_holds_no_place_for_a_last_word(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel, "_LAST_WORD", 10 * PATIENCE)
+    test_any_number_of_silent_strangers_hold_nobody_up(house)
 
 
 def test_of_those_who_are_served_none_gives_way_to_strangers(house: House) -> None:
