@@ -132,7 +132,7 @@ class Keeper:
 
     def _take_first(self, text: str) -> None:
         last = next(iter(self._history.versions[-1:]), None)
-        self._is_new = not last or last.text != text
+        self._is_new = not last or last.volatile or last.text != text
         if last and not self._is_new:
             self.current = last
         else:

@@ -147,6 +147,14 @@ class TestStarting:
         house.keeper = house.start(last_good=True)
         assert house.timeout == 30
 
+    def test_what_was_volatile_and_stands_in_the_file_at_the_next_start_is_so_no_more(
+        self, house: House
+    ) -> None:
+        house.keeper.change([("proxy.timeout", "20s")], volatile=True)
+        house.write(OTHER)
+        current = house.start().current
+        assert (current.number, current.volatile, current.text) == (3, False, OTHER)
+
     def test_without_a_good_version_there_is_no_start(self, tmp_path: Path) -> None:
         path = tmp_path / "proxy.ini"
         path.write_text(BAD)
