@@ -22,6 +22,7 @@ from proxy.settings import (
     Seconds,
     Secret,
     SomeSeconds,
+    UrlPath,
     at_least,
     kinds_of,
     members,
@@ -279,7 +280,7 @@ class ServerConfig(_Settings):
     max_connections: Annotated[int, at_least(1)] = 1024
     overload: Overload = Overload.WAIT
     auth: AuthPolicy = AuthPolicy.AUTO
-    path: str = ""
+    path: UrlPath = ""
     ping_interval: Seconds = 30.0
     answer: AnswerTime = AnswerTime.WHEN_CONNECTED
     tls_cert: File = ""

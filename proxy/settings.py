@@ -117,10 +117,12 @@ TEXT = Kind()
 SWITCH = Kind(_switch)
 FILE = Kind()  # its name; a relative one starts at the folder of the configuration file
 ADDRESS = Kind()  # parsed where it is known of what; what stands behind a ? in it is not for others
+PATH = Kind()  # of a URL, and with the same ?
 SECRET = Kind()
 
 Seconds = Annotated[float, Kind(parse_duration, _check_not_negative)]
 SomeSeconds = Annotated[float, Kind(parse_duration, _check_positive)]  # more than none
 File = Annotated[str, FILE]
 Location = Annotated[str, ADDRESS]
+UrlPath = Annotated[str, PATH]
 Secret = Annotated[str, SECRET]

@@ -16,7 +16,7 @@ from configobj.validate import ValidateError, Validator
 from proxy.config import DIRECT, SHARED, ProxyConfig, ServerConfig, UpstreamConfig
 from proxy.configfile.syntax import QUOTE_IT
 from proxy.redact import REDACTED, without_query
-from proxy.settings import ADDRESS, SECRET, TEXT, Kind, did_you_mean
+from proxy.settings import ADDRESS, PATH, SECRET, TEXT, Kind, did_you_mean
 
 Path = tuple[str, ...]  # of a section: ("proxy",) or ("listeners", "web")
 
@@ -70,10 +70,11 @@ def shown(path: Path, key: str, value: str) -> str:
     """Give a value as others may see it."""
     if is_secret(path, key) or not knows(path, key):
         return REDACTED if value else ""
-    if kind_of(path, key) is not ADDRESS:
-        return value
-    address = without_query(value)
-    return REDACTED if "@" in address else address  # with credentials, which do not belong there
+    kind = kind_of(path, key)
+    if kind in (ADDRESS, PATH):
+        value = without_query(value)
+    # With credentials, which do not belong there.
+    return REDACTED if kind is ADDRESS and "@" in value else value
 
 
 def knows(path: Path, key: str = "") -> bool:

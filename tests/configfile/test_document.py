@@ -334,6 +334,12 @@ class TestSaying:
         assert changes.summary(old, other).endswith("wss://g/t?******** -> wss://h/t?********")
         assert "+proxy_address = wss://g/t?********  # changed\n" in changes.diff(old, new, "1", "2")
 
+    def test_so_does_the_query_of_a_path_which_is_the_same_token_at_the_other_end(self) -> None:
+        old, new = TEXT, edit(TEXT, [("listeners.web.path", "/tunnel?sesame")])
+        said = changes.summary(old, new)
+        assert "/tunnel?********" in said
+        assert "sesame" not in said + "".join(seen for seen, _ in redact(new))
+
     def test_a_summary_of_comments_says_so(self) -> None:
         assert changes.summary(TEXT, TEXT + "# more\n") == "comments and order only"
 
