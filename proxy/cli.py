@@ -8,6 +8,7 @@ the signal that ended it. Every error is one line on standard error, and none is
 import os
 import signal
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import gevent
 
@@ -64,6 +65,12 @@ _OPTIONS = (
     Option("upstream-password", "PASSWORD", "server: or PROXY_UPSTREAM_PASSWORD", (_SERVER,)),
     Option("upstream-tls-ca", "FILE", "server: trust this CA, not the system's, for TLS", (_SERVER,)),
     Option("tls-ca", "FILE", "client: trust this CA, not the system's, for TLS", (_CLIENT,)),
+    Option(
+        "proxy",
+        "URL",
+        "client: reach the proxy itself through this one; env: as the environment says",
+        (_CLIENT,),
+    ),
     Option("host", "HOST", "client: the target", (_CLIENT,)),
     Option("port", "PORT", "client: its port", (_CLIENT,)),
     Option("listen", "ADDRESS", "client: carry every local connection there to the target", (_CLIENT,)),
@@ -309,7 +316,16 @@ def _run_client(given: Mapping[str, str]) -> int:
         timeout=CLIENT_TIMEOUT,
         retry_count=0,
     )
+    proxy = replace(proxy, via=_proxy_on_the_way(given.get("proxy", ""), proxy))
     return _listen(given["listen"], target, proxy) if "listen" in given else _join_stdio(target, proxy)
+
+
+def _proxy_on_the_way(url: str, proxy: UpstreamConfig) -> UpstreamConfig | None:
+    from proxy.proxyurl import ENVIRONMENT, parse_proxy_url, proxy_for
+
+    if url == ENVIRONMENT:
+        url = proxy_for(proxy.client_config.endpoint, os.environ)
+    return replace(parse_proxy_url(url), timeout=CLIENT_TIMEOUT) if url else None
 
 
 def _target(given: Mapping[str, str]) -> Address:

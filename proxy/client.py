@@ -138,8 +138,10 @@ class Way(ProxyClient):
 class UpstreamClient(Way):
     """A way through another proxy: how it is reached, and how its faults are told from the target's."""
 
-    def __init__(self, config: ClientConfig, name: str) -> None:
+    def __init__(self, config: ClientConfig, name: str, via: "TunnelClient | None" = None) -> None:
+        """Take one by which the proxy is reached, if that is not done directly."""
         super().__init__(name, config.timeout)
+        self._via = via
         self._config = config
         self._endpoint = config.endpoint
         self.authenticate(config.username, config.password)
@@ -162,7 +164,7 @@ class UpstreamClient(Way):
             channel.abort()
 
     def _reach(self, deadline: Deadline, connect_by: Deadline) -> Channel:
-        channel = Channel(self.dial_proxy(connect_by))
+        channel = self._tunnel_to_it(deadline) if self._via else Channel(self.dial_proxy(connect_by))
         try:
             self.prepare(channel, deadline)
         except BaseException:
@@ -176,6 +178,17 @@ class UpstreamClient(Way):
             return dial(self._endpoint.address, deadline)
         except DialError as exc:
             raise self.as_upstream_error(str(exc), exc) from exc
+
+    def _tunnel_to_it(self, deadline: Deadline) -> Channel:
+        assert self._via is not None
+        try:
+            return self._via.connect_through(self._endpoint.address, deadline)
+        except DialError as exc:
+            # It could not reach this proxy, or could do nothing itself.
+            reason, passes = (
+                (f"via {exc}", exc.transient) if isinstance(exc, UpstreamError) else (str(exc), True)
+            )
+            raise self.as_upstream_error(reason, exc, transient=passes) from exc
 
     @abstractmethod
     def prepare(self, channel: Channel, deadline: Deadline) -> None:
@@ -228,10 +241,33 @@ class UpstreamClient(Way):
             status=status,
         )
 
-    def login_refused(self, detail: str = "", status: int = 0) -> UpstreamError:
+    def login_refused(self, detail: str = "") -> UpstreamError:
         """Make the error that says that the proxy does not let us in."""
         reason = "refused our credentials" if self.credentials else "wants a login, and none is set"
-        return self.as_upstream_error(reason + detail, transient=False, status=status)
+        return self.as_upstream_error(reason + detail, transient=False)
+
+
+class TunnelClient(UpstreamClient):
+    """A way through a proxy that passes on whatever follows, so that another proxy can be spoken to by it."""
+
+    def connect_through(self, target: Address, deadline: Deadline) -> Channel:
+        """Give a connection to a target; raises like ``dial``."""
+        channel = self.reach(deadline)
+        try:
+            self.tunnel(target, channel, deadline)
+        except BaseException:
+            channel.abort()
+            raise
+        return channel
+
+    def ask_for(self, target: Address, channel: Channel, deadline: Deadline) -> Connected:
+        """Make the request, and go on from there."""
+        bound = self.tunnel(target, channel, deadline)
+        return Connected(channel.stream(), bound, self.name)
+
+    @abstractmethod
+    def tunnel(self, target: Address, channel: Channel, deadline: Deadline) -> Address:
+        """Make the request, and tell where the proxy's connection is bound; raises like ``ask_for``."""
 
 
 _SPOKEN = (

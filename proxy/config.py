@@ -16,6 +16,7 @@ from urllib.parse import quote
 from proxy.address import Endpoint
 from proxy.errors import ConfigError
 from proxy.settings import (
+    TEXT,
     File,
     Kind,
     Location,
@@ -27,7 +28,6 @@ from proxy.settings import (
     kinds_of,
     members,
     one_of,
-    up_to,
 )
 
 DIRECT = "direct"  # the name of the upstream that is always there
@@ -78,6 +78,9 @@ class UpstreamType(str, Enum):
     WEBSOCKET = "websocket"
 
 
+_TUNNELS = (UpstreamType.SOCKS5, UpstreamType.HTTP)  # through which one can speak with another proxy
+
+
 class Strategy(str, Enum):
     """In which order a listener's upstreams are tried."""
 
@@ -109,9 +112,6 @@ class AnswerTime(str, Enum):
 
 
 Splice = Annotated[str, one_of("auto", "off")]
-AUTO = "auto"
-Spare = Annotated[str | int, up_to(64, or_word=AUTO)]
-_SPARES = 8  # with auto
 
 
 class SettingsError(ConfigError):
@@ -199,10 +199,9 @@ class ClientConfig(_Settings):
 @dataclass(frozen=True)
 class UpstreamConfig(_Settings):
     """
-    A way out.
+    A way out. ``retry_count`` is how many further attempts follow a failed one.
 
-    ``retry_count`` is how many further attempts follow a failed one, and ``spare`` how many connections to
-    the proxy may be ready at most, or ``auto``.
+    ``via`` is another one, by which its proxy is reached.
     """
 
     name: str
@@ -215,12 +214,14 @@ class UpstreamConfig(_Settings):
     tls_ca: File = ""
     tls_verify: bool = True
     ping_interval: Seconds = 30.0
-    spare: Spare = AUTO
+    via: Annotated["UpstreamConfig | None", TEXT] = None
 
     def _problems(self) -> Iterator[ConfigError]:
         if self.type is UpstreamType.DIRECT:
-            if self.proxy_address or self.proxy_username or self.proxy_password or self.tls_ca:
-                yield ConfigError("type", "a direct upstream has no proxy_address, credentials or tls_ca")
+            if self.proxy_address or self.proxy_username or self.proxy_password or self.tls_ca or self.via:
+                yield ConfigError(
+                    "type", "a direct upstream has no proxy_address, credentials, tls_ca or via"
+                )
         elif not self.proxy_address:
             yield ConfigError("proxy_address", f"a {self.type.value} upstream needs one")
             login = ("proxy_username", self.proxy_username, "proxy_password", self.proxy_password)
@@ -228,10 +229,13 @@ class UpstreamConfig(_Settings):
         else:
             yield from self._client_problems()
 
+        if self.via and self.via.type not in _TUNNELS:
+            yield ConfigError("via", f"leads through a socks5 or http upstream, and {self.via.name} is none")
+
     @property
-    def most_spares(self) -> int:
-        """How many connections may be ready at most, before they are needed."""
-        return _SPARES if isinstance(self.spare, str) else self.spare
+    def hops(self) -> "tuple[UpstreamConfig, ...]":
+        """Itself, and those that it is reached via, the last of which is connected to from here."""
+        return (self, *(self.via.hops if self.via else ()))
 
     def _client_problems(self) -> Iterator[ConfigError]:
         names = {"server_addr": "proxy_address", "username": "proxy_username", "password": "proxy_password"}

@@ -51,7 +51,7 @@ def _shared_addresses(config: ProxyConfig, find: Find) -> Iterator[ConfigError]:
 def _ways_from(listener: ServerConfig, listeners: Sequence[ServerConfig], find: Find) -> Ways:
     """Find the listeners to which the upstreams of one lead."""
     proxies = [
-        (each.name, each.client_config.endpoint)
+        (each.name, each.hops[-1].client_config.endpoint)
         for each in (listener.upstream_config if listener.enable_upstream else ())
         if each.proxy_address
     ]

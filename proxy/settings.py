@@ -36,7 +36,8 @@ class Kind:
 
 def kinds_of(config: type) -> dict[str, Kind]:
     """List the fields of a class that are settings, each with its kind."""
-    found = {name: _kind(hint) for name, hint in get_type_hints(config, include_extras=True).items()}
+    hints = get_type_hints(config, localns={config.__name__: config}, include_extras=True)
+    found = {name: _kind(hint) for name, hint in hints.items()}
     return {name: kind for name, kind in found.items() if kind}
 
 
@@ -89,23 +90,6 @@ def at_least(number: int) -> Kind:
 def members(*among: Enum) -> Kind:
     """Make a kind of word, each of which stands for a member."""
     return Kind(partial(_member, among), is_enum=True)
-
-
-def up_to(number: int, *, or_word: str) -> Kind:
-    """Make a kind of number, none included, in whose place a word may stand."""
-
-    def read(text: str) -> str | int:
-        try:
-            return text if text == or_word else parse_size(text)
-        except ValueError:
-            raise ValueError(f"is neither {or_word} nor a number{did_you_mean(text, [or_word])}") from None
-
-    def check(value: str | int) -> None:
-        is_right = value == or_word if isinstance(value, str) else 0 <= value <= number
-        if not is_right:
-            raise ValueError(f"must be {or_word}, or a number from 0 to {number}")
-
-    return Kind(read, check)
 
 
 def one_of(*words: str) -> Kind:

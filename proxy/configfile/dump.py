@@ -7,7 +7,7 @@ from enum import Enum
 from functools import partial
 from typing import Any
 
-from proxy.config import DIRECT, ProxyConfig, ServerConfig
+from proxy.config import DIRECT, ProxyConfig, ServerConfig, UpstreamConfig
 from proxy.configfile import syntax
 from proxy.configfile.spec import Path, settings_of, shown
 from proxy.units import write_duration
@@ -27,7 +27,7 @@ def dump(config: ProxyConfig) -> str:
         *(_write_section(("listeners", each.name), partial(_get, each)) for each in config.listeners),
         _write_section(("control",), lambda key: getattr(config, f"control_{key}")),
         "[upstreams]",
-        *(_write_section(("upstreams", each.name), partial(getattr, each)) for each in config.upstreams),
+        *(_write_section(("upstreams", each.name), partial(_of_upstream, each)) for each in config.upstreams),
     ]
     return "\n\n".join(blocks) + "\n"
 
@@ -36,6 +36,12 @@ def _get(listener: ServerConfig, key: str) -> Any:
     if key == "upstream":
         return [each.name for each in listener.upstream_config] or [DIRECT]
     return getattr(listener, key)
+
+
+def _of_upstream(upstream: UpstreamConfig, key: str) -> Any:
+    if key == "via":
+        return upstream.via.name if upstream.via else ""
+    return getattr(upstream, key)
 
 
 def _write_section(path: Path, get: Callable[[str], Any]) -> str:

@@ -187,7 +187,9 @@ class _Builder:
         """Build the configuration, or report why there is none."""
         conf = self._validate()
         users = self._users(conf["auth_users"])
-        upstreams = {name: self._upstream(name, each) for name, each in conf["upstreams"].items()}
+        upstreams: dict[str, UpstreamConfig | None] = {}
+        for name in conf["upstreams"]:
+            self._add_upstream(name, conf["upstreams"], upstreams)
         proxy, control = (self._values((name,), conf[name]) for name in ("proxy", "control"))
         shared = _only(ServerConfig, proxy) | {"auth_users": users}
         listeners = [
@@ -197,7 +199,7 @@ class _Builder:
         values = _only(ProxyConfig, proxy) | {
             "listeners": tuple(filter(None, listeners)),
             "auth_users": users,
-            "upstreams": tuple(filter(None, upstreams.values())),
+            "upstreams": tuple(filter(None, (upstreams[name] for name in conf["upstreams"]))),
             **{f"control_{key}": value for key, value in control.items()},
         }
         config = self._make(ProxyConfig, [values], _place_in_file)
@@ -243,6 +245,27 @@ class _Builder:
             except ConfigError as exc:
                 self._outline.report_at(("auth_users",), name, str(exc))
         return {name: users[name] for name in users if (("auth_users",), name) not in self._outline.refused}
+
+    def _add_upstream(
+        self,
+        name: str,
+        sections: Mapping[str, Mapping[str, Any]],
+        made: dict[str, UpstreamConfig | None],
+        before: tuple[str, ...] = (),
+    ) -> None:
+        """Make an upstream, and first the one that it is reached via; ``before`` are those that want it."""
+        if name in made:
+            return
+        via, way = sections[name].get("via") or "", (*before, name)
+        if via in way:
+            self._outline.report_at(
+                ("upstreams", name), "via", f"leads in a circle: {' via '.join((*way, via))}"
+            )
+        elif via in sections:
+            self._add_upstream(via, sections, made, way)
+        elif via:
+            self._outline.report_at(("upstreams", name), "via", _why_no_upstream(via, sections))
+        made[name] = self._upstream(name, {**sections[name], "via": made.get(via)})
 
     def _upstream(self, name: str, section: Mapping[str, Any]) -> UpstreamConfig | None:
         path = ("upstreams", name)

@@ -55,7 +55,7 @@ def render_status(answer: Object) -> str:
     blocks = [_summary(answer), _listeners(answer["listeners"])]
     if answer["upstreams"]:
         rows = [_upstream(each) for each in answer["upstreams"]]
-        blocks.append(table(("LISTENER", "UPSTREAM", "ADDRESS", ">READY", "HEALTH"), rows))
+        blocks.append(table(("LISTENER", "UPSTREAM", "ADDRESS", "HEALTH"), rows))
     return "\n\n".join(blocks)
 
 
@@ -106,8 +106,7 @@ def _upstream(each: Object) -> list[str]:
         health += f"; the last time: {_plain(each['problem'])}"
     elif not each["confirms"]:
         health += "; that a target is connected is only a promise (no X-Proxy-Bound)"
-    spares = str(each.get("spares", 0))  # an older server has none
-    return [each["listener"], each["name"], each["address"] or each["type"], spares, health]
+    return [each["listener"], each["name"], each["address"] or each["type"], health]
 
 
 def connections(answer: Object) -> str:

@@ -9,7 +9,7 @@ import re
 
 from proxy import __version__
 from proxy.address import UNKNOWN, Address
-from proxy.client import Connected
+from proxy.client import TunnelClient
 from proxy.errors import ProtocolError
 from proxy.http.basic import encode_basic
 from proxy.http.heads import ResponseHead
@@ -25,20 +25,20 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,30}(?=$|[ ,])")
 _MOST_SCHEMES = 5  # that are named
 
 
-class HttpClient(HttpSpeaker):
+class HttpClient(HttpSpeaker, TunnelClient):
     """Reaches targets through an HTTP proxy, which also resolves their names."""
 
     def ask(self, channel: Channel, deadline: Deadline) -> int:
         """Ask what the proxy itself can do (RFC 9110, section 9.3.7): any status will do."""
         return self._exchange(channel, "OPTIONS *", host_header(self._endpoint), deadline).status
 
-    def ask_for(self, target: Address, channel: Channel, deadline: Deadline) -> Connected:
-        """Ask for a tunnel to a target."""
+    def tunnel(self, target: Address, channel: Channel, deadline: Deadline) -> Address:
+        """Ask for a tunnel to a target; where it is bound there, nobody tells."""
         answer = self._exchange(channel, f"CONNECT {target}", str(target), deadline)
         if not 200 <= answer.status < 300:
             raise self.refusal(answer, target)
         # What Content-Length and the like say means nothing here: all that follows is the target's.
-        return Connected(channel.stream(), UNKNOWN, self.name)
+        return UNKNOWN
 
     def _exchange(self, channel: Channel, what: str, host: str, deadline: Deadline) -> ResponseHead:
         lines = [f"{what} HTTP/1.1", f"Host: {host}", f"User-Agent: {PROXY_NAME}/{__version__}"]

@@ -5,7 +5,7 @@ What is the same of all upstreams that are spoken to in HTTP: TLS, answers, and 
 import ssl
 
 from proxy.address import DEFAULT_PORTS, Address, Endpoint
-from proxy.client import UpstreamClient, speaker_of
+from proxy.client import TunnelClient, UpstreamClient, speaker_of
 from proxy.config import ClientConfig
 from proxy.errors import DialError, Failure, ProtocolError, UpstreamError, reason_of
 from proxy.http.heads import HeadBuffer, HttpError, ResponseHead, parse_response
@@ -13,6 +13,7 @@ from proxy.http.refusals import failure_reported
 from proxy.net.deadline import Deadline
 from proxy.net.tls import client_context
 from proxy.net.tlssocket import connect_tls
+from proxy.redact import without_query
 from proxy.relaying.channel import Channel
 
 _MAX_INTERIM = 8  # answers
@@ -62,8 +63,8 @@ class Exchange:
 class HttpSpeaker(UpstreamClient):
     """An upstream that is spoken to in HTTP."""
 
-    def __init__(self, config: ClientConfig, name: str) -> None:
-        super().__init__(config, name)
+    def __init__(self, config: ClientConfig, name: str = "", via: TunnelClient | None = None) -> None:
+        super().__init__(config, name or without_query(str(config.endpoint)), via)
         secure = self._endpoint.scheme in _SECURE.values()
         self._tls = client_context(config.tls_ca, verify=config.tls_verify) if secure else None
 
@@ -72,6 +73,10 @@ class HttpSpeaker(UpstreamClient):
         if self._tls is None:
             return
         try:
+            if channel.has_early:
+                raise ProtocolError(
+                    "it spoke before the TLS handshake"
+                )  # whoever it was, it was in the clear
             with deadline.limit("TLS handshake"):
                 channel.sock = connect_tls(channel.sock, self._tls, self._endpoint.server_name)
         except ProtocolError as exc:
@@ -103,7 +108,7 @@ class HttpSpeaker(UpstreamClient):
         """Make the error that says why an answer is not the one that was wanted."""
         status = answer.status
         if status in (401, 407):
-            return self.login_refused(self.login_hint(answer), status)
+            return self.login_refused(self.login_hint(answer))
         failure, is_told = failure_reported(answer)
         if is_told and failure not in _OF_ITS_OWN:
             return DialError(f"{target} through upstream {self.name}: {failure.value}", failure)

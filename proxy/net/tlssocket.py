@@ -1,5 +1,7 @@
 """
-TLS over a ``LoopSocket``: OpenSSL turns records into bytes and back in memory, and the socket stays ours.
+TLS over a ``LoopSocket``, or inside of other TLS.
+
+OpenSSL turns records into bytes and back in memory, and the socket stays ours.
 
 ``ssl.SSLSocket`` reads from the kernel itself, twice for each record of at most 16 KiB, and once more to
 find that there is no other. Here one receive brings as many records as are there, and one send takes as
@@ -19,7 +21,7 @@ import socket as std_socket
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from proxy.errors import ProtocolError
@@ -35,10 +37,18 @@ _RECORD = _HEADER + _PAYLOAD + 2048  # bytes: the longest that is allowed (RFC 5
 _MOST_UNSENT = 256 * 1024  # bytes: several times what a stream keeps by itself
 _MANY = 64  # records
 
-# What has just been received: records with 64 KiB in them. Nobody waits while there is something in it.
-_wire = memoryview(bytearray(65 * 1024))
 _scratch = memoryview(bytearray(1))
 _NOTHING = memoryview(b"")
+
+
+@cache
+def _wire(depth: int) -> memoryview:
+    """
+    Give the memory for what has just been received: records with 64 KiB in them.
+
+    It is everybody's: nobody waits while there is something in it. But TLS inside of TLS has both in hand.
+    """
+    return memoryview(bytearray(65 * 1024))
 
 
 def accept_tls(sock: Any, context: ssl.SSLContext) -> "TlsSocket":
@@ -77,12 +87,12 @@ class TlsSocket:
 
     __slots__ = (
         "_failure", "_has_ended", "_incoming", "_is_partly_read", "_keep_session", "_outgoing", "_rest",
-        "_sock", "_tls", "is_cut", "pending", "records",
+        "_sock", "_tls", "_wire", "depth", "is_cut", "pending", "records",
     )  # fmt: skip
 
     def __init__(
         self,
-        sock: LoopSocket,
+        sock: "LoopSocket | TlsSocket",
         context: ssl.SSLContext,
         keep_session: Callable[[ssl.SSLSession], None] | None = None,
         **side: Any,
@@ -93,6 +103,8 @@ class TlsSocket:
         When a server gives a session that can be resumed, ``keep_session`` is called with it.
         """
         self._sock = sock
+        self.depth: int = sock.depth + 1 if isinstance(sock, TlsSocket) else 0
+        self._wire = _wire(self.depth)
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls: Any = context.wrap_bio(self._incoming, self._outgoing, **side)
         self._keep_session = keep_session
@@ -174,12 +186,12 @@ class TlsSocket:
             self.flush()
         while True:
             try:
-                count = self._sock.recv_into(_wire)
+                count = self._sock.recv_into(self._wire)
                 break
             except BlockingIOError:
                 wait(self.reader)
         if count:
-            self._incoming.write(_wire[:count])
+            self._incoming.write(self._wire[:count])
         else:
             self._incoming.write_eof()
 
@@ -228,7 +240,7 @@ class TlsSocket:
             end = 0 if self._is_over else _end_of_record(data, start)
         self._leave(data, start)
         self._is_partly_read = filled == size and bool(self._tls.pending())
-        self.pending = bool(end or self._is_partly_read or (filled and self._is_over))
+        self.pending = bool(end or self._is_partly_read or self._sock.pending or (filled and self._is_over))
         if filled or self._has_ended:
             return filled
         raise self._failure or BlockingIOError
@@ -242,13 +254,13 @@ class TlsSocket:
         if self._is_over:
             return _NOTHING
         left = len(self._rest)
-        _wire[:left] = self._rest
+        self._wire[:left] = self._rest
         most = size + size // _PAYLOAD * _OVERHEAD
-        count = self._sock.recv_into(_wire[left : max(most, _RECORD)])
+        count = self._sock.recv_into(self._wire[left : max(most, _RECORD)])
         if not count:
             self._has_ended = self.is_cut = True
             return _NOTHING
-        return _wire[: left + count]
+        return self._wire[: left + count]
 
     def _leave(self, data: memoryview, start: int) -> None:
         """Leave what was not decrypted for the next time: a copy, if it lies in the memory of all."""
@@ -311,6 +323,8 @@ class TlsSocket:
         with suppress(ssl.SSLError):  # that there is no answer
             self._tls.unwrap()
         self._say()
+        if isinstance(self._sock, TlsSocket):
+            self._sock.notify_end()
 
 
 def _end_of_record(data: memoryview, start: int) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import socks
 
 from proxy.address import UNKNOWN, Address
-from proxy.client import Connected, UpstreamClient, speaker_of
+from proxy.client import TunnelClient, speaker_of
 from proxy.config import ClientConfig
 from proxy.errors import DialError, Failure, ProtocolError, reason_of
 from proxy.net.deadline import Deadline
@@ -24,11 +24,11 @@ from proxy.socks5 import codec
 from proxy.socks5.codec import Command, Login, Method
 
 
-class Socks5Client(UpstreamClient):
+class Socks5Client(TunnelClient):
     """Reaches targets through a SOCKS5 proxy, which also resolves their names."""
 
-    def __init__(self, config: ClientConfig, name: str = "") -> None:
-        super().__init__(config, name or str(config.endpoint.address))
+    def __init__(self, config: ClientConfig, name: str = "", via: TunnelClient | None = None) -> None:
+        super().__init__(config, name or str(config.endpoint.address), via)
 
     def prepare(self, channel: Channel, deadline: Deadline) -> None:
         """Negotiate a method, and log in where that is wanted."""
@@ -39,11 +39,11 @@ class Socks5Client(UpstreamClient):
         """Need no more: the proxy has answered already."""
         return 200
 
-    def ask_for(self, target: Address, channel: Channel, deadline: Deadline) -> Connected:
+    def tunnel(self, target: Address, channel: Channel, deadline: Deadline) -> Address:
         """Make the request, and read the reply to it."""
         bound = self._converse(_PreparedMouthpiece(channel), target, deadline)
         assert bound is not None
-        return Connected(channel.stream(), bound, self.name)
+        return bound
 
     def _converse(
         self, mouthpiece: "_Mouthpiece", target: Address | None, deadline: Deadline

@@ -21,7 +21,7 @@ from websocket._handshake import handshake
 
 from proxy import __version__
 from proxy.address import UNKNOWN, Address
-from proxy.client import Connected
+from proxy.client import Connected, TunnelClient
 from proxy.config import ClientConfig
 from proxy.errors import ProtocolError
 from proxy.http.heads import ResponseHead
@@ -52,8 +52,8 @@ _UNWANTED = ("Sec-WebSocket-Extensions", "Sec-WebSocket-Protocol")  # we asked f
 class WebSocketClient(HttpSpeaker):
     """Reaches targets through a WebSocket proxy, which also resolves their names."""
 
-    def __init__(self, config: ClientConfig, name: str = "") -> None:
-        super().__init__(config, name or without_query(str(config.endpoint)))
+    def __init__(self, config: ClientConfig, name: str = "", via: TunnelClient | None = None) -> None:
+        super().__init__(config, name, via)
         self._ping_interval = config.ping_interval
 
     def ask(self, channel: Channel, deadline: Deadline) -> int:

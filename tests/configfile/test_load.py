@@ -554,6 +554,63 @@ def test_refuses_a_wrong_upstream(settings: str, expected: str) -> None:
     assert problems(text) == [f"proxy.ini:{LISTENER.count(chr(10)) + 1 + int(line)}:{rest}"]
 
 
+VIA = (
+    LISTENER
+    + """\
+upstream = home
+[upstreams]
+[[home]]
+type = websocket
+proxy_address = wss://gateway.example/
+via = corporate
+[[corporate]]
+type = http
+proxy_address = proxy.corp.example:3128
+"""
+)
+
+
+def test_an_upstream_is_reached_via_another_whatever_their_order() -> None:
+    (home,) = read(VIA).config.listeners[0].upstream_config
+    assert [each.name for each in home.hops] == ["home", "corporate"]
+    assert home.hops[-1].client_config.endpoint.port == 3128
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            ("via = corporate", "via = corprate"),
+            "via: there is no corprate in [upstreams]; did you mean corporate?",
+        ),
+        (("via = corporate", "via = direct"), "via: there is no direct in [upstreams]"),
+        (("via = corporate", "via = home"), "via: leads in a circle: home via home"),
+        (
+            ("type = http", "type = websocket"),
+            "via: leads through a socks5 or http upstream, and corporate is none",
+        ),
+    ],
+)
+def test_refuses_a_way_that_leads_nowhere(change: tuple[str, str], expected: str) -> None:
+    (problem,) = [each for each in problems(VIA.replace(*change)) if " via: " in each]
+    assert problem.endswith(f"[upstreams.home] {expected}")
+
+
+def test_refuses_a_circle_of_ways_and_tells_it_once() -> None:
+    text = VIA.replace("via = corporate", "via = two") + "via = home\n[[two]]\ntype = http\n"
+    text += "proxy_address = two.example:1\nvia = corporate\n"
+    assert [each.partition(": ")[2] for each in problems(text)] == [
+        "[upstreams.corporate] via: leads in a circle: home via two via corporate via home"
+    ]
+
+
+def test_a_direct_upstream_is_reached_via_nothing() -> None:
+    text = VIA.replace("type = websocket\nproxy_address = wss://gateway.example/", "type = direct")
+    assert problems(text)[0].endswith(
+        "[upstreams.home] type: a direct upstream has no proxy_address, credentials, tls_ca or via"
+    )
+
+
 def test_direct_is_no_name_for_an_upstream() -> None:
     assert problems(LISTENER + "[upstreams]\n[[direct]]\ntype = direct\n") == [
         "proxy.ini:7: [upstreams.direct] direct is built in: give this upstream another name"
