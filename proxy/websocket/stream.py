@@ -409,7 +409,9 @@ class WebSocketStream:
         count = None
         while count is None:
             # Wait first: the peer has only just been told, so nothing can be there.
-            if not self._tcp.buffered:
+            if self._tcp.buffered:
+                next_turn()
+            else:
                 wait(self.reader)
             count = self._tcp.receive(buffer.payload[: self._read_size])
         return count

@@ -28,6 +28,7 @@ from proxy.net.sock import LoopSocket
 from proxy.net.tls import ClientContext, client_context, server_context
 from proxy.net.tlssocket import TlsSocket, accept_tls, connect_tls
 from proxy.relaying.channel import Channel
+from proxy.relaying.stream import TlsStream
 from tests.integration.certificates import Authority, Certificate
 from tests.wire.greenlets import tcp_pair, until
 from tests.wire.processes import listening_ports
@@ -432,6 +433,21 @@ def test_a_peer_that_wants_answers_and_takes_none_is_cut_off(asked: Asked) -> No
         tls.write(bytes(4 * PAYLOAD))
     with pytest.raises(ProtocolError, match="TLS: the peer wants answers, and takes none"):
         receive(tls, 100)
+
+
+def test_an_answer_that_is_not_taken_makes_a_stream_wait_for_its_socket(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> int:
+        raise BlockingIOError
+
+    tls, _ = asked
+    stream, blocked = TlsStream(tls), []
+    stream.on_blocked = lambda: blocked.append(True)
+    monkeypatch.setattr(LoopSocket, "send", full)
+    assert stream.receive(memoryview(bytearray(100))) is None
+    assert stream.blocked
+    assert blocked
 
 
 # -- ends
