@@ -40,18 +40,19 @@ def main() -> None:
     works = chosen("WORK", WORKS, QUICK_WORKS if quick else WORKS)
     names = chosen("PEERS", CONTENDERS, QUICK if quick else USUAL)
     planned = plan.make(scale, works, names)
+    until = began + scale.limit
     allow_descriptors()
     results: dict[str, dict[str, list[Sample]]] = {}
     for far, there in itertools.groupby(works, key=lambda name: WORKS[name].law is not None):
         group = list(there)
         with ExitStack() as stack:
             site = place(far, stack)
-            if site is None or time.monotonic() > began + scale.limit:
+            if site is None:
                 continue
             able = [name for name in names if any(name in WORKS[work].contenders for work in group)]
-            contenders = list(start(able, site, stack))
+            contenders = list(start(able, site, stack, until))
             for name in group:
-                results[name] = rounds(WORKS[name], contenders, planned, began + scale.limit)
+                results[name] = rounds(WORKS[name], contenders, planned, until)
                 print(table_of(WORKS[name], results[name]).text(), flush=True)
     conclude(results, footer(time.monotonic() - began, planned))
 
@@ -95,9 +96,11 @@ def allow_descriptors() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (enough, hard))
 
 
-def start(names: Sequence[str], site: Site, stack: ExitStack) -> Iterable[Running]:
-    """Start the contenders; name those that are missing."""
+def start(names: Sequence[str], site: Site, stack: ExitStack, until: float) -> Iterable[Running]:
+    """Start the contenders as long as there is time to measure them; name those that are missing."""
     for name in names:
+        if time.monotonic() > until:
+            return
         try:
             yield stack.enter_context(running(name, site))
         except Missing as exc:
@@ -130,7 +133,7 @@ def rounds(work: Work, contenders: Sequence[Running], planned: Plan, until: floa
 def footer(seconds: float, planned: Plan) -> list[str]:
     """Say what the tables were measured on, and explain the marks."""
     return [
-        f"Medians of {planned.rounds} rounds of {planned.length.seconds:.2f} s; {seconds:.0f} s in all.",
+        f"Rounds: {planned.rounds} of {planned.length.seconds:.2f} s, of which the medians; {seconds:.0f} s in all.",
         machine(),
         *(f"Marked {mark}: {meaning}." for mark, meaning in NOTES.items()),
     ]
