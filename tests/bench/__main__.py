@@ -133,7 +133,7 @@ def rounds(work: Work, contenders: Sequence[Running], planned: Plan, until: floa
 def footer(seconds: float, planned: Plan) -> list[str]:
     """Say what the tables were measured on, and explain the marks."""
     return [
-        f"Medians of up to {planned.rounds} rounds of {planned.length.seconds:.2f} s; {seconds:.0f} s in all.",
+        f"Medians of {planned.rounds} rounds of {planned.length.seconds:.2f} s, {seconds:.0f} s in all.",
         machine(),
         *(f"Marked {mark}: {meaning}." for mark, meaning in NOTES.items()),
     ]

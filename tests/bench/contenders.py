@@ -23,7 +23,7 @@ import pytest
 from tests.integration import peers
 from tests.integration.certificates import Authority, Certificate
 from tests.integration.longwire import Site
-from tests.integration.programs import REPOSITORY, Config, Program, Proxy, socks_door, upstream
+from tests.integration.programs import REPOSITORY, Config, Program, Proxy, socks_door
 from tests.wire.sockets import Door, free_port
 
 HERE = "127.0.0.1"
@@ -92,13 +92,13 @@ def chain(
     limits = {**LIMITS, "splice": splice}
     kind = "socks5" if scheme == "socks5" else "websocket"
     far = {"protocol": kind, "listen_addr": f"{site.far.address}:{free_port()}"}
-    way_out = upstream(kind, f"{scheme}://{far['listen_addr']}")
+    way_out = {"type": kind, "proxy_address": f"{scheme}://{far['listen_addr']}"}
     environment = {"PYTHONPATH": tree}
     with ExitStack() as stack:
         if scheme == "wss":
             trusted, certificate = stack.enter_context(certificates(site.far.address))
             far |= certificate.settings
-            way_out["tls_ca"] = trusted.cert
+            way_out["tls_ca"] = str(trusted.cert)
         entry: Config = {
             "proxy": limits,
             "listeners": {"socks": socks_door(upstream="far")},
