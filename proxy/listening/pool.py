@@ -78,20 +78,27 @@ class Pool:
         """Have a greenlet do a job; the pool must not be full."""
         self._jobs.add(job)
         self._is_empty.clear()
-        self.go_on(job)
+        if greenlet := self._assign(job):
+            gevent.get_hub().loop.run_callback(greenlet.switch)
 
     def go_on(self, job: Job) -> None:
-        """Have a greenlet go on with a job."""
+        """Have a greenlet go on with a job, at once: only the event loop may call this."""
+        # A turn later, the loop would have told the kernel to watch no more what is about to be closed.
+        if greenlet := self._assign(job):
+            greenlet.switch()
+
+    def _assign(self, job: Job) -> "_PooledGreenlet | None":
+        """Give a job to a greenlet that is parked, and return it; or to a new one, which starts by itself."""
         if self._parked:
             greenlet = self._parked.pop()
             self._unwanted = min(self._unwanted, len(self._parked))
             greenlet.job = job
-            gevent.get_hub().loop.run_callback(greenlet.switch)
-        else:
-            greenlet = _PooledGreenlet(self, job)
-            greenlet.rawlink(self._lose)
-            self._greenlets.add(greenlet)
-            greenlet.start()
+            return greenlet
+        greenlet = _PooledGreenlet(self, job)
+        greenlet.rawlink(self._lose)
+        self._greenlets.add(greenlet)
+        greenlet.start()
+        return None
 
     def park(self, greenlet: "_PooledGreenlet") -> None:
         """Let a greenlet wait a moment for another job."""
@@ -175,5 +182,5 @@ class _PooledGreenlet(gevent.Greenlet):  # type: ignore[type-arg]
                 pause.when_over(self._pool.go_on, self.job)
             else:
                 self._pool.leave(self.job)
-            self.job = None
+            self.job = pause = None  # neither is to be kept while this one is parked
             self._pool.park(self)
