@@ -7,7 +7,7 @@ the signal that ended it. Every error is one line on standard error, and none is
 
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import gevent
@@ -15,6 +15,8 @@ import gevent
 from proxy import __version__, console, signals
 from proxy.address import Address
 from proxy.config import (
+    LISTENER_SCHEMES,
+    PROXY_SCHEMES,
     Protocol,
     ProxyConfig,
     ServerConfig,
@@ -190,6 +192,13 @@ def _require(given: Mapping[str, str], *names: str) -> None:
             raise ConfigError(f"-{name}", f"-mode {given['mode']} needs it")
 
 
+def _protocol(given: Mapping[str, str], known: Iterable[Protocol]) -> Protocol:
+    words = [each.value for each in known]
+    if given["protocol"] not in words:
+        raise ConfigError("-protocol", f"with -mode {given['mode']} it is one of {', '.join(words)}")
+    return Protocol(given["protocol"])
+
+
 def _login(given: Mapping[str, str], prefix: str = "") -> tuple[str, str]:
     """Give a user name and password, of which the second can come from the environment; or neither."""
     variable = f"PROXY_{prefix.upper().replace('-', '_')}PASSWORD"
@@ -259,7 +268,7 @@ def _run_server(given: Mapping[str, str]) -> int:
     listener = ServerConfig(
         name=given["protocol"],
         listen_addr=given["addr"],
-        protocol=Protocol(given["protocol"]),
+        protocol=_protocol(given, LISTENER_SCHEMES),
         auth_users={username: password} if username else {},
         upstream_config=_upstreams(given),
     )
@@ -308,7 +317,7 @@ def _run_client(given: Mapping[str, str]) -> int:
     # The proxy that a client asks is an upstream that is asked once.
     proxy = UpstreamConfig(
         name=without_query(given["addr"]),
-        type=UpstreamType(given["protocol"]),
+        type=UpstreamType(_protocol(given, PROXY_SCHEMES).value),
         proxy_address=given["addr"],
         proxy_username=username,
         proxy_password=password,

@@ -59,13 +59,13 @@ LISTENER_SCHEMES = {
     Protocol.WEBSOCKET: ("ws", "wss"),
     Protocol.MIXED: ("tcp", "socks5", "http", "https"),
 }
-_PROXY_SCHEMES = {
+PROXY_SCHEMES = {
     Protocol.SOCKS5: ("tcp", "socks5"),
     Protocol.WEBSOCKET: ("ws", "wss"),
     Protocol.HTTP: ("http", "https"),
 }
 ListenerProtocol = Annotated[Protocol, members(*LISTENER_SCHEMES)]
-ProxyProtocol = Annotated[Protocol, members(*_PROXY_SCHEMES)]
+ProxyProtocol = Annotated[Protocol, members(*PROXY_SCHEMES)]
 _SECURE = {"ws": "wss", "http": "https"}
 
 
@@ -184,7 +184,7 @@ class ClientConfig(_Settings):
             return
         if not endpoint.host or not endpoint.port:
             yield ConfigError("server_addr", "a proxy's address needs a host and a port")
-        schemes = _PROXY_SCHEMES[self.protocol]
+        schemes = PROXY_SCHEMES[self.protocol]
         if endpoint.scheme not in schemes:
             yield ConfigError(
                 "server_addr", f"a {self.protocol.value} proxy is at {schemes[0]}:// or {schemes[1]}://"
@@ -193,7 +193,7 @@ class ClientConfig(_Settings):
     @property
     def endpoint(self) -> Endpoint:
         """The proxy's address, parsed."""
-        return _parse_endpoint("server_addr", self.server_addr, _PROXY_SCHEMES[self.protocol][0])
+        return _parse_endpoint("server_addr", self.server_addr, PROXY_SCHEMES[self.protocol][0])
 
 
 @dataclass(frozen=True)

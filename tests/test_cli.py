@@ -73,6 +73,14 @@ def test_an_option_that_would_have_no_effect_is_refused(
         ([*SERVER, "-upstream-username", "bob"], "-upstream-type: -upstream-username needs it"),
         ([*SERVER, "-upstream-type", "direct", "-upstream-tls-ca", "ca.pem"], "-upstream-type: a direct"),
         ([*CLIENT, "-tls-ca", "ca.pem"], "-tls-ca: only a wss://"),
+        (
+            ["-mode", "server", "-protocol", "http", "-addr", ":1"],
+            "-protocol: with -mode server it is one of socks5, websocket, mixed",
+        ),
+        (
+            ["-mode", "client", "-protocol", "mixed", "-addr", "h:1", "-host", "h", "-port", "80"],
+            "-protocol: with -mode client it is one of socks5, websocket, http",
+        ),
         ([*SERVER, "-username", "bob"], "-password: the user needs one"),
         ([*SERVER, "-password", SECRET], "-username: -password is given"),
         ([*SERVER, "-username", "", "-password", ""], "-username has an empty value"),
