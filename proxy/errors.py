@@ -35,6 +35,7 @@ class ProxyError(Exception):
         super().__init__(message)
         self.failure = failure
         self.via = ""  # the upstream that it came by, if it is known
+        self.is_answer = False  # to a proxy that only asked for a sign of life: nobody was refused anything
 
 
 class ConfigError(ProxyError, ValueError):

@@ -153,8 +153,12 @@ class Session:
             self._end = CLIENT_LEFT
             self._count(CLIENT_LEFT)
         except ProxyError as exc:
-            log.info("%s: %s", self, shortened(str(exc)), extra=self._about(exc))
-            self._end = f"{'malformed' if exc.failure is Failure.MALFORMED else 'refused'}: {exc}"
+            if exc.is_answer:
+                log.debug("%s: asks for a sign of life", self)
+                self._end = ""
+            else:
+                log.info("%s: %s", self, shortened(str(exc)), extra=self._about(exc))
+                self._end = f"{'malformed' if exc.failure is Failure.MALFORMED else 'refused'}: {exc}"
             self._refuse(inbound, exc)
         except TimeoutError as exc:
             log.info("%s: %s", self, exc, extra=self._about(exc))
@@ -246,7 +250,8 @@ class Session:
         self.runtime.metrics.failures[TARGET if self.wanted else HANDSHAKE, cause] += 1
 
     def _refuse(self, inbound: Inbound | None, error: ProxyError) -> None:
-        self._count(error.failure.value)
+        if not error.is_answer:
+            self._count(error.failure.value)
         # The client may be gone, or not read: neither is worth a word.
         with suppress(OSError), Deadline(1.0).limit("refusal"):
             if inbound:

@@ -17,6 +17,7 @@ from proxy.address import Address
 from proxy.client import Connected, ProxyClient
 from proxy.config import Protocol, ServerConfig
 from proxy.errors import AuthError, DialError, Failure, ProtocolError, ProxyError, UpstreamError
+from proxy.http.heads import answer_to_question
 from proxy.listening.pool import do
 from proxy.net.deadline import Deadline
 from proxy.policy.auth import Authenticator
@@ -292,6 +293,18 @@ def test_a_malformed_request_is_refused_and_told_in_one_line(caplog: pytest.LogC
     assert stage.story == ["greet", "refuse MALFORMED"]
     assert [each.getMessage() for each in caplog.records] == ["socks 192.0.2.1:50000: a bad version"]
     assert (stage.record.end, stage.record.target, stage.record.user) == ("malformed: a bad version", "", "")
+
+
+def test_a_proxy_that_asks_for_a_sign_of_life_is_answered_and_nothing_is_told_or_counted_of_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stage = Stage(door={"greeting": fails(answer_to_question("no target"))})
+    with caplog.at_level(logging.INFO, "proxy"):
+        assert stage.refused() == b"no"
+    assert stage.story == ["greet", "refuse MALFORMED"]
+    assert not caplog.records
+    assert not stage.log.records
+    assert not stage.session.runtime.metrics.failures
 
 
 def test_a_request_that_is_understood_and_not_served_is_called_refused() -> None:

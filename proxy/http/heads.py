@@ -264,5 +264,12 @@ def malformed(body: str) -> HttpError:
     return HttpError(400, body)
 
 
+def answer_to_question(body: str) -> HttpError:
+    """Make the answer to a proxy that asks whether we are there: any status will do."""
+    answer = malformed(body)
+    answer.is_answer = True
+    return answer
+
+
 def _too_large() -> HttpError:
     return HttpError(431, "the headers are too large or too many")

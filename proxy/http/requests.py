@@ -9,7 +9,7 @@ from proxy.address import Address, split_authority
 from proxy.errors import ProtocolError
 from proxy.http.basic import parse_basic
 from proxy.http.bodies import Body, Sized, body_of
-from proxy.http.heads import HttpError, RequestHead, malformed
+from proxy.http.heads import HttpError, RequestHead, answer_to_question, malformed
 from proxy.http.refusals import PROXY_NAME
 
 HTTP_PORT = 80
@@ -82,6 +82,8 @@ def _parse_authority(authority: str, default_port: int | None) -> tuple[str, int
 def _parse_url(head: RequestHead) -> tuple[str, int, str, str]:
     """Split the request target in absolute form (RFC 9112, section 3.2.2)."""
     url = _URL.fullmatch(head.target)
+    if head.method == "OPTIONS" and head.target == "*":
+        raise answer_to_question("this is an HTTP proxy")
     if not url:
         scheme = _SCHEME.match(head.target)
         if scheme:

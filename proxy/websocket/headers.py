@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from proxy.address import Address, asks_for
 from proxy.errors import ProtocolError
 from proxy.http.basic import MAX_CREDENTIAL, parse_basic
-from proxy.http.heads import Headers, HttpError, RequestHead, malformed
+from proxy.http.heads import Headers, HttpError, RequestHead, answer_to_question, malformed
 
 TARGET_HOST = "X-Proxy-Target-Host"
 TARGET_PORT = "X-Proxy-Target-Port"
@@ -109,6 +109,9 @@ def _vet_upgrade(headers: Headers) -> str:
 
 def _target(headers: Headers) -> tuple[bytes, int]:
     host, port = headers.get(TARGET_HOST), headers.get(TARGET_PORT)
+    if host is None and port is None and headers.get(HALF_CLOSE):
+        # Whoever knows that header knows the others too.
+        raise answer_to_question("the target is missing")
     if host is None or port is None:
         raise malformed("the target is missing")
     if not _PORT.fullmatch(port) or int(port) > 65535:

@@ -35,6 +35,16 @@ def test_connect_asks_for_a_tunnel(authority: str, target: str) -> None:
     assert request.credentials is None
 
 
+def test_options_of_the_proxy_itself_ask_for_a_sign_of_life() -> None:
+    """RFC 9110, section 9.3.7."""
+    with pytest.raises(HttpError) as caught:
+        vetted("OPTIONS * HTTP/1.1", "Host: proxy.example:8080")
+    assert caught.value.is_answer
+    with pytest.raises(HttpError) as caught:
+        vetted("GET * HTTP/1.1", "Host: proxy.example:8080")
+    assert not caught.value.is_answer
+
+
 def test_connect_may_be_http_1_0_without_a_host() -> None:
     """As nc, corkscrew and ncat write it."""
     assert str(vetted("CONNECT example.com:22 HTTP/1.0").target) == "example.com:22"

@@ -168,6 +168,21 @@ def test_a_name_that_is_not_ascii_becomes_idna() -> None:
 # A bad one.
 
 
+def test_a_request_of_a_proxy_without_a_target_asks_for_a_sign_of_life() -> None:
+    asked = BASE | {"X-Proxy-Half-Close": "1"}
+    for missing in ("X-Proxy-Target-Host", "X-Proxy-Target-Port"):
+        del asked[missing]
+        lines = [f"{name}: {value}" for name, value in asked.items()]
+        answer = refused("\r\n".join(["GET / HTTP/1.1", *lines, "", ""]).encode())
+        assert answer.status == 400
+        assert answer.is_answer is (missing == "X-Proxy-Target-Port")  # both are missing then
+
+
+def test_a_request_without_a_target_of_anybody_else_is_malformed() -> None:
+    head = b"\r\n".join(line for line in request().split(b"\r\n") if not line.startswith(b"X-Proxy-Target"))
+    assert not refused(head).is_answer
+
+
 @pytest.mark.parametrize(
     ("value", "seconds"),
     [("9.5", 9.5), ("1", 1.0), ("0.001", 0.001), ("10.000", 10.0), ("007", 7.0), (None, None)],
