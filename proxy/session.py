@@ -161,9 +161,12 @@ class Session:
                 self._end = f"{'malformed' if exc.failure is Failure.MALFORMED else 'refused'}: {exc}"
             self._refuse(inbound, exc)
         except TimeoutError as exc:
-            log.info("%s: %s", self, exc, extra=self._about(exc))
-            self._end = str(exc) if self._channel.heard else ""
-            self._count(Failure.TIMED_OUT.value)
+            self._end = ""
+            # Who says nothing may be a proxy that has a connection ready, and does not need it.
+            if self._channel.heard:
+                log.info("%s: %s", self, exc, extra=self._about(exc))
+                self._end = str(exc)
+                self._count(Failure.TIMED_OUT.value)
         except (EOFError, OSError) as exc:
             log.debug("%s: %s", self, reason_of(exc))
             self._end = ""

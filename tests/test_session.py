@@ -355,13 +355,17 @@ def test_failed_logins_are_never_collapsed(caplog: pytest.LogCaptureFixture) -> 
     assert not any(hasattr(each, "collapse") for each in caplog.records)
 
 
-def test_a_client_that_is_too_slow_is_closed_without_a_word() -> None:
-    """CASES A9, A35, A36."""
+def test_a_client_that_is_too_slow_is_closed_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    """CASES A9, A35, A36; and if it has said nothing, no word is lost about it either."""
     stage = Stage(door={"greeting": forever}, config={"handshake_timeout": 0.05})
-    stage.start()
-    assert stage.client_hears() == b""
+    with caplog.at_level(logging.INFO, "proxy"):
+        running = stage.start()
+        assert stage.client_hears() == b""
+        running.get()
     assert stage.story == ["greet"]
     assert not stage.log.records
+    assert not caplog.records
+    assert not stage.session.runtime.metrics.failures
 
 
 def test_a_client_that_stops_in_the_middle_of_its_request_is_accounted_for() -> None:
