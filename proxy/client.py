@@ -241,10 +241,10 @@ class UpstreamClient(Way):
             status=status,
         )
 
-    def login_refused(self, detail: str = "") -> UpstreamError:
+    def login_refused(self, detail: str = "", status: int = 0) -> UpstreamError:
         """Make the error that says that the proxy does not let us in."""
         reason = "refused our credentials" if self.credentials else "wants a login, and none is set"
-        return self.as_upstream_error(reason + detail, transient=False)
+        return self.as_upstream_error(reason + detail, transient=False, status=status)
 
 
 class TunnelClient(UpstreamClient):

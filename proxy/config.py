@@ -28,6 +28,7 @@ from proxy.settings import (
     kinds_of,
     members,
     one_of,
+    up_to,
 )
 
 DIRECT = "direct"  # the name of the upstream that is always there
@@ -112,6 +113,9 @@ class AnswerTime(str, Enum):
 
 
 Splice = Annotated[str, one_of("auto", "off")]
+AUTO = "auto"
+Spare = Annotated[str | int, up_to(64, or_word=AUTO)]
+_SPARES = 8  # with auto
 
 
 class SettingsError(ConfigError):
@@ -199,9 +203,10 @@ class ClientConfig(_Settings):
 @dataclass(frozen=True)
 class UpstreamConfig(_Settings):
     """
-    A way out. ``retry_count`` is how many further attempts follow a failed one.
+    A way out.
 
-    ``via`` is another one, by which its proxy is reached.
+    ``retry_count`` is how many further attempts follow a failed one, and ``spare`` how many connections to
+    the proxy may be ready at most, or ``auto``. ``via`` is another one, by which its proxy is reached.
     """
 
     name: str
@@ -215,6 +220,7 @@ class UpstreamConfig(_Settings):
     tls_verify: bool = True
     ping_interval: Seconds = 30.0
     via: Annotated["UpstreamConfig | None", TEXT] = None
+    spare: Spare = AUTO
 
     def _problems(self) -> Iterator[ConfigError]:
         if self.type is UpstreamType.DIRECT:
@@ -236,6 +242,11 @@ class UpstreamConfig(_Settings):
     def hops(self) -> "tuple[UpstreamConfig, ...]":
         """Itself, and those that it is reached via, the last of which is connected to from here."""
         return (self, *(self.via.hops if self.via else ()))
+
+    @property
+    def most_spares(self) -> int:
+        """How many connections may be ready at most, before they are needed."""
+        return _SPARES if isinstance(self.spare, str) else self.spare
 
     def _client_problems(self) -> Iterator[ConfigError]:
         names = {"server_addr": "proxy_address", "username": "proxy_username", "password": "proxy_password"}

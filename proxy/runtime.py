@@ -14,13 +14,14 @@ from proxy.accesslog import NO_LOG, AccessLog
 from proxy.client import ProxyClient
 from proxy.config import ServerConfig, UpstreamConfig
 from proxy.errors import AuthError, LimitError
+from proxy.health import Health
 from proxy.metrics import ListenerMetrics
 from proxy.net.checking import Checkers
 from proxy.net.tls import server_context
 from proxy.policy.auth import Authenticator, Check, Logins, name_of
 from proxy.relaying.channel import Channel
 from proxy.relaying.relay import DataForwarder
-from proxy.upstream import Health, begin, retire, way_out
+from proxy.upstream import begin, retire, way_out
 
 # Seconds for which a client that has ended its side is waited for: it may have said all it has to say.
 _GRACE = 0.5
@@ -40,7 +41,7 @@ class Memory:
 
     def under(self, config: ServerConfig) -> "Memory":
         """Keep what another configuration still needs; what is new in it begins anew."""
-        health = {one: self.health.get(one) or Health(one.name) for one in config.upstream_config}
+        health = {one: self.health.get(one) or Health(one) for one in config.upstream_config}
         return Memory(health, self.logins)
 
 

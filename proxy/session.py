@@ -134,6 +134,7 @@ class Session:
                 if self.runtime.tls:
                     self._channel.hear()
                     self._channel.sock = accept_tls(self._channel.sock, self.runtime.tls)
+                    self._channel.await_request()
                 inbound = door(self._channel, self.runtime)
                 self.wanted = inbound.greet()
                 self._check_user()
@@ -170,7 +171,8 @@ class Session:
         except (EOFError, OSError) as exc:
             log.debug("%s: %s", self, reason_of(exc))
             self._end = ""
-            # Who leaves before the first byte has only looked whether the port is open.
+            # Who leaves before the first byte has only looked whether the port is open, or had a connection
+            # ready that was not needed.
             if self._channel.heard:
                 self._end = CLIENT_LEFT
                 self._count(CLIENT_LEFT)

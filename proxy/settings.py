@@ -92,6 +92,23 @@ def members(*among: Enum) -> Kind:
     return Kind(partial(_member, among), is_enum=True)
 
 
+def up_to(number: int, *, or_word: str) -> Kind:
+    """Make a kind of number, none included, in whose place a word may stand."""
+
+    def read(text: str) -> str | int:
+        try:
+            return text if text == or_word else parse_size(text)
+        except ValueError:
+            raise ValueError(f"is neither {or_word} nor a number{did_you_mean(text, [or_word])}") from None
+
+    def check(value: str | int) -> None:
+        is_right = value == or_word if isinstance(value, str) else 0 <= value <= number
+        if not is_right:
+            raise ValueError(f"must be {or_word}, or a number from 0 to {number}")
+
+    return Kind(read, check)
+
+
 def one_of(*words: str) -> Kind:
     """Make a kind of word."""
     return Kind(check=partial(_check_word, words))

@@ -5,21 +5,26 @@ Choosing among upstreams, under a clock that only the tests move, and with upstr
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import gevent
 import pytest
 from gevent.event import Event
 
+from proxy import health as health_module
+from proxy import race as race_module
 from proxy import upstream as module
 from proxy.address import Address
-from proxy.client import Connected, DirectClient, ProxyClient
+from proxy.client import Connected, DirectClient, Way
 from proxy.config import Protocol, ServerConfig, Strategy, UpstreamConfig, UpstreamType
 from proxy.errors import DialError, Failure, LimitError, UpstreamError
+from proxy.health import Health
 from proxy.net import deadline as deadline_module
 from proxy.net.deadline import Deadline
 from proxy.upstream import Selector, Upstream, way_out
-from tests.wire.greenlets import until
+from tests.wire.greenlets import patience, until
 
 TARGET = Address("target.example", 443)
 BUDGET = 30.0  # seconds
@@ -45,7 +50,8 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Take the time from the test, and let nothing sleep."""
     made = Clock()
-    monkeypatch.setattr(module, "monotonic", made)
+    for each in (module, health_module, race_module):
+        monkeypatch.setattr(each, "monotonic", made)
     monkeypatch.setattr(deadline_module, "monotonic", made)
     monkeypatch.setattr(Deadline, "pause", lambda deadline, seconds: made.pause(deadline, seconds))
     monkeypatch.setattr(Upstream, "_probe", lambda upstream: None)  # it would have no end without time
@@ -55,15 +61,34 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 Outcome = BaseException | Callable[["Client", Deadline], object] | None
 
 
-class Client(ProxyClient):
-    """An upstream that does, attempt after attempt, what its script says, and then always the last."""
+class FakeChannel:
+    """A connection on which a request is going to have the outcome that the script says."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+        self.is_left = False
+
+    def leave(self) -> None:
+        """Be closed, as nobody needs it."""
+        self.is_left = True
+
+
+class Client(Way):
+    """
+    An upstream that does, attempt after attempt, what its script says, and then always the last.
+
+    What fails before there is a request is an ``UpstreamError`` that leaves nothing unclear, and what is
+    marked with ``before_the_request``. Everything else happens when the request is made.
+    """
 
     def __init__(self, name: str, *script: Outcome) -> None:
         super().__init__(name, 10.0)
         self.script: Iterator[Outcome] = iter(())
         self.then(*script or (None,))
         self.budgets: list[float] = []
+        self.requests = 0
         self.life: int | None = None  # the status that it gives as a sign of life, if it gives one
+        self.why_not = UpstreamError(f"upstream {name}: timed out", Failure.TIMED_OUT)
         self.asked = 0
         self.is_short = False  # of descriptors, when it is to ask
         self.may_answer = Event()
@@ -76,18 +101,29 @@ class Client(ProxyClient):
 
     @property
     def attempts(self) -> int:
-        """How often it was asked."""
+        """How often it was tried."""
         return len(self.budgets)
 
-    def dial(self, target: Address, deadline: Deadline) -> Connected:
-        """Do what comes next."""
-        assert target == TARGET
+    def reach(self, deadline: Deadline) -> Any:
+        """Fail, or give a connection."""
         self.budgets.append(round(deadline.remaining(), 3))
         outcome = next(self.script, self._last)
-        if isinstance(outcome, BaseException):
+        if isinstance(outcome, UpstreamError) and not (outcome.unclear or outcome.well):
             raise outcome
-        if outcome:
+        if callable(outcome) and hasattr(outcome, "is_before_the_request"):
             outcome(self, deadline)
+            outcome = None
+        return FakeChannel(outcome)
+
+    def request(self, channel: Any, target: Address, deadline: Deadline) -> Connected:
+        """Do what comes next."""
+        assert target == TARGET
+        self.requests += 1
+        self.budgets[-1] = round(deadline.remaining(), 3)
+        if isinstance(channel.outcome, BaseException):
+            raise channel.outcome
+        if channel.outcome:
+            channel.outcome(self, deadline)
         return Connected(None, TARGET, self.name)  # type: ignore[arg-type]
 
     def sign_of_life(self, deadline: Deadline) -> int:
@@ -97,8 +133,14 @@ class Client(ProxyClient):
         if self.is_short:
             raise LimitError("10.0.0.1:1080: Too many open files")
         if self.life is None:
-            raise UpstreamError(f"upstream {self.name}: timed out", Failure.TIMED_OUT)
+            raise self.why_not
         return self.life
+
+
+def before_the_request(outcome: Callable[[Client, Deadline], None]) -> Callable[[Client, Deadline], None]:
+    """Let it happen while the upstream is reached."""
+    outcome.is_before_the_request = True  # type: ignore[attr-defined]
+    return outcome
 
 
 def broken(name: str = "x", *, transient: bool = True) -> UpstreamError:
@@ -116,6 +158,13 @@ def answered(status: int, name: str = "a") -> UpstreamError:
     return UpstreamError(f"upstream {name}: answered {status}", transient=False, unclear=True, status=status)
 
 
+def says_nothing(client: Client, deadline: Deadline) -> None:
+    """Take all the time there is, when there has been a request."""
+    deadline_module.monotonic.now += deadline.remaining()  # type: ignore[attr-defined]
+    raise silent(client.name)
+
+
+@before_the_request
 def stalls(client: Client, deadline: Deadline) -> None:
     """Take all the time there is."""
     deadline_module.monotonic.now += deadline.remaining()  # type: ignore[attr-defined]
@@ -140,7 +189,7 @@ def select(
     """Make a selector of scripted upstreams; those that are not there yet always succeed."""
     for name in names:
         clients.setdefault(name, Client(name))
-    settings: dict[str, Any] = {"retry_count": retry_count, "timeout": timeout}
+    settings: dict[str, Any] = {"retry_count": retry_count, "timeout": timeout, "spare": 0}
     configs = [UpstreamConfig(name, UpstreamType.SOCKS5, "127.0.0.1:1", **settings) for name in names]
     return Selector([Upstream(config) for config in configs], strategy, BUDGET)
 
@@ -199,42 +248,48 @@ def test_random_goes_on_to_another_when_one_fails(clients: dict[str, Client]) ->
 # -- resting
 
 
-def test_one_that_failed_is_left_alone_and_tried_again_after_its_rest(
+def look(selector: Selector, name: str) -> None:
+    """Ask one that may return for a sign of life, as is done every half second."""
+    (upstream,) = (each for each in selector.upstreams if each.name == name)
+    assert upstream.health.may_return
+    upstream._note_return(upstream._look())
+
+
+def test_one_that_failed_is_left_alone_until_it_gives_a_sign_of_life(
     clients: dict[str, Client], clock: Clock
 ) -> None:
     clients["a"] = Client("a", broken(), None)
     selector = select(clients, "a", "b")
     assert way_taken(selector) == "b"
-    clock.now += 0.9
+    clock.now += 3600
+    look(selector, "a")
     assert way_taken(selector) == "b"
-    assert clients["a"].attempts == 1
-    clock.now += 0.2
+    clients["a"].life = 200
+    look(selector, "a")
     assert way_taken(selector) == "a"
+    assert clients["a"].attempts == 2
 
 
 def test_the_rest_doubles_with_each_failure_up_to_a_minute(clients: dict[str, Client], clock: Clock) -> None:
     clients["a"] = Client("a", broken())
-    selector = select(clients, "a", "b")
-    way_taken(selector)
-    for attempts, rest in enumerate((1, 2, 4, 8, 16, 32, 60, 60, 60), 1):
-        clock.now += rest - 0.25
-        way_taken(selector)
-        assert clients["a"].attempts == attempts
-        clock.now += 0.25
-        way_taken(selector)
-        assert clients["a"].attempts == attempts + 1
+    selector = select(clients, "a")
+    for rest in (1, 2, 4, 8, 16, 32, 60, 60, 60):
+        clock.now += 0.5  # failures at one time are one
+        with pytest.raises(UpstreamError):
+            way_taken(selector)
+        assert selector.upstreams[0].health.cooldown_until == clock.now + rest
 
 
 def test_a_success_forgets_the_failures(clients: dict[str, Client], clock: Clock) -> None:
-    clients["a"] = Client("a", broken(), broken(), None, broken(), None)
-    selector = select(clients, "a", "b")
-    for rest in (1, 2):
-        assert way_taken(selector) == "b"
-        clock.now += rest
-    assert way_taken(selector) == "a"
-    assert way_taken(selector) == "b"  # it failed again, for the first time
-    clock.now += 1
-    assert way_taken(selector) == "a"
+    clients["a"] = Client("a", broken(), broken(), None, broken())
+    selector = select(clients, "a")
+    seen = []
+    for _ in range(4):
+        clock.now += 1
+        with suppress(UpstreamError):
+            way_taken(selector)
+        seen.append(selector.upstreams[0].health.failures)
+    assert seen == [1, 2, 0, 1]
 
 
 def test_a_resting_one_is_tried_all_the_same_when_nothing_else_is_left(clients: dict[str, Client]) -> None:
@@ -256,36 +311,82 @@ def test_the_only_upstream_is_tried_however_often_it_has_failed(clients: dict[st
     assert way_taken(selector) == "a"
 
 
-def test_the_one_whose_rest_ends_first_is_tried_first(clients: dict[str, Client], clock: Clock) -> None:
-    clients["a"] = Client("a", broken())
-    clients["b"] = Client("b", broken())
-    selector = select(clients, "a", "b", "c")
-    way_taken(selector)
-    clock.now += 1
-    clients["b"].then(None)
-    assert way_taken(selector) == "b"  # a failed a second time, and rests for longer
-    assert clients["a"].attempts == 2
-    clients["b"].then(broken())
-    clients["c"].then(broken())
-    with pytest.raises(UpstreamError) as raised:
-        way_taken(selector)
-    assert str(raised.value).count("broken") == 3
-
-
-def test_only_one_connection_at_a_time_tries_what_comes_back_from_a_rest(
+def test_of_those_that_rest_the_one_whose_rest_ends_first_is_tried_first(
     clients: dict[str, Client], clock: Clock
 ) -> None:
+    selector = select(clients, "a", "b")
+    a, b = (each.health for each in selector.upstreams)
+    for health in (a, b, a):
+        clock.now += 1
+        health.failed(broken(), clock.now)
+    assert way_taken(selector) == "b"  # a has failed a second time, and rests for longer
+    assert clients["a"].attempts == 0
+
+
+def gateway_error(name: str = "a") -> UpstreamError:
+    """Make the error of one that answers every request like this, also one without a target."""
+    return answered(502, name)
+
+
+def test_one_that_answers_is_tried_by_one_client_when_its_rest_is_over(
+    clients: dict[str, Client], clock: Clock
+) -> None:
+    """What it says without a target is what it says to everybody, so it is no sign of life; but quick."""
     taken_meanwhile: list[str] = []
 
     def slow(client: Client, deadline: Deadline) -> None:
         taken_meanwhile.extend(way_taken(selector) for _ in range(3))
 
-    clients["a"] = Client("a", broken(), slow, None)
+    clients["a"] = Client("a", gateway_error(), slow, None)
+    clients["a"].life = 502
     selector = select(clients, "a", "b")
-    way_taken(selector)
-    clock.now += 1
+    assert way_taken(selector) == "b"
+    clock.now += 0.9
+    assert way_taken(selector) == "b"
+    assert clients["a"].attempts == 1
+    clock.now += 0.2
     assert way_taken(selector) == "a"
     assert taken_meanwhile == ["b", "b", "b"]
+    assert way_taken(selector) == "a"
+
+
+def test_one_that_answers_nothing_is_tried_by_no_client(clients: dict[str, Client], clock: Clock) -> None:
+    """DESIGN 1.12: not at the expense of a client, however long its rest is over."""
+    clients["a"] = Client("a", silent())
+    selector = select(clients, "a", "b")
+    assert way_taken(selector) == "b"
+    clock.now += 3600
+    assert way_taken(selector) == "b"
+    assert clients["a"].attempts == 1
+
+
+def has_failed(health: Health, times: int) -> bool:
+    """Tell whether it has failed so many times in a row."""
+    return health.failures == times
+
+
+@pytest.mark.parametrize("is_told_by_a_status", [False, True])
+def test_what_somebody_has_to_mend_is_asked_about_when_its_rest_is_over_and_somebody_comes(
+    clients: dict[str, Client], clock: Clock, is_told_by_a_status: bool
+) -> None:
+    """DESIGN 1.12: in the background. Each question is a failed login there, so they become rare."""
+    refused = UpstreamError("upstream a: refused our credentials", transient=False)
+    if is_told_by_a_status:
+        refused.status = clients.setdefault("a", Client("a", refused, None)).life = 401
+    clients.setdefault("a", Client("a", refused, None)).why_not = refused
+    selector = select(clients, "a", "b")
+    health = selector.upstreams[0].health
+    for failures in (1, 2, 3):
+        assert way_taken(selector) == "b"
+        with patience():
+            until(partial(has_failed, health, failures))
+        assert way_taken(selector) == "b"  # it rests, so nobody asks
+        gevent.idle()
+        assert (clients["a"].asked, clients["a"].attempts) == (failures - 1, 1)
+        clock.now = health.cooldown_until
+    clients["a"].life = 400
+    assert way_taken(selector) == "b"
+    until(lambda: not health.failures)
     assert way_taken(selector) == "a"
 
 
@@ -398,7 +499,8 @@ def test_a_client_that_leaves_is_no_upstreams_death(clients: dict[str, Client], 
     class LeftError(BaseException):
         """As what ends a greenlet."""
 
-    clients["a"] = Client("a", broken(), LeftError(), None)
+    clients["a"] = Client("a", gateway_error(), LeftError(), None)
+    clients["a"].life = 502
     selector = select(clients, "a", "b")
     assert way_taken(selector) == "b"
     clock.now += 1
@@ -470,7 +572,8 @@ def test_the_targets_fault_is_passed_on_and_no_other_way_is_tried(clients: dict[
 
 
 def test_an_upstream_that_reports_the_targets_fault_is_well(clients: dict[str, Client], clock: Clock) -> None:
-    clients["a"] = Client("a", broken(), DialError("no", Failure.REFUSED), None)
+    clients["a"] = Client("a", gateway_error(), DialError("no", Failure.REFUSED), None)
+    clients["a"].life = 502
     selector = select(clients, "a", "b")
     way_taken(selector)
     clock.now += 1
@@ -556,9 +659,9 @@ def test_retries_stay_within_the_budget(clients: dict[str, Client], clock: Clock
 
 def test_each_gets_a_fair_share_of_the_time(clients: dict[str, Client], clock: Clock) -> None:
     for name in "abc":
-        clients[name] = Client(name, stalls)
+        clients[name] = Client(name, says_nothing)
     started = clock.now
-    with pytest.raises(UpstreamError):
+    with pytest.raises(DialError):
         way_taken(select(clients, "a", "b", "c"))
     assert [clients[name].budgets for name in "abc"] == [[10.0], [10.0], [10.0]]
     assert clock.now - started == BUDGET
@@ -566,7 +669,7 @@ def test_each_gets_a_fair_share_of_the_time(clients: dict[str, Client], clock: C
 
 def test_what_a_fast_failure_leaves_goes_to_the_others(clients: dict[str, Client]) -> None:
     clients["a"] = Client("a", broken())
-    clients["b"] = Client("b", stalls)
+    clients["b"] = Client("b", says_nothing)
     assert way_taken(select(clients, "a", "b", "c")) == "c"
     assert clients["b"].budgets == [15.0]
     assert clients["c"].budgets == [15.0]

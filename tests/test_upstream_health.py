@@ -13,11 +13,12 @@ import gevent
 import pytest
 
 from proxy.address import Address
-from proxy.config import Protocol, ServerConfig, UpstreamConfig, UpstreamType
+from proxy.config import Protocol, ServerConfig, Strategy, UpstreamConfig, UpstreamType
 from proxy.errors import DialError, Failure, UpstreamError
+from proxy.health import Health
 from proxy.net.deadline import Deadline
 from proxy.socks5.server import Socks5Server
-from proxy.upstream import Health, Upstream, upstreams_of
+from proxy.upstream import Selector, Upstream, upstreams_of
 from proxy.websocket.server import WebSocketServer
 from tests.integration.certificates import Authority
 from tests.wire import upstreams as script
@@ -39,14 +40,14 @@ def _bounded() -> Iterator[None]:
 
 def made(kind: str, port: int, *, path: str = "", health: Health | None = None, **settings: Any) -> Upstream:
     """Make an upstream on a port of this machine."""
-    settings = {"retry_count": 0, "timeout": 5.0, **settings}
+    settings = {"retry_count": 0, "timeout": 5.0, "spare": 0, **settings}  # connections are counted here
     address = path or (f"127.0.0.1:{port}" if kind == "socks5" else f"ws://127.0.0.1:{port}/tunnel")
     return Upstream(UpstreamConfig("home", UpstreamType(kind), address, **settings), health)
 
 
 def dial(upstream: Upstream, budget: float = 5.0) -> Any:
     """Connect through an upstream that is the only one."""
-    return upstream.dial(TARGET, Deadline(budget), Deadline(budget), last=True)
+    return Selector([upstream], Strategy.FAILOVER, budget).dial(TARGET, Deadline(budget))
 
 
 def refusal(upstream: Upstream, budget: float = 5.0) -> DialError:

@@ -20,6 +20,7 @@ from proxy.metrics import Family, ListenerMetrics, Metrics, listener_families
 from proxy.redact import without_query
 from proxy.server import ProxyServer
 from proxy.session import Session
+from proxy.spares import OUTCOMES as OUTCOMES_OF_SPARES
 from proxy.upstream import Upstream, upstreams_of
 
 _TRIMMED = 1.0  # seconds by which a clock may go wrong in all
@@ -180,6 +181,7 @@ def _upstream(server: ProxyServer, upstream: Upstream) -> dict[str, Any]:
         "confirms": health.confirms,
         "rests_for": max(0.0, health.cooldown_until - monotonic()) if health.failures else 0.0,
         "problem": health.problem,
+        "spares": len(health.spares),
     }
 
 
@@ -209,15 +211,25 @@ def families(app: Running, keeper: Keeper) -> Iterator[Family]:
         ("proxy_listener_up", "0 while none of its addresses is there.", up),
     ):
         yield _family(name, "gauge", text, ("listener",), values)
-    failures = {
-        (server.config.name, each.name): each.health.failures
+    healths = {
+        (server.config.name, each.name): each.health
         for server in app.servers
         for each in upstreams_of(server.way_out)
     }
+    failures = {name: health.failures for name, health in healths.items()}
     works = {name: not count for name, count in failures.items()}
     labels = ("listener", "upstream")
     yield _family("proxy_upstream_up", "gauge", "0 if its last attempt failed.", labels, works)
     yield _family("proxy_upstream_failures", "gauge", "Attempts that failed in a row.", labels, failures)
+    spares = {name: len(health.spares) for name, health in healths.items()}
+    yield _family("proxy_upstream_spares", "gauge", "Connections that are ready.", labels, spares)
+    ends = {
+        (*name, outcome): health.spares.counts[outcome]
+        for name, health in healths.items()
+        for outcome in OUTCOMES_OF_SPARES
+    }
+    what = "Connections that were ready, by what became of them."
+    yield _family("proxy_upstream_spares_total", "counter", what, (*labels, "outcome"), ends)
     yield _gauge("proxy_config_version", "The configuration in effect.", keeper.current.number)
     is_rejected = int(keeper.trouble is not None)
     yield _gauge("proxy_config_file_rejected", "1 while the file is not what is in effect.", is_rejected)

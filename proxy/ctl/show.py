@@ -55,7 +55,7 @@ def render_status(answer: Object) -> str:
     blocks = [_summary(answer), _listeners(answer["listeners"])]
     if answer["upstreams"]:
         rows = [_upstream(each) for each in answer["upstreams"]]
-        blocks.append(table(("LISTENER", "UPSTREAM", "ADDRESS", "HEALTH"), rows))
+        blocks.append(table(("LISTENER", "UPSTREAM", "ADDRESS", ">READY", "HEALTH"), rows))
     return "\n\n".join(blocks)
 
 
@@ -106,7 +106,8 @@ def _upstream(each: Object) -> list[str]:
         health += f"; the last time: {_plain(each['problem'])}"
     elif not each["confirms"]:
         health += "; that a target is connected is only a promise (no X-Proxy-Bound)"
-    return [each["listener"], each["name"], each["address"] or each["type"], health]
+    spares = str(each.get("spares", 0))  # an older server has none
+    return [each["listener"], each["name"], each["address"] or each["type"], spares, health]
 
 
 def connections(answer: Object) -> str:

@@ -108,7 +108,7 @@ class HttpSpeaker(UpstreamClient):
         """Make the error that says why an answer is not the one that was wanted."""
         status = answer.status
         if status in (401, 407):
-            return self.login_refused(self.login_hint(answer))
+            return self.login_refused(self.login_hint(answer), status)
         failure, is_told = failure_reported(answer)
         if is_told and failure not in _OF_ITS_OWN:
             return DialError(f"{target} through upstream {self.name}: {failure.value}", failure)

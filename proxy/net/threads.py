@@ -6,7 +6,7 @@ log that stalls, and whatever reads, judges or writes the configuration. Everyth
 """
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
@@ -172,6 +172,21 @@ class Task(Generic[T]):
         self._greenlet: gevent.Greenlet[[], T] = gevent.spawn(function)
 
     def wait(self, seconds: float | None = None) -> T | None:
-        """Wait for its result; None if it takes longer."""
+        """Wait for its result; None if it takes longer, or is cancelled."""
         self._greenlet.join(seconds)
-        return self._greenlet.value
+        value = self._greenlet.value
+        return None if isinstance(value, gevent.GreenletExit) else value
+
+    @property
+    def is_running(self) -> bool:
+        """True until it has ended."""
+        return not self._greenlet.dead
+
+    def cancel(self) -> None:
+        """End it where it blocks, in the next turn of the event loop."""
+        self._greenlet.kill(block=False)
+
+
+def first_of(tasks: Sequence[Task[Any]], seconds: float | None) -> None:
+    """Wait until one of them has ended, but no longer than so many seconds."""
+    gevent.wait([task._greenlet for task in tasks], timeout=seconds, count=1)

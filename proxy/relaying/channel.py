@@ -13,6 +13,7 @@ The buffer is there because a handshake would otherwise cost a system call for e
 
 import select
 import socket as std_socket
+import sys
 from contextlib import suppress
 from typing import Any
 
@@ -34,6 +35,8 @@ _CRUMBS = 32
 _GATHER = 0.05  # seconds
 _LAST_WORD = 1.0  # seconds
 _LOOK_AGAIN = 0.1  # seconds
+_TCP_INFO = getattr(std_socket, "TCP_INFO", None) if sys.platform == "linux" else None
+_UNACKED = slice(24, 28)  # tcpi_unacked, in segments (linux/tcp.h)
 _poll = get_original("select", "poll")
 
 
@@ -45,7 +48,7 @@ class Channel:
     def __init__(self, sock: Any, client: Address | None = None) -> None:
         self._client = client
         self.sock = take_over(sock)
-        self.heard = False  # the peer has sent something
+        self.heard = False  # the peer has sent something, or something of its request
         self._early = b""  # what was received and not read yet
         self._crumbs = 0  # pieces that were smaller than ``_CRUMB``
         self._asked = False  # we sent last, so the answer has to be waited for
@@ -64,6 +67,10 @@ class Channel:
                 if not self.sock.recv(1, std_socket.MSG_PEEK):
                     raise EOFError("the peer closed the connection")
                 self.heard = True
+
+    def await_request(self) -> None:
+        """Take note that what comes before a request is done, and that nothing of it was heard yet."""
+        self.heard = bool(self._early)
 
     def recv(self, count: int) -> bytes:
         """Receive up to ``count`` bytes; b"" at the end."""
@@ -148,6 +155,28 @@ class Channel:
         """Let whoever reads from it or watches it find that the peer has left."""
         with suppress(OSError):
             self.sock.shutdown(std_socket.SHUT_RDWR)
+
+    def is_quiet(self) -> bool:
+        """Tell if the peer is there and has said nothing; if not, the connection is only good for closing."""
+        quiet: bool = not self._early and self.sock.is_quiet()
+        return quiet
+
+    @property
+    def is_unheard(self) -> bool:
+        """True if the peer's kernel has not acknowledged what we sent; False where that cannot be known."""
+        if _TCP_INFO is None:
+            return False
+        try:
+            info = self.sock.getsockopt(std_socket.IPPROTO_TCP, _TCP_INFO, _UNACKED.stop)
+        except OSError:
+            return False
+        return any(info[_UNACKED])
+
+    def leave(self) -> None:
+        """Close a connection on which nothing was asked for, in good order but without a wait."""
+        with suppress(OSError, ProtocolError):
+            self.sock.shutdown(std_socket.SHUT_WR)
+        self.sock.close()
 
     def abort(self) -> None:
         """Close at once; a socket that was handed over stays open."""

@@ -49,6 +49,7 @@ class Socks5Inbound:
         """Let the client log in and say where it wants to go."""
         read_exact = self._channel.read_exact
         user = self._log_in(codec.run(codec.parse_greeting(), read_exact))
+        self._channel.await_request()
         self._asked = True
         request = codec.run(codec.parse_request(), read_exact)
         return Wanted(request.target, user)

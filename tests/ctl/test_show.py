@@ -53,7 +53,15 @@ def test_columns_are_aligned() -> None:
 def health_of(**changes: Any) -> str:
     (upstream,) = STATUS["upstreams"]
     shown = show.render_status({**STATUS, "upstreams": [{**upstream, **changes}]})
-    return shown.splitlines()[-1].partition("gateway.example.com/")[2].strip()
+    return shown.splitlines()[-1].partition("gateway.example.com/")[2].split(maxsplit=1)[1]
+
+
+def test_how_many_connections_are_ready_is_shown_for_each_upstream() -> None:
+    """DESIGN 1.12."""
+    (upstream,) = STATUS["upstreams"]
+    lines = show.render_status({**STATUS, "upstreams": [{**upstream, "spares": 3}]}).splitlines()
+    assert lines[-2].split() == ["LISTENER", "UPSTREAM", "ADDRESS", "READY", "HEALTH"]
+    assert lines[-1].split()[3] == "3"
 
 
 def test_one_failure_is_one_failure() -> None:

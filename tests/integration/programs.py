@@ -273,10 +273,10 @@ def mixed_door(**settings: Any) -> dict[str, Any]:
 
 
 def upstream(kind: str, address: str | Door, **settings: Any) -> dict[str, Any]:
-    """Describe a way out that is asked once: a test wants the first answer."""
+    """Describe a way out that is asked once, and only when it is needed: a test wants the first answer."""
     if isinstance(address, tuple):
         address = f"ws://{address[0]}:{address[1]}/" if kind == "websocket" else f"{address[0]}:{address[1]}"
-    return {"type": kind, "proxy_address": address, "retry_count": 0, **settings}
+    return {"type": kind, "proxy_address": address, "retry_count": 0, "spare": 0, **settings}
 
 
 def run_proxy(

@@ -57,10 +57,12 @@ def house(request: pytest.FixtureRequest) -> Iterator[House]:
         ways = {"upstreams": {"small": upstream("socks5", small, **bob)}}
         exit_node = stack.enter_context(Proxy({"listeners": exit_doors, **ways, **users}))
         upstreams = {
-            "microsocks": upstream("socks5", small, **bob),
-            "own-socks5": upstream("socks5", exit_node.door("socks"), **login),
-            "own-websocket": upstream("websocket", exit_node.door("web"), **login),
-            "own-websocket-to-socks5": upstream("websocket", exit_node.door("web-to-socks"), **login),
+            "microsocks": upstream("socks5", small, spare="auto", **bob),
+            "own-socks5": upstream("socks5", exit_node.door("socks"), spare="auto", **login),
+            "own-websocket": upstream("websocket", exit_node.door("web"), spare="auto", **login),
+            "own-websocket-to-socks5": upstream(
+                "websocket", exit_node.door("web-to-socks"), spare="auto", **login
+            ),
         }
         listeners = {}
         for way in ("direct", *upstreams):
@@ -77,7 +79,9 @@ def house_before_dante(house: House) -> Iterator[House]:
     users = {"auth_users": dict([house.credentials])} if house.credentials else {}
     with ExitStack() as stack:
         user = stack.enter_context(peers.system_user()) if house.credentials else None
-        upstreams = {"dante": upstream("socks5", stack.enter_context(peers.dante(user)), **_login(user))}
+        upstreams = {
+            "dante": upstream("socks5", stack.enter_context(peers.dante(user)), spare="auto", **_login(user))
+        }
         listeners = {
             "socks5-dante": socks_door(upstream="dante"),
             "websocket-dante": web_door(upstream="dante"),

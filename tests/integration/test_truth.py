@@ -92,8 +92,8 @@ def bench() -> Iterator[Bench]:
             )
         )
         ways = {
-            "web": upstream("websocket", exit_node.door("web")),
-            "socks": upstream("socks5", exit_node.door("socks")),
+            "web": upstream("websocket", exit_node.door("web"), spare="auto"),
+            "socks": upstream("socks5", exit_node.door("socks"), spare="auto"),
         }
         doors = {
             "socks-web": socks_door(upstream="web"),
