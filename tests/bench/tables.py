@@ -8,12 +8,9 @@ from tests.bench.bars import BARS, Results
 from tests.bench.medians import Rounds, median, ratio
 from tests.bench.works import Work
 
-OURS = ("ours", "chain", "chain-tls")
+OURS = ("ours", "chain", "chain-tls", "chain-socks")
 # Which of ours does what a contender does, where it is not the plain SOCKS5 server.
-LIKE = {
-    **dict.fromkeys(("chain", "chain-copying", "chain-before", "v2ray"), "chain"),
-    **dict.fromkeys(("chain-tls", "chain-tls-before", "v2ray-tls", "openssl"), "chain-tls"),
-}
+LIKE = {"chain-copying": "chain", "v2ray": "chain", "v2ray-tls": "chain-tls", "openssl": "chain-tls"}
 BUSY = 0.9  # of a core: a load process this busy cannot do more
 NOTES = {
     "*": "the load generator was the bottleneck: the rate is a lower bound",
@@ -54,11 +51,18 @@ def table_of(work: Work, measured: Mapping[str, Rounds]) -> Table:
     for name, rounds in measured.items():
         if not any(rounds):
             continue
-        ours = measured.get("chain-tls" if work.law else LIKE.get(name, "ours"), [])
+        ours = measured.get(counterpart(name, work), [])
         shown = [number(median(rounds, c.figure) * c.scale) for c in work.columns]
         ratios = ["" if name in OURS else times(ratio(ours, rounds, c.figure)) for c in compared]
         rows.append([name + marks(name, rounds), *shown, *ratios])
     return Table(work.title, head, rows)
+
+
+def counterpart(name: str, work: Work) -> str:
+    """Name the one of ours that a contender is compared with."""
+    if name.endswith("-before"):
+        return name.removesuffix("-before")
+    return "chain-tls" if work.law else LIKE.get(name, "ours")
 
 
 def marks(name: str, rounds: Rounds) -> str:

@@ -8,13 +8,14 @@ import pytest
 
 from tests.bench import plan
 from tests.bench.bars import BARS, Bar, Results
-from tests.bench.contenders import QUICK, USUAL, Running, running
+from tests.bench.contenders import CONTENDERS, QUICK, USUAL, Running, running
 from tests.bench.measuring import Length, Sample
 from tests.bench.medians import median, ratio
-from tests.bench.tables import table_of, table_of_bars
+from tests.bench.tables import counterpart, table_of, table_of_bars
 from tests.bench.works import QUICK as QUICK_WORKS
 from tests.bench.works import WORKS
 from tests.integration.longwire import Law, Wire
+from tests.integration.programs import REPOSITORY
 
 SHORT = Length(seconds=0.05, warm_up=0.02, idle=20)
 LONGEST = 6.0  # seconds
@@ -136,3 +137,22 @@ def test_bars_are_about_what_is_measured() -> None:
         for work in bar.works:
             assert {bar.contender, *filter(None, (bar.peer, bar.beyond))} <= set(WORKS[work].contenders)
             assert bar.figure in {column.figure for column in WORKS[work].columns}
+
+
+@pytest.mark.parametrize(("work", "name", "ours"), [
+    ("short", "microsocks", "ours"),
+    ("short", "v2ray-tls", "chain-tls"),
+    ("short", "ours-before", "ours"),
+    ("first-1", "none", "chain-tls"),
+    ("first-1", "chain-socks-before", "chain-socks"),
+])  # fmt: skip
+def test_a_contender_is_compared_with_the_one_of_ours_that_does_the_same(
+    work: str, name: str, ours: str
+) -> None:
+    assert name in WORKS[work].contenders
+    assert counterpart(name, WORKS[work]) == ours
+
+
+def test_the_page_about_performance_names_every_work_and_contender() -> None:
+    page = (REPOSITORY / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert [name for name in [*WORKS, *CONTENDERS] if f"`{name}`" not in page] == []
