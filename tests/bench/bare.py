@@ -2,8 +2,9 @@
 TLS connections that are held and nothing else: what OpenSSL itself needs for one that is idle.
 
 It runs in the Python that the benchmark runs in, and so on the same OpenSSL as our program. ``serve`` takes
-TLS connections. ``connect`` takes plain ones, opens a TLS connection for each, and says by a byte when it
-is open; what it needs for the plain one is the kernel's.
+TLS connections and sends a byte on each. ``connect`` takes plain ones, opens a TLS connection for each, and
+passes the byte on: so every session ticket has been read by then. What it needs for a plain one is the
+kernel's.
 """
 
 import socket
@@ -18,7 +19,9 @@ def serve(host: str, port: str, cert: str, key: str) -> None:
     kept = []
     with socket.create_server((host, int(port)), backlog=4096) as listener:
         while True:
-            kept.append(context.wrap_socket(listener.accept()[0], server_side=True))
+            sock = context.wrap_socket(listener.accept()[0], server_side=True)
+            sock.send(b"!")
+            kept.append(sock)
 
 
 def connect(host: str, port: str, to: str, trusted: str) -> None:
@@ -28,8 +31,9 @@ def connect(host: str, port: str, to: str, trusted: str) -> None:
     with socket.create_server((host, int(port)), backlog=4096) as listener:
         while True:
             asked = listener.accept()[0]
-            kept.append(context.wrap_socket(socket.create_connection((host, int(to))), server_hostname=host))
-            asked.send(b"!")
+            sock = context.wrap_socket(socket.create_connection((host, int(to))), server_hostname=host)
+            asked.send(sock.recv(1))
+            kept.append(sock)
             asked.detach()
 
 
