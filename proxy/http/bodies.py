@@ -12,6 +12,8 @@ from typing import Protocol
 
 from proxy.http.heads import MAX_HEADERS, MAX_LINE, Headers, malformed
 
+_LOOK = 128  # bytes in which the end of a line is looked for: the size of a chunk has a few
+
 _LENGTH = re.compile(r"[0-9]{1,18}")
 # A size, and extensions, which nobody uses (RFC 9112, section 7.1.1).
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[\t -~\x80-\xff]*)?\r\n")
@@ -22,9 +24,15 @@ class Body(Protocol):
     """A body that is followed while its bytes pass."""
 
     is_over: bool
+    lines: int
+    """How many lines the last ``take`` has read, which is what it costs."""
 
-    def take(self, data: bytes | memoryview) -> int:
-        """Tell how many bytes at the front of the data belong to it; raises ``HttpError``."""
+    def take(self, data: bytes | memoryview, most_lines: int) -> int:
+        """
+        Tell how many bytes at the front of the data belong to it; raises ``HttpError``.
+
+        After so many lines it stops: then the rest may belong to it, too.
+        """
 
 
 def body_of(headers: Headers, version: str) -> Body:
@@ -46,11 +54,13 @@ def body_of(headers: Headers, version: str) -> Body:
 class Sized:
     """A body of so many bytes."""
 
+    lines = 0
+
     def __init__(self, size: int) -> None:
         self._left = size
         self.is_over = not size
 
-    def take(self, data: bytes | memoryview) -> int:
+    def take(self, data: bytes | memoryview, most_lines: int) -> int:
         """Tell how many bytes at the front of the data belong to it."""
         count = min(len(data), self._left)
         self._left -= count
@@ -63,24 +73,26 @@ class Chunked:
 
     def __init__(self) -> None:
         self.is_over = False
+        self.lines = 0
         self._line = b""  # one that is not complete
         self._chunk = 0  # bytes that are left of one
         self._parser = self._lines()
         next(self._parser)
 
-    def take(self, data: bytes | memoryview) -> int:
+    def take(self, data: bytes | memoryview, most_lines: int) -> int:
         """Tell how many bytes at the front of the data belong to it; raises ``HttpError``."""
-        taken = 0
-        while taken < len(data) and not self.is_over:
+        self.lines = taken = 0
+        while taken < len(data) and self.lines < most_lines and not self.is_over:
             if self._chunk:
                 count = min(len(data) - taken, self._chunk)
                 self._chunk -= count
                 taken += count
             else:
-                taken += self._take_line(bytes(data[taken : taken + MAX_LINE]))
+                taken += self._take_line(bytes(data[taken : taken + _LOOK]))
         return taken
 
     def _take_line(self, data: bytes) -> int:
+        self.lines += 1
         end = data.find(b"\n") + 1
         self._line += data[: end or len(data)]
         if len(self._line) > MAX_LINE:

@@ -12,6 +12,7 @@ from proxy.http.refusals import PROXY_NAME, encode_response, refusal
 from proxy.http.requests import ProxyRequest, vet_proxy_request
 from proxy.relaying.channel import Channel
 from proxy.relaying.stream import Buffer, Stream
+from proxy.relaying.turns import TURNS
 from proxy.runtime import Runtime
 from proxy.session import Wanted
 
@@ -83,6 +84,7 @@ class RequestStream:
         self._client = client
         self._head = request.head  # what goes first, in the place of what the client sent
         self._body = request.body
+        self._rest = memoryview(b"")  # what was received and not looked at yet
         self._is_over = False  # something came behind the body
 
     def __getattr__(self, name: str) -> Any:
@@ -101,7 +103,7 @@ class RequestStream:
     @property
     def buffered(self) -> bool:
         """True if there is more than the socket tells."""
-        return bool(self._head or self._is_over or self._client.buffered)
+        return bool(self._head or self._rest or self._is_over or self._client.buffered)
 
     def recv_into(self, buffer: Buffer, *, bulk: bool) -> int | None:
         """Give the head, and then receive the body; all that passes is looked at."""
@@ -110,13 +112,27 @@ class RequestStream:
             buffer.payload[:size] = self._head[:size]
             self._head = self._head[size:]
             return size
+        if self._rest:
+            return self._follow(buffer, self._rest)
         count = 0 if self._is_over else self._client.recv_into(buffer, bulk=bulk)
-        if not count:
-            if count == 0 and not self._body.is_over:
-                raise ProtocolError("the client ended in the middle of its request")
-            return count
-        taken = self._body.take(buffer.payload[:count])
-        self._is_over = taken < count
+        if count:
+            return self._follow(buffer, buffer.payload[:count])
+        if count == 0 and not self._body.is_over:
+            raise ProtocolError("the client ended in the middle of its request")
+        return count
+
+    def _follow(self, buffer: Buffer, data: memoryview) -> int:
+        """Put what belongs to the body into the buffer. Of thousands of chunks some wait for a later turn."""
+        taken = self._body.take(data, TURNS.frames)
+        TURNS.spend(self._body.lines)
+        rest, self._rest = data[taken:], memoryview(b"")
+        if data.obj is not buffer.view.obj:
+            buffer.payload[:taken] = data[:taken]
+            self._rest = rest
+        elif rest:
+            self._rest = memoryview(bytes(rest))  # the buffer is everybody's
+        if self._body.is_over:
+            self._is_over, self._rest = bool(rest), memoryview(b"")
         return taken
 
     def spliceable(self) -> int:

@@ -20,7 +20,7 @@ def take(body: Body, data: bytes, cuts: list[int]) -> int:
     taken = 0
     for begin, end in zip([0, *cuts], [*cuts, len(data)], strict=True):
         piece = data[begin:end]
-        count = body.take(memoryview(piece))
+        count = body.take(memoryview(piece), 1 << 30)
         taken += count
         if count < len(piece):
             break
@@ -72,10 +72,26 @@ def test_a_chunked_body_that_two_readers_could_take_differently_is_malformed(enc
         assert not body.is_over
 
 
+@given(st.data(), st.lists(CHUNK, max_size=5), TRAILERS, st.integers(1, 5))
+def test_so_many_lines_at_a_time_come_to_the_same_end(
+    data: st.DataObject, chunks: list[tuple[bytes, str, str]], trailers: bytes, most: int
+) -> None:
+    encoded = b"".join((form % len(chunk)).encode() + b"\r\n" + chunk + b"\r\n" for chunk, form, _ in chunks)
+    encoded += b"0\r\n" + trailers + b"\r\n"
+    left = memoryview(encoded + BEHIND)
+    body = Chunked()
+    while not body.is_over:
+        taken = body.take(left, most)
+        assert taken > 0
+        assert body.lines <= most
+        left = left[taken:]
+    assert bytes(left) == BEHIND
+
+
 @pytest.mark.parametrize("name", [b"Proxy-Authorization", b"X-Proxy-Password", b"proxy-status"])
 def test_no_trailer_carries_what_is_for_the_proxy(name: bytes) -> None:
     with pytest.raises(HttpError):
-        Chunked().take(b"0\r\n" + name + b": x\r\n\r\n")
+        Chunked().take(b"0\r\n" + name + b": x\r\n\r\n", 10)
 
 
 def body_for(*fields: tuple[str, str], version: str = "HTTP/1.1") -> Body:
@@ -86,7 +102,7 @@ def test_a_request_says_how_its_body_is_delimited() -> None:
     """RFC 9112, section 6.3: without a length and a coding there is none."""
     assert body_for().is_over
     assert body_for(("Content-Length", "0")).is_over
-    assert body_for(("Content-Length", "10")).take(b"x" * 20) == 10
+    assert body_for(("Content-Length", "10")).take(b"x" * 20, 1) == 10
     assert isinstance(body_for(("Transfer-Encoding", "Chunked")), Chunked)
 
 

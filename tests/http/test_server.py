@@ -2,6 +2,7 @@
 
 import re
 import socket
+import threading
 from base64 import b64encode
 from collections.abc import Iterator
 
@@ -314,3 +315,20 @@ def test_what_is_malformed_is_refused_in_one_line(door: Door, request_head: byte
     assert body.count(b"\n") == 1
     assert b"127.0.0.1" not in body
     assert headers["content-type"].startswith("text/plain")
+
+
+def test_a_body_of_thousands_of_chunks_arrives_whole_and_nothing_behind_it(
+    door: Door, target: Listener
+) -> None:
+    body = b"1\r\nx\r\n" * 30_000 + b"0\r\n\r\n"
+    with connect(door) as client:
+        client.sendall(get(target.port, b"Transfer-Encoding: chunked\r\n", method=b"POST"))
+        far = target.accept()
+        read_head(far)
+        sending = threading.Thread(target=client.sendall, args=(body + get(target.port, ALICE),))
+        sending.start()
+        assert read_rest(far) == (body, "FIN")
+        sending.join(20)
+        far.sendall(PAGE)
+        far.close()
+        assert read_rest(client)[0] == PAGE

@@ -1,0 +1,93 @@
+"""
+A request that is passed on, as one end of a relay: followed to its end, a bounded part of it at a time.
+
+What is counted is work, which is the same on a busy machine.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import gevent
+import pytest
+
+from proxy.errors import ProtocolError
+from proxy.http.heads import parse_request
+from proxy.http.requests import vet_proxy_request
+from proxy.http.server import RequestStream
+from proxy.relaying.stream import Buffer, TcpStream
+from proxy.relaying.turns import FEW_FRAMES, FRAMES_A_TURN, FRAMES_AT_A_TIME, TURNS
+from tests.wire.greenlets import patience, tcp_pair
+
+CHUNKED = b"POST http://127.0.0.1/ HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+CRUMBS = b"".join(b"1\r\n%c\r\n" % (number % 256) for number in range(9000)) + b"0\r\n\r\n"
+SECOND = b"GET http://other.example/ HTTP/1.1\r\nProxy-Authorization: Basic dTpw\r\n\r\n"
+
+
+@pytest.fixture(autouse=True)
+def _patience() -> Iterator[None]:
+    with patience(60):
+        yield
+
+
+def stream_of(sent: bytes) -> tuple[RequestStream, Any]:
+    """Make the stream of a client that has sent this behind the head of a chunked request."""
+    client, near = tcp_pair()
+    client.sendall(sent)
+    return RequestStream(vet_proxy_request(parse_request(CHUNKED)), TcpStream(near)), client
+
+
+def receive(stream: RequestStream, buffer: Buffer) -> bytes:
+    """Do one operation that brings something; b"" is the end."""
+    while (count := stream.recv_into(buffer, bulk=False)) is None:
+        gevent.sleep(0.001)
+    data = bytes(buffer.payload[:count])
+    buffer.view[:] = b"\xee" * len(buffer.view)  # as other connections use it, too
+    return data
+
+
+def test_thousands_of_chunks_are_followed_a_few_at_a_time_and_arrive_as_they_were() -> None:
+    """
+    Those of one read take 30 ms, in which nobody else is served.
+
+    So an operation follows as many lines as a turn of the loop has left, and the rest waits for a later one.
+    """
+    stream, _client = stream_of(CRUMBS + SECOND)
+    buffer, got, operations, told = Buffer(), b"", 0, 0
+    receive(stream, buffer)  # the head
+    allowed = TURNS.frames
+    while data := receive(stream, buffer):
+        assert stream._body.lines <= allowed
+        got += data
+        operations += 1
+        told += stream.buffered
+        allowed = TURNS.frames
+    assert got == CRUMBS
+    assert operations >= 2 * 9000 / FRAMES_AT_A_TIME
+    assert told > operations / 2  # so a relay comes again, though the socket has nothing to say
+
+
+def test_what_a_turn_has_left_is_for_all_connections() -> None:
+    """One that has followed many chunks in this turn leaves less of it to the next."""
+    buffer = Buffer()
+    streams = [stream_of(CRUMBS)[0] for _ in range(12)]
+    for stream in streams:
+        receive(stream, buffer)
+    lines = 0
+    for stream in streams:  # nothing here waits, so this is one turn of the loop
+        assert stream.recv_into(buffer, bulk=False)
+        lines += stream._body.lines
+    assert TURNS.is_full
+    assert lines <= FRAMES_A_TURN + FRAMES_AT_A_TIME + FEW_FRAMES * len(streams)
+
+
+def test_a_client_that_ends_while_some_of_it_waits_is_seen_to_break_off_after_that() -> None:
+    whole = CRUMBS[: -len(b"0\r\n\r\n")]
+    stream, client = stream_of(whole)
+    client.close()
+    buffer, got = Buffer(), b""
+    receive(stream, buffer)
+    while len(got) < len(whole):
+        got += receive(stream, buffer)
+    assert got == whole
+    with pytest.raises(ProtocolError, match="in the middle of its request"):
+        receive(stream, buffer)
