@@ -35,6 +35,8 @@ _AUTHORITY = re.compile(r"(?:\[(?P<ipv6>[^\[\]]*:[^\[\]]*)\]|(?P<host>[^\[\]:]*)
 _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 _UNRESERVED = re.compile(r"[A-Za-z0-9._~-]")  # RFC 3986, section 2.3
 
+_set = object.__setattr__
+
 DEFAULT_PORTS = {"tcp": 1080, "socks5": 1080, "http": 80, "https": 443, "ws": 80, "wss": 443}
 
 
@@ -43,7 +45,7 @@ DEFAULT_PORTS = {"tcp": 1080, "socks5": 1080, "http": 80, "https": 443, "ws": 80
 codecs.register(lambda encoding: ascii_codec.getregentry() if encoding == "idna" else None)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Address:
     """
     A host and a TCP port. Raises ``ProtocolError`` for what cannot be one.
@@ -57,12 +59,15 @@ class Address:
     zone: str = ""
     ip: IPAddress | None = field(init=False, repr=False, compare=False)  # None for a name
 
-    def __post_init__(self) -> None:
-        host, ip = _read_host(self.host)
-        object.__setattr__(self, "host", host)
-        object.__setattr__(self, "ip", IPv6Address(f"{host}%{self.zone}") if self.zone else ip)
-        if not 0 <= self.port <= 65535:
-            raise ProtocolError(f"port {self.port} is not between 0 and 65535")
+    # Written out, as every connection makes three: the one of a dataclass would set the host twice.
+    def __init__(self, host: str, port: int, zone: str = "") -> None:
+        host, ip = _read_host(host)
+        if not 0 <= port <= 65535:
+            raise ProtocolError(f"port {port} is not between 0 and 65535")
+        _set(self, "host", host)
+        _set(self, "port", port)
+        _set(self, "zone", zone)
+        _set(self, "ip", IPv6Address(f"{host}%{zone}") if zone else ip)
 
     def __str__(self) -> str:
         if ":" not in self.host:
