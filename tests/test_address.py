@@ -232,7 +232,7 @@ def test_tls_and_http_know_a_server_without_the_dot_at_its_end() -> None:
         ("h:１０８０", "port is not a number"),
         ("a b:1080", "no blanks"),
         ("h:1080\n", "no blanks"),
-        ("http://h", "scheme"),
+        ("ftp://h", "scheme"),
         ("user:secret@h:1", "credentials"),
         ("tcp://h:1/path", "path"),
         ("ws://h/#part", "fragment"),
