@@ -154,7 +154,7 @@ class Upstream:
 
     def begin(self) -> None:
         """Be the one in use."""
-        if self.config.tls_ca and self.health.keeper is not self:
+        if self.health.keeper is not self and any(hop.tls_ca for hop in self.config.hops):
             self.health.spares.drop()  # there may be other authorities in that file now
         self.health.keeper = self
         self.health.spares.begin(self)
