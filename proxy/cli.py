@@ -22,13 +22,13 @@ from proxy.config import (
     ServerConfig,
     UpstreamConfig,
     UpstreamType,
-    to_bytes,
 )
 from proxy.console import InputError, OutputError
 from proxy.errors import ConfigError, ProtocolError, ProxyError
 from proxy.lines import say
 from proxy.options import Option, UsageError, describe, read
 from proxy.redact import without_query
+from proxy.users import to_bytes
 
 OK, FAILED, BAD_USAGE, KILLED = 0, 1, 2, 128
 CLIENT_TIMEOUT = 30.0  # seconds for -mode client to reach its target

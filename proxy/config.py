@@ -6,10 +6,10 @@ stands the kind of the setting (``settings.py``). Durations are seconds. Secrets
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from itertools import chain, combinations
+from itertools import combinations
 from typing import Annotated, ClassVar
 from urllib.parse import quote
 
@@ -18,29 +18,23 @@ from proxy.errors import ConfigError
 from proxy.settings import (
     TEXT,
     File,
-    Kind,
     Location,
     Seconds,
     Secret,
+    Settings,
+    SettingsError,
     SomeSeconds,
     UrlPath,
     at_least,
-    kinds_of,
     members,
     one_of,
     up_to,
 )
+from proxy.users import to_bytes, user_problems
 
 DIRECT = "direct"  # the name of the upstream that is always there
 
 _NO_HEADER = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
-
-# What ``proxy-server -hash-password`` prints: scrypt$log2(n)$r$p$salt$hash, the last two in URL-safe Base64;
-# with $long before them if the password has more than 64 bytes. The hash has 32 bytes: one that lost its end
-# on the way into the file would be nobody's.
-_SALT = r"(?=[\w-]{2})(?:[\w-]{4})*(?:[\w-]{2}(?:==)?|[\w-]{3}=?)?"
-_KEY = r"[\w-]{43}=?"
-_SCRYPT = re.compile(rf"scrypt\$(?:1\d|20)\$[1-9]\d?\$[1-9]\d?\$(?:long\$)?{_SALT}\${_KEY}", re.ASCII)
 
 _AS_IT_IS = "/?%#[]@!$&'()*+,;=:"  # what stays in a path whose other characters are escaped
 
@@ -118,56 +112,8 @@ Spare = Annotated[str | int, up_to(64, or_word=AUTO)]
 _SPARES = 8  # with auto
 
 
-class SettingsError(ConfigError):
-    """All the settings of one value that cannot be right together; it reads as the first of them."""
-
-    def __init__(self, problems: tuple[ConfigError, ...]) -> None:
-        super().__init__(problems[0].field, str(problems[0]))
-        self.problems = problems
-
-
-class _Settings:
-    """Settings that are checked when they come to be: one by one by their kinds, and then together."""
-
-    kinds: ClassVar[Mapping[str, Kind]]
-    _place: ClassVar[str] = ""  # what stands before a setting's name where a problem names it
-
-    def __init_subclass__(cls) -> None:
-        cls.kinds = kinds_of(cls)
-
-    def __post_init__(self) -> None:
-        self._refuse(self._take_words())
-        self._refuse(self._wrong_values(), self._problems())
-
-    def _refuse(self, *problems: Iterable[ConfigError]) -> None:
-        # One that is found in two ways, as by an upstream and by its client, is told once.
-        found = {(each.field, str(each)): each for each in chain(*problems)}
-        if found:
-            raise SettingsError(tuple(found.values()))
-
-    def _take_words(self) -> Iterator[ConfigError]:
-        """Take each word for the member that it is the value of, and complain of those that are none."""
-        for name, kind in self.kinds.items():
-            if kind.is_enum:
-                try:
-                    object.__setattr__(self, name, kind.read(getattr(self, name)))
-                except ValueError as exc:
-                    yield ConfigError(self._place + name, str(exc))
-
-    def _wrong_values(self) -> Iterator[ConfigError]:
-        for name, kind in self.kinds.items():
-            try:
-                kind.check(getattr(self, name))
-            except ValueError as exc:
-                yield ConfigError(self._place + name, str(exc))
-
-    def _problems(self) -> Iterator[ConfigError]:
-        """Complain of what cannot be right together."""
-        yield from ()
-
-
 @dataclass(frozen=True)
-class ClientConfig(_Settings):
+class ClientConfig(Settings):
     """How a client reaches one proxy, and as whom."""
 
     server_addr: Location
@@ -201,7 +147,7 @@ class ClientConfig(_Settings):
 
 
 @dataclass(frozen=True)
-class UpstreamConfig(_Settings):
+class UpstreamConfig(Settings):
     """
     A way out.
 
@@ -274,7 +220,7 @@ class UpstreamConfig(_Settings):
 
 
 @dataclass(frozen=True)
-class ServerConfig(_Settings):
+class ServerConfig(Settings):
     """
     One listener, with all that its connections need.
 
@@ -317,7 +263,7 @@ class ServerConfig(_Settings):
         if self.path:
             yield from _path_problems(self.path)
         for username, password in self.auth_users.items():
-            yield from _user_problems(username, password)
+            yield from user_problems(username, password)
         if self.auth is AuthPolicy.REQUIRED and not self.auth_users:
             yield ConfigError("auth", "authentication is required, but [auth_users] has no users")
 
@@ -358,7 +304,7 @@ SHARED = (
 
 
 @dataclass(frozen=True)
-class ProxyConfig(_Settings):
+class ProxyConfig(Settings):
     """
     A whole configuration file.
 
@@ -413,22 +359,6 @@ class ProxyConfig(_Settings):
                 yield ConfigError(f"{second}.listen_addr", f"is the address of [{first}] too")
 
 
-def check_user(username: str, password: str) -> None:
-    """Raise ``ConfigError`` for a user who could never log in (RFC 1929, section 2)."""
-    for problem in _user_problems(username, password):
-        raise problem
-
-
-def _user_problems(username: str, password: str) -> Iterator[ConfigError]:
-    for what, text in (("user name", username), ("password", password)):
-        if not 1 <= len(to_bytes(text)) <= 255:
-            yield ConfigError(username, f"a {what} has 1 to 255 bytes")
-    if password.startswith("scrypt$") and not _SCRYPT.fullmatch(password):
-        yield ConfigError(
-            username, "begins like a password hash, but is none: copy all that -hash-password prints"
-        )
-
-
 def _credential_problems(
     name_field: str, username: str, password_field: str, password: str, protocol: Protocol
 ) -> Iterator[ConfigError]:
@@ -446,11 +376,6 @@ def _credential_problems(
                 field_name,
                 "travels in an HTTP header: no control characters, no blanks at its ends, only UTF-8",
             )
-
-
-def to_bytes(text: str) -> bytes:
-    """Encode a user name or password; bytes that came in as such from a command line come out again."""
-    return text.encode("utf-8", "surrogateescape")
 
 
 def _path_problems(path: str) -> Iterator[ConfigError]:

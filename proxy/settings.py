@@ -1,5 +1,5 @@
 """
-What the value of a setting may be: how it is read from text, and which values are right.
+What a setting may be: how it is read from text, and which values are right.
 
 The kind of a setting stands beside its field in ``config.py``, and nowhere else: the file is read and checked
 by it, and so is what a program passes.
@@ -7,12 +7,14 @@ by it, and so is what a program passes.
 
 import difflib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import Annotated, Any, get_type_hints
+from itertools import chain
+from typing import Annotated, Any, ClassVar, get_type_hints
 
+from proxy.errors import ConfigError
 from proxy.units import check_count, parse_duration, parse_size
 
 _YES = ("yes", "true", "on", "1")
@@ -32,6 +34,54 @@ class Kind:
         value = self.read(text)
         self.check(value)
         return value
+
+
+class SettingsError(ConfigError):
+    """All the settings of one value that cannot be right together; it reads as the first of them."""
+
+    def __init__(self, problems: tuple[ConfigError, ...]) -> None:
+        super().__init__(problems[0].field, str(problems[0]))
+        self.problems = problems
+
+
+class Settings:
+    """Settings that are checked when they come to be: one by one by their kinds, and then together."""
+
+    kinds: ClassVar[Mapping[str, Kind]]
+    _place: ClassVar[str] = ""  # what stands before a setting's name where a problem names it
+
+    def __init_subclass__(cls) -> None:
+        cls.kinds = kinds_of(cls)
+
+    def __post_init__(self) -> None:
+        self._refuse(self._take_words())
+        self._refuse(self._wrong_values(), self._problems())
+
+    def _refuse(self, *problems: Iterable[ConfigError]) -> None:
+        # One that is found in two ways, as by an upstream and by its client, is told once.
+        found = {(each.field, str(each)): each for each in chain(*problems)}
+        if found:
+            raise SettingsError(tuple(found.values()))
+
+    def _take_words(self) -> Iterator[ConfigError]:
+        """Take each word for the member that it is the value of, and complain of those that are none."""
+        for name, kind in self.kinds.items():
+            if kind.is_enum:
+                try:
+                    object.__setattr__(self, name, kind.read(getattr(self, name)))
+                except ValueError as exc:
+                    yield ConfigError(self._place + name, str(exc))
+
+    def _wrong_values(self) -> Iterator[ConfigError]:
+        for name, kind in self.kinds.items():
+            try:
+                kind.check(getattr(self, name))
+            except ValueError as exc:
+                yield ConfigError(self._place + name, str(exc))
+
+    def _problems(self) -> Iterator[ConfigError]:
+        """Complain of what cannot be right together."""
+        yield from ()
 
 
 def kinds_of(config: type) -> dict[str, Kind]:

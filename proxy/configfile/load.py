@@ -28,10 +28,8 @@ from proxy.config import (
     Protocol,
     ProxyConfig,
     ServerConfig,
-    SettingsError,
     UpstreamConfig,
     UpstreamType,
-    check_user,
 )
 from proxy.configfile import syntax
 from proxy.configfile.document import NOWHERE, Document
@@ -41,8 +39,9 @@ from proxy.configfile.syntax import NO_CLOSING_QUOTE, QUOTE_IT
 from proxy.errors import ConfigError, is_shortage, reason_of
 from proxy.net.limits import from_reserve, untold_shortage
 from proxy.net.tls import check_readable, client_context, server_context
-from proxy.settings import FILE, did_you_mean
+from proxy.settings import FILE, SettingsError, did_you_mean
 from proxy.trust import Trust
+from proxy.users import check_user
 
 _DIRECT_UPSTREAM = UpstreamConfig(DIRECT, UpstreamType.DIRECT)
 _TLS = ("tls_cert", "tls_key", "tls_ca")

@@ -9,11 +9,11 @@ import codecs
 import re
 from dataclasses import dataclass
 
-from proxy.config import to_bytes
 from proxy.configfile import syntax
 from proxy.configfile.document import Document, Place
 from proxy.configfile.spec import Path, is_secret, why_no_key, why_no_section
 from proxy.configfile.syntax import CONTROL, Fault, Header, Setting
+from proxy.users import to_bytes
 
 MAX_BYTES = 16 << 20  # far more than any configuration; what is larger is another kind of file
 

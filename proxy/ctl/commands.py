@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from proxy.config import check_user, to_bytes
 from proxy.configfile.load import InvalidConfigError, read_file, state_dir_of
 from proxy.configfile.syntax import is_text
 from proxy.console import InputError, read_secret
@@ -24,6 +23,7 @@ from proxy.lines import say
 from proxy.options import Option, UsageError, describe, read
 from proxy.policy.auth import hash_password, is_hash
 from proxy.trust import Trust, UntrustedError
+from proxy.users import check_user, to_bytes
 
 OK, FAILED, BAD_USAGE = 0, 1, 2
 _PATIENCE = 60.0  # seconds

@@ -21,8 +21,8 @@ from hashlib import scrypt, sha256
 from time import monotonic
 from typing import Any
 
-from proxy.config import to_bytes
 from proxy.errors import AuthError
+from proxy.users import to_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.config import check_user
 from proxy.configfile import load as configfile
 from proxy.errors import AuthError, ConfigError
 from proxy.policy import auth
 from proxy.policy.auth import Authenticator, Logins, hash_password, is_hash, verify
+from proxy.users import check_user
 from tests.integration.programs import run_proxy
 
 SALT = bytes(range(16))

@@ -1,0 +1,37 @@
+"""
+Who may log in, and with what: names and passwords of users, as bytes and as hashes.
+"""
+
+import re
+from collections.abc import Iterator
+
+from proxy.errors import ConfigError
+
+# What ``proxy-server -hash-password`` prints: scrypt$log2(n)$r$p$salt$hash, the last two in URL-safe Base64;
+# with $long before them if the password has more than 64 bytes. The hash has 32 bytes: one that lost its end
+# on the way into the file would be nobody's.
+_SALT = r"(?=[\w-]{2})(?:[\w-]{4})*(?:[\w-]{2}(?:==)?|[\w-]{3}=?)?"
+_KEY = r"[\w-]{43}=?"
+_SCRYPT = re.compile(rf"scrypt\$(?:1\d|20)\$[1-9]\d?\$[1-9]\d?\$(?:long\$)?{_SALT}\${_KEY}", re.ASCII)
+
+
+def check_user(username: str, password: str) -> None:
+    """Raise ``ConfigError`` for a user who could never log in (RFC 1929, section 2)."""
+    for problem in user_problems(username, password):
+        raise problem
+
+
+def user_problems(username: str, password: str) -> Iterator[ConfigError]:
+    """Complain of a user who could never log in."""
+    for what, text in (("user name", username), ("password", password)):
+        if not 1 <= len(to_bytes(text)) <= 255:
+            yield ConfigError(username, f"a {what} has 1 to 255 bytes")
+    if password.startswith("scrypt$") and not _SCRYPT.fullmatch(password):
+        yield ConfigError(
+            username, "begins like a password hash, but is none: copy all that -hash-password prints"
+        )
+
+
+def to_bytes(text: str) -> bytes:
+    """Encode a user name or password; bytes that came in as such from a command line come out again."""
+    return text.encode("utf-8", "surrogateescape")
