@@ -1,16 +1,13 @@
 """
 The command line.
 
-Exit codes: 0 ended as asked, 1 failed at run time, 2 bad usage or configuration, 128 and the number of
-the signal that ended it. Every error is one line on standard error, and none is a traceback.
+Every error is one line on standard error, and none is a traceback.
 """
 
 import os
 import signal
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-
-import gevent
 
 from proxy import __version__, console, signals
 from proxy.address import Address
@@ -23,16 +20,14 @@ from proxy.config import (
     UpstreamConfig,
     UpstreamType,
 )
-from proxy.console import InputError, OutputError
+from proxy.console import BAD_USAGE, FAILED, KILLED, OK, InputError, OutputError
 from proxy.errors import ConfigError, ProtocolError, ProxyError
 from proxy.lines import say
 from proxy.options import Option, UsageError, describe, read
 from proxy.redact import without_query
 from proxy.users import to_bytes
 
-OK, FAILED, BAD_USAGE, KILLED = 0, 1, 2, 128
 CLIENT_TIMEOUT = 30.0  # seconds for -mode client to reach its target
-_LAST_WORD = 2.0  # seconds in which a client that is told to end says so to the far end
 
 # What a command line is about; each option belongs to some of these.
 _FILE, _SERVER, _CLIENT, _HASH = "-c FILE", "-mode server", "-mode client", "-hash-password"
@@ -326,7 +321,11 @@ def _run_client(given: Mapping[str, str]) -> int:
         retry_count=0,
     )
     proxy = replace(proxy, via=_proxy_on_the_way(given.get("proxy", ""), proxy))
-    return _listen(given["listen"], target, proxy) if "listen" in given else _join_stdio(target, proxy)
+    if "listen" in given:
+        return _listen(given["listen"], target, proxy)
+    from proxy import netcat
+
+    return netcat.join(target, proxy)
 
 
 def _proxy_on_the_way(url: str, proxy: UpstreamConfig) -> UpstreamConfig | None:
@@ -344,49 +343,6 @@ def _target(given: Mapping[str, str]) -> Address:
         return Address(given["host"], int(given["port"]))
     except ProtocolError as exc:
         raise ConfigError("-host", str(exc)) from None
-
-
-def _join_stdio(target: Address, proxy: UpstreamConfig) -> int:
-    from proxy.net.deadline import Deadline
-    from proxy.relaying.relay import DataForwarder, Relay
-    from proxy.relaying.stdio import StdioStream
-    from proxy.relaying.stream import Ending
-    from proxy.upstream import make_client
-
-    relay: Relay | None = None
-    signals_seen = 0
-    ended_by = 0
-
-    def end(number: int) -> None:
-        """End as ssh ends its ProxyCommand: nothing has gone wrong, and the far end is told so."""
-        nonlocal signals_seen, ended_by
-        signals_seen += 1
-        if relay is None or signals_seen > 1:
-            os._exit(KILLED + number)
-        if not relay.is_over:
-            ended_by = number
-            relay.stop(Ending.FINISHED)
-        # Nobody may take what is still to be written.
-        gevent.spawn_later(_LAST_WORD, os._exit, KILLED + number)
-
-    watchers = [
-        gevent.signal_handler(number, end, number)
-        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
-        if signal.getsignal(number) is not signal.SIG_IGN  # as nohup wants it
-    ]
-    connected = make_client(proxy).dial(target, Deadline(CLIENT_TIMEOUT))
-    if not connected.confirmed:
-        say(f"proxy-server: warning: {proxy.name} did not confirm that {target} is connected: is it a proxy?")
-    forwarder = DataForwarder()
-    relay = forwarder.relay(StdioStream(), connected.stream)
-    transfer = forwarder.run(relay)
-    watchers.clear()  # until here they had to be kept: a watcher that nobody has watches no more
-    if ended_by:
-        return KILLED + ended_by
-    if transfer.ending is Ending.FINISHED:
-        return OK
-    say(f"proxy-server: {target}: {transfer.detail or transfer.ending.value}")
-    return FAILED
 
 
 def _listen(address: str, target: Address, proxy: UpstreamConfig) -> int:

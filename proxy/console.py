@@ -1,7 +1,7 @@
 """
-Standard input, output and error, as the command line uses them.
+Standard input, output and error, as the command line uses them, and its exit codes.
 
-They are whatever we were given: closed, non-blocking, or on a disk that is full.
+The three are whatever we were given: closed, non-blocking, or on a disk that is full.
 """
 
 import getpass
@@ -12,6 +12,9 @@ from typing import Any
 
 from proxy.errors import ProxyError, reason_of
 from proxy.net import descriptors
+
+# Ended as asked; failed at run time; bad usage or configuration; and a signal's number is added to the last.
+OK, FAILED, BAD_USAGE, KILLED = 0, 1, 2, 128
 
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 _READ_SIZE = 4096  # bytes

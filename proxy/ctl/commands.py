@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from proxy.configfile.load import InvalidConfigError, read_file, state_dir_of
 from proxy.configfile.syntax import is_text
-from proxy.console import InputError, read_secret
+from proxy.console import BAD_USAGE, FAILED, OK, InputError, read_secret
 from proxy.ctl import show
 from proxy.ctl.ask import SOCKET_NAME, ask
 from proxy.errors import ConfigError, reason_of
@@ -25,7 +25,6 @@ from proxy.policy.auth import hash_password, is_hash
 from proxy.trust import Trust, UntrustedError
 from proxy.users import check_user, to_bytes
 
-OK, FAILED, BAD_USAGE = 0, 1, 2
 _PATIENCE = 60.0  # seconds
 
 

@@ -1,0 +1,247 @@
+"""
+Build a configuration of what stands in a file, and report all that is wrong with it.
+
+configobj reads the lines that are left, with a configspec for each value; the dataclasses say what values
+mean to one another. Of a setting that was refused no more is said: whatever is missing for want of it follows
+from the first mistake.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import fields
+from functools import partial
+from typing import Any, TypeVar
+
+from configobj import ConfigObj, ConfigObjError
+
+from proxy import selfcheck
+from proxy.config import (
+    DIRECT,
+    LISTENER_SCHEMES,
+    Protocol,
+    ProxyConfig,
+    ServerConfig,
+    UpstreamConfig,
+    UpstreamType,
+)
+from proxy.configfile import syntax
+from proxy.configfile.outline import Outline
+from proxy.configfile.spec import CONFIGSPEC, VALIDATOR, Path, kind_of
+from proxy.configfile.syntax import NO_CLOSING_QUOTE, QUOTE_IT
+from proxy.errors import ConfigError
+from proxy.net.tls import check_readable, client_context, server_context
+from proxy.settings import FILE, SettingsError, did_you_mean
+from proxy.users import check_user
+
+TLS_FILES = ("tls_cert", "tls_key", "tls_ca")
+
+_DIRECT_UPSTREAM = UpstreamConfig(DIRECT, UpstreamType.DIRECT)
+_NO_FILES = ("", "-", "off")  # what an access_log may be instead
+
+T = TypeVar("T")
+
+
+class Builder:
+    """Build a configuration from the outline of a file, adding to its problems."""
+
+    def __init__(self, outline: Outline, folder: str, *, with_files: bool) -> None:
+        self._outline = outline
+        self._folder = folder
+        self._with_files = with_files
+
+    def build(self) -> ProxyConfig | None:
+        """Build the configuration, or report why there is none."""
+        conf = self._validate()
+        users = self._users(conf["auth_users"])
+        upstreams: dict[str, UpstreamConfig | None] = {}
+        for name in conf["upstreams"]:
+            self._add_upstream(name, conf["upstreams"], upstreams)
+        proxy, control = (self._values((name,), conf[name]) for name in ("proxy", "control"))
+        shared = _only(ServerConfig, proxy) | {"auth_users": users}
+        listeners = [
+            self._listener(name, shared | self._values(("listeners", name), each), upstreams)
+            for name, each in conf["listeners"].items()
+        ]
+        values = _only(ProxyConfig, proxy) | {
+            "listeners": tuple(filter(None, listeners)),
+            "auth_users": users,
+            "upstreams": tuple(filter(None, (upstreams[name] for name in conf["upstreams"]))),
+            **{f"control_{key}": value for key, value in control.items()},
+        }
+        config = self._make(ProxyConfig, [values], _place_in_file)
+        if config and self._with_files:
+            for problem in selfcheck.problems(config):
+                self._outline.report_at(*_place_in_file(problem.field), str(problem))
+        return config
+
+    def _validate(self) -> dict[str, Any]:
+        """Let configobj read and check the values; those that it refuses are reported and left out."""
+        conf = self._parse(list(self._outline.lines))
+        self._compare(conf)
+        for path, key, outcome in _failures(conf.validate(VALIDATOR, preserve_errors=True)):
+            self._outline.report_at(path, key, str(outcome) if outcome else "is missing")
+            _section(conf, path).pop(key, None)
+        return {name: section.dict() for name, section in conf.items()}
+
+    def _parse(self, lines: list[str]) -> ConfigObj:
+        try:
+            return ConfigObj(lines, configspec=CONFIGSPEC, interpolation=False)
+        except ConfigObjError as exc:
+            places = {line: place for place, line in self._outline.places.items()}
+            for error in exc.errors:
+                place = places.get(error.line_number, ((), ""))
+                is_open = syntax.lacks_a_quote(lines[error.line_number - 1].partition("=")[2])
+                what = NO_CLOSING_QUOTE if is_open else "cannot be read: check the quotes and commas"
+                self._outline.refuse(error.line_number, what, *place)
+                lines[error.line_number - 1] = ""
+            return self._parse(lines)
+
+    def _compare(self, conf: ConfigObj) -> None:
+        # Two readers have to agree: a setting is what stands in the file, or the file is refused.
+        outline = self._outline
+        for path, key in outline.places.keys() - outline.refused:
+            value = _section(conf, path).get(key) if key else ""
+            if value is None or value != outline.secrets.get((path, key), value):
+                outline.report_at(path, key, f"cannot be read: {QUOTE_IT}")
+
+    def _users(self, users: Mapping[str, str]) -> dict[str, str]:
+        for name, password in users.items():
+            try:
+                check_user(name, password)
+            except ConfigError as exc:
+                self._outline.report_at(("auth_users",), name, str(exc))
+        return {name: users[name] for name in users if (("auth_users",), name) not in self._outline.refused}
+
+    def _add_upstream(
+        self,
+        name: str,
+        sections: Mapping[str, Mapping[str, Any]],
+        made: dict[str, UpstreamConfig | None],
+        before: tuple[str, ...] = (),
+    ) -> None:
+        """Make an upstream, and first the one that it is reached via; ``before`` are those that want it."""
+        if name in made:
+            return
+        via, way = sections[name].get("via") or "", (*before, name)
+        if via in way:
+            self._outline.report_at(
+                ("upstreams", name), "via", f"leads in a circle: {' via '.join((*way, via))}"
+            )
+        elif via in sections:
+            self._add_upstream(via, sections, made, way)
+        elif via:
+            self._outline.report_at(("upstreams", name), "via", _why_no_upstream(via, sections))
+        made[name] = self._upstream(name, {**sections[name], "via": made.get(via)})
+
+    def _upstream(self, name: str, section: Mapping[str, Any]) -> UpstreamConfig | None:
+        path = ("upstreams", name)
+        if name == DIRECT:
+            self._outline.report_at(path, "", f"{DIRECT} is built in: give this upstream another name")
+        values = self._values(path, section)
+        self._try_files(path, values)
+        kinds = [values["type"]] if "type" in values else list(UpstreamType)
+        options = [{"name": name, **values, "type": kind} for kind in kinds]
+        return self._make(UpstreamConfig, options, lambda key: (path, key))
+
+    def _listener(
+        self, name: str, values: dict[str, Any], upstreams: Mapping[str, UpstreamConfig | None]
+    ) -> ServerConfig | None:
+        path, refused = ("listeners", name), self._outline.refused
+        wanted = values.pop("upstream", [DIRECT])
+        known = {DIRECT: _DIRECT_UPSTREAM, **upstreams}
+        for unknown in (each for each in wanted if each not in known):
+            if (("upstreams",), "") not in refused:
+                self._outline.report_at(path, "upstream", _why_no_upstream(unknown, known))
+        values["upstream_config"] = tuple(known[each] for each in wanted if known.get(each))
+        if any(section == ("auth_users",) for section, _ in refused):
+            values.pop("auth", None)  # which may need a user
+        self._try_files(path, values)
+        kinds = [values["protocol"]] if "protocol" in values else list(LISTENER_SCHEMES)
+        options = [{"name": name, "listen_addr": ":0", **values, "protocol": kind} for kind in kinds]
+        listener = self._make(ServerConfig, options, lambda key: (path, key))
+        if listener is None:
+            refused.add((("listeners",), ""))
+            with suppress(ConfigError):  # its address is compared with the others' all the same
+                return ServerConfig(options[0]["listen_addr"], kinds[0], name)
+        return listener
+
+    def _try_files(self, path: Path, values: Mapping[str, Any]) -> None:
+        """Report what is wrong with the TLS files that a section names, whatever else is."""
+        if not self._with_files or values.get("protocol") is Protocol.SOCKS5:
+            return
+        cert, key, ca = (values.get(each) for each in TLS_FILES)
+        tries: list[Callable[[], object]] = [
+            partial(check_readable, each, values[each]) for each in TLS_FILES if values.get(each)
+        ]
+        if cert and key:
+            tries.append(partial(server_context, cert, key))
+        if ca:
+            tries.append(partial(client_context, ca))
+        for each in tries:
+            try:
+                each()
+            except ConfigError as exc:
+                self._outline.report_at(path, exc.field, str(exc))
+
+    def _values(self, path: Path, section: Mapping[str, Any]) -> dict[str, Any]:
+        """Take the values that were given; the names of files are put into the folder of this one."""
+        values = {key: value for key, value in section.items() if value is not None}
+        for key, value in values.items():
+            if kind_of(path, key) is FILE and value not in _NO_FILES:
+                values[key] = os.path.join(self._folder, os.path.expanduser(value))
+        return values
+
+    def _make(
+        self,
+        kind: Callable[..., T],
+        options: Sequence[Mapping[str, Any]],
+        place: Callable[[str], tuple[Path, str]],
+    ) -> T | None:
+        """Make a value, or report what is wrong with it: of several that it may be, with each of them."""
+        complaints: list[list[tuple[str, str]]] = []
+        for values in options:
+            try:
+                made = kind(**values)
+                complaints.append([])
+            except SettingsError as exc:
+                complaints.append([(each.field, str(each)) for each in exc.problems])
+        for field, message in complaints[0]:
+            if all((field, message) in each for each in complaints):
+                self._outline.report_at(*place(field), message)
+        return made if len(options) == 1 and not complaints[0] else None
+
+
+def _why_no_upstream(name: str, known: Iterable[str]) -> str:
+    if not re.fullmatch(r"[\w.; \t-]+", name):
+        return "is no name from [upstreams]"  # an address, perhaps, and with a password in it
+    if re.search(r"[; \t]", name):
+        return f'there is no upstream "{name}": names are separated by commas'
+    return f"there is no {name} in [upstreams]{did_you_mean(name, known)}"
+
+
+def _failures(outcome: Any, path: Path = ()) -> Iterator[tuple[Path, str, Any]]:
+    """Walk the result of a validation: an exception is a wrong value, False a missing one."""
+    for key, inner in outcome.items() if isinstance(outcome, dict) else ():
+        if isinstance(inner, dict):
+            yield from _failures(inner, (*path, key))
+        elif inner is not True:
+            yield path, key, inner
+
+
+def _section(conf: ConfigObj, path: Path) -> Any:
+    for name in path:
+        conf = conf.get(name, {})
+    return conf
+
+
+def _only(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    names = {each.name for each in fields(kind)}
+    return {key: value for key, value in values.items() if key in names}
+
+
+def _place_in_file(name: str) -> tuple[Path, str]:
+    """Split the name that ``ProxyConfig`` has for a place, such as ``listeners.web.listen_addr``."""
+    section, _, key = name.rpartition(".")
+    return (tuple(section.split(".", 1)), key) if section else ((key,), "")
