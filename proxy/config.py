@@ -13,9 +13,11 @@ from itertools import combinations
 from typing import Annotated, ClassVar
 from urllib.parse import quote
 
-from proxy.address import Endpoint
-from proxy.errors import ConfigError
+from proxy.address import Endpoint, IPAddress
+from proxy.errors import ConfigError, NotAClientError
+from proxy.networks import Networks
 from proxy.settings import (
+    NETWORKS,
     TEXT,
     File,
     Location,
@@ -32,6 +34,7 @@ from proxy.settings import (
 )
 from proxy.users import to_bytes, user_problems
 
+NOWHERE = Networks()
 DIRECT = "direct"  # the name of the upstream that is always there
 
 _NO_HEADER = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
@@ -104,6 +107,14 @@ class AnswerTime(str, Enum):
 
     WHEN_CONNECTED = "when_connected"
     AT_ONCE = "at_once"
+
+
+class ClientAddress(str, Enum):
+    """Whose word counts on who a client is."""
+
+    SOCKET = "socket"
+    X_FORWARDED_FOR = "x_forwarded_for"
+    PROXY_PROTOCOL = "proxy_protocol"
 
 
 Splice = Annotated[str, one_of("auto", "off")]
@@ -246,6 +257,9 @@ class ServerConfig(Settings):
     answer: AnswerTime = AnswerTime.WHEN_CONNECTED
     tls_cert: File = ""
     tls_key: File = ""
+    clients: Annotated[Networks, NETWORKS] = NOWHERE
+    client_address: ClientAddress = ClientAddress.SOCKET
+    trusted: Annotated[Networks, NETWORKS] = NOWHERE
     splice: Splice = "auto"
 
     def _problems(self) -> Iterator[ConfigError]:
@@ -257,6 +271,13 @@ class ServerConfig(Settings):
         for tls in ("tls_cert", "tls_key"):
             if getattr(self, tls) and self.protocol is Protocol.SOCKS5:
                 yield ConfigError(tls, "only websocket and mixed listeners have this setting")
+        if self.client_address is ClientAddress.X_FORWARDED_FOR and self.protocol is Protocol.SOCKS5:
+            yield ConfigError("client_address", "x_forwarded_for is HTTP's, and this listener speaks SOCKS5")
+        if self.client_address is ClientAddress.SOCKET and self.trusted:
+            yield ConfigError("trusted", "has no effect while client_address is socket")
+        if self.client_address is not ClientAddress.SOCKET and not self.trusted:
+            what = f"is missing: whose word counts with client_address = {self.client_address.value}"
+            yield ConfigError("trusted", what)
         if bool(self.tls_cert) != bool(self.tls_key):
             missing, present = ("tls_key", "tls_cert") if self.tls_cert else ("tls_cert", "tls_key")
             yield ConfigError(missing, f"{present} is set, so this must be set too")
@@ -289,6 +310,11 @@ class ServerConfig(Settings):
     def endpoint(self) -> Endpoint:
         """The address to listen on, parsed."""
         return _parse_endpoint("listen_addr", self.listen_addr, LISTENER_SCHEMES[self.protocol][0])
+
+    def check_client(self, ip: IPAddress | None) -> None:
+        """Raise ``NotAClientError`` for one who may not come in."""
+        if self.clients and ip not in self.clients:
+            raise NotAClientError
 
     @property
     def needs_auth(self) -> bool:

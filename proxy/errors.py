@@ -61,6 +61,13 @@ class AuthError(ProxyError):
         self.user = user
 
 
+class NotAClientError(ProxyError):
+    """Whoever comes from this address may not come in, and is not told why."""
+
+    def __init__(self) -> None:
+        super().__init__("is none of the clients of this listener", Failure.NOT_ALLOWED)
+
+
 class LimitError(ProxyError):
     """There is no room left here: no place, no descriptor, no port, no memory. Nobody else is to blame."""
 

@@ -16,11 +16,14 @@ from typing import Protocol
 from proxy.accesslog import MOST_OF_A_USER, Record, quoted, shortened
 from proxy.address import Address
 from proxy.client import Connected
+from proxy.config import ClientAddress
 from proxy.errors import AuthError, ClientLeftError, DialError, Failure, LimitError, ProxyError, reason_of
 from proxy.metrics import CLIENT_LEFT, HANDSHAKE, TARGET
 from proxy.net.deadline import Deadline
 from proxy.net.sock import GeventSocket, LoopSocket
 from proxy.net.tlssocket import accept_tls
+from proxy.parsers import run
+from proxy.proxyprotocol import parse_header
 from proxy.relaying.channel import Channel
 from proxy.relaying.relay import Relay
 from proxy.relaying.stream import Ending, Stream
@@ -68,7 +71,7 @@ class Session:
 
     __slots__ = (
         "_channel", "_clock", "_end", "_users",
-        "client", "id", "relay", "runtime", "started", "via", "wanted",
+        "id", "relay", "runtime", "started", "via", "wanted",
     )  # fmt: skip
 
     def __init__(
@@ -80,7 +83,6 @@ class Session:
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self.id = number
-        self.client = client
         self.runtime = runtime
         self.wanted: Wanted | None = None
         self.via = ""
@@ -117,6 +119,12 @@ class Session:
     def __str__(self) -> str:
         return f"{self.runtime.config.name} {self.client}"
 
+    @property
+    def client(self) -> Address:
+        """Who the client is, as far as it is known by now."""
+        assert self._channel.client is not None
+        return self._channel.client
+
     def _about(self, error: object) -> dict[str, object]:
         """Mark a log line as one of those that an error of this client at this listener repeats."""
         return {"collapse": (self.client.host, f"{self.runtime.config.name}: {error}")}
@@ -131,12 +139,16 @@ class Session:
         inbound = None
         try:
             with Deadline(self.runtime.config.handshake_timeout).limit("handshake"):
+                self._meet()
                 if self.runtime.tls:
-                    self._channel.hear()
-                    self._channel.sock = accept_tls(self._channel.sock, self.runtime.tls)
+                    if not self._channel.has_early:
+                        self._channel.hear()
+                    early = self._channel.take_early()
+                    self._channel.sock = accept_tls(self._channel.sock, self.runtime.tls, early)
                     self._channel.await_request()
                 inbound = door(self._channel, self.runtime)
                 self.wanted = inbound.greet()
+                self.runtime.config.check_client(self.client.ip)
                 self._check_user()
                 self.runtime.metrics.handshakes.observe(self._clock() - self.started)
                 return inbound
@@ -180,6 +192,18 @@ class Session:
             self._end = "internal error"
             raise
         return None
+
+    def _meet(self) -> None:
+        """Find out who the client is, where that is told before all else; raises ``ProxyError``."""
+        config = self.runtime.config
+        if config.client_address is ClientAddress.PROXY_PROTOCOL:
+            if self.client.ip not in config.trusted:
+                raise ProxyError("is no proxy whose word counts here", Failure.NOT_ALLOWED)
+            client = run(parse_header(), self._channel.read_exact)
+            self._channel.client = client or self.client
+            self._channel.await_request()  # its client has said nothing yet
+        if config.client_address is not ClientAddress.X_FORWARDED_FOR:  # which comes later
+            config.check_client(self.client.ip)
 
     def _serve(self, inbound: Inbound, *, full: bool) -> Relay | None:
         try:
@@ -261,7 +285,8 @@ class Session:
         with suppress(OSError), Deadline(1.0).limit("refusal"):
             if inbound:
                 inbound.refuse(error)
-        self._channel.close()
+        if inbound or self._channel.heard:
+            self._channel.close()
 
     def stop(self, ending: Ending) -> None:
         """End it: the relay, or what comes before it."""

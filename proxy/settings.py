@@ -15,6 +15,7 @@ from itertools import chain
 from typing import Annotated, Any, ClassVar, get_type_hints
 
 from proxy.errors import ConfigError
+from proxy.networks import Networks
 from proxy.units import check_count, parse_duration, parse_size
 
 _YES = ("yes", "true", "on", "1")
@@ -25,11 +26,12 @@ _NO = ("no", "false", "off", "0")
 class Kind:
     """A kind of setting. ``read`` makes a value of text, ``check`` refuses one; both raise ``ValueError``."""
 
-    read: Callable[[str], Any] = str
+    read: Callable[[Any], Any] = str
     check: Callable[[Any], object] = lambda value: None
     is_enum: bool = False
+    is_list: bool = False  # so that what is read is a list of texts
 
-    def parse(self, text: str) -> Any:
+    def parse(self, text: str | list[str]) -> Any:
         """Read a value that is right. Raises ``ValueError``."""
         value = self.read(text)
         self.check(value)
@@ -170,6 +172,7 @@ FILE = Kind()  # its name; a relative one starts at the folder of the configurat
 ADDRESS = Kind()  # parsed where it is known of what; what stands behind a ? in it is not for others
 PATH = Kind()  # of a URL, and with the same ?
 SECRET = Kind()
+NETWORKS = Kind(Networks, is_list=True)
 
 Seconds = Annotated[float, Kind(parse_duration, _check_not_negative)]
 SomeSeconds = Annotated[float, Kind(parse_duration, _check_positive)]  # more than none

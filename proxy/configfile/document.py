@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from proxy.configfile import syntax
-from proxy.configfile.spec import NAMED, SETTINGS, Path, is_secret, knows, shown
+from proxy.configfile.spec import NAMED, SETTINGS, Path, is_secret, kind_of, knows, shown
 from proxy.configfile.syntax import CONTROL, Fault, Header, Setting
 from proxy.errors import ConfigError
 from proxy.redact import REDACTED
@@ -23,7 +23,7 @@ Edit = tuple[str, str | None]  # a dotted name and its value; None takes the set
 NOWHERE: Path = ("",)  # the path of a section whose header cannot be read
 
 _NAME = re.compile(r"[\w.@+-]+")
-_NAMES = re.compile(r"[\w.-]+([ \t]*,[ \t]*[\w.-]+)*")
+_NAMES = re.compile(r"[\w.:/-]+([ \t]*,[ \t]*[\w.:/-]+)*")
 
 
 def edit(text: str, edits: Iterable[Edit], *, is_again: bool = False) -> str:
@@ -279,7 +279,9 @@ def _rewritten(line: Line, value: str) -> str:
 
 def _written(place: Place, value: str, *, beside_a_comment: bool = False) -> str:
     path, key = place
-    if path[0] == "listeners" and key == "upstream" and _NAMES.fullmatch(value):
+    kind = kind_of(path, key)
+    is_list = (path[0] == "listeners" and key == "upstream") or (kind is not None and kind.is_list)
+    if is_list and _NAMES.fullmatch(value):
         return value  # a list, where a comma is no part of a value
     return syntax.quote(value, always=beside_a_comment and is_secret(path, key))
 

@@ -10,6 +10,7 @@ from typing import Any
 from proxy.config import DIRECT, ProxyConfig, ServerConfig, UpstreamConfig
 from proxy.configfile import syntax
 from proxy.configfile.spec import Path, settings_of, shown
+from proxy.networks import Networks
 from proxy.units import write_duration
 
 
@@ -58,6 +59,8 @@ def _write_value(value: Any) -> str:
         return str(value.value)
     if isinstance(value, list):
         return ", ".join(value)
+    if isinstance(value, Networks):
+        return str(value)
     if isinstance(value, float):
         return write_duration(value)
     return syntax.quote(str(value))

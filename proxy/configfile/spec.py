@@ -145,7 +145,11 @@ def _check(kind: Kind, *, may_be_empty: bool = False) -> Callable[[str | list[st
     """Make a check for the validator."""
 
     def check(value: str | list[str]) -> Any:
-        if isinstance(value, list):
+        if kind.is_list:
+            # In quotes it is one text.
+            value = ", ".join(value) if isinstance(value, list) else value
+            value = [part.strip() for part in value.split(",")] if value else []
+        elif isinstance(value, list):
             raise ValidateError(f"has a comma: {QUOTE_IT}")
         if may_be_empty and not value:
             return None

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from proxy.address import Address
 from proxy.errors import Failure, ProtocolError, ProxyError
+from proxy.http.forwarded import learn_client
 from proxy.http.heads import HttpError, read_request
 from proxy.http.refusals import PROXY_NAME, encode_response, refusal
 from proxy.http.requests import ProxyRequest, vet_proxy_request
@@ -40,6 +41,7 @@ class HttpInbound:
     def greet(self) -> Wanted:
         """Read where the client wants to go, and who it is."""
         head = read_request(self._channel)
+        learn_client(self._channel, head.headers, self._runtime.config)
         self._is_head = head.method == "HEAD"
         request = vet_proxy_request(head)
         user = ""

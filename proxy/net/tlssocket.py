@@ -51,9 +51,15 @@ def _wire(depth: int) -> memoryview:
     return memoryview(bytearray(65 * 1024))
 
 
-def accept_tls(sock: Any, context: ssl.SSLContext) -> "TlsSocket":
-    """Do the server's handshake; raises ``ProtocolError``, and ``OSError`` where TCP fails."""
-    return _shake_hands(TlsSocket(take_over(sock), context, server_side=True))
+def accept_tls(sock: Any, context: ssl.SSLContext, early: bytes = b"") -> "TlsSocket":
+    """
+    Do the server's handshake, of which ``early`` was received already.
+
+    Raises ``ProtocolError``, and ``OSError`` where TCP fails.
+    """
+    tls = TlsSocket(take_over(sock), context, server_side=True)
+    tls.feed(early)
+    return _shake_hands(tls)
 
 
 def connect_tls(sock: Any, context: ClientContext, host: str) -> "TlsSocket":
@@ -154,6 +160,10 @@ class TlsSocket:
         self._sock.close()
 
     # -- handshake
+
+    def feed(self, early: bytes) -> None:
+        """Take what was received before the handshake began."""
+        self._incoming.write(early)
 
     def do_handshake(self) -> None:
         """Block until the handshake is done; raises ``ssl.SSLError``, and ``OSError`` where TCP fails."""

@@ -43,10 +43,10 @@ _poll = get_original("select", "poll")
 class Channel:
     """A connected socket during its handshake."""
 
-    __slots__ = ("_asked", "_client", "_crumbs", "_early", "_handed_over", "heard", "sock")
+    __slots__ = ("_asked", "_crumbs", "_early", "_handed_over", "client", "heard", "sock")
 
     def __init__(self, sock: Any, client: Address | None = None) -> None:
-        self._client = client
+        self.client = client
         self.sock = take_over(sock)
         self.heard = False  # the peer has sent something, or something of its request
         self._early = b""  # what was received and not read yet
@@ -57,7 +57,7 @@ class Channel:
     @property
     def network(self) -> str:
         """Who is at the other end, as far as an address tells: threads are shared out by it."""
-        return self._client.network if self._client else ""
+        return self.client.network if self.client else ""
 
     def hear(self) -> None:
         """Wait for the first byte, and leave it there; raises ``EOFError`` if the peer leaves instead."""
@@ -116,6 +116,11 @@ class Channel:
     def has_early(self) -> bool:
         """True if something has come that was not read yet."""
         return bool(self._early) or self.sock.pending
+
+    def take_early(self) -> bytes:
+        """Give away what has come and was not read yet."""
+        early, self._early = self._early, b""
+        return early
 
     def push_back(self, data: bytes) -> None:
         """Put bytes back in front of what is still to be read."""

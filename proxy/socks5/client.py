@@ -19,6 +19,7 @@ from proxy.config import ClientConfig
 from proxy.errors import DialError, Failure, ProtocolError, reason_of
 from proxy.net.deadline import Deadline
 from proxy.net.limits import from_reserve
+from proxy.parsers import run
 from proxy.relaying.channel import Channel
 from proxy.socks5 import codec
 from proxy.socks5.codec import Command, Login, Method
@@ -106,7 +107,7 @@ class _Conversation(socks.socksocket):  # type: ignore[misc]
 
     def _read_SOCKS5_address(self, reader: "_Mouthpiece") -> Address:
         try:
-            return codec.run(codec.parse_address(), reader.read_exact)
+            return run(codec.parse_address(), reader.read_exact)
         except ProtocolError as exc:
             if exc.failure is Failure.UNSUPPORTED_ADDRESS:
                 raise

@@ -6,18 +6,14 @@ Sans-I/O: a parser is a generator that yields how many bytes it wants and is sen
 """
 
 import struct
-from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
 from socket import AF_INET, AF_INET6, inet_ntop
-from typing import TypeVar
 
 from proxy.address import UNKNOWN, Address
 from proxy.errors import Failure, ProtocolError
-
-T = TypeVar("T")
-Parser = Generator[int, bytes, T]
+from proxy.parsers import Parser
 
 VERSION = 5
 LOGIN_VERSION = 1
@@ -210,16 +206,6 @@ def parse_address() -> Parser[Address]:
         ip, port = struct.unpack("!16sH", (yield 18))
         return Address(inet_ntop(AF_INET6, ip), port)
     raise ProtocolError(f"unknown address type {kind:#04x}", Failure.UNSUPPORTED_ADDRESS)
-
-
-def run(parser: Parser[T], read_exact: Callable[[int], bytes]) -> T:
-    """Run a parser to its result, reading exactly the bytes it asks for."""
-    try:
-        wanted = next(parser)
-        while True:
-            wanted = parser.send(read_exact(wanted))
-    except StopIteration as finished:
-        return finished.value  # type: ignore[no-any-return]
 
 
 def _decode_name(name: bytes) -> str:

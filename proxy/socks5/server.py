@@ -6,6 +6,7 @@ from contextlib import suppress
 
 from proxy.address import UNKNOWN, Address
 from proxy.errors import AuthError, LimitError, ProtocolError, ProxyError
+from proxy.parsers import run
 from proxy.relaying.channel import Channel
 from proxy.relaying.stream import Stream
 from proxy.runtime import Runtime
@@ -48,10 +49,10 @@ class Socks5Inbound:
     def greet(self) -> Wanted:
         """Let the client log in and say where it wants to go."""
         read_exact = self._channel.read_exact
-        user = self._log_in(codec.run(codec.parse_greeting(), read_exact))
+        user = self._log_in(run(codec.parse_greeting(), read_exact))
         self._channel.await_request()
         self._asked = True
-        request = codec.run(codec.parse_request(), read_exact)
+        request = run(codec.parse_request(), read_exact)
         return Wanted(request.target, user)
 
     def _log_in(self, greeting: Greeting) -> str:
@@ -63,7 +64,7 @@ class Socks5Inbound:
         self._channel.send(bytes([codec.VERSION, wanted]))
         if wanted is Method.NO_AUTHENTICATION:
             return ""
-        login = codec.run(codec.parse_login(), self._channel.read_exact)
+        login = run(codec.parse_login(), self._channel.read_exact)
         try:
             user = self._runtime.log_in(login.username, login.password, self._channel)
         except (AuthError, LimitError):

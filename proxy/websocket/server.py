@@ -15,6 +15,7 @@ from geventwebsocket.handler import WebSocketHandler
 from proxy.address import UNKNOWN, Address
 from proxy.config import AnswerTime
 from proxy.errors import AuthError, ProxyError
+from proxy.http.forwarded import learn_client
 from proxy.http.heads import Fields, HttpError, read_request
 from proxy.http.refusals import encode_response, refusal
 from proxy.net.deadline import Deadline
@@ -55,7 +56,9 @@ class WebSocketInbound:
 
     def greet(self) -> Wanted:
         """Read where the client wants to go, and who it is."""
-        request = vet_request(read_request(self._channel), path=self._runtime.config.path)
+        head = read_request(self._channel)
+        learn_client(self._channel, head.headers, self._runtime.config)
+        request = vet_request(head, path=self._runtime.config.path)
         # From here on: what the login takes of it is gone.
         answer_by = None if request.patience is None else Deadline(request.patience)
         user = ""

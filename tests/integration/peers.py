@@ -114,6 +114,7 @@ http {{
             proxy_pass http://{backend};
             proxy_http_version 1.1;
             proxy_set_header Host $host;
+            proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
             proxy_set_header Upgrade $http_upgrade;
             proxy_set_header Connection "upgrade";
             proxy_read_timeout {patience};
@@ -162,7 +163,7 @@ def nginx(
 
 HAPROXY = """
 defaults
-    mode http
+    mode {mode}
     timeout connect 5s
     timeout client 30s
     timeout server 30s
@@ -171,18 +172,19 @@ frontend front
     bind 127.0.0.1:{port}
     default_backend back
 backend back
-    server one {backend}
+    server one {backend} {options}
 """
 
 
 @contextlib.contextmanager
-def haproxy(backend: Door) -> Iterator[Door]:
-    """Run HAProxy before a WebSocket server."""
+def haproxy(backend: Door, mode: str = "http", options: str = "") -> Iterator[Door]:
+    """Run HAProxy before a server, a WebSocket server unless the mode is tcp."""
     binary = find("haproxy")
     port = free_port()
     program = Program(())
     config = program.directory / "haproxy.cfg"
-    config.write_text(HAPROXY.format(port=port, backend=f"{backend[0]}:{backend[1]}"))
+    text = HAPROXY.format(port=port, mode=mode, backend=":".join(map(str, backend)), options=options)
+    config.write_text(text)
     program.command = [binary, "-db", "-f", str(config)]
     with program:
         program.wait_listening(port)

@@ -380,7 +380,10 @@ def _front(way: Door, **login: str) -> Proxy:
     return Proxy({"listeners": doors, "upstreams": {"way": upstream("socks5", way, **login)}})
 
 
-BETWEEN = {"nginx": peers.nginx, "haproxy": peers.haproxy}
+BETWEEN: dict[str, Callable[[Door], AbstractContextManager[Door]]] = {
+    "nginx": peers.nginx,
+    "haproxy": peers.haproxy,
+}
 
 
 @dataclass

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from proxy.address import Address
 from proxy.errors import Failure, ProtocolError
+from proxy.parsers import Parser, run
 from proxy.socks5 import codec
-from proxy.socks5.codec import Greeting, Login, Parser, Reply, ReplyCode, Request
+from proxy.socks5.codec import Greeting, Login, Reply, ReplyCode, Request
 
 MORE = object()  # what a parser gives that has not yet seen enough
 
@@ -332,5 +333,5 @@ def test_run_reads_exactly_what_is_asked_for(count: int, payload: bytes) -> None
         taken += size
         return data[taken - size : taken]
 
-    assert codec.run(codec.parse_greeting(), read_exact) == Greeting(bytes(count % 256))
+    assert run(codec.parse_greeting(), read_exact) == Greeting(bytes(count % 256))
     assert data[taken:] == payload

@@ -1,0 +1,67 @@
+"""
+Sets of addresses, as networks in CIDR notation.
+"""
+
+from collections.abc import Iterable
+from ipaddress import IPv6Network, ip_network
+
+from proxy.address import IPAddress
+
+
+class Networks:
+    """
+    A set of addresses that never changes; equal if it was written with the same networks in the same order.
+
+    To tell whether an address is in it takes one look for each length of prefix, however many there are.
+    """
+
+    __slots__ = ("_prefixes", "_texts")
+
+    def __init__(self, texts: Iterable[str] = ()) -> None:
+        """Read addresses and networks; raises ``ValueError`` that names the one at fault."""
+        self._prefixes: dict[tuple[int, int], set[int]] = {}  # by address size in bits, and bits behind it
+        written = []
+        for text in texts:
+            network = _network(text)
+            size = network.max_prefixlen
+            behind = size - network.prefixlen
+            self._prefixes.setdefault((size, behind), set()).add(int(network.network_address) >> behind)
+            written.append(str(network))
+        self._texts = tuple(written)
+
+    def __contains__(self, ip: IPAddress | None) -> bool:
+        if ip is None or not self._prefixes:
+            return False
+        size, number = ip.max_prefixlen, int(ip)
+        return any(
+            kind == size and number >> behind in prefixes
+            for (kind, behind), prefixes in self._prefixes.items()
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self._texts)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Networks) and self._texts == other._texts
+
+    def __hash__(self) -> int:
+        return hash(self._texts)
+
+    def __str__(self) -> str:
+        return ", ".join(self._texts)
+
+    def __repr__(self) -> str:
+        return f"Networks({list(self._texts)})"
+
+
+def _network(text: str):  # type: ignore[no-untyped-def]
+    try:
+        network = ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(
+            f"{text!r} is no address and no network such as 10.0.0.0/8 or 2001:db8::/32"
+        ) from None
+    if isinstance(network, IPv6Network) and (mapped := network.network_address.ipv4_mapped) is not None:
+        # As an address in it comes here: as the IPv4 address inside.
+        return ip_network((int(mapped), max(network.prefixlen - 96, 0)), strict=False)
+    return network
