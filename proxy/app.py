@@ -213,11 +213,16 @@ class App:
     # -- the process
 
     def _make_room(self) -> None:
+        listeners = self.config.listeners
         make_room(
-            connections=sum(pool_size(each) for each in self.config.listeners),
-            listeners=len(self.config.listeners),
+            connections=sum(pool_size(each) for each in listeners),
+            listeners=len(listeners),
             pipes=MOST_PIPES if AVAILABLE and self.config.splice == "auto" else 0,
             lookups=lookup.THREADS,
+            raced=sum(
+                pool_size(each) * max(len(each.upstream_config) - 1, 0) for each in self.config.listeners
+            ),
+            spares=sum(way.most_spares for each in self.config.listeners for way in each.upstream_config),
         )
 
     def _watch_signals(self) -> None:

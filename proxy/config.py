@@ -203,6 +203,8 @@ class UpstreamConfig(Settings):
     @property
     def most_spares(self) -> int:
         """How many connections may be ready at most, before they are needed."""
+        if self.type is UpstreamType.DIRECT:
+            return 0
         return _SPARES if isinstance(self.spare, str) else self.spare
 
     def _client_problems(self) -> Iterator[ConfigError]:

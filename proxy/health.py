@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 FIRST_COOLDOWN = 1.0  # seconds
 LONGEST_COOLDOWN = 60.0  # seconds
 SHORTEST_HEAD_START, LONGEST_HEAD_START = 0.25, 1.0  # seconds
+FIRST_HEAD_START = 0.75  # seconds: as long as it is not known how long it takes to reach it
 SMOOTHING = 4  # of so many measurements, about, the usual one is made
 
 
@@ -64,8 +65,9 @@ class Health:
     @property
     def head_start(self) -> float:
         """For how many seconds it is waited for before the next one is tried too."""
-        usual = LONGEST_HEAD_START if self.effort is None else 3 * self.effort
-        return min(max(SHORTEST_HEAD_START, usual), LONGEST_HEAD_START)
+        if self.effort is None:
+            return FIRST_HEAD_START
+        return min(max(SHORTEST_HEAD_START, 3 * self.effort), LONGEST_HEAD_START)
 
     def reached(self, seconds: float) -> None:
         """Take note that this took so long."""

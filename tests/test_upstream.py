@@ -738,3 +738,62 @@ def test_one_that_failed_before_is_neither_back_nor_put_off_by_a_shortage(
     with pytest.raises(LimitError):
         selector.dial(TARGET, Deadline(BUDGET))
     assert (home.health.failures, home.health.cooldown_until) == (failures, cooldown_until)
+
+
+# -- the head start
+
+
+@pytest.mark.parametrize(
+    ("efforts", "head_start"),
+    [
+        ([], 0.75),  # nothing is known yet
+        ([0.001], 0.25),  # near: as for two addresses of one name (RFC 8305, section 5)
+        ([0.15], 0.45),  # 50 ms there and back, three times for TLS 1.3
+        ([2.0], 1.0),  # far
+        ([0.1, 0.2], 0.375),  # a quarter of each new measurement
+    ],
+)
+def test_the_head_start_is_three_times_what_it_usually_takes_within_bounds(
+    efforts: list[float], head_start: float
+) -> None:
+    """DESIGN 1.12."""
+    health = Health(HOME)
+    for effort in efforts:
+        health.reached(effort)
+    assert health.head_start == pytest.approx(head_start)
+
+
+def test_one_that_is_late_comes_behind_those_that_are_well_until_that_is_settled(
+    clients: dict[str, Client], clock: Clock
+) -> None:
+    """So it costs the clients that follow nothing at all."""
+    clients["a"] = Client("a")
+    clients["a"].may_answer.clear()
+    selector = select(clients, "a", "b")
+    selector.upstreams[0].passed_over(clock.now)
+    assert [way_taken(selector), way_taken(selector)] == ["b", "b"]
+    clients["a"].life = 200
+    clients["a"].may_answer.set()
+    until(lambda: clients["a"].asked and not selector.upstreams[0]._asking)
+    gevent.idle()
+    assert way_taken(selector) == "a"
+    assert is_up(selector, "a")
+
+
+def test_one_that_is_late_and_gives_no_sign_of_life_rests(clients: dict[str, Client], clock: Clock) -> None:
+    clients["a"] = Client("a")
+    selector = select(clients, "a", "b")
+    selector.upstreams[0].passed_over(clock.now)
+    with patience():
+        until(lambda: selector.upstreams[0].health.failures)
+    assert selector.upstreams[0].health.problem.startswith("upstream a: not reached within 0.75 s")
+    assert way_taken(selector) == "b"
+
+
+def test_one_that_has_answered_others_meanwhile_is_not_late(clients: dict[str, Client], clock: Clock) -> None:
+    selector = select(clients, "a", "b")
+    started = clock.now
+    clock.now += 0.5
+    assert way_taken(selector) == "a"
+    selector.upstreams[0].passed_over(started)
+    assert way_taken(selector) == "a"

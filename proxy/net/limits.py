@@ -33,15 +33,18 @@ _ENOUGH = 1 << 20  # descriptors: more than any machine can make use of
 _close = get_original("os", "close")
 
 
-def make_room(*, connections: int, listeners: int, pipes: int, lookups: int) -> None:
+def make_room(
+    *, connections: int, listeners: int, pipes: int, lookups: int, raced: int = 0, spares: int = 0
+) -> None:
     """
     Allow as many descriptors as the system lets us have, and tell if that may not be enough.
 
-    What may be needed is counted at its peak, of each the most that there may be at a time.
+    What may be needed is counted at its peak, of each the most that there may be at a time: ``raced`` are
+    the upstreams that are reached beside others, ``spares`` those connections to them that are ready.
     """
     RESERVE.keep(RESERVED)
     # A client's socket, and two for its target: while it is dialled, two addresses of it are raced.
-    needed = 3 * connections
+    needed = 3 * connections + raced + spares
     needed += 2 * min(2 * connections, pipes)  # the ends of a pipe, one for each direction
     needed += 2 * min(2 * connections, lookups)  # a name server, and the file that says where it is
     needed += 2 * 2 * listeners  # two families, and their copies while they change hands

@@ -7,7 +7,7 @@ No bound here is one that a busy machine misses. Whoever waited for a silent gat
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from tests.integration.longwire import End, Law, Site, Wire
 from tests.integration.programs import Proxy, run_proxy, socks_door, upstream, web_door
 from tests.wire import clients, targets
 from tests.wire.sockets import read_exact
-from tests.wire.targets import Listener, Target, blackhole
+from tests.wire.targets import Target, blackhole, mute
 from tests.wire.waits import wait_until
 
 LONG: dict[str, Any] = {"timeout": "200s"}  # of an attempt; the clients of these tests have less patience
@@ -58,7 +58,7 @@ def test_a_silent_gateway_keeps_nobody_waiting(target: Target, how: str, strateg
     """Not the first client, and not those that come at the same time; and no target is connected twice."""
     kind, address, vanishes = DEAD[how]
     with ExitStack() as stack:
-        port = stack.enter_context(blackhole() if vanishes else accepting())
+        port = stack.enter_context(blackhole() if vanishes else mute())
         home = stack.enter_context(Proxy({"listeners": {"web": web_door()}}))
         ways = {
             "dead": upstream(kind, address.format("127.0.0.1", port), **LONG),
@@ -71,13 +71,6 @@ def test_a_silent_gateway_keeps_nobody_waiting(target: Target, how: str, strateg
             list(threads.map(lambda _: echoes(node.door("socks"), target), range(AT_ONCE)))
         assert target.accepted == 1 + AT_ONCE
         assert "it rests" in node.wait_for_log("upstream dead: ")
-
-
-@contextmanager
-def accepting() -> Iterator[int]:
-    """Give the port of a listener that leaves its connections to the kernel, and so says nothing."""
-    with Listener() as listener:
-        yield listener.port
 
 
 class Pair:

@@ -341,3 +341,18 @@ def test_what_needs_a_descriptor_gets_one_of_the_reserve() -> None:
 
     assert limits.from_reserve(act) == "done"
     assert not RESERVE.spend()  # all were needed
+
+
+def test_what_is_reached_beside_others_or_ahead_of_time_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DESIGN 1.12: a race holds a socket for each upstream that takes part, and a spare is one."""
+    needed: list[int] = []
+
+    def raise_limit(count: int) -> int:
+        needed.append(count)
+        return count
+
+    monkeypatch.setattr(limits, "raise_limit", raise_limit)
+    monkeypatch.setattr(limits.RESERVE, "keep", lambda count: None)
+    limits.make_room(connections=100, listeners=1, pipes=0, lookups=0)
+    limits.make_room(connections=100, listeners=1, pipes=0, lookups=0, raced=100, spares=8)
+    assert needed[1] - needed[0] == 108

@@ -1,5 +1,5 @@
 """
-Measure the four figures by which the program is judged, on real runs, and print them.
+Measure the figures by which the program is judged, on real runs, and print them.
 
 ``make report``. It ends with 1 if a figure misses its bar.
 """
@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from itertools import product
 from statistics import median
 from typing import NamedTuple
@@ -125,14 +125,16 @@ def _echoes(tunnel: Tunnel) -> bool:
 class Pair:
     """A node that goes out by a preferred upstream and a backup, or by the first alone."""
 
-    def __init__(self, stack: ExitStack, *, alone: bool) -> None:
+    def __init__(self, stack: ExitStack, *, alone: bool, kind: str = "websocket") -> None:
         self._stack = stack
         # What goes through the preferred one ends here, and what goes through the other one there.
         self.target = stack.enter_context(Target(targets.echo))
-        self.home = Proxy({"listeners": {"web": web_door()}}, starts=False)
+        door = web_door() if kind == "websocket" else socks_door()
+        self.home = Proxy({"listeners": {"web": door}}, starts=False)
         stack.enter_context(self.home)
         self.home.wait_listening(self.home.door("web")[1])
-        ways = {"home": {"type": "websocket", "proxy_address": self.home.url("web")}}
+        address = self.home.url("web") if kind == "websocket" else f"127.0.0.1:{self.home.door('web')[1]}"
+        ways = {"home": {"type": kind, "proxy_address": address}}
         if not alone:
             backup = stack.enter_context(Proxy({"listeners": {"web": web_door()}}))
             ways["backup"] = {"type": "websocket", "proxy_address": backup.url("web")}
@@ -201,6 +203,59 @@ def switch_over() -> list[Figure]:
     ]
 
 
+# How a gateway can be silent: its packets vanish, or its kernel accepts and its program says nothing.
+SILENT: dict[str, tuple[str, Callable[[], AbstractContextManager[int]]]] = {
+    "vanished-socks5": ("socks5", targets.blackhole),
+    "vanished-http": ("http", targets.blackhole),
+    "vanished-wss": ("websocket", targets.blackhole),
+    "mute-socks5": ("socks5", targets.mute),
+    "mute-wss": ("websocket", targets.mute),
+}
+
+
+def silence() -> Figure:
+    """Prefer a silent upstream, and see how much longer clients take than by the backup, also the first."""
+    times = []
+    for kind, hole in SILENT.values():
+        with ExitStack() as stack:
+            port = stack.enter_context(hole())
+            target = stack.enter_context(Target(targets.echo))
+            backup = stack.enter_context(Proxy({"listeners": {"web": web_door()}}))
+            scheme = "wss://" if kind == "websocket" else ""
+            ways = {
+                "dead": {"type": kind, "proxy_address": f"{scheme}127.0.0.1:{port}"},
+                "backup": {"type": "websocket", "proxy_address": backup.url("web")},
+            }
+            doors = {"both": socks_door(upstream=list(ways)), "alone": socks_door(upstream="backup")}
+            node = stack.enter_context(Proxy({"listeners": doors, "upstreams": ways}))
+
+            def connect(door: str, node: Proxy = node, target: Target = target) -> float:
+                began = time.monotonic()
+                assert _greets(clients.socks5(node.door(door), "127.0.0.1", target.port))
+                return time.monotonic() - began
+
+            alone = min(connect("alone") for _ in range(3))
+            first = connect("both")
+            with ThreadPoolExecutor(8) as pool:
+                times += [took - alone for took in (first, *pool.map(connect, ["both"] * 8))]
+    return _seconds("what a silent preferred upstream costs a client", times, runs="clients")
+
+
+def awakening() -> Figure:
+    """Freeze the preferred upstream, have it go on, and see how long it takes until it is used again."""
+    times = []
+    for seconds in DOWN:
+        with ExitStack() as stack:
+            pair = Pair(stack, alone=False, kind="socks5")
+            assert pair.connects()
+            pair.home.process.send_signal(signal.SIGSTOP)
+            stack.callback(pair.home.process.send_signal, signal.SIGCONT)
+            _stay_down(pair, seconds)
+            pair.home.process.send_signal(signal.SIGCONT)
+            times.append(_until(pair.is_home))
+    return _seconds("return to the preferred upstream when it was silent", times)
+
+
 def recovery() -> Figure:
     """Kill the only upstream, start it again, and see how long it takes until a connection succeeds."""
     times = []
@@ -214,8 +269,8 @@ def recovery() -> Figure:
     return _seconds("recovery when the only upstream returns", times)
 
 
-def _seconds(name: str, times: list[float]) -> Figure:
-    value = f"{median(times):.2f} s (at most {max(times):.2f} s in {len(times)} runs)"
+def _seconds(name: str, times: list[float], runs: str = "runs") -> Figure:
+    value = f"{median(times):.2f} s (at most {max(times):.2f} s in {len(times)} {runs})"
     return Figure(name, value, "1 s", max(times) <= 1.0)
 
 
@@ -224,7 +279,7 @@ def main() -> int:
     with ExitStack() as stack:
         house = House(stack)
         figures = [success_rate(house), integrity(house)]
-    figures += [recovery(), *switch_over()]
+    figures += [recovery(), *switch_over(), silence(), awakening()]
     width = max(len(figure.name) for figure in figures)
     for figure in figures:
         mark = "" if figure.passed else "   MISSED"

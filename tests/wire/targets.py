@@ -244,6 +244,13 @@ def when(go: threading.Event, behave: Behaviour) -> Behaviour:
 
 
 @contextlib.contextmanager
+def mute() -> Iterator[int]:
+    """Give the port of a listener that leaves its connections to the kernel, and so says nothing."""
+    with Listener() as listener:
+        yield listener.port
+
+
+@contextlib.contextmanager
 def blackhole(host: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
     """Give the port of a listener whose queue is full: a connection to it is neither made nor refused."""
     with contextlib.ExitStack() as stack:
