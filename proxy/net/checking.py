@@ -1,9 +1,9 @@
 """
 Native threads for what costs much and anybody can ask for: checking a password.
 
-Whoever asked in vain rests for eight times as long as that took: to guess costs us a ninth of a processor
-at most. What waits is bounded in time, not in number, so that everybody is answered before a handshake
-is over: whoever would wait for longer is told at once.
+Whoever asked in vain rests for eight times as long as that took, but for 8 s at most: to guess costs us a
+ninth of a processor. What waits is bounded in time, not in number, so that everybody is answered before a
+handshake is over: whoever would wait for longer is told at once.
 """
 
 from collections.abc import Callable, Hashable, Iterator
@@ -21,6 +21,7 @@ T = TypeVar("T")
 MOST_WAIT = 4.0  # seconds
 _REST = 8  # times as long as a check that was in vain
 _USUAL = 0.1  # seconds that a check takes, as long as none was made
+_LONGEST = 1.0  # seconds: what takes longer was held up, as by a stop of the process, and judges nobody
 
 
 class Checkers(NativeThreads):
@@ -38,8 +39,7 @@ class Checkers(NativeThreads):
     @contextmanager
     def job(self, function: Callable[[], T], asker: str = "", key: Hashable = None) -> "Iterator[Job[T]]":
         """Begin it, or have it wait its turn; raises ``LimitError`` if that would be too late."""
-        waits = key not in self._shared and not self._may_begin(asker)
-        if waits and len(self._waiting(asker)) >= self._most_waiting(asker):
+        if key not in self._shared and len(self._waiting(asker)) >= self._most_waiting(asker):
             raise _too_many(asker)
         try:
             with super().job(function, asker, key) as job:
@@ -63,7 +63,7 @@ class Checkers(NativeThreads):
     def _end(self, job: "Job[Any]", asker: str, outcome: Any) -> None:
         took = self._clock() - self._began.pop(job)
         if isinstance(outcome, bool):  # otherwise there was no thread for it, which takes no time
-            self._takes = self._paces[asker] = max(0.001, took)
+            self._takes = self._paces[asker] = min(max(0.001, took), _LONGEST)
         if asker and outcome is False:
             self._paces[asker] *= 1 + _REST
             self._resting[asker] = timer = gevent.get_hub().loop.timer(_REST * self._takes)

@@ -12,9 +12,11 @@ from contextlib import ExitStack, suppress
 from types import SimpleNamespace
 from typing import Any
 
+import gevent
 import pytest
 
 from proxy.errors import LimitError
+from proxy.net import checking
 from proxy.net.checking import MOST_WAIT, Checkers
 from proxy.net.threads import Job
 from tests.wire.greenlets import PATIENCE
@@ -91,6 +93,28 @@ def test_who_was_right_does_not_rest(desk: Desk) -> None:
     assert desk.ask("user").is_begun
 
 
+def test_a_stop_of_the_process_makes_nobody_s_rest_longer(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It makes a check look slow; and whoever mistypes a password then would be locked out for long."""
+    rests: list[float] = []
+    loop = gevent.get_hub().loop
+
+    class Timer:
+        def __init__(self, seconds: float) -> None:
+            rests.append(seconds)
+            self._timer = loop.timer(0.001)
+            self.start, self.close = self._timer.start, self._timer.close
+
+    fake = SimpleNamespace(get_hub=lambda: SimpleNamespace(loop=SimpleNamespace(timer=Timer)))
+    monkeypatch.setattr(checking, "gevent", fake)
+    desk.end(desk.ask("guesser"), False, takes=3600)
+    assert rests == [8.0]
+    following = desk.ask("other")
+    assert following.is_begun
+    assert len(fill(desk, "other")) == 4  # as many as for checks of a second
+
+
 def test_the_next_guess_is_checked_after_eight_times_as_long(desk: Desk) -> None:
     guess, following = desk.ask("guesser"), desk.ask("guesser")
     began = time.monotonic()
@@ -149,25 +173,25 @@ def test_a_guesser_s_bound_counts_the_rests(desk: Desk) -> None:
 
 
 def test_those_for_whom_it_has_become_too_late_are_told(desk: Desk) -> None:
-    """A first check says how long each takes: here 2 s, so that the next one begins and one more can wait."""
+    """A first check says how long each takes: here 1 s, so the next one begins and three more can wait."""
     first, *others = fill(desk, "user")
-    desk.end(first, True, takes=2.0)
-    assert [job.is_begun for job in others[:2]] == [True, False]
-    assert [job.outcome.ready() for job in others[:2]] == [False, False]
-    assert len(others) > 2
-    for late in others[2:]:
+    desk.end(first, True, takes=1.0)
+    assert [job.is_begun for job in others[:4]] == [True, False, False, False]
+    assert [job.outcome.ready() for job in others[:4]] == [False] * 4
+    assert len(others) > 4
+    for late in others[4:]:
         assert isinstance(late.error, LimitError)
 
 
 def test_a_check_that_somebody_else_waits_for_too_is_made(desk: Desk) -> None:
     first = desk.ask("user")
-    others = [desk.ask("user", key=number) for number in range(3)]
+    others = [desk.ask("user", key=number) for number in range(6)]
     desk.ask("other")  # the second thread
-    assert desk.ask("another", key=2) is others[2]
-    desk.end(first, True, takes=100)
-    assert isinstance(others[1].error, LimitError)
-    assert others[2].error is None
-    assert not others[2].outcome.ready()
+    assert desk.ask("another", key=5) is others[5]
+    desk.end(first, True, takes=1.0)
+    assert isinstance(others[4].error, LimitError)
+    assert others[5].error is None
+    assert not others[5].outcome.ready()
 
 
 def test_who_waits_for_a_check_that_is_asked_for_already_adds_nothing(desk: Desk) -> None:
@@ -182,7 +206,7 @@ def test_who_waits_for_a_check_that_is_asked_for_already_adds_nothing(desk: Desk
 
 @pytest.mark.parametrize("answer", [True, False])
 @pytest.mark.parametrize("takes", [4.1, 60.0, 1e6])
-def test_one_that_need_not_wait_is_checked_however_long_the_last_check_took(
+def test_however_long_the_last_check_took_the_next_one_is_made(
     desk: Desk, takes: float, answer: bool
 ) -> None:
     """As after the process was stopped for a while: else nobody could ever log in again."""
