@@ -117,6 +117,7 @@ class Document:
         self.has_mark = text.startswith("\ufeff")  # of the byte order
         lines = text.removeprefix("\ufeff").split("\n")
         texts = [line.removesuffix("\r") for line in lines]
+        self._end = lines[0][len(texts[0]) :]
         items = {item.line: item for item in syntax.scan(texts)}
         self.lines: list[Line] = []
         path: Path = ()
@@ -257,7 +258,7 @@ class Document:
         return next(within, None)
 
     def _insert(self, above: Line | None, text: str, path: Path) -> Line:
-        line = Line(text, self.lines[0].end, path, syntax.read_line(0, text) if text else None)
+        line = Line(text, self._end, path, syntax.read_line(0, text) if text else None)
         self.lines.insert(self.lines.index(above) + 1 if above else 0, line)
         if line.item:
             self._items.setdefault(path, {})[line.key] = line

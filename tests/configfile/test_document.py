@@ -126,6 +126,11 @@ def test_sections_are_made_where_there_are_none() -> None:
     assert edit("", [("upstreams.home.type", "direct")]) == "[upstreams]\n\n[[home]]\ntype = direct\n"
 
 
+def test_a_text_of_which_nothing_is_left_can_begin_anew() -> None:
+    edits = [("proxy", None), ("control.token", "x")]
+    assert edit("[proxy]\r\ntimeout = 1s", edits) == "[control]\r\ntoken = x\r\n"
+
+
 def test_a_setting_is_taken_away_with_its_line() -> None:
     assert changed_lines(TEXT, edit(TEXT, [("auth_users.alice", None)])) == ["-alice = wonderland"]
 
