@@ -292,6 +292,8 @@ class Keeper:
                     told = self._apply(new.config) if new.is_to_apply else ()
                 except Exception as exc:
                     # Not for one who merely does not wait for the end: by then it may be in effect.
+                    if is_of_file:
+                        file.note(f"internal error: {type(exc).__name__}")  # or what is said below
                     if undo:
                         self._put_back(undo, exc)
                     raise

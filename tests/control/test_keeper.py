@@ -494,6 +494,17 @@ class TestTrouble:
         rejected(house, house.keeper.change([("proxy.timeout", "x")]), "duration")
         assert house.keeper.trouble is None
 
+    def test_a_bug_that_keeps_the_file_out_of_effect_is_one(self, house: House) -> None:
+        house.write(OTHER)
+        house.keeper._apply = lambda config: (str(1 // 0),)
+        with pytest.raises(ZeroDivisionError):
+            house.keeper.reload()
+        assert house.keeper.trouble is not None
+        assert house.keeper.trouble.problem == "internal error: ZeroDivisionError"
+        house.keeper._apply = house.apply
+        assert house.keeper.reload().status == "applied"
+        assert house.keeper.trouble is None
+
     def test_a_version_that_the_file_does_not_have_is_one(self, house: House) -> None:
         house.write(OTHER)
         house.keeper.reload()
