@@ -1,9 +1,9 @@
 """
 Tell whether what stands in a folder can only be ours.
 
-Whoever can write there where the versions and the control socket live could have us start with a
-configuration of theirs, or be told what is meant for us. So it is checked as sshd and git do it: who owns
-a place, and who else may write there. Trusted are root, ourselves, and those who own the configuration
+Whoever can write where the versions and the control socket are could have us start with a configuration of
+theirs, or be told what is meant for us. So who owns a place, and who else may write there, is checked as sshd
+and git do it. Trusted are root, ourselves, and those who own the configuration
 file or its folder: they can have us do anything as it is. A version is judged by what was opened, and not
 by its name.
 """

@@ -91,7 +91,7 @@ class History:
 
     def add(self, version: Version) -> str:
         """
-        Keep a version, and forget the oldest ones. Returns what is to be said of it, once.
+        Keep a version, and forget the oldest ones. Returns a warning, or nothing, and the same one only once.
 
         What cannot be written is kept in memory, and written with a later one, or by ``catch_up``.
         """

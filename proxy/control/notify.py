@@ -79,7 +79,7 @@ def _watchdog_seconds() -> float:
 
 
 def inherited_sockets() -> list[socket.socket]:
-    """Take over the listening sockets that the service manager opened for us; for once, at the start."""
+    """Take over the listening sockets that the service manager opened for us; once, at the start."""
     count, pid = os.environ.pop("LISTEN_FDS", ""), os.environ.pop("LISTEN_PID", "")
     os.environ.pop("LISTEN_FDNAMES", None)
     if pid != str(os.getpid()) or not count.isdecimal():

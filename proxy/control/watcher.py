@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Watcher:
-    """Looks at some files, which may be others each time, at an interval; 0 is never."""
+    """Looks at files at an interval, where 0 means never; which files these are may change."""
 
     def __init__(
         self,
@@ -77,6 +77,7 @@ class Watcher:
             try:
                 self.poll()
             except Exception as exc:
-                log.error("internal error: %s: %s", type(exc).__name__, exc)
+                said = f"{type(exc).__name__}: {exc}"
+                log.error("internal error: %s", said, extra={"collapse": said})  # at each poll, perhaps
                 log.debug("internal error", exc_info=True)
         self._is_watching = False

@@ -67,7 +67,7 @@ def why_not_ours(folder: Path, trust: Trust) -> str:
 
 
 def is_taken(state_dir: Path) -> bool:
-    """Tell whether a folder is that of a server which runs, and is not about to stop."""
+    """Tell whether a running server, which is not about to stop, has this folder as its own."""
     try:
         status, text = ask(state_dir / SOCKET_NAME, "GET", "/healthz", patience=_PATIENCE)
     except TimeoutError:

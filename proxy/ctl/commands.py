@@ -68,7 +68,7 @@ def _run(arguments: Sequence[str]) -> int:
     command = _COMMANDS[name]
     if not command.least <= len(words) <= command.most:
         wanted = str(command.least) if command.least == command.most else f"{command.least} to {command.most}"
-        raise UsageError(f"{name} takes {wanted} arguments, not {len(words)}")
+        raise UsageError(f"{name} takes {wanted} argument{'s' * (wanted != '1')}, not {len(words)}")
     for option in [each for each in ("volatile", "plain") if each in given and each not in command.options]:
         homes = [each for each, one in _COMMANDS.items() if option in one.options]
         raise UsageError(f"--{option} belongs to {' and '.join(homes)}")

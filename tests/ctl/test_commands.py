@@ -336,7 +336,7 @@ def test_bad_usage_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str], ar
         (["status", "--volatile"], "--volatile belongs to set and unset"),
         (["unset", "proxy.timeout", "--plain"], "--plain belongs to set"),
         (["set", "proxy.timeout", "9s", "proxy.splice"], "set takes pairs of KEY and VALUE, or one KEY"),
-        (["kill"], "kill takes 1 arguments, not 0"),
+        (["kill"], "kill takes 1 argument, not 0"),
         (["diff", "1", "2", "3"], "diff takes 1 to 2 arguments, not 3"),
         (["rollback", "seven"], "rollback takes numbers"),
     ],
