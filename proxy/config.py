@@ -13,8 +13,8 @@ from itertools import combinations
 from typing import Annotated, ClassVar
 from urllib.parse import quote
 
-from proxy.address import Endpoint, IPAddress
-from proxy.errors import ConfigError, NotAClientError
+from proxy.address import Endpoint, IPAddress, canonical_host, split_authority
+from proxy.errors import ConfigError, NotAClientError, ProtocolError
 from proxy.networks import Networks
 from proxy.settings import (
     NETWORKS,
@@ -117,6 +117,13 @@ class ClientAddress(str, Enum):
     PROXY_PROTOCOL = "proxy_protocol"
 
 
+class UpstreamAuth(str, Enum):
+    """How a WebSocket upstream is told who we are: by our own headers, or as any server may want it."""
+
+    HEADERS = "headers"
+    BASIC = "basic"
+
+
 Splice = Annotated[str, one_of("auto", "off")]
 AUTO = "auto"
 Spare = Annotated[str | int, up_to(64, or_word=AUTO)]
@@ -135,6 +142,11 @@ class ClientConfig(Settings):
     tls_ca: File = ""
     tls_verify: bool = True
     ping_interval: Seconds = 30.0
+    auth: UpstreamAuth = UpstreamAuth.HEADERS
+    host: str = ""
+    sni: str = ""
+    tls_cert: File = ""
+    tls_key: File = ""
 
     def _problems(self) -> Iterator[ConfigError]:
         yield from _credential_problems("username", self.username, "password", self.password, self.protocol)
@@ -150,6 +162,33 @@ class ClientConfig(Settings):
             yield ConfigError(
                 "server_addr", f"a {self.protocol.value} proxy is at {schemes[0]}:// or {schemes[1]}://"
             )
+        if endpoint.scheme not in _SECURE.values():
+            for name in ("sni", "tls_ca", "tls_cert", "tls_key"):
+                if getattr(self, name):
+                    yield ConfigError(name, "only a wss:// or https:// proxy_address uses TLS")
+        if self.protocol is not Protocol.WEBSOCKET:
+            for name in ("auth", "host"):
+                if getattr(self, name) not in ("", UpstreamAuth.HEADERS):
+                    yield ConfigError(name, "only websocket upstreams have this setting")
+        if bool(self.tls_cert) != bool(self.tls_key):
+            missing, present = ("tls_key", "tls_cert") if self.tls_cert else ("tls_cert", "tls_key")
+            yield ConfigError(missing, f"{present} is set, so this must be set too")
+        if self.auth is UpstreamAuth.BASIC and ":" in self.username:
+            yield ConfigError("username", "has a colon, which HTTP takes for its end (RFC 7617)")
+        yield from self._name_problems()
+
+    def _name_problems(self) -> Iterator[ConfigError]:
+        for name in ("host", "sni"):
+            value = getattr(self, name)
+            host, port = split_authority(value) or ("", None)
+            try:
+                is_one = canonical_host(host) == host.lower() and (
+                    port is None or (name == "host" and port.isdecimal())
+                )
+            except ProtocolError:
+                is_one = False
+            if value and not is_one:
+                yield ConfigError(name, "is no host name in ASCII, alone")
 
     @property
     def endpoint(self) -> Endpoint:
@@ -178,13 +217,18 @@ class UpstreamConfig(Settings):
     ping_interval: Seconds = 30.0
     via: Annotated["UpstreamConfig | None", TEXT] = None
     spare: Spare = AUTO
+    auth: UpstreamAuth = UpstreamAuth.HEADERS
+    host: str = ""
+    sni: str = ""
+    tls_cert: File = ""
+    tls_key: File = ""
 
     def _problems(self) -> Iterator[ConfigError]:
         if self.type is UpstreamType.DIRECT:
-            if self.proxy_address or self.proxy_username or self.proxy_password or self.tls_ca or self.via:
-                yield ConfigError(
-                    "type", "a direct upstream has no proxy_address, credentials, tls_ca or via"
-                )
+            foreign = ("proxy_address", "proxy_username", "proxy_password", "host", "sni", "via")
+            if self.files or any(getattr(self, name) for name in foreign):
+                what = "proxy_address, credentials, TLS settings or via"
+                yield ConfigError("type", f"a direct upstream has no {what}")
         elif not self.proxy_address:
             yield ConfigError("proxy_address", f"a {self.type.value} upstream needs one")
             login = ("proxy_username", self.proxy_username, "proxy_password", self.proxy_password)
@@ -210,12 +254,9 @@ class UpstreamConfig(Settings):
     def _client_problems(self) -> Iterator[ConfigError]:
         names = {"server_addr": "proxy_address", "username": "proxy_username", "password": "proxy_password"}
         try:
-            config = self.client_config
+            _ = self.client_config
         except SettingsError as exc:
             yield from (ConfigError(names.get(each.field, each.field), str(each)) for each in exc.problems)
-            return
-        if self.tls_ca and config.endpoint.scheme not in _SECURE.values():
-            yield ConfigError("tls_ca", "only a wss:// or https:// proxy_address uses TLS")
 
     @property
     def client_config(self) -> ClientConfig:
@@ -229,7 +270,17 @@ class UpstreamConfig(Settings):
             tls_ca=self.tls_ca,
             tls_verify=self.tls_verify,
             ping_interval=self.ping_interval,
+            auth=self.auth,
+            host=self.host,
+            sni=self.sni,
+            tls_cert=self.tls_cert,
+            tls_key=self.tls_key,
         )
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that it names, which may change without it."""
+        return tuple(filter(None, (self.tls_ca, self.tls_cert, self.tls_key)))
 
 
 @dataclass(frozen=True)

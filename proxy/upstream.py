@@ -154,8 +154,8 @@ class Upstream:
 
     def begin(self) -> None:
         """Be the one in use."""
-        if self.health.keeper is not self and any(hop.tls_ca for hop in self.config.hops):
-            self.health.spares.drop()  # there may be other authorities in that file now
+        if self.health.keeper is not self and any(hop.files for hop in self.config.hops):
+            self.health.spares.drop()  # there may be others in these files now
         self.health.keeper = self
         self.health.spares.begin(self)
         self.probe_if_down()

@@ -29,6 +29,6 @@ def tls_files(config: ProxyConfig) -> list[str]:
     """List the TLS files that a configuration names."""
     named = [
         *(path for each in config.listeners for path in (each.tls_cert, each.tls_key)),
-        *(each.tls_ca for each in config.upstreams),
+        *(path for each in config.upstreams for path in each.files),
     ]
     return sorted(set(filter(None, named)))

@@ -66,7 +66,9 @@ class HttpSpeaker(UpstreamClient):
     def __init__(self, config: ClientConfig, name: str = "", via: TunnelClient | None = None) -> None:
         super().__init__(config, name or without_query(str(config.endpoint)), via)
         secure = self._endpoint.scheme in _SECURE.values()
-        self._tls = client_context(config.tls_ca, verify=config.tls_verify) if secure else None
+        files = config.tls_ca, config.tls_cert, config.tls_key
+        self._tls = client_context(*files, verify=config.tls_verify) if secure else None
+        self._server_name = config.sni or self._endpoint.server_name
 
     def prepare(self, channel: Channel, deadline: Deadline) -> None:
         """Do the TLS handshake, if there is one."""
@@ -74,11 +76,10 @@ class HttpSpeaker(UpstreamClient):
             return
         try:
             if channel.has_early:
-                raise ProtocolError(
-                    "it spoke before the TLS handshake"
-                )  # whoever it was, it was in the clear
+                # Whoever it was, it was in the clear, and would pass for what comes by TLS.
+                raise ProtocolError("it spoke before the TLS handshake")
             with deadline.limit("TLS handshake"):
-                channel.sock = connect_tls(channel.sock, self._tls, self._endpoint.server_name)
+                channel.sock = connect_tls(channel.sock, self._tls, self._server_name)
         except ProtocolError as exc:
             # A bad certificate will be no better in a moment.
             passes = isinstance(exc.__cause__, (ssl.SSLEOFError, ssl.SSLZeroReturnError))

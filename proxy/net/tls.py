@@ -46,17 +46,25 @@ def server_context(cert: str, key: str) -> ssl.SSLContext:
     """Build the context of a listener; raises ``ConfigError`` that names the file at fault."""
     context = _secured(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
     context.num_tickets = 1  # for each connection, which is enough for a client that keeps one
+    _load_certificate(context, cert, key)
+    return context
+
+
+def _load_certificate(context: ssl.SSLContext, cert: str, key: str) -> None:
     for field, path in (("tls_cert", cert), ("tls_key", key)):
         check_readable(field, path)
     try:
         from_reserve(lambda: context.load_cert_chain(cert, key, password=_no_password))
     except ssl.SSLError as exc:
         raise ConfigError("tls_cert", f"{cert} and {key}: {_explain(exc)}") from exc
-    return context
 
 
-def client_context(ca: str = "", *, verify: bool = True) -> ClientContext:
-    """Build the context of a client; ``ca`` is a PEM file that replaces the system's authorities."""
+def client_context(ca: str = "", cert: str = "", key: str = "", *, verify: bool = True) -> ClientContext:
+    """
+    Build the context of a client; ``ca`` is a PEM file that replaces the system's authorities.
+
+    ``cert`` and ``key`` say who we are, to a server that asks. Raises ``ConfigError``.
+    """
     context = _secured(ClientContext(ssl.PROTOCOL_TLS_CLIENT))
     if not verify:
         context.check_hostname = False
@@ -69,6 +77,8 @@ def client_context(ca: str = "", *, verify: bool = True) -> ClientContext:
             raise ConfigError("tls_ca", f"{ca}: no PEM certificate in it") from exc
     else:
         context.load_default_certs()
+    if cert:
+        _load_certificate(context, cert, key)
     return context
 
 

@@ -22,8 +22,9 @@ from websocket._handshake import handshake
 from proxy import __version__
 from proxy.address import UNKNOWN, Address
 from proxy.client import Connected, TunnelClient
-from proxy.config import ClientConfig
+from proxy.config import ClientConfig, UpstreamAuth
 from proxy.errors import ProtocolError
+from proxy.http.basic import encode_basic
 from proxy.http.heads import ResponseHead
 from proxy.http.refusals import PROXY_NAME
 from proxy.http.speaker import Exchange, HttpSpeaker, host_header
@@ -102,7 +103,7 @@ class WebSocketClient(HttpSpeaker):
             self._endpoint.port,
             self._endpoint.path,
             header=headers,
-            host=host_header(self._endpoint),
+            host=self._config.host or host_header(self._endpoint),
             suppress_origin=True,
         )
         answer = mouthpiece.answer
@@ -125,6 +126,8 @@ class WebSocketClient(HttpSpeaker):
                 f"{TIMEOUT}: {patience:.3f}",
             ]
         if self.credentials:
+            if self._config.auth is UpstreamAuth.BASIC:
+                return [*headers, f"Authorization: {encode_basic(*self.credentials)}"]
             username, password = (part.decode() for part in self.credentials)
             headers += [f"{USERNAME}: {username}", f"{PASSWORD}: {password}"]
         return headers

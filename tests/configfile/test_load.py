@@ -543,6 +543,30 @@ def test_refuses_a_wrong_listener(settings: str, expected: list[str]) -> None:
             "2: [upstreams.x] proxy_password: a user name and a password come together",
         ),
         (
+            "type = socks5\nproxy_address = h:1\nauth = basic",
+            "5: [upstreams.x] auth: only websocket upstreams have this setting",
+        ),
+        (
+            "type = http\nproxy_address = h:1\nsni = gateway.example",
+            "5: [upstreams.x] sni: only a wss:// or https:// proxy_address uses TLS",
+        ),
+        (
+            "type = websocket\nproxy_address = wss://h\nsni = gateway.example:443",
+            "5: [upstreams.x] sni: is no host name in ASCII, alone",
+        ),
+        (
+            "type = websocket\nproxy_address = wss://h\nhost = http://gateway.example",
+            "5: [upstreams.x] host: is no host name in ASCII, alone",
+        ),
+        (
+            "type = websocket\nproxy_address = wss://h\ntls_cert = cert.pem",
+            "2: [upstreams.x] tls_key: tls_cert is set, so this must be set too",
+        ),
+        (
+            "type = direct\nsni = gateway.example",
+            "3: [upstreams.x] type: a direct upstream has no proxy_address, credentials, TLS settings or via",
+        ),
+        (
             "type = socks5\nproxy_address = h:1\nretry_count = -1",
             "5: [upstreams.x] retry_count: not a number: write digits, or digits with k, m or g, such as 64k",
         ),
@@ -607,7 +631,7 @@ def test_refuses_a_circle_of_ways_and_tells_it_once() -> None:
 def test_a_direct_upstream_is_reached_via_nothing() -> None:
     text = VIA.replace("type = websocket\nproxy_address = wss://gateway.example/", "type = direct")
     assert problems(text)[0].endswith(
-        "[upstreams.home] type: a direct upstream has no proxy_address, credentials, tls_ca or via"
+        "[upstreams.home] type: a direct upstream has no proxy_address, credentials, TLS settings or via"
     )
 
 

@@ -2,7 +2,9 @@
 
 import re
 import socket
+import ssl
 from collections.abc import Iterator
+from typing import Any
 
 import gevent
 import pytest
@@ -10,15 +12,17 @@ import pytest
 from proxy import __version__
 from proxy.address import Address
 from proxy.client import Connected
-from proxy.config import ClientConfig, Protocol
+from proxy.config import ClientConfig, Protocol, UpstreamAuth
 from proxy.errors import Failure, UpstreamError
 from proxy.http import speaker
 from proxy.net.deadline import Deadline
 from proxy.websocket import client as module
 from proxy.websocket.client import WebSocketClient
+from tests.integration.certificates import Authority
 from tests.wire import upstreams as script
 from tests.wire.greenlets import patience
 from tests.wire.sockets import free_port
+from tests.wire.targets import Target
 from tests.wire.upstreams import hear_head, switch
 from tests.wire.websocket import switching
 
@@ -145,3 +149,72 @@ def test_a_connection_that_the_kernel_gives_up_has_timed_out(monkeypatch: pytest
     with script.upstream(port, script.stall):
         error = refusal(made(port))
     assert error.failure is Failure.TIMED_OUT
+
+
+# -- manners
+
+
+def head_of(port: int, **settings: Any) -> str:
+    """Connect through a proxy, and give the head of the request that it gets."""
+    login = ("alice", "wonder:land")
+    config = ClientConfig(f"ws://127.0.0.1:{port}/tunnel", Protocol.WEBSOCKET, *login, **settings)
+    with script.upstream(port, switch("X-Proxy-Bound: 192.0.2.1:80"), script.stall) as far:
+        dial(WebSocketClient(config)).stream.finish_close()
+        head: str = far.result()[0]
+    return head
+
+
+def test_basic_credentials_stand_in_the_place_of_our_headers() -> None:
+    """DESIGN 1.3; RFC 7617."""
+    head = head_of(free_port(), auth=UpstreamAuth.BASIC)
+    assert "\r\nAuthorization: Basic YWxpY2U6d29uZGVyOmxhbmQ=\r\n" in head  # alice:wonder:land
+    assert "X-Proxy-Username" not in head
+    assert "X-Proxy-Password" not in head
+
+
+def test_another_host_can_be_asked_for() -> None:
+    """DESIGN 1.3: for a server that serves several names at one address."""
+    port = free_port()
+    head = head_of(port, host="gateway.example:8443")
+    assert re.findall(r"^Host: (.*)\r$", head, re.MULTILINE) == ["gateway.example:8443"]
+
+
+class TlsServer(Target):
+    """A WebSocket proxy over TLS, which wants to know who its client is."""
+
+    def __init__(self, authority: Authority, names: list[str | None]) -> None:
+        super().__init__(self._serve_tls)
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        own = authority.issue("server", "gateway.example")
+        self._context.load_cert_chain(own.cert, own.key)
+        self._context.load_verify_locations(authority.root.cert)
+        self._context.verify_mode = ssl.CERT_REQUIRED
+
+        def note(sock: object, name: str | None, context: object) -> None:
+            names.append(name)
+
+        self._context.sni_callback = note
+
+    def _serve_tls(self, connection: socket.socket) -> object:
+        with self._context.wrap_socket(connection, server_side=True) as tls:
+            head = hear_head(tls)
+            tls.sendall(switching(script.key_of(head), "X-Proxy-Bound: 192.0.2.1:80"))
+            return tls.getpeercert()
+
+
+def test_a_client_certificate_is_shown_and_another_name_verified(authority: Authority) -> None:
+    """DESIGN 1.3: sni is also the name that is verified."""
+    names: list[str | None] = []
+    ours: dict[str, Any] = authority.issue("ours", "client.example").settings
+    with TlsServer(authority, names) as server:
+        config = ClientConfig(
+            f"wss://127.0.0.1:{server.port}/",
+            Protocol.WEBSOCKET,
+            tls_ca=str(authority.root.cert),
+            sni="gateway.example",
+            **ours,
+        )
+        dial(WebSocketClient(config)).close()
+        shown = server.result()
+    assert names == ["gateway.example"]
+    assert dict(field[0] for field in shown["subject"])["commonName"] == "client.example"
