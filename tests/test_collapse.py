@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from proxy.collapse import Collapse
-from tests.test_logs import record
+from tests.test_lines import record
 
 
 class Night:

@@ -18,16 +18,6 @@ from proxy.logs import LineWriter, set_up
 from tests.wire.greenlets import settle
 from tests.wire.waits import wait_until
 
-
-def record(
-    message: object = "hello", *args: object, level: int = logging.INFO, **extra: object
-) -> logging.LogRecord:
-    """Make a record as ``log.info(message, *args, extra=extra)`` does."""
-    made = logging.LogRecord("proxy.test", level, __file__, 1, message, args, None)
-    made.__dict__.update(extra)
-    return made
-
-
 # -- the writer
 
 
