@@ -3,7 +3,7 @@ Connections to an upstream that are made ready before a client needs them.
 
 How many there are depends on what was taken lately: as many as were taken before another one could have been
 made, and half as many each time one grows old that nobody took. An upstream that nobody has used for a while
-has none, and neither has one that fails.
+has none, and neither has one that fails. One that is near gets new ones only now and then.
 
 What may never be violated:
 
@@ -34,6 +34,7 @@ SHORTEST = 1.0  # seconds; where none can be kept for that, there are none
 MEMORY = 60.0  # seconds for which it is remembered that they do not last
 LOOK = 0.5  # seconds between two looks at them
 SLOW = 1.0  # seconds that one takes to make as long as it is not known
+NEAR = 0.01  # seconds in which an upstream is reached that is so near that spares hardly matter
 
 OUTCOMES = ("taken", "expired", "died")
 
@@ -69,6 +70,7 @@ class Spares:
         self._takes: deque[float] = deque(maxlen=most)
         self._peak = 0  # as many were taken at once since the last time that some were made
         self._taken_at = -math.inf
+        self._effort = SLOW
         self._lasts = LONGEST  # for how long one is kept
         self._shortened_at = -math.inf
         self._maker: Maker | None = None
@@ -96,7 +98,8 @@ class Spares:
     def take(self, effort: float | None = None) -> Channel | None:
         """Give one that is ready, if any; ``effort`` is how many seconds it takes to make another."""
         now = self.clock()
-        self._note(now, SLOW if effort is None else effort)
+        self._effort = SLOW if effort is None else effort
+        self._note(now)
         while self._ready:
             begun, channel = self._ready.popleft()
             if now - begun > self._lasts:
@@ -109,8 +112,8 @@ class Spares:
                 return channel
         return None
 
-    def _note(self, now: float, effort: float) -> None:
-        while self._takes and now - self._takes[0] > effort:
+    def _note(self, now: float) -> None:
+        while self._takes and now - self._takes[0] > self._effort:
             self._takes.popleft()
         self._takes.append(now)
         self._peak = max(self._peak, len(self._takes))
@@ -119,6 +122,11 @@ class Spares:
     def fill(self) -> None:
         """Have as many made as are wanted, as the upstream has just been reached."""
         self._wanted, self._peak = max(self._wanted, self._peak), 0
+        if not self._is_tended and self._wanted and self._maker:
+            self._is_tended = True
+            Task(self._tend)
+        elif self._effort < NEAR:
+            return  # to have one made costs more than it saves; the next look is early enough
         self._make_up()
 
     def _make_up(self) -> None:
@@ -127,9 +135,6 @@ class Spares:
         for _ in range(self._lacking):
             self._making += 1
             Task(partial(self._make, self._maker))
-        if self._wanted and not self._is_tended:
-            self._is_tended = True
-            Task(self._tend)
 
     @property
     def _lacking(self) -> int:

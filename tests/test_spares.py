@@ -52,6 +52,7 @@ class Bench:
         self.now = 1000.0
         self.made: list[Channel] = []
         self.is_reachable = True
+        self.effort = EFFORT
         self.lives = True
         self.asked = 0
         self.spares = Spares(most, lambda: self.now)
@@ -77,7 +78,7 @@ class Bench:
 
     def burst(self, count: int) -> list[Any]:
         """Come with several clients at once, which all reach the upstream if they have to."""
-        taken = [self.spares.take(EFFORT) for _ in range(count)]
+        taken = [self.spares.take(self.effort) for _ in range(count)]
         if None in taken:
             self.spares.fill()
         gevent.idle()
@@ -128,6 +129,20 @@ def test_clients_that_come_one_after_the_other_share_one() -> None:
         bench.take()
         assert len(bench.spares) == 1
     assert len(bench.made) == 20
+
+
+def test_an_upstream_that_is_near_gets_new_ones_with_the_next_look_only() -> None:
+    """To reach it costs a client next to nothing, and to have somebody else do it costs more."""
+    bench = Bench()
+    bench.effort = 0.001
+    bench.burst(3)
+    made = len(bench.made)
+    for _ in range(100):
+        bench.now += 0.004
+        bench.burst(3)
+    assert len(bench.made) == made
+    bench.look()
+    assert len(bench.spares) == 3
 
 
 @pytest.mark.parametrize("most", [0, 1, 8, 64])
