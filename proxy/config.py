@@ -377,7 +377,12 @@ class ServerConfig(Settings):
 
 # The settings of a listener that stand in [proxy], for all; max_connections may stand in its own section too.
 SHARED = (
-    *("timeout", "handshake_timeout", "idle_timeout", "max_connections", "overload", "enable_upstream"),
+    "timeout",
+    "handshake_timeout",
+    "idle_timeout",
+    "max_connections",
+    "overload",
+    "enable_upstream",
     "splice",
 )
 
