@@ -22,7 +22,7 @@ from tests.bench.meter import clock
 from tests.bench.tables import Table
 from tests.doors import MIB
 from tests.integration.certificates import Authority
-from tests.integration.programs import REPOSITORY, Proxy, socks_door, upstream, web_door
+from tests.integration.programs import REPOSITORY, Proxy, mixed_door, socks_door, upstream, web_door
 from tests.siege.attacks import ATTACKS, HERE, Ports
 from tests.wire import clients, targets
 from tests.wire.processes import memory_of
@@ -84,6 +84,7 @@ class Siege:
             "other-login": socks_door(),
             "web": web_door(),
             "wss": web_door(**certificate.settings),
+            "mixed": mixed_door(auth="none"),
         }
         ways = {"far": upstream("websocket", far.door("web"))}
         self.node = stack.enter_context(

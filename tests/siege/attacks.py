@@ -104,24 +104,40 @@ def targets(ports: Ports, seconds: float, sent: Sent) -> None:
 
 def frames(ports: Ports, seconds: float, sent: Sent) -> None:
     """Send frames of one byte through many tunnels at once."""
-    _flood(ports, seconds, sent, bytes([0x80 | BINARY, 0x81, 0, 0, 0, 0]) + b"x")
+    _flood(lambda: _tunnel(ports), bytes([0x80 | BINARY, 0x81, 0, 0, 0, 0]) + b"x", seconds, sent)
 
 
 def pings(ports: Ports, seconds: float, sent: Sent) -> None:
     """Send empty pings through many tunnels at once."""
-    _flood(ports, seconds, sent, bytes([0x80 | PING, 0x80, 0, 0, 0, 0]))
+    _flood(lambda: _tunnel(ports), bytes([0x80 | PING, 0x80, 0, 0, 0, 0]), seconds, sent)
 
 
-def _flood(ports: Ports, seconds: float, sent: Sent, frame: bytes) -> None:
-    data = frame * (65_000 // len(frame))
+def chunks(ports: Ports, seconds: float, sent: Sent) -> None:
+    """Send bodies in chunks of one byte with many requests at once."""
+    _flood(lambda: _upload(ports), b"1\r\nx\r\n", seconds, sent)
+
+
+def _tunnel(ports: Ports) -> socket.socket:
+    sock = socket.create_connection((HERE, ports["open-web"]), 5)
+    sock.sendall(upgrade_request(HERE, ports["sink"]))
+    assert Peer(sock).read_answer()[0] == 101
+    return sock
+
+
+def _upload(ports: Ports) -> socket.socket:
+    sock = socket.create_connection((HERE, ports["mixed"]), 5)
+    target = f"{HERE}:{ports['sink']}"
+    head = f"POST http://{target}/ HTTP/1.1\r\nHost: {target}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    sock.sendall(head.encode())
+    return sock
+
+
+def _flood(open_one: Callable[[], socket.socket], unit: bytes, seconds: float, sent: Sent) -> None:
+    data = unit * (65_000 // len(unit))
     with ExitStack() as stack:
-        socks = []
-        for _ in range(TUNNELS):
-            sock = stack.enter_context(socket.create_connection((HERE, ports["open-web"]), 5))
-            sock.sendall(upgrade_request(HERE, ports["sink"]))
-            assert Peer(sock).read_answer()[0] == 101
+        socks = [stack.enter_context(open_one()) for _ in range(TUNNELS)]
+        for sock in socks:
             sock.setblocking(False)
-            socks.append(sock)
         left = dict.fromkeys(socks, b"")
         for _ in paced(1, seconds):
             left = {sock: rest or data for sock, rest in left.items()}
@@ -192,7 +208,7 @@ def _still_waits(sock: socket.socket) -> bool:
 
 ATTACKS: Mapping[str, Callable[[Ports, float, Sent], None]] = {
     each.__name__: each
-    for each in (connects, hellos, names, labels, targets, frames, pings, hosts, loop, logins)
+    for each in (connects, hellos, names, labels, targets, frames, pings, chunks, hosts, loop, logins)
 }
 
 
