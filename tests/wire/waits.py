@@ -9,15 +9,19 @@ import pytest
 T = TypeVar("T")
 
 
-def wait_until(condition: Callable[[], T | None], what: str, timeout: float = 60.0) -> T:
-    """Poll until a condition is true, and give its value; fail the test at the deadline."""
+def wait_until(condition: Callable[[], T | None], what: str | Callable[[], str], timeout: float = 60.0) -> T:
+    """
+    Poll until a condition is true, and give its value; fail the test at the deadline.
+
+    What is waited for may be a function, which tells how far it has come.
+    """
     deadline = time.monotonic() + timeout
     while True:
         value = condition()
         if value:
             return value
         if time.monotonic() > deadline:
-            pytest.fail(f"waited {timeout:g} s for {what}")
+            pytest.fail(f"waited {timeout:g} s for {what() if callable(what) else what}")
         time.sleep(0.01)
 
 
