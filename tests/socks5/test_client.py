@@ -26,7 +26,6 @@ from tests.wire.clients import SocksRefused, SocksTunnel
 from tests.wire.greenlets import patience
 from tests.wire.sockets import free_port, read_exact
 from tests.wire.socks5 import (
-    AT_ONCE,
     CHOSEN,
     GRANTED,
     LOGGED_IN,
@@ -169,11 +168,9 @@ class Bench:
         return clients.socks5(self.node.door(door), host, port)
 
     def refusal(self, door: str = "nobody") -> int:
-        """Fail to connect, at once, and give the code of the reply."""
-        began = time.monotonic()
+        """Fail to connect, and give the code of the reply."""
         with pytest.raises(SocksRefused) as refused:
             self.connect(door).close()
-        assert time.monotonic() - began < AT_ONCE
         return refused.value.reply
 
 
@@ -403,13 +400,12 @@ def test_an_upstream_that_leaves_in_mid_reply_is_at_fault(form: str) -> None:
             for end, script in enumerate(scripts)
         }
         doors = {name: socks_door(upstream=name) for name in ways}
-        node = stack.enter_context(Proxy({"listeners": doors, "upstreams": ways}))
+        proxy = {"timeout": "1h"}  # what ends does not end by a timeout, then
+        node = stack.enter_context(Proxy({"proxy": proxy, "listeners": doors, "upstreams": ways}))
         for name in ways:
-            began = time.monotonic()
             with pytest.raises(SocksRefused) as refused:
                 clients.socks5(node.door(name), "192.0.2.1", 80)
             assert refused.value.reply == 1
-            assert time.monotonic() - began < AT_ONCE
         assert "internal error" not in node.log
 
 

@@ -69,7 +69,9 @@ SOURCES = (f"127.1.0.{number}" for number in range(1, 255))
 def node() -> Iterator[Proxy]:
     """Run a node with a door for anybody and one for users; none of its tests may leave anything behind."""
     doors = {"open": socks_door(auth="none"), "locked": socks_door()}
-    with Proxy({"proxy": {"log_level": "debug"}, "listeners": doors, "auth_users": USERS}) as node:
+    # What is closed at once is not closed by a timeout, then.
+    proxy = {"log_level": "debug", "handshake_timeout": "1h"}
+    with Proxy({"proxy": proxy, "listeners": doors, "auth_users": USERS}) as node:
         with Target(targets.echo) as target:  # the first name lookup starts a thread, which stays
             clients.socks5(node.door("open"), "localhost", target.port).close()
         wait_until(lambda: node.log.count(" access ") == 1, "the connection to end")
@@ -125,7 +127,7 @@ def converse(door: Door, segments: list[bytes], pause: float) -> bytes:
             peer.send(segment)
             time.sleep(pause)
         peer.end()
-        return peer.rest(10)
+        return peer.rest()
 
 
 @pytest.mark.parametrize("door", ["open", "locked"])
@@ -151,7 +153,7 @@ def test_early_data_arrives_exactly_once(node: Proxy, door: str, size: int) -> N
     with Target(targets.answer_after_end(b"bye")) as target, Peer(node.door(door)) as peer:
         peer.send(dialogue(door, target.port)[: -len(PAYLOAD)] + early)
         peer.end()
-        answer = peer.rest(10)
+        answer = peer.rest()
         assert target.result() == early
         assert target.accepted == 1
     assert answer.endswith(b"bye")
@@ -162,7 +164,7 @@ def test_early_data_arrives_exactly_once(node: Proxy, door: str, size: int) -> N
 def test_early_data_does_not_hide_the_reply_when_the_target_refuses(node: Proxy) -> None:
     """CASES A3."""
     early = b"precious-early-data " * 5000
-    answer = talk(node.door("open"), GREETING + to_ip("127.0.0.1", free_port()) + early, within=3)
+    answer = talk(node.door("open"), GREETING + to_ip("127.0.0.1", free_port()) + early)
     assert split_answer(answer, CHOSEN) == 5
     assert "precious" not in node.log
 
@@ -235,7 +237,7 @@ def test_a_client_that_stops_in_its_greeting_is_closed_without_a_word(hasty: Pro
     began = time.monotonic()
     with Peer(hasty.door("open")) as peer:
         peer.send(start)
-        assert peer.rest(HANDSHAKE + AT_ONCE) == b""
+        assert peer.rest() == b""
     assert time.monotonic() - began > HANDSHAKE - 0.05
 
 
@@ -472,13 +474,13 @@ class TestInAQuietNetwork:
         """CASES A20: 255 bytes fit into the message, 253 into the DNS."""
         node, _ = quiet
         name = b".".join(b"n" * size for size in labels)
-        assert node.ask(to_name(name, 80), within=3) in (4, 1)
+        assert node.ask(to_name(name, 80)) in (4, 1)
 
     def test_a_name_is_looked_up_in_ascii(self, quiet: "tuple[_Inside, StubDns]") -> None:
         """CASES A22: RFC 3492's usual example."""
         node, dns = quiet
         dns.asked.clear()
-        assert node.ask(to_name("bücher.example".encode(), 80), within=3) == 4
+        assert node.ask(to_name("bücher.example".encode(), 80)) == 4
         assert set(dns.asked) == {"xn--bcher-kva.example"}
 
     def test_an_ipv6_target_without_ipv6_has_a_reply_that_says_so(
@@ -551,7 +553,7 @@ class TestTowardsAnUpstream:
     ) -> None:
         node, target = through
         assert split_answer(talk(node.door("open"), GREETING + asked), CHOSEN) == 0
-        assert target.result(5) == heard
+        assert target.result() == heard
 
 
 # Patience
@@ -565,7 +567,7 @@ def test_a_megabyte_of_junk_is_dropped(node: Proxy) -> None:
         with Peer(node.door("open")) as peer:
             with contextlib.suppress(ConnectionError):
                 peer.send(junk)
-            assert peer.rest(2) in (NONE_ACCEPTABLE, b"")
+            assert peer.rest() in (NONE_ACCEPTABLE, b"")
 
     drop()
     before = memory_of(node.pid)
@@ -589,7 +591,7 @@ def test_a_client_that_trickles_is_cut_on_time(hasty: Proxy, door: str, start: b
         peer.send(start)
         with contextlib.suppress(ConnectionError):
             for _ in range(250):  # fewer than were announced, and for longer than a handshake may take
-                if closed(peer.sock, 0.02):
+                if closed(peer.sock, 0.1):
                     break
                 peer.send(trickle)
             else:
@@ -610,7 +612,7 @@ def test_a_silent_client_gives_its_place_back(hasty: Proxy, echo: Target) -> Non
     """CASES A36: there is one place."""
     with Peer(hasty.door("single")) as silent, Peer(hasty.door("single")) as next_one:
         next_one.send(GREETING + to_ip("127.0.0.1", echo.port) + PAYLOAD)
-        assert silent.rest(HANDSHAKE + AT_ONCE) == b""
+        assert silent.rest() == b""
         silent.sock.close()
         assert next_one.read(2) == CHOSEN
         assert next_one.reply() == 0
@@ -621,7 +623,7 @@ def test_a_silent_client_that_never_closes_gives_its_place_back_too(hasty: Proxy
     """CASES A36: the silent one keeps its socket open."""
     with Peer(hasty.door("single")) as silent, Peer(hasty.door("single")) as next_one:
         next_one.send(GREETING + to_ip("127.0.0.1", echo.port))
-        next_one.sock.settimeout(HANDSHAKE + 2 * AT_ONCE)
+        next_one.sock.settimeout(2 * AT_ONCE)
         assert next_one.read(2) == CHOSEN
         assert silent.rest() == b""
 
@@ -633,7 +635,7 @@ def test_a_client_that_ends_its_side_at_once_still_hears_the_target(node: Proxy,
     with Target(targets.banner(text)) as target, Peer(node.door(door)) as peer:
         peer.send(dialogue(door, target.port)[: -len(PAYLOAD)])
         peer.end()
-        answer = peer.rest(5)
+        answer = peer.rest()
     start = CHOSEN if door == "open" else LOGIN_CHOSEN + LOGGED_IN
     assert answer.endswith(text)
     assert split_answer(answer[: -len(text)], start) == 0
@@ -859,24 +861,25 @@ class TestHashes:
     @pytest.mark.parametrize("user", [b"bob", b"eve"])
     def test_a_wrong_one_is_not(self, hashed: Proxy, user: bytes) -> None:
         """CASES B42, also after a right one was remembered."""
-        answer = talk(hashed.door("locked"), LOGIN_GREETING + login(user, b"incorrect"), within=5)
+        answer = talk(hashed.door("locked"), LOGIN_GREETING + login(user, b"incorrect"))
         assert re.fullmatch(rb"\x05\x02\x01[^\x00]", answer, re.DOTALL)
 
     def test_wrong_logins_do_not_hold_up_others(self, hashed: Proxy, echo: Target) -> None:
         """
         CASES B60: 50 a second, each of which takes a processor for longer than a round trip may.
 
-        The best of three runs, as other programs share the processors.
+        The best of three runs, each beside one without them, as other programs share the processors.
         """
         tunnel = clients.socks5(hashed.door("open"), "127.0.0.1", echo.port)
-        usual = []
+        slower = []
         for _ in range(3):
+            alone = round_trip(tunnel, seconds=0.5)
             with attack(hashed.door("locked"), per_second=50, seconds=1.0):
-                usual.append(round_trip(tunnel, seconds=1.0))
-            if usual[-1] < 0.05:
+                slower.append(round_trip(tunnel, seconds=1.0) / max(alone, 0.005))
+            if slower[-1] < 10:
                 break
         tunnel.close()
-        assert min(usual) < 0.05
+        assert min(slower) < 10
 
 
 @contextlib.contextmanager
@@ -900,7 +903,7 @@ def attack(door: Door, *, per_second: int, seconds: float) -> Iterator[None]:
         thread.join(20)
         for peer in peers:
             with peer:
-                assert peer.rest(50) == LOGIN_CHOSEN + b"\x01\x01"
+                assert peer.rest() == LOGIN_CHOSEN + b"\x01\x01"
 
 
 def round_trip(tunnel: clients.Tunnel, *, seconds: float) -> float:
