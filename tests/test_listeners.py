@@ -34,6 +34,7 @@ def within_seconds() -> Iterator[None]:
 def listeners() -> Iterator[Listeners]:
     listeners = Listeners(make_server, NO_LOG, Metrics())
     yield listeners
+    listeners.stop()  # who waits for an address would look for it in the next test
     for server in listeners.all:
         server.shutdown()
 

@@ -383,18 +383,20 @@ def test_a_long_stream_each_way_at_once_arrives_as_sent_in_constant_memory(
 @every_way
 def test_small_messages_are_not_held_back(doors: Doors, way: str) -> None:
     """CASES E137: with Nagle's algorithm on any leg, the second byte waits 40 ms for an ACK of the first."""
-    delays = []
+    delay = 1.0
     with Target(answer_each_pair) as target:
         tunnel = doors.open(way, target.port)
-        for _ in range(15):
+        for _ in range(100):
             tunnel.sendall(b"a")
             time.sleep(0.005)  # so that the second travels by itself
             started = time.monotonic()
             tunnel.sendall(b"b")
             assert read_exact(tunnel, 2) == b"ok"
-            delays.append(time.monotonic() - started)
+            delay = time.monotonic() - started
+            if delay < 0.02:  # of a machine that has other things to do, at least one
+                break
         tunnel.close()
-    assert min(delays) < 0.02  # of a machine that has other things to do, at least one
+    assert delay < 0.02
 
 
 def answer_each_pair(connection: socket.socket) -> None:

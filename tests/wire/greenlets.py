@@ -13,7 +13,7 @@ from gevent import socket
 
 Pair = tuple[socket.socket, socket.socket]
 
-PATIENCE = 20.0  # seconds that any of these tests may block
+PATIENCE = 60.0  # seconds that any of these tests may block
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 from tests.wire.sockets import CHUNK, TIMEOUT, free_port, is_silent, read_to_end, reset
 
+PASSIVE = 120.0  # seconds in which a target that waits for bytes gets some
+
 AnyTarget = TypeVar("AnyTarget", bound="Target")
 Behaviour = Callable[[socket.socket], Any]
 
@@ -67,7 +69,7 @@ class Target:
     def _serve(self, connection: socket.socket) -> None:
         with contextlib.closing(connection):
             try:
-                connection.settimeout(TIMEOUT)
+                connection.settimeout(PASSIVE)
                 self.results.put(self.behave(connection))
             except OSError as error:
                 self.results.put(error)
