@@ -5,7 +5,7 @@ set -eu
 
 PATH=$PATH:/usr/sbin:/sbin
 PEERS="microsocks:microsocks danted:dante-server nginx:nginx-light haproxy:haproxy v2ray:v2ray
-    curl:curl ssh:openssh-client sshd:openssh-server openssl:openssl ip:iproute2 fail2ban-regex:fail2ban"
+    curl:curl wget:wget git:git npm:npm java:default-jdk-headless ssh:openssh-client sshd:openssh-server openssl:openssl ip:iproute2 fail2ban-regex:fail2ban"
 
 missing=
 for peer in $PEERS; do
