@@ -33,7 +33,8 @@ def client_behind(headers: Headers, trusted: Networks) -> Address | None:
     """
     Give the right-most address that is not trusted itself, or the left-most if all are.
 
-    None if there is no header, or if what stands in that place is no address.
+    What stands to the left of something that is no address is not looked at. None if there is no header, or
+    if the first thing on the right is no address.
     """
     found: IPAddress | None = None
     for text in reversed(",".join(headers.get_all(X_FORWARDED_FOR)).split(",")):
@@ -53,6 +54,8 @@ def _read(text: str) -> IPAddress | None:
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:
         text = text.partition(":")[0]
+    if "%" in text:  # a zone means nothing on another machine
+        return None
     try:
         ip = ip_address(text)
     except ValueError:

@@ -36,7 +36,17 @@ def test_the_client_is_the_rightmost_that_is_not_trusted(lines: list[str], expec
 
 
 @pytest.mark.parametrize(
-    "lines", [[], [""], ["unknown"], ["192.0.2.7, unknown"], ["192.0.2.7, "], ["192.0.2.7, _hidden"]]
+    "lines",
+    [
+        [],
+        [""],
+        ["unknown"],
+        ["192.0.2.7, unknown"],
+        ["192.0.2.7, "],
+        ["192.0.2.7, _hidden"],
+        ["fe80::1%eth0"],
+        ["fe80::1%"],
+    ],
 )
 def test_what_is_no_address_in_that_place_tells_of_nobody(lines: list[str]) -> None:
     """What a client has written itself, further to the left, is never reached by it."""
