@@ -2,9 +2,11 @@
 What every server is: a listener, a pool of greenlets, and a reference to the runtime of new clients.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from itertools import count
+from time import monotonic
 
 from proxy.accesslog import NO_LOG, AccessLog
 from proxy.address import Address, Endpoint
@@ -17,12 +19,15 @@ from proxy.listening.pool import Job, Pool, do
 from proxy.metrics import Metrics
 from proxy.net.deadline import Deadline
 from proxy.net.sock import GeventSocket, LoopSocket, address_of
+from proxy.net.threads import Task
 from proxy.relaying.channel import Channel
 from proxy.relaying.stream import Ending
 from proxy.runtime import Runtime, build_runtime
 from proxy.session import Inbound, Session
 
 REFUSALS = 128  # clients above the limit that are being told so at a time
+_ASKS_SOON = 1.0  # seconds in which a client begins its request, if it has one
+_LOOK = 0.1  # seconds between two looks for those that have not, while there is no room
 _FAREWELL = 0.8  # seconds for relays to say goodbye, when they are cut
 
 _numbers = count(1)
@@ -46,6 +51,7 @@ class ProxyServer(ABC):
         self.sessions: set[Session] = set()
         self._users: Mapping[str, str] | None = None  # of whom clients must be that are not yet served
         self._fullness = Fullness(self._describe_fullness)
+        self._is_making_room = False
 
     @property
     def total(self) -> int:
@@ -134,6 +140,23 @@ class ProxyServer(ABC):
             return
         self.metrics.filled += is_full
         self._fullness.become(is_full)
+        if is_full and not self._is_making_room:
+            self._is_making_room = True
+            Task(self._make_room)
+
+    def _make_room(self) -> None:
+        """
+        While it is full, end those that have asked for nothing for a while, the oldest first.
+
+        They may be connections that another proxy has ready, and must not keep clients out.
+        """
+        while self._fullness.is_full and self.acceptors:
+            idle = [(since, each) for each in self.sessions if (since := each.idle_since) is not None]
+            since, oldest = min(idle, key=lambda pair: pair[0], default=(math.inf, None))
+            if oldest and since < monotonic() - _ASKS_SOON:
+                oldest.stop(Ending.EVICTED)
+            Deadline(_LOOK).pause(_LOOK)
+        self._is_making_room = False
 
     def _describe_fullness(self) -> str:
         config, live = self.config, len(self.sessions)

@@ -116,6 +116,13 @@ class Session:
         finally:
             self._channel.abort()
 
+    @property
+    def idle_since(self) -> float | None:
+        """Since when nothing is missing but its request; None once something of it was heard."""
+        if self.wanted or self._channel.heard:
+            return None
+        return max(self.started, self._channel.waits_since)
+
     def __str__(self) -> str:
         return f"{self.runtime.config.name} {self.client}"
 

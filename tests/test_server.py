@@ -408,3 +408,33 @@ def test_a_server_can_be_shut_down_twice(house: House) -> None:
     server = house.serve()
     server.shutdown()
     server.shutdown()
+
+
+# -- those that ask for nothing
+
+
+@pytest.mark.parametrize("overload", [Overload.WAIT, Overload.REFUSE])
+def test_who_asks_for_nothing_keeps_no_client_out(house: House, overload: Overload) -> None:
+    """DESIGN 1.12: they may be connections that another proxy has ready, as many as there are places."""
+    server = house.serve(max_connections=2, overload=overload, handshake_timeout=3600.0)
+    ready = [house.connect(server) for _ in range(2)]
+    for client in ready:
+        client.sock.sendall(NO_LOGIN)
+        assert client.read(2) == b"\x05\x00"
+    until(lambda: len(server.sessions) < 2)
+    assert house.connect(server).ask() == 0
+    assert not house.lines  # nobody has a line who asked for nothing
+    assert ready[0].sock.recv(1) == b""  # it has waited for longest
+
+
+def test_who_is_served_keeps_its_place(house: House) -> None:
+    """The counter-example, and so does one that has begun to ask."""
+    server = house.serve(max_connections=3, handshake_timeout=3600.0)
+    tunnel, asking, idle = (house.connect(server) for _ in range(3))
+    assert tunnel.ask() == 0
+    asking.sock.sendall(NO_LOGIN)
+    assert asking.read(2) == b"\x05\x00"
+    asking.sock.sendall(house.request[:1])
+    assert idle.sock.recv(1) == b""  # only this one gives way
+    settle()
+    assert len(server.sessions) == 2

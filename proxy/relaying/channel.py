@@ -15,6 +15,7 @@ import select
 import socket as std_socket
 import sys
 from contextlib import suppress
+from time import monotonic
 from typing import Any
 
 import gevent
@@ -43,12 +44,13 @@ _poll = get_original("select", "poll")
 class Channel:
     """A connected socket during its handshake."""
 
-    __slots__ = ("_asked", "_crumbs", "_early", "_handed_over", "client", "heard", "sock")
+    __slots__ = ("_asked", "_crumbs", "_early", "_handed_over", "client", "heard", "sock", "waits_since")
 
     def __init__(self, sock: Any, client: Address | None = None) -> None:
         self.client = client
         self.sock = take_over(sock)
         self.heard = False  # the peer has sent something, or something of its request
+        self.waits_since = 0.0  # for that, if something came before it
         self._early = b""  # what was received and not read yet
         self._crumbs = 0  # pieces that were smaller than ``_CRUMB``
         self._asked = False  # we sent last, so the answer has to be waited for
@@ -71,6 +73,7 @@ class Channel:
     def await_request(self) -> None:
         """Take note that what comes before a request is done, and that nothing of it was heard yet."""
         self.heard = bool(self._early)
+        self.waits_since = monotonic()
 
     def recv(self, count: int) -> bytes:
         """Receive up to ``count`` bytes; b"" at the end."""
