@@ -1,13 +1,14 @@
 """A setting's kind says all that is known of its values, and stands with its field."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Annotated, Any
 
 import pytest
 
-from proxy.config import UpstreamConfig
+from proxy.config import UpstreamConfig, UpstreamType
 from proxy.configfile.spec import is_secret
+from proxy.errors import ConfigError
 from proxy.settings import Location, Seconds, Secret, SomeSeconds, at_least, kinds_of, one_of
 
 
@@ -88,3 +89,35 @@ def test_whatever_stays_out_of_a_repr_is_a_secret_of_the_file_too() -> None:
     assert {each.name for each in fields if not each.repr} == {
         name for name in UpstreamConfig.kinds if is_secret(("upstreams", "home"), name)
     }
+
+
+# -- a number, or a word in its place
+
+
+@pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("0", 0), ("64", 64)])
+def test_a_number_may_have_a_word_in_its_place(text: str, value: str | int) -> None:
+    assert UpstreamConfig.kinds["spare"].parse(text) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("65", "must be auto, or a number from 0 to 64"),
+        ("-1", "is neither auto nor a number"),
+        ("", "is neither auto nor a number"),
+        ("autos", "is neither auto nor a number; did you mean auto[?]"),
+    ],
+)
+def test_neither_the_word_nor_such_a_number_is_refused(text: str, why: str) -> None:
+    with pytest.raises(ValueError, match=f"^{why}$"):
+        UpstreamConfig.kinds["spare"].parse(text)
+
+
+def test_how_many_may_be_ready_is_what_is_set_or_eight() -> None:
+    """DESIGN 1.12; what goes out directly has nothing to be ready."""
+    way = UpstreamConfig("home", UpstreamType.SOCKS5, "127.0.0.1:1080")
+    assert [replace(way, spare=spare).most_spares for spare in ("auto", 0, 64)] == [8, 0, 64]
+    assert UpstreamConfig("line", UpstreamType.DIRECT).most_spares == 0
+    for wrong in ("many", -1, 65):
+        with pytest.raises(ConfigError):
+            replace(way, spare=wrong)

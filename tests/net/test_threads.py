@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import gevent
 import pytest
+from gevent.event import Event
 
-from proxy.net.threads import NativeThreads
+from proxy.net.threads import NativeThreads, Task, first_of
 
 
 class Calls:
@@ -113,3 +114,35 @@ def test_a_shared_call_begins_when_the_first_who_wants_it_may(calls: Calls) -> N
     second.kill()
     calls.end("same")
     assert first.get(timeout=20) == "same"
+
+
+# -- greenlets of nobody's in particular
+
+
+def test_of_several_the_first_that_ends_is_waited_for() -> None:
+    go = Event()
+    with gevent.Timeout(10):
+        slow, quick = Task(go.wait), Task(lambda: "done")
+        first_of([slow, quick], None)
+        assert (slow.is_running, quick.is_running, quick.wait()) == (True, False, "done")
+        first_of([slow], 0.001)
+        assert slow.is_running
+    slow.cancel()
+
+
+def test_one_that_is_cancelled_ends_where_it_blocks_and_gives_nothing() -> None:
+    seen: list[str] = []
+
+    def block() -> str:
+        try:
+            Event().wait()
+        finally:
+            seen.append("cleaned up")
+        return "never"
+
+    with gevent.Timeout(10):
+        task = Task(block)
+        gevent.idle()
+        task.cancel()
+        assert task.wait() is None
+    assert seen == ["cleaned up"]
