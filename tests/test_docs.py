@@ -302,3 +302,16 @@ def test_the_websocket_client_among_the_examples_fetches_a_page(tmp_path: Path) 
         assert (done.stdout.encode(), done.stderr) == (PAGE.replace(b"\r\n", b"\n"), "")
         done = run_python(example, door, "localhost", str(free_port()), directory=tmp_path)
         assert (done.returncode, done.stderr) == (1, "no connection: connection refused\n")
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=name_of)
+def test_every_row_of_a_table_stands_under_its_head(page: Path) -> None:
+    lines = page.read_text().splitlines()
+    orphans = [
+        number
+        for number, (before, line, after) in enumerate(
+            zip(["", *lines], lines, [*lines[1:], ""], strict=False), 1
+        )
+        if line.startswith("|") and not before.startswith("|") and not re.match(r"\| *:?--", after)
+    ]
+    assert not orphans
