@@ -1,6 +1,6 @@
 PYTHON_IN_VENV = .venv/bin/python
-# A file of tests for each processor at a time, so that its fixtures are made once; more than four gain little.
-SIDE_BY_SIDE = -n auto --maxprocesses 4 --dist loadfile
+# Four files of tests at a time, so that the fixtures of each are made once: most of the time tests wait for something.
+SIDE_BY_SIDE = -n 4 --dist loadfile
 TESTS =
 .DEFAULT_GOAL = help
 .PHONY: help run test bench siege report style format types clean venv
