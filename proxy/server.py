@@ -2,7 +2,6 @@
 What every server is: a listener, a pool of greenlets, and a reference to the runtime of new clients.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from itertools import count
@@ -151,12 +150,16 @@ class ProxyServer(ABC):
         They may be connections that another proxy has ready, and must not keep clients out.
         """
         while self._fullness.is_full and self.acceptors:
-            idle = [(since, each) for each in self.sessions if (since := each.idle_since) is not None]
-            since, oldest = min(idle, key=lambda pair: pair[0], default=(math.inf, None))
-            if oldest and since < monotonic() - _ASKS_SOON:
+            for oldest in self._idle()[:1]:
                 oldest.stop(Ending.EVICTED)
             Deadline(_LOOK).pause(_LOOK)
         self._is_making_room = False
+
+    def _idle(self) -> list[Session]:
+        """List those that have asked for nothing for a while, the oldest first."""
+        since = {each: moment for each in self.sessions if (moment := each.idle_since) is not None}
+        long_ago = monotonic() - _ASKS_SOON
+        return sorted((each for each in since if since[each] < long_ago), key=since.__getitem__)
 
     def _describe_fullness(self) -> str:
         config, live = self.config, len(self.sessions)
@@ -190,9 +193,17 @@ class ProxyServer(ABC):
         self.runtime.retire()
 
     def shutdown(self, drain_timeout: float = 0.0) -> None:
-        """Close the listener, let connections finish for a while, and then cut them."""
+        """
+        Close the listener, let connections finish for a while, and then cut them.
+
+        Who asks for nothing meanwhile, as a connection that another proxy has ready, is not waited for.
+        """
         self.stop_accepting()
-        self._pool.join(drain_timeout)
+        drain = Deadline(drain_timeout)
+        while not self.is_idle and drain.remaining():
+            for each in self._idle():
+                each.stop(Ending.STOPPED)
+            self._pool.join(min(_LOOK, drain.remaining()))
         for session in list(self.sessions):
             session.stop(Ending.STOPPED)
         self._pool.join(_FAREWELL)

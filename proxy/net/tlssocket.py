@@ -25,7 +25,7 @@ from functools import cache, partial
 from typing import Any
 
 from proxy.errors import ProtocolError
-from proxy.net.deadline import wait
+from proxy.net.deadline import next_turn, wait
 from proxy.net.limits import check_descriptors
 from proxy.net.sock import LoopSocket, take_over
 from proxy.net.tls import ClientContext, describe
@@ -199,7 +199,10 @@ class TlsSocket:
                 count = self._sock.recv_into(self._wire)
                 break
             except BlockingIOError:
-                wait(self.reader)
+                if self._sock.pending:  # TLS outside of this one has more in hand
+                    next_turn()
+                else:
+                    wait(self.reader)
         if count:
             self._incoming.write(self._wire[:count])
         else:

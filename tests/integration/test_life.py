@@ -21,11 +21,21 @@ from typing import Any
 
 import pytest
 
-from tests.integration.programs import COMMAND, Program, Proxy, socks_door, upstream, web_door
+from tests.integration.programs import COMMAND, Program, Proxy, mixed_door, socks_door, upstream, web_door
 from tests.wire import clients, targets
 from tests.wire.clients import HttpRefused, SocksRefused, Tunnel
 from tests.wire.processes import CLOSE_WAIT, ESTABLISHED, SYN_SENT, descriptors_of, sockets_of, table
-from tests.wire.sockets import TIMEOUT, Door, Readable, connect, free_port, read_exact, read_to_end, reset
+from tests.wire.sockets import (
+    TIMEOUT,
+    Door,
+    Readable,
+    connect,
+    free_port,
+    read_exact,
+    read_rest,
+    read_to_end,
+    reset,
+)
 from tests.wire.socks5 import read_socks_reply, socks_greeting, socks_request
 from tests.wire.targets import Target
 from tests.wire.waits import wait_until
@@ -94,6 +104,17 @@ class TestStopping:
             for tunnel in tunnels:
                 assert hashlib.sha256(read_to_end(tunnel)).hexdigest() == digest
                 tunnel.close()
+            assert node.wait(20) == 0
+
+    @pytest.mark.parametrize("door", ["socks", "web", "mixed"])
+    def test_who_asks_for_nothing_is_not_waited_for(self, door: str) -> None:
+        """Another proxy has connections ready: a gateway that restarts must not wait until they grow old."""
+        doors = {"socks": socks_door(), "web": web_door(), "mixed": mixed_door()}
+        settings = {"drain_timeout": "60s", "handshake_timeout": "60s"}
+        with Proxy({"proxy": settings, "listeners": doors}) as node, connect(node.door(door)) as ready:
+            wait_until(lambda: node.connections, "the connection")
+            node.signal(signal.SIGTERM)
+            assert read_rest(ready)[0] == b""
             assert node.wait(20) == 0
 
     def test_what_is_left_after_the_drain_timeout_is_cut(self) -> None:
