@@ -2,9 +2,10 @@
 Move bytes between two streams, both ways at once, until both have ended.
 
 A relay runs in callbacks of the event loop, and no greenlet has to wait for its end. Each time a socket is
-ready, a direction does one bounded operation, so many connections share the loop fairly and a small one is
-never behind a big one. A greenlet for each direction would be simpler to read, but an idle connection took
-30 KiB that way, and 10 with one greenlet that waits for the end; it takes 3 like this.
+ready, a direction does one bounded operation, and those who move much take turns (``turns``): so a small
+connection is behind a slice of a turn, and never behind all the big ones. A greenlet for each direction would
+be simpler to read, but an idle connection took 30 KiB that way, and 10 with one greenlet that waits for the
+end; it takes 3 like this.
 
 What may never be violated:
 
@@ -19,14 +20,15 @@ What may never be violated:
   first by whoever is still sending to it.
 - Once a relay is over nothing moves, and the first reason that was given for its end stands.
 - When both directions are stalled, their pipes hold ``MOST_IN_PIPES`` together, and not each.
-- To move a byte costs no timer and no look at the clock: time is watched by a sweep, which looks at every
-  relay twice a second.
+- Whoever moves much, or flushes, does it in a turn that has room for it, or waits for one.
+- To move little costs no timer and no look at the clock. Who moves much is timed, which is two looks for an
+  operation. Any other time is watched by a sweep, which looks at every relay twice a second.
 
 How a direction moves bytes:
 
     copying     through the shared buffer. When one read finds ``BULK``, and both ends allow it: bulk
     bulk        The source has to be seen before it can be spliced (it is a WebSocket, and a frame begins), so
-                only the header is copied. If enough of that frame is left: splicing, else copying
+                only the header is copied. If enough of that frame is left: splicing at once, else copying
     splicing    inside the kernel, as much as is there. When that was little, or there is no pipe: copying
 
 How far the end of its source has come:
@@ -38,10 +40,14 @@ How far the end of its source has come:
 
 What happens, and what a direction does:
 
-    the source can be read    One operation. After its end: have it answer what still comes (``stay``).
+    the source can be read    One operation. After its end: have it answer what still comes (``stay``). If the
+                              last one moved ``MUCH``, and the turn has no room for more: wait for a turn.
     the source has more       It is in no socket, so no event will tell: wait for a turn (``turns``).
+    its turn comes            What the event would have had it do. After ``MUCH``, while others wait: wait for
+                              the next turn, as there is probably more. Else: listen again.
     the sink is blocked       It is held: listen to the sink instead of the source.
-    the sink can be written   Flush. When nothing is kept any more: listen to the source, or pass its end on.
+    the sink can be written   Flush, or wait for a turn with room for that. When nothing is kept any more:
+                              listen to the source, or pass its end on.
     the source fails          CUT. Nothing is left of it: the kernel gives what came before the error first.
     the sink fails            Stop. The other direction delivers what that peer said before it broke, and ends
                               the relay. If one of the two had ended already: CUT.
@@ -76,14 +82,14 @@ WORTH_A_SPLICE = 8 * 1024  # bytes
 # One operation moves more than this only if the sink is sure to take it all, so that nothing stays in a pipe.
 # When one direction holds nearly all of it, the other one copies a little at a time instead of waiting.
 MOST_IN_PIPES = 256 * 1024  # bytes
-_LITTLE = 16 * 1024  # bytes
+MUCH = 8 * 1024  # bytes in one operation: whoever moves that takes turns with others
 _SWEEP = 0.5  # seconds
 _LATE = 0.25  # seconds
 
 OPEN, OVER, TOLD, ENDED = range(4)
 
 _buffer = Buffer()
-_small_buffer = Buffer(_LITTLE)
+_small_buffer = Buffer(MUCH)
 
 
 @dataclass(frozen=True)
@@ -345,8 +351,9 @@ class _Direction:
     """One direction of a relay: a source, a sink, and which of them it waits for."""
 
     __slots__ = (
-        "_blamed", "_bulk", "_found_much", "_reader", "_relay", "_sink", "_sink_name", "_source",
-        "_source_name", "_waits_for_turn", "_zero_copy", "held", "in_pipe", "moved", "opposite", "stage",
+        "_blamed", "_bulk", "_found_much", "_moves_much", "_reader", "_relay", "_sink", "_sink_name",
+        "_source", "_source_name", "_waits_for_turn", "_zero_copy", "held", "in_pipe", "moved", "opposite",
+        "stage",
     )  # fmt: skip
 
     opposite: "_Direction"
@@ -364,6 +371,7 @@ class _Direction:
         self._zero_copy = zero_copy and sink.takes_pipes
         self._bulk = False  # bulk or splicing, whichever the source allows
         self._found_much = False  # the last splice took all that one pipe holds
+        self._moves_much = False  # so it takes turns with others
         self._waits_for_turn = False
         self.stage = OPEN
         self.moved = 0
@@ -378,19 +386,37 @@ class _Direction:
         self._listen()
 
     def _listen(self) -> None:
-        self._reader.start(self._receive)
         if self._source.buffered:
             self._wait_for_turn()
+        else:
+            self._reader.start(self._on_event)
+
+    @property
+    def _on_event(self) -> Callable[[], object]:
+        """What is done when the source can be read; who moves little needs no look at the turn."""
+        return self._receive if self._moves_much else self._move
 
     def _wait_for_turn(self) -> None:
-        if not self._waits_for_turn:
+        """Wait for a turn instead of an event, to do what the event would have us do."""
+        if not self._relay.is_over:
+            (self._sink.writer if self.held else self._reader).stop()
             self._waits_for_turn = True
-            TURNS.later(self._receive_in_turn)
+            TURNS.later(self._take_turn)
 
-    def _receive_in_turn(self) -> None:
-        if self._waits_for_turn:  # it may have been held, or stopped, since
-            self._waits_for_turn = False
-            self._receive()
+    def _take_turn(self) -> None:
+        self._waits_for_turn = False
+        if self.held:
+            self._sink.writer.start(self._resume)
+            self._flush()
+            return
+        before = self.moved
+        if self._move() and not self.held and not self._waits_for_turn and not self._relay.is_over:
+            # While others wait, who had much stays in the queue: the next turn will tell if there is more. To
+            # listen in between would be two system calls for each operation.
+            if self.moved - before >= MUCH and TURNS.others_wait:
+                self._wait_for_turn()
+            else:
+                self._reader.start(self._on_event)
 
     def pause(self) -> None:
         """Wait for nothing any more."""
@@ -399,7 +425,9 @@ class _Direction:
 
     def _stop_listening(self) -> None:
         self._reader.stop()
-        self._waits_for_turn = False
+        if self._waits_for_turn:
+            self._waits_for_turn = False
+            TURNS.forget(self._take_turn)
 
     def let_go(self) -> None:
         """Forget the others, when all is over."""
@@ -419,13 +447,17 @@ class _Direction:
             self.in_pipe = 0
             self._sink.writer.stop()
 
+    @property
+    def _listens(self) -> bool:
+        return self._reader.active or (self._waits_for_turn and not self.held)
+
     def tick(self, now: float) -> None:
         """Let the source do what is due."""
         if self._relay.is_over:
             return
         try:
             self._blamed = self._source_name
-            if not self._source.tick(now, listening=self._reader.active):
+            if not self._source.tick(now, listening=self._listens):
                 self._relay.stop(Ending.CUT, f"{self._source_name}: no sign of life")
         except OSError as exc:
             # A stream looks for errors only while nobody listens to it, so this direction is held. What the
@@ -455,37 +487,54 @@ class _Direction:
     # -- moving
 
     def _receive(self) -> None:
-        """Do one operation on what the source has."""
-        if self._waits_for_turn:  # The turn will come, and an event in between must not jump the queue.
-            return
+        """Do one operation on what the source has, in a turn with room for it, as the last one moved much."""
+        if TURNS.has_room:
+            TURNS.do(self._move)
+        else:
+            self._wait_for_turn()
+
+    def _move(self) -> bool:
+        """Do one operation on what the source has; False if nothing is left to listen for."""
         source = self._source
         self._blamed = self._source_name
         try:
             if self.stage:
                 if not source.stay():
                     self._reader.stop()
-                    return
+                    return False
             else:
                 count = self._splice() if self._bulk and source.spliceable() else self._copy()
                 if count:
                     self.moved += count
+                    if (count >= MUCH) is not self._moves_much:
+                        self._moves_much = not self._moves_much
+                        if self._reader.active:
+                            self._reader.callback = self._on_event
                 elif count == 0:
                     self.stage = OVER
                     if not self.held:
                         self._end()
             # Also if there was no payload: the rest of a control frame may be decrypted already.
-            if source.buffered and self._reader.active:
+            if source.buffered and not self.held:
                 self._wait_for_turn()
         except Exception as exc:
             self._cut(exc)
+            return False
+        return True
 
     def _copy(self) -> int | None:
-        buffer = _small_buffer if self.opposite.in_pipe > MOST_IN_PIPES - BUFFER_SIZE else _buffer
+        little = TURNS.is_full or self.opposite.in_pipe > MOST_IN_PIPES - BUFFER_SIZE
+        buffer = _small_buffer if little else _buffer
         count = self._source.recv_into(buffer, bulk=self._bulk)
         if self._bulk:
             # This was only the beginning of a frame, and says how much of it is left.
-            self._bulk = self._source.spliceable() >= WORTH_A_SPLICE
+            left = self._source.spliceable()
+            if count is None and left >= WORTH_A_SPLICE:
+                return self._splice()
+            self._bulk = left >= WORTH_A_SPLICE
         if count:
+            if count >= MUCH:
+                TURNS.spend_bytes(count)
             if count >= BULK:
                 self._bulk = self._zero_copy
             self._blamed = self._sink_name
@@ -494,12 +543,12 @@ class _Direction:
 
     def _splice(self) -> int | None:
         there = self._source.spliceable()
-        most = min(there, MOST_IN_PIPES - self.opposite.in_pipe)
+        most = min(there, max(0, MOST_IN_PIPES - self.opposite.in_pipe))
         pipe = None
         if self._found_much and there > most:
             # To ask for the sink's room is a system call, so only a direction that could use it does.
             room = self._sink.room
-            if room > most and (pipe := splice.BIG_PIPES.take()):
+            if room > max(most, WORTH_A_SPLICE) and (pipe := splice.BIG_PIPES.take()):
                 most = min(there, room)
         if pipe is None and most >= WORTH_A_SPLICE:
             pipe = splice.PIPES.take()
@@ -522,7 +571,13 @@ class _Direction:
         return count
 
     def _resume(self) -> None:
-        """Go on where the sink was blocked."""
+        """Go on where the sink was blocked, in a turn that has room for it."""
+        if TURNS.has_room:
+            TURNS.do(self._flush)
+        else:
+            self._wait_for_turn()
+
+    def _flush(self) -> None:
         self._blamed = self._sink_name
         try:
             self._sink.flush()

@@ -1,39 +1,54 @@
 """
-What is left for a later turn of the event loop, and how much of it a turn takes.
+What is left for a later turn of the event loop, and how much of it those take who have much to do.
 
-An operation has a bound in bytes, but 64 KiB may be one frame or ten thousand, which take 25 ms to
-decode, and they may come from each of a thousand connections at once. While the loop decodes them nobody
-else is served. So frames have a bound of their own, for one operation and for one turn, whoever they come
-from, and what is beyond it waits here.
+While an operation runs nobody else is served. One that splices a megabyte takes 0.1 ms; 64 KiB may be one
+frame or ten thousand, which take 25 ms to decode; and there may be a thousand of each at once. So whoever
+has much to do takes turns with the others: all of them together have a slice of each turn, and what is
+beyond it waits here.
 
 What may never be violated:
 
-- Between two turns the loop looks at its sockets. So a small message is behind one turn, and never behind
-  all that waits.
-- Those who wait are served in the order in which they came, one operation each. So nobody waits for ever.
+- Between two turns the loop looks at its sockets. So a small message is behind one slice and one operation,
+  and never behind all that waits.
+- Those who wait are served in the order in which they came, one operation each, and before those who come
+  by an event. So nobody waits for ever.
+- Somebody is served in every turn, whatever the others have used.
+- What is small costs no look at the clock. What is not is counted before its time is known, by how many
+  frames or bytes it was, so that many first operations in one turn are bounded too.
 """
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
 import gevent
 
-FRAMES_AT_A_TIME = 64  # of 1 KiB they are a whole read; to decode one takes 2 to 7 µs
-FRAMES_A_TURN = 256
+SLICE = 0.0002  # seconds: two or three splices, and little beside the time in which a message comes and goes
+FRAMES_AT_A_TIME = 64  # of 1 KiB they are a whole read
 FEW_FRAMES = 4  # that any operation may decode, as a small message would have to wait otherwise
-_SLICE = 0.001  # seconds of a turn that those who wait have together
+_FRAME = 4e-6  # seconds, about, to decode one
+_BYTE = 1e-9  # seconds, about, to copy one
 
 
 class Turns:
-    """Those who have more to do, and the frames that are left of this turn."""
+    """Those who wait for a turn, and what is left of the present one's slice."""
 
     def __init__(self) -> None:
-        self.is_full = False  # enough was decoded in this turn, so that operations should be small
-        self._frames = 0  # how many were decoded in this turn
-        self._waiting: deque[Callable[[], None]] = deque()
+        self.is_full = False  # the slice is used up, so that operations should be small
+        self._spent = 0.0  # seconds of the slice
+        self._waiting: OrderedDict[Callable[[], None], None] = OrderedDict()
         self._timer: Any = None
+
+    @property
+    def others_wait(self) -> bool:
+        """True if somebody waits for a turn."""
+        return bool(self._waiting)
+
+    @property
+    def has_room(self) -> bool:
+        """True if what takes long may be done at once: there is time left, and nobody waits."""
+        return not self.is_full and not self._waiting
 
     @property
     def frames(self) -> int:
@@ -43,30 +58,52 @@ class Turns:
     def spend(self, frames: int) -> None:
         """Note how many frames an operation has decoded."""
         if frames > FEW_FRAMES:
-            if not self._frames:
-                gevent.get_hub().loop.run_callback(self._renew)
-            self._frames += frames
-            self.is_full = self._frames >= FRAMES_A_TURN
+            self._spend(frames * _FRAME)
+
+    def spend_bytes(self, count: int) -> None:
+        """Note how many bytes an operation has copied, where they were many."""
+        self._spend(count * _BYTE)
+
+    def do(self, operation: Callable[[], object]) -> None:
+        """Do an operation at once, and take the time that it needs off the slice."""
+        before = self._spent
+        began = monotonic()
+        operation()
+        beyond = before + monotonic() - began - self._spent  # beyond what it has noted itself
+        if beyond > 0:
+            self._spend(beyond)
+
+    def _spend(self, seconds: float) -> None:
+        if not self._spent and not self._timer:  # which else comes at the end of this turn
+            gevent.get_hub().loop.run_callback(self._renew)
+        self._spent += seconds
+        self.is_full = self._spent >= SLICE
 
     def _renew(self) -> None:
-        self._frames = 0
+        self._spent = 0.0
         self.is_full = False
 
     def later(self, operation: Callable[[], None]) -> None:
         """Do an operation in a later turn, after those of the others who wait."""
-        self._waiting.append(operation)
+        self._waiting[operation] = None
         if self._timer is None:
-            # Not a callback: the loop may run many of those before it looks at its sockets again.
-            self._timer = gevent.get_hub().loop.timer(0.0, 1e-9)
+            # Not a callback: the loop may run many of those before it looks at its sockets again. Of what has
+            # happened in a turn, this comes last.
+            self._timer = gevent.get_hub().loop.timer(0.0, 1e-9, priority=-1)
             self._timer.start(self._run)
 
+    def forget(self, operation: Callable[[], None]) -> None:
+        """Do it in no turn."""
+        self._waiting.pop(operation, None)
+
     def _run(self) -> None:
-        until = monotonic() + _SLICE
+        self._renew()
         # No more than there are now: those who come again meanwhile are for the next turn.
         for _ in range(len(self._waiting)):
-            self._waiting.popleft()()
-            if self.is_full or monotonic() >= until:
+            self.do(self._waiting.popitem(last=False)[0])
+            if self.is_full or not self._waiting:
                 break
+        self._renew()
         if not self._waiting:
             self._timer.close()
             self._timer = None

@@ -158,11 +158,12 @@ class WebSocketStream:
             return 0
         if self._failure:
             raise self._failure
-        see = self._read_size if not TURNS.is_full else _SMALL_READ
-        if bulk and self._decoder.at_boundary and not self._server:
-            see = _HEADER
-        data = self._rest
-        if not data:
+        if self._rest:
+            data = self._rest[: len(buffer.payload)]
+        else:
+            see = self._read_size
+            if bulk and self._decoder.at_boundary and not self._server:
+                see = _HEADER
             count = self._tcp.receive(buffer.payload[:see])
             if count is None:
                 return None
@@ -225,7 +226,8 @@ class WebSocketStream:
         if whole is not None:
             size = len(whole)
             buffer.payload[:size] = whole
-            self._rest = _NOTHING
+            if self._rest:
+                self._rest = self._rest[len(data) :]
             return size
         size = 0
         try:
@@ -253,11 +255,15 @@ class WebSocketStream:
         """Keep what was left of the frames that came at once, for a later turn of the event loop."""
         TURNS.spend(self._decoder.frames)
         rest = self._decoder.rest
-        if rest:
+        if self._decoder.closed:
+            self._rest = _NOTHING
+        elif self._rest:  # this was its beginning, or all of it
+            self._rest = self._rest[len(data) - len(rest) :]
+        elif rest:
             # A peer whose frames are crumbs is read in small pieces, so that little has to be kept. That is
             # copied once, as the buffer in which it came is everybody's.
             self._read_size = _SMALL_READ
-            self._rest = rest if data is self._rest else memoryview(bytearray(rest))
+            self._rest = memoryview(bytearray(rest))
         else:
             self._read_size = BUFFER_SIZE
             self._rest = _NOTHING

@@ -15,7 +15,7 @@ from proxy.http.heads import parse_request
 from proxy.http.requests import vet_proxy_request
 from proxy.http.server import RequestStream
 from proxy.relaying.stream import Buffer, TcpStream
-from proxy.relaying.turns import FEW_FRAMES, FRAMES_A_TURN, FRAMES_AT_A_TIME, TURNS
+from proxy.relaying.turns import FEW_FRAMES, FRAMES_AT_A_TIME, TURNS
 from tests.wire.greenlets import patience, tcp_pair
 
 CHUNKED = b"POST http://127.0.0.1/ HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -77,7 +77,7 @@ def test_what_a_turn_has_left_is_for_all_connections() -> None:
         assert stream.recv_into(buffer, bulk=False)
         lines += stream._body.lines
     assert TURNS.is_full
-    assert lines <= FRAMES_A_TURN + FRAMES_AT_A_TIME + FEW_FRAMES * len(streams)
+    assert lines <= 2 * FRAMES_AT_A_TIME + FEW_FRAMES * len(streams)
 
 
 def test_a_client_that_ends_while_some_of_it_waits_is_seen_to_break_off_after_that() -> None:

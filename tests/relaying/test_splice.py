@@ -480,6 +480,27 @@ def test_while_one_direction_is_stuck_the_other_goes_on_and_both_hold_no_more_th
     running.get()
 
 
+@pytest.mark.parametrize("room", [-1, 0, 100])
+def test_a_direction_copies_when_the_other_one_holds_all_and_its_sink_has_no_room(
+    monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """To splice no byte at all would look like the end of the source."""
+    client, a = tcp_pair()
+    target, b = tcp_pair()
+    monkeypatch.setattr(TcpStream, "room", room)
+    monkeypatch.delattr(Pipe, "fill")
+    relay = DataForwarder().relay(TcpStream(a), TcpStream(b))
+    relay._up._bulk = relay._up._found_much = True
+    relay._down.in_pipe = 4 * MOST_IN_PIPES
+    client.sendall(b"hello")
+    running = gevent.spawn(DataForwarder().run, relay)
+    assert target.recv(10) == b"hello"
+    relay._down.in_pipe = 0
+    client.close()
+    target.close()
+    running.get()
+
+
 def test_what_a_cut_tunnel_had_in_flight_never_shows_up_in_another() -> None:
     """The most dangerous mistake that a pool of pipes can make."""
     before = PIPES.lent
