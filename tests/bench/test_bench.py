@@ -14,6 +14,7 @@ from tests.bench.medians import median, ratio
 from tests.bench.tables import counterpart, table_of, table_of_bars
 from tests.bench.works import QUICK as QUICK_WORKS
 from tests.bench.works import WORKS
+from tests.integration import peers
 from tests.integration.longwire import Law, Wire
 from tests.integration.programs import REPOSITORY
 
@@ -52,6 +53,8 @@ def test_a_work_gives_what_its_table_shows(name: str, ours: Running) -> None:
 
 @pytest.mark.parametrize("name", ["chain-tls", "v2ray-tls"])
 def test_a_chain_over_tls_is_measured(name: str) -> None:
+    if name == "v2ray-tls":
+        peers.find("v2ray")
     with running(name) as contender:
         sample = measure("trips-64", contender)
     assert len(contender.sessions) == 2
@@ -59,6 +62,7 @@ def test_a_chain_over_tls_is_measured(name: str) -> None:
 
 
 def test_idle_connections_are_measured_beside_those_of_openssl_alone() -> None:
+    peers.find("openssl")
     with running("openssl") as contender:
         sample = WORKS["idle"].measure(contender, SHORT)
     assert math.isfinite(sample["each, entry"])

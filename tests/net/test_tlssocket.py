@@ -481,7 +481,10 @@ def test_what_came_before_a_forged_record_is_given_out_before_it_is_refused(join
     assert tls.recv(100) == b"good"
     assert tls.pending
     for _ in range(2):
-        with pytest.raises(ProtocolError, match=r"^TLS: decryption failed or bad record mac$"):
+        # In the words of OpenSSL before 3.2, and since.
+        with pytest.raises(
+            ProtocolError, match=r"^TLS: (decryption failed or bad record mac|record layer failure)$"
+        ):
             tls.recv(100)
     with pytest.raises(ssl.SSLError, match=r"(?i)bad.record.mac"):  # it was told
         peer.read(1)
