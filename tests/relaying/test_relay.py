@@ -220,7 +220,7 @@ def test_what_a_peer_said_before_it_broke_off_is_delivered_to_one_who_takes_it_s
             heard += len(last)
             gevent.sleep(0.001)
     assert last, "a cut looks like an end"
-    assert heard >= expected > 2 * MIB
+    assert heard >= expected > MIB // 4  # as much as the buffers on the way have grown to
     assert tunnel.result().ending is Ending.CUT
     assert tunnel.result().detail.startswith(f"{side}: ")
 
