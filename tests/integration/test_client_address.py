@@ -4,6 +4,7 @@ Who the client is, where other servers are in between: in the access log, in the
 DESIGN 1.9, told in raw bytes and by the real nginx and HAProxy.
 """
 
+import contextlib
 import socket
 import ssl
 import struct
@@ -67,6 +68,13 @@ def last_access(node: Proxy, port: int) -> str:
     """Wait for the line of a connection to a target, and give its client."""
     line = next(each for each in reversed(node.wait_for_log(f":{port} ").splitlines()))
     return line.partition(" client=")[2].split(" ")[0]
+
+
+def say_all(client: socket.socket, data: bytes) -> None:
+    """Send all that there is to say, and end, to a server that may have closed before."""
+    with contextlib.suppress(OSError):
+        client.sendall(data)
+        client.shutdown(socket.SHUT_WR)
 
 
 # -- the PROXY protocol
@@ -141,7 +149,7 @@ def test_without_a_header_a_trusted_sender_is_closed(node: Proxy, said: bytes) -
 
 def test_from_others_it_is_not_even_read(node: Proxy, echo: Target) -> None:
     with connect(node.door("strange-socks")) as client:
-        client.sendall(LINE + GREETING + to_ip("127.0.0.1", echo.port))
+        say_all(client, LINE + GREETING + to_ip("127.0.0.1", echo.port))
         assert read_rest(client)[0] == b""
     assert echo.accepted == 0
     node.wait_for_log("is no proxy whose word counts here")
@@ -192,8 +200,7 @@ def test_a_failed_login_names_the_forwarded_address(node: Proxy) -> None:
 def ask(door: Door, port: int, source: str = "127.0.0.1") -> bytes:
     """Say all that a SOCKS5 client says, and give what comes back."""
     with connect(door, source=source) as client:
-        client.sendall(GREETING + to_ip("127.0.0.1", port))
-        client.shutdown(socket.SHUT_WR)
+        say_all(client, GREETING + to_ip("127.0.0.1", port))
         return read_rest(client)[0]
 
 
@@ -211,8 +218,7 @@ def test_the_address_that_was_told_is_the_one_that_is_judged(node: Proxy, echo: 
     """A proxy in between is no client, and need not be named among them."""
     for source, is_let_in in ((b"192.0.2.7", True), (b"203.0.113.9", False)):
         with connect(node.door("few-told")) as client:
-            client.sendall(LINE.replace(b"192.0.2.7", source) + GREETING + to_ip("127.0.0.1", echo.port))
-            client.shutdown(socket.SHUT_WR)
+            say_all(client, LINE.replace(b"192.0.2.7", source) + GREETING + to_ip("127.0.0.1", echo.port))
             assert read_rest(client)[0].startswith(b"\x05\x00\x05\x00") is is_let_in
 
 
