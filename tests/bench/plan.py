@@ -21,7 +21,7 @@ class Scale:
 
 
 FULL = Scale(rounds=5, budget=410, limit=460, idle=500)
-QUICK = Scale(rounds=3, budget=54, limit=54, idle=100)
+QUICK = Scale(rounds=3, budget=50, limit=54, idle=100)
 
 
 @dataclass(frozen=True)
