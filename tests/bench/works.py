@@ -224,6 +224,7 @@ LONG_BULK = replace(LONG, rate=25e6)
 LOSSY_BULK = replace(LONG_BULK, loss=0.001)
 # A stream reaches 200 Mbit/s within a second of its beginning, and then goes through its phases.
 STEADY = Length(seconds=1.4, warm_up=1.2, idle=0)
+ONCE = Length(seconds=0, warm_up=0, idle=0)
 
 
 def far_bulk(how: str, law: Law, contenders: Sequence[str], upload: bool) -> Work:
@@ -237,7 +238,9 @@ def far_bulk(how: str, law: Law, contenders: Sequence[str], upload: bool) -> Wor
 def far_visits(who: str, clients: int) -> Work:
     """Describe connections over the long wire; the first round finds out what holds once all is in use."""
     title = f"50 ms away: first byte of an echo, {who}"
-    return Work(title, FIRST_BYTES, lambda c, n: first_bytes(c, n, clients), FAR, law=LONG, warm_ups=1)
+    return Work(
+        title, FIRST_BYTES, lambda c, n: first_bytes(c, n, clients), FAR, law=LONG, length=ONCE, warm_ups=1
+    )
 
 
 WORKS: dict[str, Work] = {
