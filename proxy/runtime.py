@@ -17,10 +17,10 @@ from proxy.errors import AuthError, LimitError
 from proxy.health import Health
 from proxy.metrics import ListenerMetrics
 from proxy.net.checking import Checkers
-from proxy.net.tls import server_context
 from proxy.policy.auth import Authenticator, Check, Logins, name_of
 from proxy.relaying.channel import Channel
 from proxy.relaying.relay import DataForwarder
+from proxy.tls.contexts import server_context
 from proxy.upstream import begin, retire, way_out
 
 # Seconds for which a client that has ended its side is waited for: it may have said all it has to say.

@@ -21,13 +21,13 @@ from proxy.errors import AuthError, ClientLeftError, DialError, Failure, LimitEr
 from proxy.metrics import CLIENT_LEFT, HANDSHAKE, TARGET
 from proxy.net.deadline import Deadline
 from proxy.net.sock import GeventSocket, LoopSocket
-from proxy.net.tlssocket import accept_tls
 from proxy.parsers import run
 from proxy.proxyprotocol import parse_header
 from proxy.relaying.channel import Channel
 from proxy.relaying.relay import Relay
 from proxy.relaying.stream import Ending, Stream
 from proxy.runtime import Runtime
+from proxy.tls.tlssocket import accept_tls
 
 log = logging.getLogger(__name__)
 

@@ -31,8 +31,8 @@ from proxy.configfile.outline import Outline
 from proxy.configfile.spec import CONFIGSPEC, VALIDATOR, Path, kind_of
 from proxy.configfile.syntax import NO_CLOSING_QUOTE, QUOTE_IT
 from proxy.errors import ConfigError
-from proxy.net.tls import check_readable, client_context, server_context
 from proxy.settings import FILE, SettingsError, did_you_mean
+from proxy.tls.contexts import check_readable, client_context, server_context
 from proxy.users import check_user
 
 TLS_FILES = ("tls_cert", "tls_key", "tls_ca")

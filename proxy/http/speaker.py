@@ -11,10 +11,10 @@ from proxy.errors import DialError, Failure, ProtocolError, UpstreamError, reaso
 from proxy.http.heads import HeadBuffer, HttpError, ResponseHead, parse_response
 from proxy.http.refusals import failure_reported
 from proxy.net.deadline import Deadline
-from proxy.net.tls import client_context
-from proxy.net.tlssocket import connect_tls
 from proxy.redact import without_query
 from proxy.relaying.channel import Channel
+from proxy.tls.contexts import client_context
+from proxy.tls.tlssocket import connect_tls
 
 _MAX_INTERIM = 8  # answers
 _OF_ITS_OWN = (Failure.LIMIT, Failure.UPSTREAM)  # what a proxy of our kind says of itself, not of a target

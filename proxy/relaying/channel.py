@@ -25,8 +25,8 @@ from proxy.address import Address
 from proxy.errors import ClientLeftError, ProtocolError
 from proxy.net.deadline import Deadline, next_turn, wait
 from proxy.net.sock import take_over
-from proxy.net.tlssocket import TlsSocket
 from proxy.relaying.stream import BUFFER_SIZE, TcpStream, TlsStream
+from proxy.tls.tlssocket import TlsSocket
 
 _READ_SIZE = 4096  # bytes: more than any handshake needs at once
 # Each byte of a peer that sends one at a time costs as much as a whole request. So after some such pieces the

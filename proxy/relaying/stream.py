@@ -30,9 +30,9 @@ from typing import Any, Protocol
 
 from proxy.errors import ProtocolError
 from proxy.net.sock import GeventSocket, LoopSocket, take_over
-from proxy.net.tlssocket import TlsSocket
 from proxy.relaying.splice import Pipe
 from proxy.relaying.turns import TURNS
+from proxy.tls.tlssocket import TlsSocket
 
 BUFFER_SIZE = 64 * 1024
 HEADROOM = 14  # bytes: the longest frame header of RFC 6455, section 5.2

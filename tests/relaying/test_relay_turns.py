@@ -17,12 +17,12 @@ from gevent import socket
 from gevent import ssl as gevent_ssl
 
 from proxy.net.deadline import next_turn
-from proxy.net.tls import server_context
-from proxy.net.tlssocket import accept_tls
 from proxy.relaying import relay as module
 from proxy.relaying import turns
 from proxy.relaying.relay import MUCH, DataForwarder
 from proxy.relaying.stream import BUFFER_SIZE, Ending, Stream, TcpStream, TlsStream
+from proxy.tls.contexts import server_context
+from proxy.tls.tlssocket import accept_tls
 from proxy.websocket.frames import Opcode, encode_header
 from proxy.websocket.masking import mask
 from proxy.websocket.stream import WebSocketStream

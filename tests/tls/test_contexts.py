@@ -13,9 +13,9 @@ from gevent import socket
 
 from proxy.errors import ConfigError, ProtocolError
 from proxy.net.deadline import wait
-from proxy.net.tls import ClientContext, client_context, server_context
-from proxy.net.tlssocket import TlsSocket, accept_tls, connect_tls
 from proxy.relaying.stream import Buffer, Ending, TlsStream
+from proxy.tls.contexts import ClientContext, client_context, server_context
+from proxy.tls.tlssocket import TlsSocket, accept_tls, connect_tls
 from tests.integration.certificates import Authority, Certificate
 from tests.wire.greenlets import tcp_pair
 from tests.wire.processes import listening_ports

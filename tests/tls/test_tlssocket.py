@@ -22,13 +22,13 @@ import pytest
 from gevent import socket
 
 from proxy.errors import ProtocolError
-from proxy.net import tls as module
 from proxy.net.deadline import next_turn, wait
 from proxy.net.sock import LoopSocket
-from proxy.net.tls import ClientContext, client_context, server_context
-from proxy.net.tlssocket import TlsSocket, accept_tls, connect_tls
 from proxy.relaying.channel import Channel
 from proxy.relaying.stream import TlsStream
+from proxy.tls import contexts as module
+from proxy.tls.contexts import ClientContext, client_context, server_context
+from proxy.tls.tlssocket import TlsSocket, accept_tls, connect_tls
 from tests.integration.certificates import Authority, Certificate
 from tests.wire.greenlets import tcp_pair, until
 from tests.wire.processes import listening_ports

@@ -28,7 +28,7 @@ from proxy.errors import ProtocolError
 from proxy.net.deadline import next_turn, wait
 from proxy.net.limits import check_descriptors
 from proxy.net.sock import LoopSocket, take_over
-from proxy.net.tls import ClientContext, describe
+from proxy.tls.contexts import ClientContext, describe
 
 _HEADER = 5  # bytes: type, version, length (RFC 8446, section 5.1)
 _PAYLOAD = 1 << 14  # bytes: the most that a record carries
