@@ -3,7 +3,7 @@ Sets of addresses, as networks in CIDR notation.
 """
 
 from collections.abc import Iterable
-from ipaddress import IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from proxy.address import IPAddress
 
@@ -54,7 +54,7 @@ class Networks:
         return f"Networks({list(self._texts)})"
 
 
-def _network(text: str):  # type: ignore[no-untyped-def]
+def _network(text: str) -> IPv4Network | IPv6Network:
     try:
         network = ip_network(text, strict=False)
     except ValueError:
@@ -63,5 +63,5 @@ def _network(text: str):  # type: ignore[no-untyped-def]
         ) from None
     if isinstance(network, IPv6Network) and (mapped := network.network_address.ipv4_mapped) is not None:
         # As an address in it comes here: as the IPv4 address inside.
-        return ip_network((int(mapped), max(network.prefixlen - 96, 0)), strict=False)
+        return IPv4Network((int(mapped), max(network.prefixlen - 96, 0)), strict=False)
     return network

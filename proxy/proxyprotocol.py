@@ -75,17 +75,19 @@ def _parse_binary() -> Parser[Address | None]:
 
 def _check_sum(header: bytes, start: int) -> None:
     """Verify the checksum, if there is one among what stands behind the addresses (section 2.2.4)."""
+    is_checked = False  # to sum it all up takes long, and is done once
     while start < len(header):
         if start + 3 > len(header):
             raise ProtocolError("the PROXY protocol header is malformed")
         kind, size = struct.unpack_from("!BH", header, start)
         start += 3
-        if start + size > len(header) or (kind == _CRC32C and size != 4):
+        if start + size > len(header) or (kind == _CRC32C and (size != 4 or is_checked)):
             raise ProtocolError("the PROXY protocol header is malformed")
         if kind == _CRC32C:
             summed = header[:start] + bytes(4) + header[start + 4 :]
             if crc32c(summed) != int.from_bytes(header[start : start + 4], "big"):
                 raise ProtocolError("the checksum of the PROXY protocol header is wrong")
+            is_checked = True
         start += size
 
 

@@ -150,6 +150,14 @@ def test_a_checksum_is_verified() -> None:
             parse(bytes(wrong))
 
 
+def test_a_second_checksum_is_refused_and_not_computed() -> None:
+    """Thousands of them, each over the whole header, would take minutes."""
+    header = binary(TCP4 + 2 * b"\x03\x00\x04\0\0\0\0")
+    right = header[:-11] + struct.pack("!I", crc32c(header)) + header[-7:]
+    with pytest.raises(ProtocolError, match="malformed"):
+        parse(right)
+
+
 @pytest.mark.parametrize(
     ("data", "crc"),
     [
