@@ -50,9 +50,9 @@ class Far:
 
     def _serve(self, connection: socket.socket) -> None:
         hear_greeting(connection)
-        connection.sendall(b"\x05\x00")
         with self._lock:
-            self.greeted += 1
+            self.greeted += 1  # before the other end can know
+        connection.sendall(b"\x05\x00")
         connection.settimeout(0.01)
         while not self.leave.is_set():
             if self.speak.is_set():
