@@ -3,16 +3,16 @@
 import re
 from pathlib import Path
 
-# Each range ends before the next release that may break what is used here.
+# Each range begins with what Debian 12 has, and ends before the next release that may break something.
 REQUIREMENTS = [
-    "gevent>=26.9,<27",
+    "gevent>=22.10.2,<27",
     "gevent-websocket>=0.10.1,<0.11",
     "PySocks>=1.7.1,<2",
     # Not the next minor release: a module of it that has no public name is used (websocket/client.py).
-    "websocket-client>=1.8,<1.10",
-    "configobj>=5.0.9,<6",
+    "websocket-client>=1.2.3,<1.10",
+    "configobj>=5.0.8,<6",
     # Host names that are not ASCII: the standard library has only IDNA 2003.
-    "idna>=3.10,<4",
+    "idna>=3.3,<4",
 ]
 
 EXTRAS = {

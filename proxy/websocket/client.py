@@ -10,8 +10,9 @@ import errno
 import logging
 import os
 import re
-from socket import socket
-from typing import Any, cast
+from collections.abc import Callable
+from inspect import signature
+from typing import Any
 
 from websocket import WebSocketException, WebSocketTimeoutException
 
@@ -44,6 +45,8 @@ from proxy.websocket.stream import WebSocketStream
 
 log = logging.getLogger(__name__)
 
+_handshake: Callable[..., object] = handshake
+_TAKES_URL = "url" in signature(handshake).parameters  # not so in the library that Debian 12 has, 1.2.3
 _MARGIN = 1.0  # seconds that an answer may take on its way, at most
 _CHECKED = ("Upgrade", "Connection")  # by the library, like Sec-WebSocket-Accept
 _IP_AND_PORT = re.compile(r"\[?([0-9A-Fa-f:.]{2,45})\]?:([0-9]{1,5})")
@@ -96,9 +99,10 @@ class WebSocketClient(HttpSpeaker):
             raise self.broken(exc, waits=mouthpiece.waits) from exc
 
     def _upgrade(self, mouthpiece: "_Mouthpiece", headers: list[str]) -> ResponseHead:
-        handshake(
-            cast(socket, mouthpiece),
-            str(self._endpoint),
+        url = [str(self._endpoint)] if _TAKES_URL else []
+        _handshake(
+            mouthpiece,
+            *url,
             self._endpoint.server_name,
             self._endpoint.port,
             self._endpoint.path,
