@@ -10,6 +10,7 @@ search list applies.
 """
 
 import codecs
+import os
 import re
 import socket
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from proxy.idn import to_ascii
 
 IPAddress = IPv4Address | IPv6Address
 
+UNIX_SCHEME = "unix"
+MAX_UNIX_PATH = 107  # bytes: unix(7) has 108, one of them for the NUL at the end
 MAX_NAME = 255  # bytes: the length byte of RFC 1928, section 5
 
 # RFC 1123, section 2.1, and the underscore, which names in the wild have.
@@ -80,6 +83,28 @@ class Address:
         if not isinstance(self.ip, IPv6Address):
             return self.host
         return f"{IPv6Address(int(self.ip) >> 64 << 64)}/64"
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class UnixAddress(Address):
+    """
+    The path of a Unix socket; a client that came to one has none, and no address at all.
+
+    It is a ``Place`` to listen on, too.
+    """
+
+    path: str = ""
+
+    def __init__(self, path: str = "") -> None:
+        Address.__init__(self, "unix", 0)
+        _set(self, "path", path)
+
+    def overlaps(self, other: "AnyPlace") -> bool:
+        """Tell whether this machine cannot listen on both at once."""
+        return self == other
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}" if self.path else "unix"
 
 
 def canonical_host(host: str) -> str:
@@ -157,6 +182,7 @@ def _letter(escape: str) -> str:
     return letter if _UNRESERVED.fullmatch(letter) else escape.upper()
 
 
+UNIX = UnixAddress()  # a client of a Unix socket
 UNKNOWN = Address("0.0.0.0", 0)  # where a protocol wants an address and there is none to tell
 
 
@@ -166,7 +192,7 @@ class Endpoint:
     Where a proxy listens or is reached, as a user writes it.
 
     An empty host means every address of this machine; a link-local one has its zone behind a ``%``.
-    ``path`` is the request target of a WebSocket URL, and ``/`` otherwise.
+    ``path`` is the request target of a WebSocket URL, the file of a Unix socket, and ``/`` otherwise.
     """
 
     scheme: str
@@ -177,7 +203,9 @@ class Endpoint:
     @classmethod
     def parse(cls, text: str, *, scheme: str = "tcp") -> "Endpoint":
         """
-        Read ``host:port``, ``:port``, ``[::1]:port`` or a tcp, socks5, http, https, ws or wss URL.
+        Read ``host:port``, ``:port``, ``[::1]:port``, ``unix:/path``, or a URL.
+
+        The schemes of URLs are tcp, socks5, http, https, ws and wss.
 
         ``scheme`` is assumed where none is written. Raises ``ValueError`` with a text that says
         what would be right.
@@ -185,6 +213,8 @@ class Endpoint:
         url = _URL.fullmatch(text)
         if not url or re.search(r"[\x00-\x20\x7f]", text):
             raise ValueError("an address has no blanks and no control characters")
+        if is_unix(text):
+            return cls(UNIX_SCHEME, "", 0, _unix_path(text))
         scheme = (url["scheme"] or scheme).lower()
         if scheme not in DEFAULT_PORTS:
             raise ValueError(f"the scheme is none of {', '.join(DEFAULT_PORTS)}")
@@ -222,14 +252,18 @@ class Endpoint:
         return self.host.partition("%")[0].removesuffix(".")
 
     def __str__(self) -> str:
+        if self.scheme == UNIX_SCHEME:
+            return f"unix:{self.path}"
         host = f"[{self.host}]" if ":" in self.host else self.host
         if self.scheme in ("ws", "wss"):
             return f"{self.scheme}://{host}:{self.port}{self.path}"
         return f"{host}:{self.port}"
 
     @property
-    def place(self) -> "Place | None":
+    def place(self) -> "AnyPlace | None":
         """The place to listen on, or None for a name: it may have several, which a lookup finds."""
+        if self.scheme == UNIX_SCHEME:
+            return UnixAddress(self.path)
         if not self.host:
             return Place("::", self.port, both_families=True)
         host, _, zone = self.host.partition("%")
@@ -272,8 +306,10 @@ class Place:
         """True if its socket is one for IPv6, maybe beside IPv4."""
         return ":" in self.host
 
-    def overlaps(self, other: "Place") -> bool:
+    def overlaps(self, other: "AnyPlace") -> bool:
         """Tell whether this machine cannot listen on both at once."""
+        if isinstance(other, UnixAddress):
+            return False
         return self.port == other.port != 0 and (self.covers(other) or other.covers(self))
 
     def covers(self, other: "Place") -> bool:
@@ -287,6 +323,25 @@ class Place:
             return f":{self.port}"
         host = f"{self.host}%{self.zone}" if self.zone else self.host
         return f"[{host}]:{self.port}" if self.is_ipv6 else f"{host}:{self.port}"
+
+
+AnyPlace = Place | UnixAddress
+
+
+def is_unix(text: str) -> bool:
+    """Tell whether a text means a Unix socket."""
+    return text.startswith(f"{UNIX_SCHEME}:")
+
+
+def _unix_path(text: str) -> str:
+    path = text.removeprefix(f"{UNIX_SCHEME}:")
+    if not path.startswith("/") or path.endswith("/"):
+        raise ValueError("a Unix socket is written with its whole path: unix:/run/proxy-server/socks.sock")
+    if len(os.fsencode(path)) > MAX_UNIX_PATH:
+        raise ValueError(
+            f"the path is longer than {MAX_UNIX_PATH} bytes, the most that a Unix socket may have"
+        )
+    return f"/{path.lstrip('/')}"  # of which unix:///path has three
 
 
 def split_authority(text: str) -> tuple[str, str | None] | None:

@@ -8,7 +8,6 @@ import signal
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
-from ipaddress import ip_address
 from time import monotonic
 from types import TracebackType
 from typing import Any
@@ -206,7 +205,8 @@ class App:
         log.info(
             "%s listens on %s (%s), going out by %s", config.name, where, server.offers, ways or "direct"
         )
-        exposed = [one for one in server.addresses if not ip_address(one.host).is_loopback]
+        # Whom a Unix socket is open to, its mode says.
+        exposed = [one for one in server.addresses if one.ip and not one.ip.is_loopback]
         if exposed and (warning := server.exposure(exposed[0])):
             log.warning("%s %s", config.name, warning)
 

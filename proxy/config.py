@@ -13,13 +13,23 @@ from itertools import combinations
 from typing import Annotated, ClassVar
 from urllib.parse import quote
 
-from proxy.address import Endpoint, IPAddress, canonical_host, split_authority
+from proxy.address import (
+    UNIX_SCHEME,
+    Address,
+    Endpoint,
+    IPAddress,
+    UnixAddress,
+    canonical_host,
+    is_unix,
+    split_authority,
+)
 from proxy.errors import ConfigError, NotAClientError, ProtocolError
 from proxy.networks import Networks
 from proxy.settings import (
     NETWORKS,
     TEXT,
     File,
+    FileMode,
     Location,
     Seconds,
     Secret,
@@ -124,6 +134,8 @@ class UpstreamAuth(str, Enum):
     BASIC = "basic"
 
 
+# Of a Unix socket: it is there for a server of another user, who can be made a member of the group.
+_MODE = "0660"
 Splice = Annotated[str, one_of("auto", "off")]
 AUTO = "auto"
 Spare = Annotated[str | int, up_to(64, or_word=AUTO)]
@@ -289,12 +301,14 @@ class ServerConfig(Settings):
     One listener, with all that its connections need.
 
     ``auth_users`` maps names to passwords, plain or hashed. ``upstream_config`` is in order of
-    preference; empty, or with ``enable_upstream`` off, connections go out directly.
+    preference; empty, or with ``enable_upstream`` off, connections go out directly. ``mode`` is, in
+    octal, that of a Unix socket's file.
     """
 
     listen_addr: Location
     protocol: ListenerProtocol
     name: str = ""
+    mode: FileMode = ""
     auth_users: Mapping[str, str] = field(default_factory=dict, repr=False)
     timeout: SomeSeconds = 30.0
     upstream_config: tuple[UpstreamConfig, ...] = ()
@@ -315,8 +329,19 @@ class ServerConfig(Settings):
     trusted: Annotated[Networks, NETWORKS] = NOWHERE
     splice: Splice = "auto"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.is_unix and not self.mode:
+            object.__setattr__(self, "mode", _MODE)
+
     def _problems(self) -> Iterator[ConfigError]:
         yield from self._address_problems()
+        if self.mode and not self.is_unix:
+            yield ConfigError("mode", "is that of a Unix socket, and only a listener at unix:/path has one")
+        if self.clients and self.is_unix and self.client_address is ClientAddress.SOCKET:
+            yield ConfigError(
+                "clients", "nobody has an address at a Unix socket: its mode says who may connect"
+            )
         if self.protocol is not Protocol.WEBSOCKET:
             for foreign in ("path", "answer"):
                 if getattr(self, foreign) not in ("", AnswerTime.WHEN_CONNECTED):
@@ -328,7 +353,7 @@ class ServerConfig(Settings):
             yield ConfigError("client_address", "x_forwarded_for is HTTP's, and this listener speaks SOCKS5")
         if self.client_address is ClientAddress.SOCKET and self.trusted:
             yield ConfigError("trusted", "has no effect while client_address is socket")
-        if self.client_address is not ClientAddress.SOCKET and not self.trusted:
+        if self.client_address is not ClientAddress.SOCKET and not (self.trusted or self.is_unix):
             what = f"is missing: whose word counts with client_address = {self.client_address.value}"
             yield ConfigError("trusted", what)
         if bool(self.tls_cert) != bool(self.tls_key):
@@ -348,6 +373,8 @@ class ServerConfig(Settings):
             yield exc
             return
         written = self.listen_addr.lower().partition("://")[0]
+        if endpoint.scheme == UNIX_SCHEME:
+            return
         if endpoint.scheme not in LISTENER_SCHEMES[self.protocol]:
             what = f"a {self.protocol.value} listener cannot listen on {endpoint.scheme}://"
             yield ConfigError("listen_addr", what)
@@ -363,6 +390,20 @@ class ServerConfig(Settings):
     def endpoint(self) -> Endpoint:
         """The address to listen on, parsed."""
         return _parse_endpoint("listen_addr", self.listen_addr, LISTENER_SCHEMES[self.protocol][0])
+
+    @property
+    def is_unix(self) -> bool:
+        """True if it listens on a Unix socket."""
+        return is_unix(self.listen_addr)
+
+    @property
+    def file_mode(self) -> int:
+        """The mode of a Unix socket's file."""
+        return int(self.mode or _MODE, 8)
+
+    def trusts(self, sender: Address) -> bool:
+        """Tell whether a sender's word on who the client is counts, as it does at a Unix socket."""
+        return isinstance(sender, UnixAddress) or sender.ip in self.trusted
 
     def check_client(self, ip: IPAddress | None) -> None:
         """Raise ``NotAClientError`` for one who may not come in."""

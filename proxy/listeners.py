@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from proxy.accesslog import NO_LOG, AccessLog
-from proxy.address import Place
+from proxy.address import AnyPlace
 from proxy.config import Protocol, ProxyConfig, ServerConfig
 from proxy.errors import ProxyError, reason_of
 from proxy.listening.listen import Acceptor
@@ -95,7 +95,7 @@ class Listeners:
             server = present.get(listener.name)
             if not server or not _can_stay(server.config, listener):
                 server = self._make(listener, self._access_log, plan.metrics)
-                plan.openings[server] = Opening(listener.endpoint)
+                plan.openings[server] = Opening(listener.endpoint, listener.file_mode)
             elif server.config != listener or _names_files(listener):
                 plan.renewed[server] = server.runtime.under(listener)
             plan.servers.append(server)
@@ -115,7 +115,7 @@ class Listeners:
         self._inherit(inherited, wanted)
         leaving = [(place_of(each.socket), each) for server in plan.leaving for each in server.acceptors]
         at_hand = {place_of(sock): sock for sock in self._inherited}
-        at_hand |= {place: acceptor.socket for place, acceptor in leaving}
+        at_hand |= {place: acceptor.given for place, acceptor in leaving}
         awaited = [_place(server.config) for server in plan.leaving if server.missing]
         # As :1080 is in the way of 127.0.0.1:1080, whether we opened it or not.
         in_the_way = [
@@ -136,13 +136,13 @@ class Listeners:
                 self._resume(server, in_the_way)
             raise
 
-    def _inherit(self, sockets: Iterable[GeventSocket], wanted: Sequence[Place]) -> None:
+    def _inherit(self, sockets: Iterable[GeventSocket], wanted: Sequence[AnyPlace]) -> None:
         """Keep sockets for good: only with them can an address be had again that a listener gives up."""
         for sock in sockets:
             self._inherited.append(sock)
             if place_of(sock) not in wanted:
                 log.warning("no listener has the address of the inherited socket %s", place_of(sock))
-                close_to_clients(sock)
+                close_to_clients(sock)  # but not a Unix socket, whose clients wait
 
     def _resume(self, server: ProxyServer, paused: Sequence[Acceptor]) -> None:
         """Have a server accept again where it was paused; where somebody was quicker, it waits for that."""
@@ -180,6 +180,9 @@ class Listeners:
             server.accept_on(plan.sockets[server])
             if opening.missing:
                 self._expect(server, opening)
+        for server in self.accepting:
+            for acceptor in server.acceptors:
+                acceptor.set_mode(server.config.file_mode)
         self._close_what_nobody_has()
 
     def _expect(self, server: ProxyServer, opening: Opening) -> None:
@@ -208,8 +211,8 @@ class Listeners:
         self._inherited.clear()
 
 
-def _place(config: ServerConfig) -> tuple[str, int]:
-    return config.endpoint.host, config.endpoint.port
+def _place(config: ServerConfig) -> object:
+    return config.endpoint.place or (config.endpoint.host, config.endpoint.port)
 
 
 def _can_stay(old: ServerConfig, new: ServerConfig) -> bool:

@@ -42,7 +42,7 @@ def _shared_addresses(config: ProxyConfig, find: Find) -> Iterator[ConfigError]:
     if config.control_listen_addr:
         endpoints.append(("control", Endpoint.parse(config.control_listen_addr)))
     for (first, one), (second, other) in combinations(endpoints, 2):
-        if one.port == other.port and not (one.place and other.place):  # these have been compared
+        if one.port == other.port != 0 and not (one.place and other.place):  # these have been compared
             shared = [here for here in find(one) if any(map(here.overlaps, find(other)))]
             if shared:
                 yield ConfigError(f"{second}.listen_addr", f"is the address of [{first}] too: {shared[0]}")

@@ -17,7 +17,7 @@ from proxy.listening.opening import Opening, bind
 from proxy.listening.pool import Job, Pool, do
 from proxy.metrics import Metrics
 from proxy.net.deadline import Deadline
-from proxy.net.sock import GeventSocket, LoopSocket, address_of
+from proxy.net.sock import GeventSocket, LoopSocket, listening_address
 from proxy.net.threads import Task
 from proxy.relaying.channel import Channel
 from proxy.relaying.stream import Ending
@@ -70,7 +70,7 @@ class ProxyServer(ABC):
     @property
     def addresses(self) -> list[Address]:
         """The addresses it listens on."""
-        return [address_of(acceptor.socket.getsockname()) for acceptor in self.acceptors]
+        return [listening_address(acceptor.socket) for acceptor in self.acceptors]
 
     @property
     def missing(self) -> list[str]:
@@ -102,7 +102,8 @@ class ProxyServer(ABC):
 
     def listen(self, address: str = "") -> None:
         """Open the listener, on the configuration's address if none is given; raises ``ProxyError``."""
-        self.accept_on(bind(Endpoint.parse(address) if address else self.config.endpoint))
+        endpoint = Endpoint.parse(address) if address else self.config.endpoint
+        self.accept_on(bind(endpoint, self.config.file_mode))
 
     def accept_on(self, sockets: Iterable[GeventSocket]) -> None:
         """Accept clients on sockets that listen already; they belong to this server from now on."""

@@ -204,7 +204,7 @@ class Session:
         """Find out who the client is, where that is told before all else; raises ``ProxyError``."""
         config = self.runtime.config
         if config.client_address is ClientAddress.PROXY_PROTOCOL:
-            if self.client.ip not in config.trusted:
+            if not config.trusts(self.client):
                 raise ProxyError("is no proxy whose word counts here", Failure.NOT_ALLOWED)
             client = run(parse_header(), self._channel.read_exact)
             self._channel.client = client or self.client

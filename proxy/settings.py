@@ -7,6 +7,7 @@ by it, and so is what a program passes.
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -166,6 +167,11 @@ def one_of(*words: str) -> Kind:
     return Kind(check=partial(_check_word, words))
 
 
+def _check_mode(text: str) -> None:
+    if text and not re.fullmatch(r"0?[0-7]{3}", text):
+        raise ValueError("is no file mode such as 0660")
+
+
 TEXT = Kind()
 SWITCH = Kind(_switch)
 FILE = Kind()  # its name; a relative one starts at the folder of the configuration file
@@ -178,5 +184,6 @@ Seconds = Annotated[float, Kind(parse_duration, _check_not_negative)]
 SomeSeconds = Annotated[float, Kind(parse_duration, _check_positive)]  # more than none
 File = Annotated[str, FILE]
 Location = Annotated[str, ADDRESS]
+FileMode = Annotated[str, Kind(check=_check_mode)]
 UrlPath = Annotated[str, PATH]
 Secret = Annotated[str, SECRET]

@@ -242,6 +242,10 @@ def test_tls_and_http_know_a_server_without_the_dot_at_its_end() -> None:
         ("[2001:db8::1%eth0]:1080", "only a link-local"),
         ("[fe80::1%eth0%eth1]:1080", "only a link-local"),
         ("*:1080", "host name"),
+        ("unix:socks.sock", "whole path"),
+        ("unix:", "whole path"),
+        ("unix:/run/", "whole path"),
+        ("unix:/run/" + 103 * "x", "longer than 107 bytes"),
     ],
 )
 def test_says_what_is_wrong_with_an_endpoint(text: str, hint: str) -> None:
@@ -278,6 +282,10 @@ def test_any_text_is_an_endpoint_or_a_value_error(text: str) -> None:
         (":80", "a.example:80", True),
         ("a.example:80", "b.example:80", False),  # whose addresses are one takes a lookup to know
         ("0.0.0.0:80", "a.example:80", False),
+        ("unix:/run/a", "unix:/run/a", True),
+        ("unix:/run/a", "unix:///run/a", True),
+        ("unix:/run/a", "unix:/run/b", False),
+        ("unix:/run/a", ":1080", False),
     ],
 )
 def test_knows_which_endpoints_exclude_each_other(one: str, other: str, expected: bool) -> None:

@@ -5,8 +5,10 @@ from typing import Any, cast
 
 import pytest
 
+from proxy.address import UNIX, Address
 from proxy.config import (
     AuthPolicy,
+    ClientAddress,
     ClientConfig,
     Overload,
     Protocol,
@@ -17,6 +19,7 @@ from proxy.config import (
     UpstreamType,
 )
 from proxy.errors import ConfigError
+from proxy.networks import Networks
 from proxy.settings import SettingsError
 
 SOCKS = ServerConfig("127.0.0.1:1080", Protocol.SOCKS5, name="socks")
@@ -57,6 +60,10 @@ def test_a_listener_names_everything_that_is_wrong_with_it() -> None:
         ),
         ("path", {"listen_addr": ":80", "protocol": Protocol.WEBSOCKET, "path": "/a b"}),
         ("splice", {"listen_addr": ":80", "protocol": Protocol.SOCKS5, "splice": "of"}),
+        ("mode", {"listen_addr": ":80", "protocol": Protocol.SOCKS5, "mode": "0660"}),
+        ("mode", {"listen_addr": "unix:/s", "protocol": Protocol.SOCKS5, "mode": "rw-rw----"}),
+        ("clients", {"listen_addr": "unix:/s", "protocol": Protocol.SOCKS5, "clients": Networks(["::/0"])}),
+        ("trusted", {"listen_addr": "unix:/s", "protocol": Protocol.SOCKS5, "trusted": Networks(["::/0"])}),
         ("protocol", {"listen_addr": ":80", "protocol": "socks"}),
         ("overload", {"listen_addr": ":80", "protocol": "socks5", "overload": "refused"}),
         ("timeout", {"listen_addr": ":80", "protocol": Protocol.WEBSOCKET, "timeout": float("nan")}),
@@ -99,6 +106,17 @@ def test_a_word_is_as_good_as_the_member_that_it_names() -> None:
     assert (listener.auth, listener.strategy) == (AuthPolicy.NONE, Strategy.RANDOM)
     assert UpstreamConfig("far", cast(Any, "socks5"), "h:1").type is UpstreamType.SOCKS5
     assert ClientConfig("ws://h:1", cast(Any, "websocket")).protocol is Protocol.WEBSOCKET
+
+
+def test_a_unix_socket_is_open_to_its_group_unless_something_else_is_said() -> None:
+    assert ServerConfig("unix:/s", Protocol.SOCKS5).mode == "0660"
+    assert ServerConfig("unix:/s", Protocol.SOCKS5, mode="600").file_mode == 0o600
+
+
+def test_who_says_who_the_client_is_need_not_be_named_at_a_unix_socket() -> None:
+    config = ServerConfig("unix:/s", Protocol.SOCKS5, client_address=ClientAddress.PROXY_PROTOCOL)
+    assert config.trusts(UNIX)
+    assert not config.trusts(Address("127.0.0.1", 80))
 
 
 def test_an_auth_requirement_without_users_is_an_error() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from configobj import ConfigObj
 from configobj.validate import ValidateError, Validator
 
+from proxy.address import is_unix
 from proxy.config import DIRECT, SHARED, ProxyConfig, ServerConfig, UpstreamConfig
 from proxy.configfile.syntax import QUOTE_IT
 from proxy.redact import REDACTED, without_query
@@ -71,6 +72,8 @@ def shown(path: Path, key: str, value: str) -> str:
     if is_secret(path, key) or not knows(path, key):
         return REDACTED if value else ""
     kind = kind_of(path, key)
+    if path[0] == "listeners" and kind is ADDRESS and is_unix(value):
+        return value
     if kind in (ADDRESS, PATH):
         value = without_query(value)
     # With credentials, which do not belong there.

@@ -9,12 +9,8 @@ import hmac
 import logging
 import os
 import re
-import socket as std_socket
-from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
-
-from gevent import socket
 
 from proxy.address import Address, Endpoint
 from proxy.control import status
@@ -25,6 +21,7 @@ from proxy.ctl.ask import SOCKET_NAME, is_taken, why_not_ours
 from proxy.errors import reason_of
 from proxy.http.heads import HttpError, RequestHead
 from proxy.listening.opening import PATIENCE, Latecomers, Opening
+from proxy.listening.unixsocket import UnixSocket
 from proxy.net.sock import GeventSocket
 from proxy.trust import Trust
 
@@ -54,9 +51,9 @@ class Admin:
         self._trust = trust
         self._why_not_ours = why_not_ours
         self._tcp: list[HttpServer] = []
-        self._unix: list[HttpServer] = []
+        self._unix: UnixSocket | None = None
+        self._local: list[HttpServer] = []
         self._latecomers = Latecomers()
-        self._inode = 0
         self._hosts = {"localhost"}
 
     @property
@@ -78,24 +75,19 @@ class Admin:
     def stop(self) -> None:
         """Close it."""
         self._latecomers.stop()
-        for server in self._tcp + self._unix:
+        for server in self._tcp + self._local:
             server.stop()
-        if self._is_open():  # not that of a successor, who has put its own in the same place
-            with suppress(OSError):
-                self._path.unlink()
 
     def reopen(self) -> None:
         """Open the control socket anew if it is gone, or could not be had before."""
         if self._why_not_ours or self._is_open() or is_taken(self._path.parent):
             return
-        for server in self._unix:
+        for server in self._local:
             server.stop()
         self._open_unix()
 
     def _is_open(self) -> bool:
-        with suppress(OSError):
-            return self._path.stat().st_ino == self._inode
-        return False
+        return self._unix is not None and self._unix.has_file
 
     def _leave_folder(self) -> None:
         self._keeper.leave_folder()
@@ -125,36 +117,25 @@ class Admin:
 
     def _open_unix(self) -> None:
         try:
-            self._unix = [HttpServer(self._bind_unix(), self._answer)]
-            self._unix[0].start()
+            self._unix = self._bind_unix()
+            self._local = [HttpServer(self._unix, self._answer)]
+            self._local[0].start()
         except OSError as exc:
             # A proxy that cannot be controlled is still a proxy.
             log.warning(
                 "no control socket: %s: %s; proxy-server ctl will not work", self._path, reason_of(exc)
             )
 
-    def _bind_unix(self) -> GeventSocket:
-        """Bind beside the place, and move it there: whatever is left of a predecessor gives way."""
+    def _bind_unix(self) -> UnixSocket:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with self._trust.folder(self._path.parent):
-            return self._bind_in_folder()
-
-    def _bind_in_folder(self) -> GeventSocket:
-        # As long as the real name, so that there is room for that one if there is for this.
-        own = self._path.with_name(f".{os.getpid():07}.new")
-        sock = socket.socket(std_socket.AF_UNIX, std_socket.SOCK_STREAM)
+        sock = UnixSocket()
         try:
-            own.unlink(missing_ok=True)
-            os.fchmod(sock.fileno(), 0o600)  # before it has a name that others could open
-            sock.bind(str(own))
-            own.chmod(0o600)
+            with self._trust.folder(self._path.parent):
+                # Who still listens there is a predecessor that drains, as the folder is not taken.
+                sock.bind_to(str(self._path), 0o600, replace_living=True)
             sock.listen(_BACKLOG)
-            self._inode = own.stat().st_ino
-            own.rename(self._path)
         except BaseException:
             sock.close()
-            with suppress(OSError):
-                own.unlink(missing_ok=True)
             raise
         return sock
 

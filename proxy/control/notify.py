@@ -93,8 +93,14 @@ def _take(fd: int) -> socket.socket | None:
         os.set_inheritable(fd, False)
         sock = socket.socket(fileno=fd)
         listens = sock.getsockopt(std_socket.SOL_SOCKET, std_socket.SO_ACCEPTCONN)
-        if sock.family in (std_socket.AF_INET, std_socket.AF_INET6) and listens:
+        if listens and (sock.family in (std_socket.AF_INET, std_socket.AF_INET6) or _has_path(sock)):
             return sock
         sock.close()
-    log.warning("descriptor %d, which was handed over to us, is no listening TCP socket", fd)
+    log.warning("descriptor %d, which was handed over to us, is no listening TCP or Unix socket", fd)
     return None
+
+
+def _has_path(sock: socket.socket) -> bool:
+    """Tell whether it is a Unix socket for streams, and no abstract one, which has no file and so no mode."""
+    is_unix = sock.family == std_socket.AF_UNIX and sock.type == std_socket.SOCK_STREAM
+    return is_unix and str(sock.getsockname()).startswith("/")

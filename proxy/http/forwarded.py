@@ -24,7 +24,7 @@ def learn_client(channel: Channel, headers: Headers, config: ServerConfig) -> No
     if config.client_address is not ClientAddress.X_FORWARDED_FOR:
         return
     sender = channel.client
-    if sender and sender.ip in config.trusted:
+    if sender and config.trusts(sender):
         channel.client = client_behind(headers, config.trusted) or sender
     config.check_client(channel.client.ip if channel.client else None)
 

@@ -3,6 +3,7 @@ Accept on listening sockets, and hand each connection to a greenlet of a bounded
 """
 
 import errno
+import logging
 import socket as std_socket
 from collections.abc import Callable
 from typing import Any, cast
@@ -10,13 +11,16 @@ from typing import Any, cast
 from gevent import socket
 from gevent.server import StreamServer
 
-from proxy.address import Address
-from proxy.errors import is_shortage
+from proxy.address import UNIX, Address, Place
+from proxy.errors import is_shortage, reason_of
 from proxy.listening import ours
 from proxy.listening.opening import close_to_clients, listen_on, place_of
 from proxy.listening.pool import Job, Pool
+from proxy.listening.unixsocket import UnixSocket
 from proxy.net.limits import FOR_FILES, RESERVE, from_reserve, shortage
 from proxy.net.sock import LoopSocket, address_of
+
+log = logging.getLogger(__name__)
 
 Handler = Callable[[LoopSocket, Address], Job]
 
@@ -35,13 +39,16 @@ class SocketServer(StreamServer):
 
     def __init__(self, sock: socket.socket, handle: Any, spawn: Any = None) -> None:
         super().__init__(sock, handle, spawn=spawn)
-        self._place = place_of(sock) if sock.family != std_socket.AF_UNIX else None
+        self.given = sock  # gevent works with the bare socket inside it
+        place = place_of(sock)
+        self._place = place if isinstance(place, Place) else None  # a Unix socket is nobody's target
         if self._place:
             ours.add(self._place)
 
     def close(self) -> None:
         """Close the listening socket."""
         super().close()
+        self.given.close()
         if self._place:
             ours.remove(self._place)
             self._place = None
@@ -108,7 +115,17 @@ class Acceptor(SocketServer):
 
     def do_handle(self, client: Any, peer: Any) -> None:
         """Have a client served, by a handler that closes its socket."""
-        self._pool.start(self._handler(client, address_of(peer)))
+        # Whoever comes to a Unix socket may have given a name to its own end, but that says nothing.
+        who = address_of(peer) if isinstance(peer, tuple) else UNIX
+        self._pool.start(self._handler(client, who))
+
+    def set_mode(self, mode: int) -> None:
+        """Change who may connect to a Unix socket, unless the service manager made it."""
+        if isinstance(self.given, UnixSocket):
+            try:
+                self.given.set_mode(mode)
+            except OSError as exc:
+                log.error("the mode of %s stays as it was: %s", place_of(self.socket), reason_of(exc))
 
     def pause(self) -> None:
         """

@@ -11,7 +11,7 @@ import logging
 import os
 import socket as std_socket
 from _thread import LockType
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -19,8 +19,9 @@ import gevent
 from gevent import socket
 from gevent.monkey import get_original
 
-from proxy.address import Endpoint, Place
+from proxy.address import AnyPlace, Endpoint, Place, UnixAddress
 from proxy.errors import ProxyError, failure_of, reason_of
+from proxy.listening.unixsocket import UnixSocket
 from proxy.net.limits import from_reserve
 from proxy.net.sock import set_options, sockaddr_of
 from proxy.net.threads import NativeThreads, start_thread
@@ -46,12 +47,14 @@ class Opening:
     An empty host is every address, IPv4 and IPv6; a name is every address of it.
     """
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, mode: int = 0) -> None:
+        """Take what is to be the mode of a Unix socket's file."""
         self.endpoint = endpoint
+        self._mode = mode
         self.problem = ""  # why something is missing, in the system's words
         self._port = endpoint.port  # and the same for all, where the kernel chooses it
-        self._places: list[Place] | None = None  # unless they are still to be looked up
-        self._opened: list[Place] = []
+        self._places: Sequence[AnyPlace] | None = None  # unless they are still to be looked up
+        self._opened: list[AnyPlace] = []
 
     @property
     def missing(self) -> list[str]:
@@ -60,14 +63,16 @@ class Opening:
             return [str(self.endpoint)]
         return [str(place) for place in self._places if place not in self._opened]
 
-    def look_up(self, within: float | None = None) -> list[Place]:
+    def look_up(self, within: float | None = None) -> Sequence[AnyPlace]:
         """
         Find out which addresses it has, in a thread where that may take its time.
 
         There are none as long as no name server answers, or none in so many seconds; raises ``ProxyError``
         if there is no such name.
         """
-        if self._places is None and (self.endpoint.place or not self.endpoint.host):
+        if isinstance(self.endpoint.place, UnixAddress):
+            self._places = [self.endpoint.place]
+        elif self._places is None and (self.endpoint.place or not self.endpoint.host):
             self._places = find(self.endpoint)
         elif self._places is None:
             with _threads.job(lambda: find(self.endpoint), key=self.endpoint) as lookup:
@@ -83,14 +88,14 @@ class Opening:
                     self.problem = reason_of(exc)
         return self._places or []
 
-    def open(self, at_hand: Mapping[Place, socket.socket] | None = None) -> list[socket.socket]:
+    def open(self, at_hand: Mapping[AnyPlace, socket.socket] | None = None) -> list[socket.socket]:
         """
         Open what is there by now, after ``look_up``, and has not been opened; return it.
 
         Sockets ``at_hand`` that listen in the right place already are copied. Raises ``ProxyError`` that
         names the address and the cause for what is not merely missing, and then nothing was opened.
         """
-        opened: dict[Place, socket.socket] = {}
+        opened: dict[AnyPlace, socket.socket] = {}
         try:
             for place in self._places or []:
                 if place not in self._opened:
@@ -104,22 +109,28 @@ class Opening:
         self._opened += opened
         return list(opened.values())
 
-    def lose(self, place: Place, exc: OSError) -> None:
+    def lose(self, place: AnyPlace, exc: OSError) -> None:
         """Take an address for missing that had been opened."""
         self._opened = [each for each in self._opened if each != place]
         self.problem = reason_of(exc)
 
     def _open_place(
-        self, place: Place, opened: dict[Place, socket.socket], at_hand: Mapping[Place, socket.socket]
+        self,
+        place: AnyPlace,
+        opened: dict[AnyPlace, socket.socket],
+        at_hand: Mapping[AnyPlace, socket.socket],
     ) -> None:
         try:
             if place in at_hand:
-                sock = socket.socket(fileno=os.dup(at_hand[place].fileno()))
+                sock = _copy(at_hand[place])
+            elif isinstance(place, UnixAddress):
+                sock = _bind_unix(place.path, self._mode)
             else:
                 sock = _bind(place, self._port)
             opened[place] = sock
             listen_on(sock)
-            self._port = sock.getsockname()[1]
+            if isinstance(place, Place):
+                self._port = sock.getsockname()[1]
         except OSError as exc:
             if exc.errno not in _NOT_THERE:
                 raise
@@ -138,7 +149,7 @@ def find(endpoint: Endpoint) -> list[Place]:
     """
     if not endpoint.host:
         return [_every_address(endpoint.port)]
-    if endpoint.place:
+    if isinstance(endpoint.place, Place):
         return [endpoint.place]
     how = (0, std_socket.SOCK_STREAM, 0, std_socket.AI_PASSIVE)
     found = _getaddrinfo(endpoint.host, endpoint.port, *how)
@@ -163,13 +174,13 @@ def find_within(seconds: float, endpoint: Endpoint) -> list[Place]:
     return found if done.acquire(timeout=seconds) else []
 
 
-def bind(endpoint: Endpoint) -> list[socket.socket]:
+def bind(endpoint: Endpoint, mode: int = 0) -> list[socket.socket]:
     """
     Open the listening sockets of an endpoint; what is missing of a name is told in the log.
 
     Raises ``ProxyError`` that names the address and the cause, also if nothing of it is there.
     """
-    opening = Opening(endpoint)
+    opening = Opening(endpoint, mode)
     opening.look_up()
     socks = opening.open()
     if not socks:
@@ -179,9 +190,11 @@ def bind(endpoint: Endpoint) -> list[socket.socket]:
     return socks
 
 
-def place_of(sock: socket.socket) -> Place:
+def place_of(sock: socket.socket) -> AnyPlace:
     """Tell where a socket listens."""
     name = sock.getsockname()
+    if sock.family == std_socket.AF_UNIX:
+        return UnixAddress(name)
     is_everywhere = sock.family == std_socket.AF_INET6 and name[0] == "::"
     return _place(name, both_families=is_everywhere and not _is_ipv6_only(sock))
 
@@ -219,6 +232,20 @@ def _bind(place: Place, port: int) -> socket.socket:
         raise
 
 
+def _bind_unix(path: str, mode: int) -> socket.socket:
+    sock = UnixSocket()
+    try:
+        sock.bind_to(path, mode)
+        return sock
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _copy(sock: socket.socket) -> socket.socket:
+    return sock.copy() if isinstance(sock, UnixSocket) else socket.socket(fileno=os.dup(sock.fileno()))
+
+
 def listen_on(sock: socket.socket) -> None:
     """Have the kernel take connections on a socket that has its address; raises ``OSError``."""
     # So that it can make room for another one (``Acceptor.pause``), if it was not us who opened it.
@@ -231,8 +258,11 @@ def close_to_clients(sock: socket.socket) -> None:
     """
     Have the kernel refuse clients, whoever else has the socket too; ``listen_on`` opens it again.
 
-    The address stays the socket's, but is not in the way of another one any more.
+    The address stays the socket's, but is not in the way of another one any more. A Unix socket is left as it
+    is, as Linux would refuse its clients for ever.
     """
+    if sock.family == std_socket.AF_UNIX:
+        return
     with suppress(OSError):  # elsewhere than on Linux, where no address is in another one's way
         sock.shutdown(std_socket.SHUT_RDWR)
 

@@ -14,7 +14,7 @@ from typing import Any
 import gevent
 from gevent import socket
 
-from proxy.address import Address, IPAddress
+from proxy.address import Address, IPAddress, UnixAddress
 
 GeventSocket = socket.socket  # what blocks the greenlet; of such are the listening sockets
 
@@ -110,6 +110,8 @@ class LoopSocket(_socket.socket):
 
 def set_options(sock: Any) -> None:
     """Set what every connection has, on its socket or on the listening one, from which it is inherited."""
+    if sock.family == std_socket.AF_UNIX:  # whose ends cannot vanish, and which holds nothing back
+        return
     for level, option, value in _OPTIONS:
         sock.setsockopt(level, option, value)
 
@@ -144,6 +146,12 @@ def address_of(sockaddr: Any) -> Address:
         return Address("0.0.0.0", 0)
     zone = _interface(sockaddr[3]) if len(sockaddr) == 4 and sockaddr[3] else ""
     return Address(sockaddr[0].partition("%")[0], sockaddr[1], zone)
+
+
+def listening_address(sock: Any) -> Address:
+    """Tell where a socket listens."""
+    name = sock.getsockname()
+    return UnixAddress(name) if isinstance(name, str) else address_of(name)
 
 
 def _interface(index: int) -> str:

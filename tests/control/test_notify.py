@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import gevent
@@ -172,7 +172,23 @@ def test_what_is_no_listening_socket_is_left_with_a_word(tmp_path: Path) -> None
     with socket.socket() as idle, listening() as one:
         taken, said = take(idle, one)
         assert taken == f"{[one.getsockname()]} False"
-        assert "descriptor 3, which was handed over to us, is no listening TCP socket" in said
+        assert "descriptor 3, which was handed over to us, is no listening TCP or Unix socket" in said
+
+
+def test_a_unix_socket_is_taken_over_if_it_has_a_file_and_is_for_streams() -> None:
+    with tempfile.TemporaryDirectory(prefix="pxt-") as folder, ExitStack() as stack:
+        kinds = [
+            (socket.SOCK_STREAM, f"{folder}/stream"),
+            (socket.SOCK_SEQPACKET, f"{folder}/packets"),
+            (socket.SOCK_STREAM, f"\0{folder}"),
+        ]
+        socks = [stack.enter_context(socket.socket(socket.AF_UNIX, kind)) for kind, _ in kinds]
+        for sock, (_, name) in zip(socks, kinds, strict=True):
+            sock.bind(name)
+            sock.listen()
+        taken, said = take(*socks)
+        assert taken == f"['{folder}/stream'] False"
+        assert [line.split()[1] for line in said.splitlines()] == ["4,", "5,"]
 
 
 def test_a_descriptor_that_is_not_there_is_left_with_a_word() -> None:

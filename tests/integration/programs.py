@@ -19,7 +19,7 @@ from typing import IO, Any, ClassVar, TypeVar
 
 import pytest
 
-from tests.wire.processes import listening_ports, sockets_of
+from tests.wire.processes import listening_paths, listening_ports, sockets_of
 from tests.wire.sockets import Door, free_port
 from tests.wire.waits import wait_until
 
@@ -99,15 +99,18 @@ class Program:
             )
         Program.running.append(self)
 
-    def wait_listening(self, *ports: int) -> None:
-        """Wait until the process listens on all these ports; fail at once if it ends."""
+    def wait_listening(self, *places: int | Door) -> None:
+        """Wait until the process listens on all these ports, or at these doors; fail at once if it ends."""
+        doors = [("", each) if isinstance(each, int) else each for each in places]
+        ports = {port for _, port in doors if port}
+        paths = {path for path, port in doors if not port}
 
         def ready() -> bool:
             if self.process.poll() is not None:
                 pytest.fail(f"{self} ended with {self.process.returncode}:\n{self.log[-4000:]}")
-            return set(ports) <= listening_ports(self.pid)
+            return ports <= listening_ports(self.pid) and paths <= listening_paths(self.pid)
 
-        wait_until(ready, f"{self} to listen on {ports}", START_TIMEOUT)
+        wait_until(ready, f"{self} to listen on {places}", START_TIMEOUT)
 
     def wait_for_log(self, text: str, timeout: float = 60.0) -> str:
         """Wait until the log holds a text, and give the line that does."""
@@ -196,8 +199,11 @@ class Proxy(Program):
         self.config_path.chmod(0o600)
 
     def door(self, name: str) -> Door:
-        """Give host and port of a listener, for a client."""
-        host, _, port = str(self.config["listeners"][name]["listen_addr"]).rpartition(":")
+        """Give host and port of a listener, or the path of its Unix socket, for a client."""
+        address = str(self.config["listeners"][name]["listen_addr"])
+        if address.startswith("unix:"):
+            return address.removeprefix("unix:"), 0
+        host, _, port = address.rpartition(":")
         return host.strip("[]") or "127.0.0.1", int(port)
 
     def url(self, name: str, scheme: str = "ws") -> str:
@@ -218,7 +224,7 @@ class Proxy(Program):
         """Start the program, and wait until all its listeners accept."""
         super().start()
         if self.starts:
-            self.wait_listening(*(self.door(name)[1] for name in self.config["listeners"]))
+            self.wait_listening(*map(self.door, self.config["listeners"]))
 
     def stop(self) -> None:
         """Stop the program by SIGTERM; fail if it does not obey, had died, or printed a traceback."""

@@ -45,7 +45,7 @@ from tests.wire.waits import wait_until
 def test_knows_where_a_connection_would_arrive(place: str, target: str, expected: bool) -> None:
     """Case 375."""
     where = Endpoint.parse(place).place
-    assert where
+    assert isinstance(where, Place)
     assert ours.leads_to(ip_address(target), where) is expected
 
 

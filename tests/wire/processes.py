@@ -66,6 +66,14 @@ def listening_ports(pid: int) -> set[int]:
     return {row.port for row in sockets_of(pid) if row.state == LISTEN}
 
 
+def listening_paths(pid: int) -> set[str]:
+    """Tell at which Unix sockets a process listens (proc_pid_net(5))."""
+    held = {link for _, link in descriptors_of(pid)}
+    rows = (line.split(maxsplit=7) for line in Path(f"/proc/{pid}/net/unix").read_text().splitlines()[1:])
+    # A number, references, protocol, flags (__SO_ACCEPTCON), type, state, inode, and perhaps a path.
+    return {row[7] for row in rows if len(row) == 8 and row[3] == "00010000" and f"socket:[{row[6]}]" in held}
+
+
 def descriptors_of(pid: int) -> Iterator[tuple[str, str]]:
     """Give the open descriptors of a process: the path in /proc, and what the kernel says it is."""
     folder = f"/proc/{pid}/fd"

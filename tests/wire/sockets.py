@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 
 AnyHolder = TypeVar("AnyHolder", bound="Holder")
 
-Door = tuple[str, int]
+Door = tuple[str, int]  # host and port; or the path of a Unix socket, and 0
 Credentials = tuple[str, str]
 
 TIMEOUT = 20.0  # seconds on every socket
@@ -70,15 +70,17 @@ def connect(
     The source is an address of the loopback; a small receive buffer lets the other side feel that we
     do not read.
     """
-    sock = socket.socket(socket.AF_INET6 if ":" in door[0] else socket.AF_INET)
+    is_unix = door[0].startswith("/")
+    sock = socket.socket(socket.AF_UNIX if is_unix else socket.AF_INET6 if ":" in door[0] else socket.AF_INET)
     if receive_buffer:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if not is_unix:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.settimeout(timeout)
     try:
         if source:
             sock.bind((source, 0))
-        sock.connect(door)
+        sock.connect(door[0] if is_unix else door)
     except BaseException:
         sock.close()
         raise
