@@ -125,7 +125,7 @@ class RequestStream:
 
     def _follow(self, buffer: Buffer, data: memoryview) -> int:
         """Put what belongs to the body into the buffer. Of thousands of chunks some wait for a later turn."""
-        taken = self._body.take(data, TURNS.frames)
+        taken = self._body.take(data[: len(buffer.payload)], TURNS.frames)
         TURNS.spend(self._body.lines)
         rest, self._rest = data[taken:], memoryview(b"")
         if data.obj is not buffer.view.obj:

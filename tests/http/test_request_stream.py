@@ -5,7 +5,7 @@ What is counted is work, which is the same on a busy machine.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import gevent
 import pytest
@@ -16,7 +16,8 @@ from proxy.http.requests import vet_proxy_request
 from proxy.http.server import RequestStream
 from proxy.relaying.stream import Buffer, TcpStream
 from proxy.relaying.turns import FEW_FRAMES, FRAMES_AT_A_TIME, TURNS
-from tests.wire.greenlets import patience, tcp_pair
+from tests.relaying.test_relay import unread
+from tests.wire.greenlets import patience, tcp_pair, until
 
 CHUNKED = b"POST http://127.0.0.1/ HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n"
 CRUMBS = b"".join(b"1\r\n%c\r\n" % (number % 256) for number in range(9000)) + b"0\r\n\r\n"
@@ -91,3 +92,19 @@ def test_a_client_that_ends_while_some_of_it_waits_is_seen_to_break_off_after_th
     assert got == whole
     with pytest.raises(ProtocolError, match="in the middle of its request"):
         receive(stream, buffer)
+
+
+def test_what_was_left_of_a_big_read_goes_into_a_small_buffer_a_piece_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chunks = b"".join(b"1f40\r\n" + bytes([number]) * 8000 + b"\r\n" for number in range(1, 7)) + b"0\r\n\r\n"
+    stream, _client = stream_of(chunks + SECOND)
+    receive(stream, Buffer())  # the head
+    until(lambda: unread(cast(TcpStream, stream._client)) == len(chunks + SECOND))
+    monkeypatch.setattr(TURNS, "is_full", True)  # so that only a few chunks are followed at a time
+    got = receive(stream, Buffer())
+    assert len(stream._rest) > 8192
+    while data := receive(stream, Buffer(1000)):
+        assert len(data) <= 1000
+        got += data
+    assert got == chunks
