@@ -21,6 +21,9 @@ What may never be violated:
 - Once a relay is over nothing moves, and the first reason that was given for its end stands.
 - When both directions are stalled, their pipes hold ``MOST_IN_PIPES`` together, and not each.
 - Whoever moves much, or flushes, does it in a turn that has room for it, or waits for one.
+- Who has a limit of bandwidth moves payload only when all its throttles have let it through, and pays for
+  each operation. That holds up payload alone: what goes the other way, and what the streams say themselves
+  (Ping, Pong, Close, the end of a direction), waits for nothing. And a wait for us is not a peer's silence.
 - To move little costs no timer and no look at the clock. Who moves much is timed, which is two looks for an
   operation. Any other time is watched by a sweep, which looks at every relay twice a second.
 
@@ -45,6 +48,7 @@ What happens, and what a direction does:
     the source has more       It is in no socket, so no event will tell: wait for a turn (``turns``).
     its turn comes            What the event would have had it do. After ``MUCH``, while others wait: wait for
                               the next turn, as there is probably more. Else: listen again.
+    a throttle is closed      Its source is not listened to until it is let through: then it waits for a turn.
     the sink is blocked       It is held: listen to the sink instead of the source.
     the sink can be written   Flush, or wait for a turn with room for that. When nothing is kept any more:
                               listen to the source, or pass its end on.
@@ -69,6 +73,7 @@ from proxy.errors import ProtocolError, reason_of
 from proxy.net.sock import GeventSocket
 from proxy.relaying import splice
 from proxy.relaying.stream import BUFFER_SIZE, Buffer, Ending, Stream, as_stream, ignore
+from proxy.relaying.throttle import Place, Throttle
 from proxy.relaying.turns import TURNS
 
 log = logging.getLogger(__name__)
@@ -211,6 +216,11 @@ class Relay:
         self._up.start()
         self._down.start()
 
+    def limit(self, sent: tuple[Throttle, ...], received: tuple[Throttle, ...]) -> None:
+        """Have each direction share what these throttles let through, from now on; nothing else limits it."""
+        self._up.limit(sent)
+        self._down.limit(received)
+
     def when_over(self, act: Callable[[T], object], what: T) -> None:
         """Have a function called with something, in the event loop, as soon as it is over."""
         self._on_over = act, what
@@ -311,7 +321,7 @@ class Relay:
             # The streams are being closed. A Ping behind a Close, for instance, would break the protocol.
             return
         moved = self.sent + self.received
-        if moved != self._moved_before:
+        if moved != self._moved_before or self._up.is_throttled or self._down.is_throttled:
             self._moved_before, self._moved_at = moved, now
         quiet = now - self._moved_at
         lingered = self._linger(now)
@@ -351,9 +361,9 @@ class _Direction:
     """One direction of a relay: a source, a sink, and which of them it waits for."""
 
     __slots__ = (
-        "_blamed", "_bulk", "_found_much", "_moves_much", "_reader", "_relay", "_sink", "_sink_name",
-        "_source", "_source_name", "_waits_for_turn", "_zero_copy", "held", "in_pipe", "moved", "opposite",
-        "stage",
+        "_blamed", "_bulk", "_found_much", "_moves_much", "_places", "_reader", "_relay", "_sink",
+        "_sink_name", "_source", "_source_name", "_waits_for_turn", "_zero_copy", "held", "in_pipe",
+        "is_throttled", "moved", "opposite", "stage",
     )  # fmt: skip
 
     opposite: "_Direction"
@@ -373,6 +383,8 @@ class _Direction:
         self._found_much = False  # the last splice took all that one pipe holds
         self._moves_much = False  # so it takes turns with others
         self._waits_for_turn = False
+        self._places: tuple[Place, ...] = ()  # at the throttles that it shares
+        self.is_throttled = False  # it waits for one of them
         self.stage = OPEN
         self.moved = 0
         self.held = False  # it waits for its sink
@@ -394,7 +406,34 @@ class _Direction:
     @property
     def _on_event(self) -> Callable[[], object]:
         """What is done when the source can be read; who moves little needs no look at the turn."""
-        return self._receive if self._moves_much else self._move
+        return self._receive if self._moves_much else self._operation
+
+    @property
+    def _operation(self) -> Callable[[], bool]:
+        return self._move_throttled if self._places else self._move
+
+    def limit(self, throttles: tuple[Throttle, ...]) -> None:
+        """Share what these throttles let through, and no others."""
+        if throttles == tuple(place.throttle for place in self._places):
+            return
+        was_throttled = self._leave_throttles()
+        self._places = tuple(Place(each, self._come_through) for each in throttles)
+        if self._reader.active:
+            self._reader.callback = self._on_event
+        elif was_throttled:
+            self._listen()
+
+    def _leave_throttles(self) -> bool:
+        """Wait for none of them, and tell whether it did."""
+        was_throttled, self.is_throttled = self.is_throttled, False
+        for place in self._places:
+            place.throttle.forget(place)
+        return was_throttled
+
+    def _come_through(self) -> None:
+        """Go on, as a throttle has let it through."""
+        self.is_throttled = False
+        self._wait_for_turn()
 
     def _wait_for_turn(self) -> None:
         """Wait for a turn instead of an event, to do what the event would have us do."""
@@ -410,7 +449,7 @@ class _Direction:
             self._flush()
             return
         before = self.moved
-        if self._move() and not self.held and not self._waits_for_turn and not self._relay.is_over:
+        if self._operation() and not self.held and not self._waits_for_turn and not self._relay.is_over:
             # While others wait, who had much stays in the queue: the next turn will tell if there is more. To
             # listen in between would be two system calls for each operation.
             if self.moved - before >= MUCH and TURNS.others_wait:
@@ -428,10 +467,13 @@ class _Direction:
         if self._waits_for_turn:
             self._waits_for_turn = False
             TURNS.forget(self._take_turn)
+        if self._places:
+            self._leave_throttles()
 
     def let_go(self) -> None:
         """Forget the others, when all is over."""
         self._sink.on_blocked = ignore
+        self._places = ()
         del self._relay, self.opposite
 
     def _hold(self) -> None:
@@ -489,9 +531,24 @@ class _Direction:
     def _receive(self) -> None:
         """Do one operation on what the source has, in a turn with room for it, as the last one moved much."""
         if TURNS.has_room:
-            TURNS.do(self._move)
+            TURNS.do(self._operation)
         else:
             self._wait_for_turn()
+
+    def _move_throttled(self) -> bool:
+        """Do one operation if all throttles let it through, and pay; else wait for them, and return False."""
+        if self.stage:
+            return self._move()  # which moves no payload any more
+        for place in self._places:
+            if not place.throttle.ask(place):
+                self._reader.stop()
+                self.is_throttled = True
+                return False
+        before = self.moved
+        goes_on = self._move()
+        for place in self._places:
+            place.throttle.pay(place, self.moved - before)
+        return goes_on
 
     def _move(self) -> bool:
         """Do one operation on what the source has; False if nothing is left to listen for."""
@@ -524,7 +581,10 @@ class _Direction:
 
     def _copy(self) -> int | None:
         little = TURNS.is_full or self.opposite.in_pipe > MOST_IN_PIPES - BUFFER_SIZE
-        buffer = _small_buffer if little else _buffer
+        buffer, bulk = _small_buffer if little else _buffer, BULK
+        if self._places:
+            share = self._share
+            buffer, bulk = buffer.first(share), max(min(bulk, share), WORTH_A_SPLICE)
         count = self._source.recv_into(buffer, bulk=self._bulk)
         if self._bulk:
             # This was only the beginning of a frame, and says how much of it is left.
@@ -535,14 +595,21 @@ class _Direction:
         if count:
             if count >= MUCH:
                 TURNS.spend_bytes(count)
-            if count >= BULK:
+            if count >= bulk:
                 self._bulk = self._zero_copy
             self._blamed = self._sink_name
             self._sink.send(buffer, count)
         return count
 
+    @property
+    def _share(self) -> int:
+        """How many bytes the throttles let it move in one operation."""
+        return min(place.throttle.share for place in self._places)
+
     def _splice(self) -> int | None:
         there = self._source.spliceable()
+        if self._places:
+            there = min(there, self._share)
         most = min(there, max(0, MOST_IN_PIPES - self.opposite.in_pipe))
         pipe = None
         if self._found_much and there > most:

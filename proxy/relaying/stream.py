@@ -72,6 +72,12 @@ class Buffer:
         self.payload = self.view[HEADROOM:]
         self.unframed = self.payload[:-HEADROOM]
 
+    def first(self, count: int) -> "Buffer":
+        """Give its first bytes, as a buffer that holds no more than so many."""
+        first = Buffer.__new__(Buffer)
+        first.view, first.payload, first.unframed = self.view, self.payload[:count], self.unframed[:count]
+        return first
+
 
 class Stream(Protocol):
     """
