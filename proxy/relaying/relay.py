@@ -406,10 +406,8 @@ class _Direction:
     @property
     def _on_event(self) -> Callable[[], object]:
         """What is done when the source can be read; who moves little needs no look at the turn."""
-        return self._receive if self._moves_much else self._operation
-
-    @property
-    def _operation(self) -> Callable[[], bool]:
+        if self._moves_much:
+            return self._receive
         return self._move_throttled if self._places else self._move
 
     def limit(self, throttles: tuple[Throttle, ...]) -> None:
@@ -449,7 +447,8 @@ class _Direction:
             self._flush()
             return
         before = self.moved
-        if self._operation() and not self.held and not self._waits_for_turn and not self._relay.is_over:
+        goes_on = self._move_throttled() if self._places else self._move()
+        if goes_on and not self.held and not self._waits_for_turn and not self._relay.is_over:
             # While others wait, who had much stays in the queue: the next turn will tell if there is more. To
             # listen in between would be two system calls for each operation.
             if self.moved - before >= MUCH and TURNS.others_wait:
@@ -531,7 +530,7 @@ class _Direction:
     def _receive(self) -> None:
         """Do one operation on what the source has, in a turn with room for it, as the last one moved much."""
         if TURNS.has_room:
-            TURNS.do(self._operation)
+            TURNS.do(self._move_throttled if self._places else self._move)
         else:
             self._wait_for_turn()
 
@@ -581,10 +580,9 @@ class _Direction:
 
     def _copy(self) -> int | None:
         little = TURNS.is_full or self.opposite.in_pipe > MOST_IN_PIPES - BUFFER_SIZE
-        buffer, bulk = _small_buffer if little else _buffer, BULK
+        buffer = _small_buffer if little else _buffer
         if self._places:
-            share = self._share
-            buffer, bulk = buffer.first(share), max(min(bulk, share), WORTH_A_SPLICE)
+            buffer = buffer.first(self._share)
         count = self._source.recv_into(buffer, bulk=self._bulk)
         if self._bulk:
             # This was only the beginning of a frame, and says how much of it is left.
@@ -595,8 +593,9 @@ class _Direction:
         if count:
             if count >= MUCH:
                 TURNS.spend_bytes(count)
-            if count >= bulk:
-                self._bulk = self._zero_copy
+                # Whose share is less than BULK never finds that much.
+                if count >= BULK or self._places:
+                    self._bulk = self._zero_copy
             self._blamed = self._sink_name
             self._sink.send(buffer, count)
         return count
