@@ -24,6 +24,7 @@ class Failure(Enum):
     UNSUPPORTED_COMMAND = "command not supported"
     UNSUPPORTED_ADDRESS = "address type not supported"
     LIMIT = "connection limit reached"
+    TOO_MANY = "too many requests"
     UPSTREAM = "upstream proxy failed"
     GENERAL = "general failure"
 
@@ -36,6 +37,7 @@ class ProxyError(Exception):
         self.failure = failure
         self.via = ""  # the upstream that it came by, if it is known
         self.is_answer = False  # to a proxy that only asked for a sign of life: nobody was refused anything
+        self.retry_after = 1.0  # seconds, where it is said that there was too much of something
 
 
 class ConfigError(ProxyError, ValueError):
@@ -73,6 +75,16 @@ class LimitError(ProxyError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, Failure.LIMIT)
+
+
+class OverLimitError(ProxyError):
+    """The configuration gives this client no more now; ``limit`` is the section of it that says so."""
+
+    def __init__(self, limit: str, identity: str, retry_after: float) -> None:
+        super().__init__(f"limit {limit}", Failure.TOO_MANY)
+        self.limit = limit
+        self.identity = identity
+        self.retry_after = retry_after
 
 
 class ClientLeftError(ProxyError):

@@ -167,6 +167,12 @@ WELL = {
         http_answer(503, "Proxy-Status: proxy-server; error=connection_limit_reached"),
         Failure.LIMIT,
     ),
+    "has had too much of us": (
+        http_answer(
+            429, 'Proxy-Status: proxy-server; error=connection_limit_reached; details="too many requests"'
+        ),
+        Failure.TOO_MANY,
+    ),
     "has no way on": (
         http_answer(
             502, 'Proxy-Status: proxy-server; error=proxy_internal_error; details="upstream proxy failed"'

@@ -6,6 +6,7 @@ So the cause travels through any number of proxies, and the client at the other 
 
 import re
 from collections.abc import Iterator
+from math import ceil
 from typing import NamedTuple
 
 from proxy.errors import Failure
@@ -36,20 +37,24 @@ _ANSWERS = {
     Failure.UNSUPPORTED_COMMAND: _Answer(400, "http_request_error", "command not supported"),
     Failure.UNSUPPORTED_ADDRESS: _Answer(400, "http_request_error", "address type not supported"),
     Failure.LIMIT: _Answer(503, "connection_limit_reached"),
+    # RFC 9209 has no error for it; who does not know these details takes the nearest.
+    Failure.TOO_MANY: _Answer(429, "connection_limit_reached", "too many requests"),
     Failure.UPSTREAM: _Answer(502, "proxy_internal_error", "upstream proxy failed"),
     Failure.GENERAL: _Answer(502, "proxy_internal_error"),
 }
 
 _EXTRA_HEADERS: dict[Failure, Fields] = {
     Failure.CREDENTIALS: (("WWW-Authenticate", f'X-Proxy realm="{PROXY_NAME}"'),),
-    Failure.LIMIT: (("Retry-After", "1"),),
 }
+_MAY_COME_AGAIN = (Failure.LIMIT, Failure.TOO_MANY)
 
 
-def refusal(failure: Failure) -> HttpError:
-    """Say why there is no tunnel."""
+def refusal(failure: Failure, retry_after: float = 1.0) -> HttpError:
+    """Say why there is no tunnel, and where it was too much, after how many seconds there may be one."""
     answer = _ANSWERS[failure]
     headers = _EXTRA_HEADERS.get(failure, ())
+    if failure in _MAY_COME_AGAIN:
+        headers += (("Retry-After", str(max(1, ceil(retry_after)))),)
     if answer.error:
         details = f'; details="{answer.details}"' if answer.details else ""
         headers += (("Proxy-Status", f"{PROXY_NAME}; error={answer.error}{details}"),)

@@ -17,7 +17,8 @@ from proxy.tls.contexts import client_context
 from proxy.tls.tlssocket import connect_tls
 
 _MAX_INTERIM = 8  # answers
-_OF_ITS_OWN = (Failure.LIMIT, Failure.UPSTREAM)  # what a proxy of our kind says of itself, not of a target
+_FULL = (Failure.LIMIT, Failure.TOO_MANY)
+_OF_ITS_OWN = (*_FULL, Failure.UPSTREAM)  # what a proxy of our kind says of itself, not of a target
 _SECURE = {"ws": "wss", "http": "https"}
 
 
@@ -116,7 +117,7 @@ class HttpSpeaker(UpstreamClient):
         # It may be well, and only have no place left or no way on, or not like the request.
         well = is_told or status in (400, 429)
         said = f"{failure.value} (status {status})" if is_told else self.describe(status)
-        busy = is_told and failure is Failure.LIMIT
+        busy = is_told and failure in _FULL
         error = self.as_upstream_error(said, transient=busy, unclear=not well, well=well, status=status)
         error.failure = failure
         return error

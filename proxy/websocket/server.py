@@ -99,7 +99,7 @@ class WebSocketInbound:
         if self._has_switched:
             self._channel.send(encode_close(CloseCode.INTERNAL_ERROR, error.failure.value, key=None))
             return
-        answer = error if isinstance(error, HttpError) else refusal(error.failure)
+        answer = error if isinstance(error, HttpError) else refusal(error.failure, error.retry_after)
         self._channel.send(encode_response(answer))
 
 

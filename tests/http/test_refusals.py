@@ -57,6 +57,7 @@ TABLE = [
         'proxy-server; error=http_request_error; details="address type not supported"',
     ),
     (Failure.LIMIT, 503, "proxy-server; error=connection_limit_reached"),
+    (Failure.TOO_MANY, 429, 'proxy-server; error=connection_limit_reached; details="too many requests"'),
     (Failure.UPSTREAM, 502, 'proxy-server; error=proxy_internal_error; details="upstream proxy failed"'),
     (Failure.GENERAL, 502, "proxy-server; error=proxy_internal_error"),
 ]
@@ -82,6 +83,8 @@ def test_a_refusal_says_what_to_do_next() -> None:
     """RFC 9110, sections 10.2.3 and 11.6.1."""
     response, _ = read_by_http_client(encode_response(refusal(Failure.LIMIT)))
     assert response.getheader("Retry-After") == "1"
+    response, _ = read_by_http_client(encode_response(refusal(Failure.TOO_MANY, 11.2)))
+    assert response.getheader("Retry-After") == "12"  # whole seconds, and no time too early
     response, _ = read_by_http_client(encode_response(refusal(Failure.CREDENTIALS)))
     assert response.status == 401
     assert response.getheader("WWW-Authenticate", "").startswith("X-Proxy ")

@@ -216,6 +216,7 @@ CODES = {
     Failure.UNSUPPORTED_COMMAND: 7,  # Command not supported
     Failure.UNSUPPORTED_ADDRESS: 8,  # Address type not supported
     Failure.LIMIT: 1,
+    Failure.TOO_MANY: 1,
     Failure.UPSTREAM: 1,
     Failure.GENERAL: 1,  # general SOCKS server failure
 }
