@@ -4,12 +4,13 @@
 set -eu
 
 PATH=$PATH:/usr/sbin:/sbin
-PEERS="microsocks:microsocks danted:dante-server nginx:nginx-light haproxy:haproxy v2ray:v2ray
+PEERS="microsocks:microsocks danted:dante-server nginx:nginx-light haproxy:haproxy caddy:caddy apache2:apache2-bin
+    /usr/lib/nginx/modules/ngx_stream_module.so:libnginx-mod-stream v2ray:v2ray
     curl:curl wget:wget git:git npm:npm java:default-jdk-headless ssh:openssh-client sshd:openssh-server openssl:openssl ip:iproute2 fail2ban-regex:fail2ban"
 
 missing=
 for peer in $PEERS; do
-    command -v "${peer%%:*}" >/dev/null || missing="$missing ${peer#*:}"
+    command -v "${peer%%:*}" >/dev/null || [ -e "${peer%%:*}" ] || missing="$missing ${peer#*:}"
 done
 if [ -z "$missing" ]; then
     echo "install-peers: all are there"

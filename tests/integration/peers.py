@@ -100,6 +100,7 @@ daemon off;
 master_process off;
 pid {directory}/nginx.pid;
 error_log stderr warn;
+{modules}
 events {{ worker_connections 512; }}
 http {{
     access_log off;
@@ -108,6 +109,12 @@ http {{
     fastcgi_temp_path {directory}/fastcgi;
     uwsgi_temp_path {directory}/uwsgi;
     scgi_temp_path {directory}/scgi;
+    {servers}
+}}
+{stream}
+"""
+
+NGINX_SERVER = """
     server {{
         listen 127.0.0.1:{port}{tls};
         location / {{
@@ -122,8 +129,24 @@ http {{
             send_timeout {patience};
         }}
     }}
-}}
 """
+
+
+@contextlib.contextmanager
+def nginx_with(port: int, servers: str = "", *, stream: str = "", modules: str = "") -> Iterator[Door]:
+    """Run nginx with server blocks that listen on a port, or with a stream block and the modules for it."""
+    binary = find("nginx", "nginx-light")
+    program = Program(())
+    config = program.directory / "nginx.conf"
+    config.write_text(
+        NGINX.format(directory=program.directory, servers=servers, stream=stream, modules=modules)
+    )
+    # Workers of a root nginx become another user: their temporary files lie in our directory.
+    program.directory.chmod(0o755)
+    program.command = [binary, "-c", str(config), "-e", "stderr", "-p", str(program.directory)]
+    with program:
+        program.wait_listening(port)
+        yield "127.0.0.1", port
 
 
 @contextlib.contextmanager
@@ -135,30 +158,15 @@ def nginx(
 
     The patience, 60 seconds if nothing is set, is for silence in each direction.
     """
-    binary = find("nginx")
     port = free_port()
-    program = Program(())
     tls = ""
     if certificate:
         tls = (
             f" ssl;\n        ssl_certificate {certificate[0]};\n        ssl_certificate_key {certificate[1]}"
         )
-    config = program.directory / "nginx.conf"
-    config.write_text(
-        NGINX.format(
-            directory=program.directory,
-            port=port,
-            backend=f"{backend[0]}:{backend[1]}",
-            tls=tls,
-            patience=patience,
-        )
-    )
-    # Workers of a root nginx become another user: their temporary files lie in our directory.
-    program.directory.chmod(0o755)
-    program.command = [binary, "-c", str(config), "-e", "stderr", "-p", str(program.directory)]
-    with program:
-        program.wait_listening(port)
-        yield "127.0.0.1", port
+    server = NGINX_SERVER.format(port=port, backend=f"{backend[0]}:{backend[1]}", tls=tls, patience=patience)
+    with nginx_with(port, server) as front:
+        yield front
 
 
 HAPROXY = """
@@ -177,15 +185,64 @@ backend back
 
 
 @contextlib.contextmanager
-def haproxy(backend: Door, mode: str = "http", options: str = "") -> Iterator[Door]:
-    """Run HAProxy before a server, a WebSocket server unless the mode is tcp."""
-    binary = find("haproxy")
-    port = free_port()
+def haproxy_with(port: int, text: str) -> Iterator[Door]:
+    """Run HAProxy with a configuration that listens on a port."""
     program = Program(())
     config = program.directory / "haproxy.cfg"
-    text = HAPROXY.format(port=port, mode=mode, backend=":".join(map(str, backend)), options=options)
     config.write_text(text)
-    program.command = [binary, "-db", "-f", str(config)]
+    program.command = [find("haproxy"), "-db", "-f", str(config)]
+    with program:
+        program.wait_listening(port)
+        yield "127.0.0.1", port
+
+
+@contextlib.contextmanager
+def haproxy(backend: Door, mode: str = "http", options: str = "") -> Iterator[Door]:
+    """Run HAProxy before a server, a WebSocket server unless the mode is tcp."""
+    port = free_port()
+    text = HAPROXY.format(port=port, mode=mode, backend=":".join(map(str, backend)), options=options)
+    with haproxy_with(port, text) as front:
+        yield front
+
+
+@contextlib.contextmanager
+def caddy_with(port: int, sites: str) -> Iterator[Door]:
+    """Run Caddy with sites that listen on a port, and without all that it does of its own accord."""
+    program = Program(())
+    config = program.directory / "Caddyfile"
+    config.write_text(f"{{\n\tadmin off\n\tauto_https disable_redirects\n}}\n{sites}")
+    program.command = [find("caddy"), "run", "--config", str(config), "--adapter", "caddyfile"]
+    with program:
+        program.wait_listening(port)
+        yield "127.0.0.1", port
+
+
+APACHE = """
+ServerRoot /usr/lib/apache2
+PidFile {directory}/apache.pid
+DefaultRuntimeDir {directory}
+ErrorLog /dev/stderr
+Mutex pthread
+ServerName localhost
+User www-data
+Group www-data
+LoadModule mpm_event_module modules/mod_mpm_event.so
+LoadModule authz_core_module modules/mod_authz_core.so
+LoadModule ssl_module modules/mod_ssl.so
+LoadModule proxy_module modules/mod_proxy.so
+LoadModule proxy_http_module modules/mod_proxy_http.so
+Listen 127.0.0.1:{port}
+{hosts}
+"""
+
+
+@contextlib.contextmanager
+def apache_with(port: int, hosts: str) -> Iterator[Door]:
+    """Run Apache httpd with virtual hosts that listen on a port."""
+    program = Program(())
+    config = program.directory / "apache.conf"
+    config.write_text(APACHE.format(directory=program.directory, port=port, hosts=hosts))
+    program.command = [find("apache2", "apache2-bin"), "-D", "FOREGROUND", "-f", str(config)]
     with program:
         program.wait_listening(port)
         yield "127.0.0.1", port
