@@ -285,7 +285,10 @@ def test_a_reload_leaves_it_alone_or_changes_its_mode_or_its_path(folder: Path, 
     one, other = folder / "one", folder / "other"
 
     def config(path: Path, **settings: Any) -> dict[str, Any]:
-        return {"listeners": {"socks": at(path, socks_door(**settings))}}
+        return of({"socks": at(path, socks_door(**settings))})
+
+    def of(listeners: dict[str, Any]) -> dict[str, Any]:
+        return {"proxy": {"reload_interval": 0}, "listeners": listeners}
 
     with Proxy(config(one)) as node:
         tunnel = clients.socks5(node.door("socks"), "127.0.0.1", echo.port)
@@ -299,15 +302,15 @@ def test_a_reload_leaves_it_alone_or_changes_its_mode_or_its_path(folder: Path, 
         assert (one.stat().st_ino, mode_of(one)) == (made.st_ino, 0o600)
 
         # Another protocol is another server at the same socket.
-        mixed = {"listeners": {"socks": at(one, mixed_door(mode="0666"))}}
-        node.write(mixed)
+        mixed = at(one, mixed_door(mode="0666"))
+        node.write(of({"socks": mixed}))
         assert "applied" in ctl(node, "reload")
         assert (one.stat().st_ino, mode_of(one)) == (made.st_ino, 0o666)
         assert answers(one)
 
         # Nothing of a change that is rejected: the second listener cannot be had.
         other.touch()
-        node.write({"listeners": {**mixed["listeners"], "new": at(other, socks_door())}})
+        node.write(of({"socks": mixed, "new": at(other, socks_door())}))
         assert "a file is in its place, and no socket" in ctl(node, "reload", status=1)
         assert (one.stat().st_ino, mode_of(one)) == (made.st_ino, 0o666)
         assert answers(one)
