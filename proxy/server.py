@@ -88,8 +88,8 @@ class ProxyServer(ABC):
         return "wss" if self.config.tls_cert else self.config.protocol.value
 
     def exposure(self, address: Address) -> str:
-        """Say what anyone can do who reaches an address of it; nothing if a login is needed."""
-        if self.config.needs_auth:
+        """Say what anyone can do who reaches an address of it; nothing if only some may."""
+        if self.config.needs_auth or self.config.clients:
             return ""
         return (
             f"is an open proxy: anyone who reaches {address} can use it; set users in [auth_users] or with "
