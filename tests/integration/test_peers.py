@@ -4,6 +4,9 @@ Programs and libraries that others wrote, as clients before our doors, between o
 
 import hashlib
 import os
+import re
+import shlex
+import shutil
 import subprocess
 import threading
 import time
@@ -20,7 +23,7 @@ import websockets
 import websockets.sync.client
 
 from tests.integration import peers
-from tests.integration.programs import Proxy, clean_environment, socks_door, upstream, web_door
+from tests.integration.programs import REPOSITORY, Proxy, clean_environment, socks_door, upstream, web_door
 from tests.wire import clients, targets
 from tests.wire.sockets import Credentials, Door, connect, free_port, read_exact, read_to_end
 from tests.wire.targets import Target
@@ -308,6 +311,49 @@ class TestWebsockets:
             self.connect(node.url("web"), headers)
         assert refused.value.response.status_code == 502
         assert "connection_refused" in refused.value.response.headers["Proxy-Status"]
+
+    def test_one_that_cannot_take_a_refusal_is_told_the_cause_in_the_close(self) -> None:
+        """DESIGN 1.3: 101 at once, and then, without a target, Close 1011."""
+        nowhere = {"X-Proxy-Target-Host": "127.0.0.1", "X-Proxy-Target-Port": str(free_port())}
+        with (
+            Proxy({"listeners": {"web": web_door(answer="at_once")}}) as node,
+            Target(targets.echo) as target,
+        ):
+            with self.connect(node.url("web"), target_headers(target)) as ws:
+                assert "X-Proxy-Bound" not in ws.response.headers
+                ws.send(b"hello")
+                assert ws.recv(TIMEOUT) == b"hello"
+            with self.connect(node.url("web"), nowhere) as ws:
+                with pytest.raises(websockets.ConnectionClosedError) as closed:
+                    ws.recv(TIMEOUT)
+                assert (ws.close_code, ws.close_reason) == (1011, "connection refused")
+            assert closed.value.rcvd is not None
+
+    @pytest.mark.parametrize("program", ["websocat", "a stand-in"])
+    def test_the_line_for_websocat_works(self, node: Proxy, program: str) -> None:
+        """It is in no package of Debian: where it is not there, another client does what the line says."""
+        request, page = b"GET / HTTP/1.0\r\n\r\n", b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+        text = (REPOSITORY / "docs" / "configuration.md").read_text("utf-8")
+        (line,) = re.findall(r"^    (websocat .*)$", text, re.MULTILINE)
+        with targets.Scripted(page) as target:
+            places = {"www.example.com": "localhost", "80": str(target.port)}
+            for old, new in places.items():
+                line = line.replace(f": {old}'", f": {new}'")
+            *words, url = shlex.split(line)
+            assert url == "ws://127.0.0.1:8080/"
+            if program == "websocat":
+                if not shutil.which(program):
+                    pytest.skip("websocat is not installed")
+                done = subprocess.run(
+                    [*words, node.url("web")], input=request, capture_output=True, timeout=TIMEOUT
+                )
+                assert (done.stdout, done.stderr) == (page, b"")
+                return
+            assert words[:3] == ["websocat", "-n", "--binary"]
+            headers = dict(word.removeprefix("-H=").split(": ") for word in words[3:])
+            with self.connect(node.url("web"), headers) as ws:
+                ws.send(request)
+                assert b"".join(ws) == page
 
     def test_a_browsers_page_reaches_nothing(self, node: Proxy) -> None:
         """CASES 86: a page can choose the URL and the subprotocols, and it has an origin."""
