@@ -132,8 +132,7 @@ class Admin:
         try:
             with self._trust.folder(self._path.parent):
                 # Who still listens there is a predecessor that drains, as the folder is not taken.
-                sock.bind_to(str(self._path), 0o600, replace_living=True)
-            sock.listen(_BACKLOG)
+                sock.listen_at(str(self._path), 0o600, _BACKLOG, replace_living=True)
         except BaseException:
             sock.close()
             raise

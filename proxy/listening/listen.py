@@ -47,8 +47,9 @@ class SocketServer(StreamServer):
 
     def close(self) -> None:
         """Close the listening socket."""
+        self.stop_accepting()
+        self.given.close()  # before the bare one: a Unix socket's file has its inode as long as that is open
         super().close()
-        self.given.close()
         if self._place:
             ours.remove(self._place)
             self._place = None

@@ -235,7 +235,7 @@ def _bind(place: Place, port: int) -> socket.socket:
 def _bind_unix(path: str, mode: int) -> socket.socket:
     sock = UnixSocket()
     try:
-        sock.bind_to(path, mode)
+        sock.listen_at(path, mode, BACKLOG)
         return sock
     except BaseException:
         sock.close()

@@ -2,23 +2,28 @@
 A Unix socket to listen on: how its file comes, to whom it is open, and how it goes.
 
 bind(2) makes the file, and never in the place of another one, whatever that is. So nothing can be lost but
-what is taken away before: a socket on which nobody listens any more, as a crash leaves it behind. From its
+what is taken away before: a socket on which nobody listens any more, as a crash leaves it behind. That looks
+like one that is about to be listened on, so only one of us opens a socket in a folder at a time. From its
 first moment the file is open to nobody whom its mode does not name. It goes with the last copy of the socket,
 unless another file has come into its place.
 """
 
 import _socket
 import errno
+import fcntl
 import os
 import socket as std_socket
 import stat
 import struct
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 
+import gevent
 from gevent import socket
 
 from proxy.errors import reason_of
 
+_ATTEMPTS, _PAUSE = 50, 0.01  # to be alone in a folder; seconds
 _PEER = struct.Struct("3i")  # struct ucred: process, user, group (unix(7))
 
 
@@ -31,25 +36,25 @@ class UnixSocket(socket.socket):
         if file:
             file.copies += 1
 
-    def bind_to(self, path: str, mode: int, *, replace_living: bool = False) -> None:
+    def listen_at(self, path: str, mode: int, backlog: int, *, replace_living: bool = False) -> None:
         """
-        Make the file, with this mode; raises ``OSError`` that says what is in the way.
+        Listen, with a file that has this mode; raises ``OSError`` that says what is in the way.
 
         Another socket gives way if nobody listens there; or always, if the caller knows who does.
         """
         os.fchmod(self.fileno(), mode)  # which Linux gives to the file that it makes, less the umask
-        try:
-            self.bind(path)
-        except FileNotFoundError as exc:
-            raise OSError(exc.errno, f"there is no folder {os.path.dirname(path)}") from exc
-        except OSError as exc:
-            if exc.errno != errno.EADDRINUSE:
-                raise
-            _make_way(path, replace_living=replace_living)
-            self.bind(path)
-        self._file = _File(path)
-        self._file.copies += 1
-        self.set_mode(mode)
+        with _alone_in(os.path.dirname(path)):
+            try:
+                self.bind(path)
+            except OSError as exc:
+                if exc.errno != errno.EADDRINUSE:
+                    raise
+                _make_way(path, replace_living=replace_living)
+                self.bind(path)
+            self._file = _File(path)
+            self._file.copies += 1
+            self.set_mode(mode)
+            self.listen(backlog)
 
     def set_mode(self, mode: int) -> None:
         """Change who may connect, if that is not as it was left; raises ``OSError``."""
@@ -101,6 +106,28 @@ class _File:
         if not self.copies and self.is_there:
             with suppress(OSError):
                 os.unlink(self._path)
+
+
+@contextmanager
+def _alone_in(folder: str) -> Iterator[None]:
+    """Wait while another one of us opens a socket there; but not for who keeps us waiting on purpose."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError as exc:
+        raise OSError(exc.errno, f"there is no folder {folder}") from exc
+    except PermissionError:  # to make a file there, one need not be allowed to read it
+        yield
+        return
+    try:
+        for _ in range(_ATTEMPTS):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:  # also of file systems that have no locks
+                gevent.sleep(_PAUSE)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _make_way(path: str, *, replace_living: bool) -> None:

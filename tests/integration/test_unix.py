@@ -30,6 +30,7 @@ from tests.integration.programs import (
     web_door,
 )
 from tests.integration.test_control import activated
+from tests.integration.test_told import banned
 from tests.wire import clients, targets
 from tests.wire.sockets import connect, read_exact, read_rest
 from tests.wire.socks5 import GREETING, LOGIN_GREETING, login, to_ip
@@ -178,6 +179,19 @@ def test_it_needs_no_file(folder: Path, echo: Target) -> None:
     assert not path.exists()
 
 
+def test_a_client_may_listen_there_too(folder: Path, echo: Target) -> None:
+    """So -listen gives a port of a host far away to some users of this machine only."""
+    path = folder / "s"
+    with Proxy({"listeners": {"socks": socks_door()}}) as node:
+        proxy = ["-protocol", "socks5", "-addr", "{}:{}".format(*node.door("socks"))]
+        target = ["-host", "127.0.0.1", "-port", str(echo.port), "-listen", f"unix:{path}"]
+        with Program([*COMMAND, "-mode", "client", *proxy, *target]) as near:
+            near.wait_listening((str(path), 0))
+            with connect((str(path), 0)) as client:
+                client.sendall(b"hello")
+                assert read_exact(client, 5) == b"hello"
+
+
 # -- who the client is
 
 
@@ -227,6 +241,7 @@ def test_a_client_without_an_address_is_nobody_whom_fail2ban_could_ban(folder: P
         client.sendall(LOGIN_GREETING + login(b"alice", b"guess"))
         assert read_exact(client, 4) == b"\x05\x02\x01\x01"
         node.wait_for_log("authentication failed: client=unix user=alice listener=socks")
+        assert banned(node.log_path) == []
 
 
 def test_the_name_of_a_clients_own_end_is_not_believed(folder: Path, echo: Target) -> None:

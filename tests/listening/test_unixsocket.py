@@ -1,6 +1,7 @@
 """The file of a Unix socket: to whom it is open, what it never takes the place of, and how it goes."""
 
 import errno
+import fcntl
 import os
 import re
 import socket as std_socket
@@ -12,10 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import gevent
 import pytest
 
 from proxy.address import Endpoint
 from proxy.errors import ProxyError
+from proxy.listening import unixsocket
 from proxy.listening.opening import Opening, bind
 from proxy.listening.unixsocket import UnixSocket
 
@@ -134,7 +137,32 @@ def test_one_of_a_program_that_runs_is_left_alone_and_named(place: Path) -> None
         assert place.stat().st_ino == inode
 
 
-def test_so_is_one_whose_queue_is_full(place: Path) -> None:
+def test_one_that_is_about_to_be_listened_on_is_not_taken_for_one_that_was_left(place: Path) -> None:
+    """Two programs that start at once: the second finds a socket that is bound, and refuses connections."""
+    folder = os.open(place.parent, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    with std_socket.socket(std_socket.AF_UNIX) as first:
+        first.bind(str(place))
+        second = gevent.spawn(listen, place)
+        gevent.sleep(0)
+        first.listen()
+        os.close(folder)
+        with pytest.raises(ProxyError, match="Address already in use"):
+            second.get(timeout=TIMEOUT)
+        assert answers(place)
+
+
+def test_who_keeps_a_folder_locked_keeps_nobody_from_listening_there(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unixsocket, "_PAUSE", 0)
+    folder = os.open(place.parent, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    listen(place).close()
+    os.close(folder)
+
+
+def test_one_whose_queue_is_full_is_left_alone_too(place: Path) -> None:
     """It does not answer, but it is there: unix(7), EAGAIN."""
     with another_program(place), std_socket.socket(std_socket.AF_UNIX) as first:
         first.connect(str(place))
@@ -143,7 +171,7 @@ def test_so_is_one_whose_queue_is_full(place: Path) -> None:
         assert place.exists()
 
 
-def test_so_is_one_for_datagrams(place: Path) -> None:
+def test_one_for_datagrams_is_left_alone_too(place: Path) -> None:
     with std_socket.socket(std_socket.AF_UNIX, std_socket.SOCK_DGRAM) as other:
         other.bind(str(place))
         with pytest.raises(ProxyError, match="Address already in use, by another program"):
