@@ -372,9 +372,9 @@ class ServerConfig(Settings):
         except ConfigError as exc:
             yield exc
             return
-        written = self.listen_addr.lower().partition("://")[0]
         if endpoint.scheme == UNIX_SCHEME:
             return
+        written = self.listen_addr.lower().partition("://")[0]
         if endpoint.scheme not in LISTENER_SCHEMES[self.protocol]:
             what = f"a {self.protocol.value} listener cannot listen on {endpoint.scheme}://"
             yield ConfigError("listen_addr", what)

@@ -149,6 +149,8 @@ class Acceptor(SocketServer):
 
     def finish(self) -> None:
         """Stop accepting, after taking what already waits in the kernel's queue."""
+        if isinstance(self.given, UnixSocket):
+            self.given.leave_file()
         self._take_waiting()
         self.close()
 

@@ -70,11 +70,15 @@ class UnixSocket(socket.socket):
         """Make another one of the same socket."""
         return UnixSocket(os.dup(self.fileno()), self._file)
 
-    def close(self) -> None:
-        """Close it; the last of its copies takes the file away."""
+    def leave_file(self) -> None:
+        """Take the file away, if no other copy needs it, so that nobody comes any more."""
         file, self._file = self._file, None
         if file:
             file.leave()
+
+    def close(self) -> None:
+        """Close it; the last of its copies takes the file away."""
+        self.leave_file()
         super().close()
 
 

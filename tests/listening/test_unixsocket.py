@@ -12,15 +12,19 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import gevent
 import pytest
 
-from proxy.address import Endpoint
+from proxy.address import UNIX, Address, Endpoint
 from proxy.errors import ProxyError
 from proxy.listening import unixsocket
+from proxy.listening.listen import Acceptor
 from proxy.listening.opening import Opening, bind
+from proxy.listening.pool import Job, Pool
 from proxy.listening.unixsocket import UnixSocket
+from proxy.net.sock import LoopSocket
 
 TIMEOUT = 20  # seconds
 
@@ -240,6 +244,32 @@ def test_it_goes_with_the_last_copy(place: Path) -> None:
     assert answers(place)
     copy.close()
     assert not place.exists()
+
+
+def test_who_comes_before_it_goes_is_served(place: Path) -> None:
+    """The queue is taken when nobody can come into it any more."""
+    found: list[bool] = []
+
+    class Watched(Acceptor):
+        def do_read(self) -> Any:
+            found.append(place.exists())
+            return super().do_read()
+
+    served: list[object] = []
+
+    def serve(sock: LoopSocket, client: Address) -> Job:
+        served.append(client)
+        sock.close()
+        yield from ()
+
+    acceptor = Watched(listen(place), serve, pool := Pool(2))
+    acceptor.start()
+    with std_socket.socket(std_socket.AF_UNIX) as client:
+        client.connect(str(place))
+        acceptor.finish()
+        assert pool.join(TIMEOUT)
+    assert served == [UNIX]
+    assert found == [False, False]
 
 
 def test_that_of_a_successor_stays(place: Path) -> None:
