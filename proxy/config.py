@@ -26,7 +26,10 @@ from proxy.address import (
 from proxy.errors import ConfigError, NotAClientError, ProtocolError
 from proxy.networks import Networks
 from proxy.settings import (
+    BANDWIDTH,
+    NAMES,
     NETWORKS,
+    RATE,
     TEXT,
     File,
     FileMode,
@@ -42,6 +45,7 @@ from proxy.settings import (
     one_of,
     up_to,
 )
+from proxy.units import Rate
 from proxy.users import to_bytes, user_problems
 
 NOWHERE = Networks()
@@ -136,6 +140,16 @@ class UpstreamAuth(str, Enum):
 
 # Of a Unix socket: it is there for a server of another user, who can be made a member of the group.
 _MODE = "0660"
+
+
+class Per(str, Enum):
+    """Who shares what a limit gives: those of one user, those of one address, or everybody."""
+
+    USER = "user"
+    CLIENT = "client"
+    ALL = "all"
+
+
 Splice = Annotated[str, one_of("auto", "off")]
 AUTO = "auto"
 Spare = Annotated[str | int, up_to(64, or_word=AUTO)]
@@ -416,6 +430,29 @@ class ServerConfig(Settings):
         return self.auth is not AuthPolicy.NONE and bool(self.auth_users)
 
 
+@dataclass(frozen=True)
+class LimitConfig(Settings):
+    """
+    How much those may have who share it, and whom it is for; whoever is not chosen by a list is not meant.
+
+    ``new`` is how many connections may be made in a time, and so many at once; ``bandwidth`` is bytes a
+    second in each direction. None of them is no limit.
+    """
+
+    name: str
+    per: Per
+    connections: Annotated[int | None, at_least(1)] = None
+    new: Annotated[Rate | None, RATE] = None
+    bandwidth: Annotated[int | None, BANDWIDTH] = None
+    user: Annotated[tuple[str, ...], NAMES] = ()
+    from_: Annotated[Networks, NETWORKS] = NOWHERE
+    listener: Annotated[tuple[str, ...], NAMES] = ()
+
+    def _problems(self) -> Iterator[ConfigError]:
+        if self.connections is None and self.new is None and self.bandwidth is None:
+            yield ConfigError("", "limits nothing: set connections, new or bandwidth")
+
+
 # The settings of a listener that stand in [proxy], for all; max_connections may stand in its own section too.
 SHARED = (
     "timeout",
@@ -440,6 +477,7 @@ class ProxyConfig(Settings):
     listeners: tuple[ServerConfig, ...]
     upstreams: tuple[UpstreamConfig, ...] = ()
     auth_users: Mapping[str, str] = field(default_factory=dict, repr=False)
+    limits: tuple[LimitConfig, ...] = ()
     drain_timeout: Seconds = 30.0
     reload_interval: Seconds = 1.0
     history_size: Annotated[int, at_least(1)] = 20

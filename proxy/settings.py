@@ -17,10 +17,11 @@ from typing import Annotated, Any, ClassVar, get_type_hints
 
 from proxy.errors import ConfigError
 from proxy.networks import Networks
-from proxy.units import check_count, parse_duration, parse_size
+from proxy.units import check_count, parse_duration, parse_rate, parse_size
 
 _YES = ("yes", "true", "on", "1")
 _NO = ("no", "false", "off", "0")
+_LEAST_BANDWIDTH, _MOST_BANDWIDTH = 1 << 10, 1 << 40
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +78,10 @@ class Settings:
 
     def _wrong_values(self) -> Iterator[ConfigError]:
         for name, kind in self.kinds.items():
+            value = getattr(self, name)
             try:
-                kind.check(getattr(self, name))
+                if value is not None:
+                    kind.check(value)
             except ValueError as exc:
                 yield ConfigError(self._place + name, str(exc))
 
@@ -167,6 +170,17 @@ def one_of(*words: str) -> Kind:
     return Kind(check=partial(_check_word, words))
 
 
+def _names(texts: list[str]) -> tuple[str, ...]:
+    if not all(texts) or len(set(texts)) < len(texts):
+        raise ValueError("has an empty name, or the same one twice")
+    return tuple(texts)
+
+
+def _check_bandwidth(number: int) -> None:
+    if not _LEAST_BANDWIDTH <= number <= _MOST_BANDWIDTH:
+        raise ValueError("must be at least 1k and at most 1024g bytes a second")
+
+
 def _check_mode(text: str) -> None:
     if text and not re.fullmatch(r"0?[0-7]{3}", text):
         raise ValueError("is no file mode such as 0660")
@@ -179,6 +193,9 @@ ADDRESS = Kind()  # parsed where it is known of what; what stands behind a ? in 
 PATH = Kind()  # of a URL, and with the same ?
 SECRET = Kind()
 NETWORKS = Kind(Networks, is_list=True)
+NAMES = Kind(_names, is_list=True)
+RATE = Kind(parse_rate)
+BANDWIDTH = Kind(parse_size, _check_bandwidth)  # bytes a second
 
 Seconds = Annotated[float, Kind(parse_duration, _check_not_negative)]
 SomeSeconds = Annotated[float, Kind(parse_duration, _check_positive)]  # more than none

@@ -1,9 +1,10 @@
 """
-Durations and counts as people write them: ``500ms``, ``5m``, ``64k``.
+Durations, counts and rates as people write them: ``500ms``, ``5m``, ``64k``, ``10/s``.
 """
 
 import math
 import re
+from dataclasses import dataclass
 from decimal import Decimal
 
 MOST = 10_000_000  # of whatever is counted; more is a slip of the pen
@@ -41,6 +42,30 @@ def parse_size(text: str) -> int:
     if not match:
         raise ValueError("not a number: write digits, or digits with k, m or g, such as 64k")
     return int(match[1]) * _SIZES[match[2]]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """So many in a second (``s``), a minute (``m``) or an hour (``h``)."""
+
+    count: int
+    unit: str
+
+    @property
+    def per_second(self) -> float:
+        """How many that are in a second."""
+        return self.count / _DURATIONS[self.unit]
+
+    def __str__(self) -> str:
+        return f"{self.count}/{self.unit}"
+
+
+def parse_rate(text: str) -> Rate:
+    """Read a rate such as ``10/s``, ``5/m`` or ``100/h``."""
+    match = re.fullmatch(r"(\d{1,15})\s*/\s*([smh])", text.strip(), re.ASCII)
+    if not match:
+        raise ValueError("not a rate: write a count and a unit, such as 10/s, 5/m or 100/h")
+    return Rate(check_count(int(match[1]), least=1), match[2])
 
 
 def check_count(number: int, least: int) -> int:

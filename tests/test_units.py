@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxy.units import MOST, check_count, parse_duration, parse_size, write_duration
+from proxy.units import MOST, check_count, parse_duration, parse_rate, parse_size, write_duration
 
 
 @pytest.mark.parametrize(
@@ -67,6 +67,23 @@ def test_reads_a_size(text: str, number: int) -> None:
 def test_refuses_what_is_no_size(text: str) -> None:
     with pytest.raises(ValueError, match="number"):
         parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "per_second"), [("10/s", 10), ("5/m", 5 / 60), ("100/h", 100 / 3600), (" 7 / s ", 7)]
+)
+def test_reads_a_rate(text: str, per_second: float) -> None:
+    rate = parse_rate(text)
+    assert rate.per_second == pytest.approx(per_second)
+    assert parse_rate(str(rate)) == rate
+
+
+@pytest.mark.parametrize(
+    "text", ["", "10", "10/", "/s", "10/d", "1.5/s", "-1/s", "0/s", "10/ms", "10 per s", "9" * 9 + "/s"]
+)
+def test_refuses_what_is_no_rate(text: str) -> None:
+    with pytest.raises(ValueError, match=r"not a rate|at least 1"):
+        parse_rate(text)
 
 
 @pytest.mark.parametrize("number", [0, MOST + 1, 1 << 80])

@@ -17,9 +17,12 @@ from typing import Any, TypeVar
 from configobj import ConfigObj, ConfigObjError
 
 from proxy import selfcheck
+from proxy.accesslog import quoted
 from proxy.config import (
     DIRECT,
     LISTENER_SCHEMES,
+    LimitConfig,
+    Per,
     Protocol,
     ProxyConfig,
     ServerConfig,
@@ -68,6 +71,7 @@ class Builder:
             "listeners": tuple(filter(None, listeners)),
             "auth_users": users,
             "upstreams": tuple(filter(None, (upstreams[name] for name in conf["upstreams"]))),
+            "limits": tuple(filter(None, (self._limit(name, conf) for name in conf["limits"]))),
             **{f"control_{key}": value for key, value in control.items()},
         }
         config = self._make(ProxyConfig, [values], _place_in_file)
@@ -166,6 +170,24 @@ class Builder:
             with suppress(ConfigError):  # its address is compared with the others' all the same
                 return ServerConfig(options[0]["listen_addr"], kinds[0], name)
         return listener
+
+    def _limit(self, name: str, conf: Mapping[str, Any]) -> LimitConfig | None:
+        path = ("limits", name)
+        values = self._values(path, conf["limits"][name])
+        for listener in (each for each in values.get("listener", ()) if each not in conf["listeners"]):
+            if (("listeners",), "") not in self._outline.refused:
+                hint = did_you_mean(listener, conf["listeners"])
+                self._outline.report_at(path, "listener", f"there is no {listener} in [listeners]{hint}")
+        if strangers := [each for each in values.get("user", ()) if each not in conf["auth_users"]]:
+            self._outline.warn_at(path, "user", f"not in [auth_users]: {', '.join(map(quoted, strangers))}")
+        if "from" in values:
+            values["from_"] = values.pop("from")
+        if any(section == path for section, _ in self._outline.refused):
+            # Of what was refused one might be all that it limits.
+            values.setdefault("connections", 1)
+        kinds = [values["per"]] if "per" in values else list(Per)
+        options = [{"name": name, **values, "per": kind} for kind in kinds]
+        return self._make(LimitConfig, options, lambda key: (path, key.rstrip("_")))
 
     def _try_files(self, path: Path, values: Mapping[str, Any]) -> None:
         """Report what is wrong with the TLS files that a section names, whatever else is."""

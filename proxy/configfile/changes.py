@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from proxy.accesslog import quoted
 from proxy.configfile.document import Document, Place, dotted, redact
-from proxy.configfile.spec import Path, is_secret, shown
+from proxy.configfile.spec import NAMED, Path, is_secret, shown
 
 _MOST_NAMES = 10
 _MOST_CHANGES = 20
@@ -63,7 +63,7 @@ def _users(before: dict[str, str], after: dict[str, str]) -> Iterator[str]:
 
 
 def _sections(before: Iterable[Path], after: Iterable[Path]) -> Iterator[str]:
-    for kind in ("listeners", "upstreams"):
+    for kind in NAMED:
         old, new = (
             [path[1] for path in each if path[0] == kind and len(path) > 1] for each in (before, after)
         )

@@ -7,7 +7,7 @@ from enum import Enum
 from functools import partial
 from typing import Any
 
-from proxy.config import DIRECT, ProxyConfig, ServerConfig, UpstreamConfig
+from proxy.config import DIRECT, LimitConfig, ProxyConfig, ServerConfig, UpstreamConfig
 from proxy.configfile import syntax
 from proxy.configfile.spec import Path, settings_of, shown
 from proxy.networks import Networks
@@ -29,6 +29,8 @@ def dump(config: ProxyConfig) -> str:
         _write_section(("control",), lambda key: getattr(config, f"control_{key}")),
         "[upstreams]",
         *(_write_section(("upstreams", each.name), partial(_of_upstream, each)) for each in config.upstreams),
+        "[limits]",
+        *(_write_section(("limits", each.name), partial(_of_limit, each)) for each in config.limits),
     ]
     return "\n\n".join(blocks) + "\n"
 
@@ -45,6 +47,11 @@ def _of_upstream(upstream: UpstreamConfig, key: str) -> Any:
     return getattr(upstream, key)
 
 
+def _of_limit(limit: LimitConfig, key: str) -> Any:
+    value = getattr(limit, "from_" if key == "from" else key)
+    return "" if value is None else value
+
+
 def _write_section(path: Path, get: Callable[[str], Any]) -> str:
     lines = ["[" * len(path) + path[-1] + "]" * len(path)]
     for key in settings_of(path):
@@ -57,8 +64,8 @@ def _write_value(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, Enum):
         return str(value.value)
-    if isinstance(value, list):
-        return ", ".join(value)
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(syntax.quote, value))
     if isinstance(value, Networks):
         return str(value)
     if isinstance(value, float):

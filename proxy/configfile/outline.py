@@ -66,6 +66,10 @@ class Outline:
             line = self.places.get((path, key)) or self.places.get((path, "")) or 0
             self.refuse(line, message, path, key)
 
+    def warn_at(self, path: Path, key: str, message: str) -> None:
+        """Say of a setting what may be a mistake, and may not."""
+        self.warnings.append(self._problem(self.places.get((path, key), 0), message, path, key))
+
     def refuse(self, line: int, message: str, path: Path, key: str) -> None:
         """Report what is wrong with a line, and refuse the setting that stands there."""
         self.refused.add((path, key))

@@ -14,7 +14,7 @@ from configobj import ConfigObj
 from configobj.validate import ValidateError, Validator
 
 from proxy.address import is_unix
-from proxy.config import DIRECT, SHARED, ProxyConfig, ServerConfig, UpstreamConfig
+from proxy.config import DIRECT, SHARED, LimitConfig, ProxyConfig, ServerConfig, UpstreamConfig
 from proxy.configfile.syntax import QUOTE_IT
 from proxy.redact import REDACTED, without_query
 from proxy.settings import ADDRESS, PATH, SECRET, TEXT, Kind, did_you_mean
@@ -23,7 +23,7 @@ Path = tuple[str, ...]  # of a section: ("proxy",) or ("listeners", "web")
 
 _MANY = "__many__"
 _RESERVED = (_MANY, "___many___")  # in a configspec these stand for any name, so no name can be one of them
-NAMED = ("listeners", "upstreams")  # which have a section for each of them
+NAMED = ("listeners", "upstreams", "limits")  # which have a section for each of them
 _CONTROL = "control_"  # with which the fields of [control] begin
 
 _program, _listener = ProxyConfig.kinds, ServerConfig.kinds
@@ -39,10 +39,12 @@ SETTINGS: Mapping[str, Mapping[str, Kind]] = {
         key.removeprefix(_CONTROL): kind for key, kind in _program.items() if key.startswith(_CONTROL)
     },
     "upstreams": {key: kind for key, kind in UpstreamConfig.kinds.items() if key != "name"},
+    # from is a word of Python's, so the field has a mark behind it.
+    "limits": {key.rstrip("_"): kind for key, kind in LimitConfig.kinds.items() if key != "name"},
 }
 _REQUIRED = {
     (section, each.name)
-    for section, kind in (("listeners", ServerConfig), ("upstreams", UpstreamConfig))
+    for section, kind in (("listeners", ServerConfig), ("upstreams", UpstreamConfig), ("limits", LimitConfig))
     for each in fields(kind)
     if each.default is MISSING
 }
@@ -113,7 +115,11 @@ def _why_no_child(path: Path, keys: Collection[str] = ()) -> str:
 
 
 def _why_unknown_section(name: str, keys: set[str]) -> str:
-    for kind, marks in (("listeners", {"protocol", "listen_addr"}), ("upstreams", {"type", "proxy_address"})):
+    for kind, marks in (
+        ("listeners", {"protocol", "listen_addr"}),
+        ("upstreams", {"type", "proxy_address"}),
+        ("limits", {"per"}),
+    ):
         if keys & marks:
             return f"stands in the wrong place: write it with two brackets, [[name]], below [{kind}]"
     return f"unknown section{did_you_mean(name, SETTINGS, '[{}]')}"
@@ -129,7 +135,7 @@ def why_no_key(path: Path, key: str) -> str:
     if key in SETTINGS:
         return f"is a section: write [{key}] on a line of its own"
     homes = _homes_of(key)
-    if path in (("listeners",), ("upstreams",)):
+    if len(path) == 1 and path[0] in NAMED:
         homes = [home for home in homes if path[0] in home] or homes
     if homes:
         return f"unknown key here: it belongs into {' or '.join(homes)}"
@@ -182,8 +188,9 @@ def _configspec() -> tuple[ConfigObj, Validator]:
             # The default of a setting is that of its field.
             name = f"{section}_{key}"
             lines[key] = name if (section, key) in _REQUIRED or key == _MANY else f"{name}(default=None)"
-            # A listener need not have a limit of its own.
-            checks[name] = _check(kind, may_be_empty=section == "listeners" and key in SHARED)
+            # A listener need not have a limit of its own, and [limits] need not limit everything.
+            may_be_empty = (section == "listeners" and key in SHARED) or section == "limits"
+            checks[name] = _check(kind, may_be_empty=may_be_empty and (section, key) not in _REQUIRED)
         spec[section] = {_MANY: lines} if section in NAMED else lines
     return ConfigObj(spec, interpolation=False, list_values=False, _inspec=True), Validator(
         checks | {"listeners_upstream": _names}

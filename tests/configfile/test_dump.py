@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.config import (
+    LimitConfig,
     Overload,
+    Per,
     Protocol,
     ProxyConfig,
     ServerConfig,
@@ -19,6 +21,8 @@ from proxy.config import (
 from proxy.configfile.dump import dump
 from proxy.configfile.load import parse
 from proxy.configfile.spec import SETTINGS
+from proxy.networks import Networks
+from proxy.units import Rate
 
 DIRECT = UpstreamConfig("direct", UpstreamType.DIRECT)
 LISTENER = "[listeners]\n[[one]]\nprotocol = socks5\nlisten_addr = 127.0.0.1:0\n"
@@ -79,10 +83,24 @@ def configurations(draw: st.DrawFn) -> ProxyConfig:
         )
         for name in draw(st.lists(NAMES, unique=True, min_size=1, max_size=3))
     )
+    limits = tuple(
+        LimitConfig(
+            name,
+            draw(st.sampled_from(Per)),
+            connections=draw(st.integers(1, 10**6)),
+            new=draw(st.none() | st.builds(Rate, st.integers(1, 10**6), st.sampled_from("smh"))),
+            bandwidth=draw(st.none() | st.integers(1 << 10, 1 << 40)),
+            user=tuple(draw(st.lists(names.filter(lambda name: "," not in name), unique=True, max_size=3))),
+            from_=draw(st.sampled_from([Networks(), Networks(["10.0.0.0/8", "2001:db8::/32"])])),
+            listener=tuple(draw(st.sets(st.sampled_from([each.name for each in listeners])))),
+        )
+        for name in draw(st.lists(NAMES, unique=True, max_size=3))
+    )
     return ProxyConfig(
         listeners,
         upstreams,
         auth_users=shared["auth_users"],
+        limits=limits,
         state_dir=draw(PATHS),
         access_log=draw(PATHS) or "off",
         drain_timeout=draw(SECONDS),

@@ -1,0 +1,37 @@
+"""
+Whom a section of the configuration is for.
+"""
+
+from typing import Protocol
+
+from proxy.address import IPAddress
+from proxy.networks import Networks
+
+
+class Selectors(Protocol):
+    """What a section says of that; an empty list chooses nobody in particular, so anybody."""
+
+    @property
+    def user(self) -> tuple[str, ...]:
+        """Names of users."""
+
+    @property
+    def from_(self) -> Networks:
+        """The addresses of clients."""
+
+    @property
+    def listener(self) -> tuple[str, ...]:
+        """Names of listeners."""
+
+
+def is_for(section: Selectors, user: str, ip: IPAddress | None, listener: str) -> bool:
+    """
+    Tell whether all that a section asks for is so.
+
+    Whoever has not logged in is no user, and a client that has no address comes from nowhere.
+    """
+    return (
+        (not section.user or user in section.user)
+        and (not section.from_ or ip in section.from_)
+        and (not section.listener or listener in section.listener)
+    )
