@@ -18,6 +18,7 @@ from gevent.event import Event
 from proxy import signals
 from proxy.config import ProxyConfig
 from proxy.errors import ProxyError
+from proxy.limiter import Limiter
 from proxy.listeners import Listeners, MakeServer, Plan, make_server
 from proxy.logs import Logs
 from proxy.metrics import Metrics
@@ -99,6 +100,11 @@ class App:
     def servers(self) -> list[ProxyServer]:
         """Those that accept clients, and then those that only have some left."""
         return self._listeners.all
+
+    @property
+    def limiter(self) -> Limiter:
+        """What is kept of the limits of the configuration."""
+        return self._listeners.limiter
 
     @property
     def draining(self) -> bool:

@@ -17,8 +17,9 @@ from functools import partial
 
 from proxy.accesslog import NO_LOG, AccessLog
 from proxy.address import AnyPlace
-from proxy.config import Protocol, ProxyConfig, ServerConfig
+from proxy.config import LimitConfig, Protocol, ProxyConfig, ServerConfig
 from proxy.errors import ProxyError, reason_of
+from proxy.limiter import Limiter
 from proxy.listening.listen import Acceptor
 from proxy.listening.opening import BACKLOG, PATIENCE, Latecomers, Opening, close_to_clients, place_of
 from proxy.metrics import Metrics
@@ -28,25 +29,28 @@ from proxy.server import ProxyServer
 
 log = logging.getLogger(__name__)
 
-MakeServer = Callable[[ServerConfig, AccessLog, Metrics], ProxyServer]
+MakeServer = Callable[[ServerConfig, AccessLog, Metrics, Limiter], ProxyServer]
 
 
 def make_server(
-    config: ServerConfig, access_log: AccessLog = NO_LOG, metrics: Metrics | None = None
+    config: ServerConfig,
+    access_log: AccessLog = NO_LOG,
+    metrics: Metrics | None = None,
+    limiter: Limiter | None = None,
 ) -> ProxyServer:
     """Make the server of a listener; raises ``ConfigError``."""
     # Imported only where one is configured: the HTTP libraries take 10 MB.
     if config.protocol is Protocol.WEBSOCKET:
         from proxy.websocket.server import WebSocketServer
 
-        return WebSocketServer(config, access_log, metrics)
+        return WebSocketServer(config, access_log, metrics, limiter)
     if config.protocol is Protocol.MIXED:
         from proxy.mixed import MixedServer
 
-        return MixedServer(config, access_log, metrics)
+        return MixedServer(config, access_log, metrics, limiter)
     from proxy.socks5.server import Socks5Server
 
-    return Socks5Server(config, access_log, metrics)
+    return Socks5Server(config, access_log, metrics, limiter)
 
 
 @dataclass
@@ -54,6 +58,7 @@ class Plan:
     """What a change is going to do."""
 
     metrics: Metrics  # those of before, and of the listeners that are new
+    limits: tuple[LimitConfig, ...] = ()
     servers: list[ProxyServer] = field(default_factory=list)  # all of them afterwards
     renewed: dict[ProxyServer, Runtime] = field(default_factory=dict)  # those that serve on otherwise
     leaving: list[ProxyServer] = field(default_factory=list)
@@ -75,6 +80,7 @@ class Listeners:
         self._make = make
         self._access_log = access_log
         self._metrics = metrics
+        self.limiter = Limiter()
         self._arrived = arrived
         self.accepting: list[ProxyServer] = []
         self._leaving: list[ProxyServer] = []
@@ -90,11 +96,11 @@ class Listeners:
         """Build what another configuration needs, in any thread; raises ``ConfigError``."""
         present = {server.config.name: server for server in self.accepting}
         # This may be another thread, and may come to nothing: the metrics in use are not to change here.
-        plan = Plan(self._metrics.copy())
+        plan = Plan(self._metrics.copy(), config.limits)
         for listener in config.listeners:
             server = present.get(listener.name)
             if not server or not _can_stay(server.config, listener):
-                server = self._make(listener, self._access_log, plan.metrics)
+                server = self._make(listener, self._access_log, plan.metrics, self.limiter)
                 plan.openings[server] = Opening(listener.endpoint, listener.file_mode)
             elif server.config != listener or _names_files(listener):
                 plan.renewed[server] = server.runtime.under(listener)
@@ -173,6 +179,7 @@ class Listeners:
                 self._latecomers.forget(server.opening)
                 server.opening = None
         self._metrics.listeners = plan.metrics.listeners
+        self._limit(plan.limits)
         self._leaving = [*(server for server in self._leaving if not server.is_idle), *plan.leaving]
         self.accepting = plan.servers
         for server, opening in plan.openings.items():
@@ -184,6 +191,14 @@ class Listeners:
             for acceptor in server.acceptors:
                 acceptor.set_mode(server.config.file_mode)
         self._close_what_nobody_has()
+
+    def _limit(self, limits: tuple[LimitConfig, ...]) -> None:
+        """Have limits hold for all connections, also for those that live."""
+        if limits != self.limiter.limits:
+            self.limiter.change(limits)
+            for server in self.all:
+                for session in server.sessions:
+                    session.limit_anew()
 
     def _expect(self, server: ProxyServer, opening: Opening) -> None:
         self._latecomers.expect(opening, partial(self._arrive, server))

@@ -6,6 +6,7 @@ from proxy.accesslog import NO_LOG, AccessLog
 from proxy.address import Address
 from proxy.config import ServerConfig
 from proxy.errors import ProxyError
+from proxy.limiter import Limiter
 from proxy.metrics import Metrics
 from proxy.relaying.channel import Channel
 from proxy.relaying.stream import Stream
@@ -23,8 +24,9 @@ class PortForwarder(ProxyServer):
         target: Address,
         access_log: AccessLog = NO_LOG,
         metrics: Metrics | None = None,
+        limiter: Limiter | None = None,
     ) -> None:
-        super().__init__(config, access_log, metrics)
+        super().__init__(config, access_log, metrics, limiter)
         self._target = target
 
     @property

@@ -15,6 +15,7 @@ from proxy.client import ProxyClient
 from proxy.config import ServerConfig, UpstreamConfig
 from proxy.errors import AuthError, LimitError
 from proxy.health import Health
+from proxy.limiter import Limiter
 from proxy.metrics import ListenerMetrics
 from proxy.net.checking import Checkers
 from proxy.policy.auth import Authenticator, Check, Logins, name_of
@@ -56,6 +57,7 @@ class Runtime:
     access_log: AccessLog
     tls: Any = None
     metrics: ListenerMetrics = field(default_factory=ListenerMetrics)
+    limiter: Limiter = field(default_factory=Limiter)  # of all listeners
     memory: Memory = field(default_factory=Memory)
 
     @property
@@ -76,7 +78,7 @@ class Runtime:
 
     def under(self, config: ServerConfig) -> "Runtime":
         """Build the one that follows it under another configuration; raises ``ConfigError``."""
-        return build_runtime(config, self.access_log, self.metrics, self.memory)
+        return build_runtime(config, self.access_log, self.metrics, self.memory, self.limiter)
 
     def begin(self) -> None:
         """Look after its upstreams from now on, as it is in use."""
@@ -92,6 +94,7 @@ def build_runtime(
     access_log: AccessLog = NO_LOG,
     metrics: ListenerMetrics | None = None,
     before: Memory | None = None,
+    limiter: Limiter | None = None,
 ) -> Runtime:
     """
     Build all that connections need; raises ``ConfigError``, and then nothing has changed.
@@ -107,6 +110,7 @@ def build_runtime(
         access_log=access_log,
         tls=server_context(config.tls_cert, config.tls_key) if config.tls_cert else None,
         metrics=metrics or ListenerMetrics(),
+        limiter=limiter or Limiter(),
         memory=memory,
     )
 

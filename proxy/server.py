@@ -11,6 +11,7 @@ from proxy.accesslog import NO_LOG, AccessLog
 from proxy.address import Address, Endpoint
 from proxy.client import Connected, ProxyClient
 from proxy.config import Overload, ServerConfig
+from proxy.limiter import Limiter
 from proxy.listening.fullness import Fullness
 from proxy.listening.listen import Acceptor
 from proxy.listening.opening import Opening, bind
@@ -40,10 +41,15 @@ class ProxyServer(ABC):
     """
 
     def __init__(
-        self, config: ServerConfig, access_log: AccessLog = NO_LOG, metrics: Metrics | None = None
+        self,
+        config: ServerConfig,
+        access_log: AccessLog = NO_LOG,
+        metrics: Metrics | None = None,
+        limiter: Limiter | None = None,
     ) -> None:
         self.metrics = (metrics or Metrics()).listener(config.name)
-        self.runtime = build_runtime(config, access_log, self.metrics)  # of new connections
+        # Of new connections.
+        self.runtime = build_runtime(config, access_log, self.metrics, limiter=limiter)
         self._pool = Pool(pool_size(config))
         self.acceptors: list[Acceptor] = []
         self.opening: Opening | None = None  # of its addresses, some of which may be missing yet

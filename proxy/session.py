@@ -17,7 +17,17 @@ from proxy.accesslog import MOST_OF_A_USER, Record, quoted, shortened
 from proxy.address import Address
 from proxy.client import Connected
 from proxy.config import ClientAddress
-from proxy.errors import AuthError, ClientLeftError, DialError, Failure, LimitError, ProxyError, reason_of
+from proxy.errors import (
+    AuthError,
+    ClientLeftError,
+    DialError,
+    Failure,
+    LimitError,
+    OverLimitError,
+    ProxyError,
+    reason_of,
+)
+from proxy.limiter import Stay, Who
 from proxy.metrics import CLIENT_LEFT, HANDSHAKE, TARGET
 from proxy.net.deadline import Deadline
 from proxy.net.sock import GeventSocket, LoopSocket
@@ -70,7 +80,7 @@ class Session:
     """One client's connection, from accept to close."""
 
     __slots__ = (
-        "_channel", "_clock", "_end", "_users",
+        "_channel", "_clock", "_end", "_stay", "_users",
         "id", "relay", "runtime", "started", "via", "wanted",
     )  # fmt: skip
 
@@ -92,6 +102,7 @@ class Session:
         self._channel = Channel(sock, client)
         self._end = "stopped"  # how it ended, for the access log; empty if there is nothing to tell
         self._users: Mapping[str, str] | None = None  # of a later configuration, where it matters
+        self._stay: Stay | None = None  # as it is counted, where there are limits
 
     def run(self, door: Door, *, full: bool = False) -> Generator[Relay, None, None]:
         """
@@ -108,6 +119,8 @@ class Session:
                     finally:
                         self._part(relay)
             finally:
+                if self._stay:
+                    self.runtime.limiter.leave(self._stay)
                 self._account()
         except Exception as exc:
             text = f"internal error: {type(exc).__name__}: {shortened(str(exc))}"
@@ -147,6 +160,9 @@ class Session:
         try:
             with Deadline(self.runtime.config.handshake_timeout).limit("handshake"):
                 self._meet()
+                if self.runtime.limiter.limits and self._is_client_known:
+                    self._stay = Stay()
+                    self.runtime.limiter.arrive(self._stay, self._who)
                 if self.runtime.tls:
                     if not self._channel.has_early:
                         self._channel.hear()
@@ -172,6 +188,8 @@ class Session:
         except ClientLeftError:
             self._end = CLIENT_LEFT
             self._count(CLIENT_LEFT)
+        except OverLimitError as exc:
+            self._turn_away(inbound, exc)
         except ProxyError as exc:
             if exc.is_answer:
                 log.debug("%s: asks for a sign of life", self)
@@ -209,17 +227,34 @@ class Session:
             client = run(parse_header(), self._channel.read_exact)
             self._channel.client = client or self.client
             self._channel.await_request()  # its client has said nothing yet
-        if config.client_address is not ClientAddress.X_FORWARDED_FOR:  # which comes later
+        if self._is_client_known:
             config.check_client(self.client.ip)
 
+    @property
+    def _is_client_known(self) -> bool:
+        """True if the client's address is known; X-Forwarded-For tells it with the request."""
+        is_told = self.runtime.config.client_address is ClientAddress.X_FORWARDED_FOR
+        return not is_told or self.wanted is not None
+
+    @property
+    def _who(self) -> Who:
+        user = self.wanted.user if self.wanted else ""
+        return Who(self.client, user, self.runtime.config.name)
+
     def _serve(self, inbound: Inbound, *, full: bool) -> Relay | None:
+        limiter = self.runtime.limiter
         try:
             if full:
                 raise LimitError("no place left")
+            if limiter.limits:
+                self._stay = self._stay or Stay()
+                limiter.admit(self._stay, self._who)
             return self._join(inbound)
         except ClientLeftError:
             self._end = CLIENT_LEFT
             self._count(CLIENT_LEFT)
+        except OverLimitError as exc:
+            self._turn_away(inbound, exc)
         except ProxyError as exc:
             self._end = f"refused: {exc}"
             self._refuse(inbound, exc)
@@ -241,6 +276,8 @@ class Session:
         try:
             stream = inbound.accept(connected.bound)
             self.relay = self.runtime.forwarder.relay(stream, connected.stream)
+            if self._stay:
+                self.relay.limit(*self._stay.throttles)
             return self.relay
         except BaseException:
             # No relay has them, so nobody else will close them.
@@ -294,6 +331,21 @@ class Session:
                 inbound.refuse(error)
         if inbound or self._channel.heard:
             self._channel.close()
+
+    def _turn_away(self, inbound: Inbound | None, error: OverLimitError) -> None:
+        self._end = f"refused: {error}"
+        about = f"{error} holds for {error.identity}"
+        log.info("%s: refused: %s", self, about, extra={"collapse": (about, about)})
+        self._refuse(inbound, error)
+
+    def limit_anew(self) -> None:
+        """Have the limits hold that the configuration has now, whatever they were when it began."""
+        limiter = self.runtime.limiter
+        if self._is_client_known and (self._stay or limiter.limits):
+            self._stay = self._stay or Stay()
+            limiter.renew(self._stay, self._who)
+            if self.relay:
+                self.relay.limit(*self._stay.throttles)
 
     def stop(self, ending: Ending) -> None:
         """End it: the relay, or what comes before it."""

@@ -59,6 +59,9 @@ class Api:
     def _connections(self, request: Request) -> Answer:
         return Answer({"connections": status.connections(self._app)})
 
+    def _limits(self, request: Request) -> Answer:
+        return Answer(status.limits(self._app))
+
     def _kill(self, request: Request, number: str) -> Answer:
         session = status.find_session(self._app, int(number))
         if session is None:
@@ -146,6 +149,7 @@ _ROUTES: list[tuple[str, re.Pattern[str], Callable[..., Answer]]] = [
         ("GET", "/status", Api._status),
         ("GET", "/connections", Api._connections),
         ("DELETE", r"/connections/([0-9]{1,15})", Api._kill),
+        ("GET", "/limits", Api._limits),
         ("GET", "/versions", Api._versions_list),
         ("GET", r"/versions/([0-9]{1,15})", Api._version),
         ("POST", "/reload", Api._reload),

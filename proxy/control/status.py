@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from proxy import __version__
 from proxy.control.history import Version
 from proxy.control.keeper import Keeper
+from proxy.limiter import Account, Limiter
 from proxy.metrics import Family, ListenerMetrics, Metrics, listener_families
 from proxy.redact import without_query
 from proxy.server import ProxyServer
@@ -23,6 +24,7 @@ from proxy.session import Session
 from proxy.spares import OUTCOMES as OUTCOMES_OF_SPARES
 from proxy.upstream import Upstream, upstreams_of
 
+_MOST_ACCOUNTS = 100  # of limits, that are told
 _TRIMMED = 1.0  # seconds by which a clock may go wrong in all
 OUTCOMES = ("applied", "unchanged", "rejected")
 _BEGAN = monotonic()
@@ -32,6 +34,10 @@ class Running(Protocol):
     """The running program, as far as it is looked at."""
 
     metrics: Metrics
+
+    @property
+    def limiter(self) -> Limiter:
+        """What is kept of the limits."""
 
     @property
     def servers(self) -> Sequence[ProxyServer]:
@@ -110,6 +116,38 @@ def connections(app: Running) -> list[dict[str, Any]]:
     sessions = sorted(_sessions(app), key=lambda session: session.id)
     now = monotonic()
     return [_connection(session, now) for session in sessions]
+
+
+def limits(app: Running) -> dict[str, Any]:
+    """Describe who has how much of which limit: those who have most connections, or else move most."""
+    now = monotonic()
+    accounts = [_account(each, now) for each in app.limiter.accounts]
+    accounts.sort(key=lambda each: (each["live"], each["sent"] + each["received"]), reverse=True)
+    return {
+        "limits": [each.name for each in app.limiter.limits],
+        "refused": dict(app.limiter.refusals),
+        "total": len(accounts),
+        "accounts": accounts[:_MOST_ACCOUNTS],
+    }
+
+
+def _account(account: Account, now: float) -> dict[str, Any]:
+    limit = account.settings
+    return {
+        "limit": limit.name,
+        "per": limit.per.value,
+        "user": account.identity.user,
+        "client": account.identity.client,
+        "live": account.live,
+        "connections": limit.connections,
+        "rate": account.meter.rate(now),
+        "new": str(limit.new) if limit.new else None,
+        # Only what is limited is measured.
+        "sent": account.sent.used if account.sent else 0.0,
+        "received": account.received.used if account.received else 0.0,
+        "bandwidth": limit.bandwidth,
+        "waiting": account.waiting,
+    }
 
 
 def find_session(app: Running, number: int) -> Session | None:
@@ -211,6 +249,7 @@ def families(app: Running, keeper: Keeper) -> Iterator[Family]:
         ("proxy_listener_up", "0 while none of its addresses is there.", up),
     ):
         yield _family(name, "gauge", text, ("listener",), values)
+    yield from _limit_families(app.limiter)
     healths = {
         (server.config.name, each.name): each.health
         for server in app.servers
@@ -238,6 +277,22 @@ def families(app: Running, keeper: Keeper) -> Iterator[Family]:
     what = "Reloads, changes and rollbacks, by what came of them."
     yield _family("proxy_reloads_total", "counter", what, ("outcome",), outcomes)
     yield from _process()
+
+
+def _limit_families(limiter: Limiter) -> Iterator[Family]:
+    # Those that are no more have their counts still: a counter never falls.
+    refused = {(name,): 0 for name in (each.name for each in limiter.limits)}
+    refused |= {(name,): count for name, count in limiter.refusals.items()}
+    used, waiting = (Counter({(each.name,): 0 for each in limiter.limits}) for _ in range(2))
+    for account in limiter.accounts:
+        used[(account.settings.name,)] += bool(account.live)
+        waiting[(account.settings.name,)] += account.waiting
+    for name, kind, text, values in (
+        ("proxy_limited_total", "counter", "Connections that a limit refused.", refused),
+        ("proxy_limit_identities", "gauge", "Who has connections under a limit.", used),
+        ("proxy_limit_waiting", "gauge", "Directions of connections that wait for bandwidth.", waiting),
+    ):
+        yield _family(name, kind, text, ("limit",), values)
 
 
 def _bytes(app: Running) -> dict[str, tuple[int, int]]:

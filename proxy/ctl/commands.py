@@ -204,6 +204,7 @@ commands for a running server: proxy-server ctl -c FILE [--json] COMMAND
   status                  version of the configuration, listeners, connections, upstreams and their health
   connections             live connections
   kill ID                 end one of them
+  limits                  who has how much of which limit
   reload                  read the file again, and say what came of it
   versions                versions of the configuration
   show                    the configuration in effect with all its defaults, without secrets
@@ -223,6 +224,7 @@ _COMMANDS = {
     "status": _Command(lambda call: call.show("GET", "/status", show.render_status)),
     "connections": _Command(lambda call: call.show("GET", "/connections", show.connections)),
     "kill": _Command(_kill, 1, 1, takes_numbers=True),
+    "limits": _Command(lambda call: call.show("GET", "/limits", show.limits)),
     "reload": _Command(lambda call: call.show("POST", "/reload", show.outcome)),
     "versions": _Command(lambda call: call.show("GET", "/versions", show.versions)),
     "show": _Command(lambda call: call.show("GET", "/config", lambda answer: str(answer["text"]))),

@@ -134,6 +134,36 @@ def _connection(each: Object) -> list[str]:
     ]
 
 
+def limits(answer: Object) -> str:
+    """Show ``GET /limits``."""
+    if not answer["limits"]:
+        return "no limits"
+    lines = [f"limit {name}: {count} refused" for name, count in answer["refused"].items() if count]
+    if not answer["accounts"]:
+        return "\n".join([*lines, "nobody has any of a limit"])
+    heads = ("LIMIT", "WHO", ">LIVE", ">NEW/S", ">SENT/S", ">RECEIVED/S", ">WAITING")
+    blocks = [table(heads, [_account(each) for each in answer["accounts"]])]
+    if more := answer["total"] - len(answer["accounts"]):
+        blocks.append(f"and {more} more with less")
+    return "\n\n".join([*blocks, *(["\n".join(lines)] if lines else [])])
+
+
+def _account(each: Object) -> list[str]:
+    most = size(each["bandwidth"]) if each["bandwidth"] else ""
+    return [
+        each["limit"],
+        quoted(each["user"]) if each["user"] else each["client"] or "all",
+        _of(str(each["live"]), each["connections"]),
+        _of(f"{each['rate']:.1f}", each["new"]),
+        *(_of(size(each[way]), most) if most else "-" for way in ("sent", "received")),
+        str(each["waiting"]),
+    ]
+
+
+def _of(used: str, most: object) -> str:
+    return f"{used} of {most}" if most else used
+
+
 def versions(answer: Object) -> str:
     """Show ``GET /versions``, the newest last, as one reads a log."""
     rows = [

@@ -1,8 +1,11 @@
 """
-How much may be had in a time: buckets that fill up again, by a time that is given.
+How much may be had in a time, and how much was: by a time that is given.
 """
 
+from math import exp
+
 _ALMOST = 1e-9  # of what a bucket holds: what rounding takes away is not missing
+_MEMORY = 3.0  # seconds
 
 
 class Bucket:
@@ -44,3 +47,22 @@ class Bucket:
         self.rate, self.size = rate, size
         self._level = max(-size, min(size, level))
         self._at = now
+
+
+class Meter:
+    """How much there is of something in a second, of late: what was long ago counts for little."""
+
+    __slots__ = ("_at", "_sum")
+
+    def __init__(self, now: float) -> None:
+        self._at = now
+        self._sum = 0.0
+
+    def add(self, amount: float, now: float) -> None:
+        """Note that there was so much."""
+        self._sum = self._sum * exp((self._at - now) / _MEMORY) + amount
+        self._at = now
+
+    def rate(self, now: float) -> float:
+        """Tell how much there is in a second."""
+        return self._sum * exp((self._at - now) / _MEMORY) / _MEMORY

@@ -19,7 +19,7 @@ from typing import Any
 
 import gevent
 
-from proxy.policy.limits import Bucket
+from proxy.policy.limits import Bucket, Meter
 
 # Seconds' worth of bytes that a bucket holds, and that one operation moves at most while nobody waits. More
 # would be less even over short times; less would be more operations, and time lost when the loop is late.
@@ -49,6 +49,7 @@ class Throttle:
         self._clock = clock
         self._start_timer = start_timer
         self._bucket = Bucket(rate, rate * CHUNK_TIME, clock())
+        self._meter = Meter(clock())
         self._admitted: Place | None = None  # who was let through, and has not paid yet
         self._waiting: list[tuple[float, int, Place]] = []  # a heap
         self._came = 0  # how many have waited, which decides between equals
@@ -67,6 +68,16 @@ class Throttle:
             self._timer.close()
             self._timer = None
             self._let_next()
+
+    @property
+    def used(self) -> float:
+        """How many bytes a second have come through, of late."""
+        return self._meter.rate(self._clock())
+
+    @property
+    def waiting(self) -> int:
+        """How many wait to be let through."""
+        return len(self._waiting)
 
     @property
     def share(self) -> int:
@@ -100,7 +111,9 @@ class Throttle:
 
     def pay(self, place: "Place", count: int) -> None:
         """Take what somebody has moved out of the bucket, and let the next one through when that is paid."""
-        self._bucket.take(count, self._clock())
+        now = self._clock()
+        self._bucket.take(count, now)
+        self._meter.add(count, now)
         place.had += count
         # By half of what is everybody's due: so those who always want more stay ahead of this, and those who
         # are new, of whom there may always be more, are not before them for ever.

@@ -28,6 +28,7 @@ from proxy.control.http import MAX_BODY, PLACES
 from proxy.control.inifile import Trouble
 from proxy.ctl.ask import SOCKET_NAME, ask, is_taken
 from proxy.errors import ProxyError
+from proxy.limiter import Limiter
 from proxy.metrics import Metrics
 from proxy.relaying.stream import Ending
 from proxy.socks5.server import Socks5Server
@@ -98,7 +99,11 @@ class House:
         server = Socks5Server(self.keeper.config.listeners[0], metrics=metrics)
         self.reopened = 0
         self.app = SimpleNamespace(
-            servers=[server], metrics=metrics, draining=False, reopen_logs=self._reopen_logs
+            servers=[server],
+            metrics=metrics,
+            limiter=Limiter(),
+            draining=False,
+            reopen_logs=self._reopen_logs,
         )
         self.path = directory / SOCKET_NAME
         self.config = directory / "proxy.ini"

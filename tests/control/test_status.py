@@ -10,6 +10,7 @@ from proxy.config import Protocol, ServerConfig
 from proxy.control import status
 from proxy.control.history import Version
 from proxy.control.inifile import Trouble
+from proxy.limiter import Limiter
 from proxy.metrics import ListenerMetrics, Metrics, render
 from proxy.socks5.server import Socks5Server
 
@@ -24,7 +25,7 @@ class Live:
 
 
 def program(*servers: Socks5Server, metrics: Metrics) -> Any:
-    return SimpleNamespace(servers=servers, metrics=metrics, draining=False)
+    return SimpleNamespace(servers=servers, metrics=metrics, limiter=Limiter(), draining=False)
 
 
 @pytest.fixture

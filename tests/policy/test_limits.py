@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.policy.limits import Bucket
+from proxy.policy.limits import Bucket, Meter
 
 MOMENTS = st.floats(0, 1e6)
 AMOUNTS = st.floats(0, 1e9)
@@ -92,3 +92,13 @@ def test_who_has_waited_for_so_much_finds_it(
     later = now + bucket.wait(amount, now)
     missing = amount - bucket.level(later)
     assert missing <= 1e-9 * size + rate * 1e-9 * max(1.0, later)
+
+
+def test_a_meter_tells_what_there_is_in_a_second_and_forgets_what_was_long_ago() -> None:
+    meter = Meter(100.0)
+    assert meter.rate(100.0) == 0
+    for tenth in range(300):
+        meter.add(50, 100.0 + tenth / 10)
+    assert meter.rate(130.0) == pytest.approx(500, rel=0.05)
+    assert meter.rate(133.0) < 200
+    assert meter.rate(1000.0) == pytest.approx(0)
