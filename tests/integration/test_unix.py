@@ -325,10 +325,12 @@ def test_a_reload_leaves_it_alone_or_changes_its_mode_or_its_path(folder: Path, 
 
         # Nothing of a change that is rejected: the second listener cannot be had.
         other.touch()
-        node.write(of({"socks": mixed, "new": at(other, socks_door())}))
+        third = folder / "third"
+        node.write(of({"socks": mixed, "third": at(third, socks_door()), "new": at(other, socks_door())}))
         assert "a file is in its place, and no socket" in ctl(node, "reload", status=1)
         assert (one.stat().st_ino, mode_of(one)) == (made.st_ino, 0o666)
         assert answers(one)
+        assert not third.exists()
         other.unlink()
 
         node.write(config(other))
