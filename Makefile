@@ -20,7 +20,7 @@ bench: venv ## measure it beside its peers, in eight minutes; QUICK=1 in one; se
 siege: venv ## attack it, and show what a good client notices; see docs/security.md
 	@$(PYTHON_IN_VENV) -m tests.siege
 
-report: venv ## measure success rate, integrity, recovery and switch-over, on real runs
+report: venv ## measure success rate, integrity, recovery, switch-over and bandwidth, on real runs
 	@$(PYTHON_IN_VENV) -m tests.report
 
 style: venv ## check how the code is written and laid out

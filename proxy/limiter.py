@@ -16,7 +16,7 @@ What may never be violated:
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from time import monotonic
 
@@ -29,7 +29,7 @@ from proxy.policy.selectors import is_for
 from proxy.relaying.throttle import Throttle
 
 MOST_REFUSED = 64  # of one account, that wait to be told so; any more are closed at once
-_MOST_IDLE = 10_000  # accounts of nobody that lives, which are kept because of what is owed to them
+_MOST_IDLE = 4096  # accounts of nobody that lives, which are kept because of what is owed to them
 _SOON = 1.0  # seconds after which to come again, where nobody knows when somebody else leaves
 
 
@@ -256,3 +256,8 @@ class Limiter:
         """The accounts of which there is anything to tell."""
         now = self._clock()
         return [each for each in self._accounts.values() if not each.is_idle(now)]
+
+    @property
+    def live(self) -> Iterator[Account]:
+        """Those in which there are connections."""
+        return (each for each in self._accounts.values() if each.live)

@@ -284,8 +284,8 @@ def _limit_families(limiter: Limiter) -> Iterator[Family]:
     refused = {(name,): 0 for name in (each.name for each in limiter.limits)}
     refused |= {(name,): count for name, count in limiter.refusals.items()}
     used, waiting = (Counter({(each.name,): 0 for each in limiter.limits}) for _ in range(2))
-    for account in limiter.accounts:
-        used[(account.settings.name,)] += bool(account.live)
+    for account in limiter.live:
+        used[(account.settings.name,)] += 1
         waiting[(account.settings.name,)] += account.waiting
     for name, kind, text, values in (
         ("proxy_limited_total", "counter", "Connections that a limit refused.", refused),

@@ -629,7 +629,7 @@ class _Direction:
         if not count:
             pipe.give_back()
             return count
-        self._bulk = count >= min(BULK, most)
+        self._bulk = count >= min(BULK, most // 2)
         self._found_much = count >= MOST_IN_PIPES
         self._blamed = self._sink_name
         self._sink.splice_out(pipe, count)  # from here on the pipe is the sink's, to give back as well

@@ -40,6 +40,10 @@ def start_timer(seconds: float, act: Callable[[], None]) -> Any:
 class Throttle:
     """So many bytes a second, for all who share it."""
 
+    __slots__ = (
+        "_admitted", "_bucket", "_came", "_clock", "_had", "_meter", "_start_timer", "_timer", "_waiting",
+    )  # fmt: skip
+
     def __init__(
         self,
         rate: int,

@@ -474,7 +474,7 @@ class TestLooking:
         assert house.keeper.asked == []
 
     @pytest.mark.parametrize(
-        "path", ["/status", "/connections", "/versions", "/versions/1", "/config", "/metrics"]
+        "path", ["/status", "/connections", "/limits", "/versions", "/versions/1", "/config", "/metrics"]
     )
     def test_no_answer_has_a_secret(self, directory: Path, path: str) -> None:
         with House(directory, control_token=TOKEN) as house:

@@ -6,13 +6,16 @@ from typing import Any
 
 import pytest
 
-from proxy.config import Protocol, ServerConfig
+from proxy.address import Address
+from proxy.config import LimitConfig, Per, Protocol, ServerConfig
 from proxy.control import status
 from proxy.control.history import Version
 from proxy.control.inifile import Trouble
-from proxy.limiter import Limiter
+from proxy.errors import OverLimitError
+from proxy.limiter import Limiter, Stay, Who
 from proxy.metrics import ListenerMetrics, Metrics, render
 from proxy.socks5.server import Socks5Server
+from proxy.units import Rate
 
 
 class Live:
@@ -87,3 +90,39 @@ def test_the_uptime_goes_on_when_the_clock_is_set(versions: Any, monkeypatch: py
         assert after["started"] == pytest.approx(before["started"] + step, abs=5)
         started = float(samples(app, versions)["process_start_time_seconds"])
         assert started == after["started"]  # the same number each time
+
+
+def under_a_limit(*clients: tuple[str, int]) -> Limiter:
+    """Make the limiter of a program to which each of these clients has so many connections."""
+    limiter = Limiter([LimitConfig("fair", Per.CLIENT, 7, new=Rate(1000, "s"), bandwidth=1 << 20)])
+    for client, count in clients:
+        for _ in range(count):
+            limiter.admit(Stay(), Who(Address(client, 1), "", "socks"))
+    return limiter
+
+
+def test_of_many_who_have_part_of_a_limit_the_biggest_are_told() -> None:
+    limiter = under_a_limit(*((f"192.0.2.{number}", 1) for number in range(150)), ("198.51.100.1", 3))
+    told = status.limits(SimpleNamespace(limiter=limiter))
+    assert (told["total"], len(told["accounts"])) == (151, 100)
+    first = told["accounts"][0]
+    assert (first["client"], first["live"], first["connections"]) == ("198.51.100.1", 3, 7)
+    assert (first["new"], first["bandwidth"], first["waiting"]) == ("1000/s", 1 << 20, 0)
+    assert first["rate"] > 0
+
+
+def test_metrics_of_limits_name_no_client(versions: Any) -> None:
+    metrics = Metrics()
+    app = program(server(metrics), metrics=metrics)
+    app.limiter = under_a_limit(("192.0.2.1", 7), ("192.0.2.2", 1))
+    with pytest.raises(OverLimitError):
+        app.limiter.admit(Stay(), Who(Address("192.0.2.1", 1), "", "socks"))
+    told = samples(app, versions)
+    assert told['proxy_limited_total{limit="fair"}'] == "1"
+    assert told['proxy_limit_identities{limit="fair"}'] == "2"
+    assert told['proxy_limit_waiting{limit="fair"}'] == "0"
+    assert not [name for name in told if "192.0.2" in name]
+    app.limiter.change([])
+    told = samples(app, versions)
+    assert told['proxy_limited_total{limit="fair"}'] == "1"  # a counter never falls
+    assert 'proxy_limit_identities{limit="fair"}' not in told

@@ -1,5 +1,6 @@
 """What the control interface answers, as people like to read it."""
 
+import re
 from typing import Any
 
 import pytest
@@ -188,3 +189,39 @@ def test_an_outcome_is_a_line_and_one_for_each_reason(answer: show.Object, lines
 def test_versions_that_are_the_same_have_no_difference() -> None:
     assert show.diff({"diff": ""}) == "no difference"
     assert show.diff({"diff": "-a\n+b\x1b\n"}) == "-a\n+b\\x1b"
+
+
+ACCOUNT = {
+    "limit": "fair",
+    "per": "user",
+    "user": "a\x1b]0;b",
+    "client": "",
+    "live": 3,
+    "connections": 50,
+    "rate": 1.26,
+    "new": "10/s",
+    "sent": 0.0,
+    "received": 2.0 * (1 << 20),
+    "bandwidth": 2 << 20,
+    "waiting": 3,
+}
+
+
+def test_limits_are_a_table_that_cannot_steer_the_terminal() -> None:
+    unlimited = {"user": "", "client": "192.0.2.7", "connections": None, "new": None, "bandwidth": None}
+    everybody = {**ACCOUNT, "user": "", "client": ""}
+    told = {"limits": ["fair"], "refused": {"fair": 7, "old": 0}, "total": 20}
+    text = show.limits({**told, "accounts": [ACCOUNT, {**ACCOUNT, **unlimited}, everybody]})
+    assert "\x1b" not in text
+    heads, first, second, third, *rest = text.splitlines()
+    assert heads.split() == ["LIMIT", "WHO", "LIVE", "NEW/S", "SENT/S", "RECEIVED/S", "WAITING"]
+    assert re.split("  +", first)[2:] == [
+        *("3 of 50", "1.3 of 10/s", "0 B of 2.0 MiB", "2.0 MiB of 2.0 MiB", "3"),
+    ]
+    assert second.split() == ["fair", "192.0.2.7", "3", "1.3", "-", "-", "3"]
+    assert third.split()[1] == "all"
+    assert rest == ["", "and 17 more with less", "", "limit fair: 7 refused"]
+
+
+def test_no_limits_are_said_to_be_none() -> None:
+    assert show.limits({"limits": [], "refused": {}, "total": 0, "accounts": []}) == "no limits"

@@ -156,7 +156,7 @@ def test_bytes_under_a_limit_are_not_copied(tunnels: Make, monkeypatch: pytest.M
     moved, spliced = sum(tunnel.relay.sent for tunnel in some), 0  # the first of each is always copied
     run(some, 2 * MIB)
     # Where the source runs dry for a moment, one operation copies.
-    assert spliced >= 0.5 * (sum(tunnel.relay.sent for tunnel in some) - moved)
+    assert spliced >= 0.8 * (sum(tunnel.relay.sent for tunnel in some) - moved)
 
 
 def test_payload_waits_for_its_bandwidth_and_the_other_direction_does_not(join: Join, closed: Closed) -> None:

@@ -30,6 +30,8 @@ AT_ONCE = 16
 DOWN = (1.0, 2.0, 4.0, 6.0, 9.0)  # seconds that an upstream is down, in one run each
 POLL = 0.02  # seconds between two connections that look
 GIVE_UP = 30.0  # seconds
+BANDWIDTH = 2 << 20  # bytes a second
+SECONDS = 5
 
 DOORS = ("socks5", "websocket")
 WAYS = ("direct", "socks5", "websocket")
@@ -269,6 +271,43 @@ def recovery() -> Figure:
     return _seconds("recovery when the only upstream returns", times)
 
 
+def bandwidth() -> list[Figure]:
+    """Have clients of one user want more than it may have, and see what they get, and how evenly."""
+    return [_bandwidth(door, count) for door in DOORS for count in (1, AT_ONCE)]
+
+
+def _bandwidth(door: str, count: int) -> Figure:
+    listeners = {"socks5": socks_door(), "websocket": web_door()}
+    limits = {"fair": {"per": "user", "bandwidth": BANDWIDTH}}
+    with (
+        Target(targets.source(bytes(8 * SECONDS * BANDWIDTH))) as target,
+        Proxy({"listeners": listeners, "limits": limits}) as node,
+        ExitStack() as stack,
+    ):
+        tunnels = [OPEN[door](node.door(door), "127.0.0.1", target.port) for _ in range(count)]
+        received = [0] * count
+
+        def receive(number: int) -> None:
+            with suppress(OSError):
+                while size := len(tunnels[number].recv(LARGEST)):
+                    received[number] += size
+
+        for number, tunnel in enumerate(tunnels):
+            stack.callback(tunnel.close)
+            threading.Thread(target=receive, args=[number], daemon=True).start()
+        began = time.monotonic()
+        time.sleep(SECONDS)
+        got, elapsed = list(received), time.monotonic() - began
+    off = sum(got) / elapsed / BANDWIDTH - 1
+    slowest = min(got) / sum(got) * count
+    return Figure(
+        f"bandwidth that {count} by {door} share, over {SECONDS} s",
+        f"{100 * off:+.1f} %, the slowest has {slowest:.2f} of the mean",
+        "5 %, 0.80",
+        abs(off) <= 0.05 and slowest >= 0.8,
+    )
+
+
 def _seconds(name: str, times: list[float], runs: str = "runs") -> Figure:
     value = f"{median(times):.2f} s (at most {max(times):.2f} s in {len(times)} {runs})"
     return Figure(name, value, "1 s", max(times) <= 1.0)
@@ -279,7 +318,7 @@ def main() -> int:
     with ExitStack() as stack:
         house = House(stack)
         figures = [success_rate(house), integrity(house)]
-    figures += [recovery(), *switch_over(), silence(), awakening()]
+    figures += [recovery(), *switch_over(), silence(), awakening(), *bandwidth()]
     width = max(len(figure.name) for figure in figures)
     for figure in figures:
         mark = "" if figure.passed else "   MISSED"
