@@ -28,7 +28,6 @@ from proxy.policy.limits import Bucket, Meter
 from proxy.policy.selectors import is_for
 from proxy.relaying.throttle import Throttle
 
-MOST_REFUSED = 64  # of one account, that wait to be told so; any more are closed at once
 _MOST_IDLE = 4096  # accounts of nobody that lives, which are kept because of what is owed to them
 _SOON = 1.0  # seconds after which to come again, where nobody knows when somebody else leaves
 
@@ -154,25 +153,24 @@ class Limiter:
         self.limits = tuple(limits)
         now, by_name = self._clock(), {each.name: each for each in self.limits}
         for key, account in list(self._accounts.items()):
-            settings = by_name.get(account.settings.name)
-            if settings and settings.per is account.settings.per:
+            if settings := by_name.get(account.settings.name):
                 account.obey(settings, now)
             else:
                 del self._accounts[key]
                 self._idle.pop(key, None)
 
-    def arrive(self, stay: Stay, who: Who) -> None:
+    def arrive(self, stay: Stay, who: Who, most_refused: int) -> None:
         """
         Count a connection whose request is still to come, if there is room for it.
 
-        Raises ``OverLimitError`` where too many wait already to be told that there is none.
+        Raises ``OverLimitError`` if there is none, and so many wait already to be told the same.
         """
         now = self._clock()
         accounts = self._accounts_of(who, now)
         full = self._full_one(stay, accounts, now)
         if not full:
             self._count(stay, accounts, now)
-        elif full.refused < MOST_REFUSED:
+        elif full.refused < most_refused:
             full.refused += 1
             stay.turned_away_by = full
         else:

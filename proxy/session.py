@@ -162,7 +162,7 @@ class Session:
                 self._meet()
                 if self.runtime.limiter.limits and self._is_client_known:
                     self._stay = Stay()
-                    self.runtime.limiter.arrive(self._stay, self._who)
+                    self.runtime.limiter.arrive(self._stay, self._who, self._most_refused)
                 if self.runtime.tls:
                     if not self._channel.has_early:
                         self._channel.hear()
@@ -235,6 +235,11 @@ class Session:
         """True if the client's address is known; X-Forwarded-For tells it with the request."""
         is_told = self.runtime.config.client_address is ClientAddress.X_FORWARDED_FOR
         return not is_told or self.wanted is not None
+
+    @property
+    def _most_refused(self) -> int:
+        """Of one identity, how many above its limit may wait to be told so: most places are for others."""
+        return max(1, self.runtime.config.max_connections // 4)
 
     @property
     def _who(self) -> Who:

@@ -12,7 +12,7 @@ from proxy import limiter as module
 from proxy.address import Address, UnixAddress
 from proxy.config import LimitConfig, Per
 from proxy.errors import Failure, OverLimitError
-from proxy.limiter import MOST_REFUSED, Limiter, Stay, Who
+from proxy.limiter import Limiter, Stay, Who
 from proxy.networks import Networks
 from proxy.units import Rate
 
@@ -28,7 +28,7 @@ class Program:
         """Come in all the way; raises ``OverLimitError``."""
         stay = Stay()
         try:
-            self.limiter.arrive(stay, who(client, "", listener))
+            self.limiter.arrive(stay, who(client, "", listener), most_refused=5)
             self.limiter.admit(stay, who(client, user, listener))
         except OverLimitError:
             self.limiter.leave(stay)
@@ -82,7 +82,7 @@ def test_handshakes_count_before_anybody_has_logged_in() -> None:
     program = Program(limit(connections=2))
     waiting = [Stay(), Stay()]
     for each in waiting:
-        program.limiter.arrive(each, who())
+        program.limiter.arrive(each, who(), most_refused=5)
     assert program.count(1) == 0
     program.limiter.admit(waiting[0], who(user="alice"))  # it counts already
     program.limiter.leave(waiting[1])
@@ -92,7 +92,7 @@ def test_handshakes_count_before_anybody_has_logged_in() -> None:
 def test_who_found_no_room_is_judged_again_when_its_request_is_there() -> None:
     program = Program(limit(connections=1))
     first, second = program.come(), Stay()
-    program.limiter.arrive(second, who())
+    program.limiter.arrive(second, who(), most_refused=5)
     program.limiter.leave(first)
     program.limiter.admit(second, who())
     assert program.count(1) == 0
@@ -102,14 +102,14 @@ def test_of_those_to_be_refused_only_so_many_are_kept_until_they_can_be_told() -
     """Else whoever says nothing would hold as many places as it likes."""
     program = Program(limit(connections=1))
     program.come()
-    kept = [Stay() for _ in range(MOST_REFUSED)]
+    kept = [Stay() for _ in range(5)]
     for each in kept:
-        program.limiter.arrive(each, who())
+        program.limiter.arrive(each, who(), most_refused=5)
     with pytest.raises(OverLimitError):
-        program.limiter.arrive(Stay(), who())
-    program.limiter.arrive(Stay(), who("198.51.100.1"))  # which takes nothing from anybody else
+        program.limiter.arrive(Stay(), who(), most_refused=5)
+    program.limiter.arrive(Stay(), who("198.51.100.1"), most_refused=5)  # nothing is taken from others
     program.limiter.leave(kept[0])
-    program.limiter.arrive(Stay(), who())
+    program.limiter.arrive(Stay(), who(), most_refused=5)
 
 
 # -- new ones
@@ -283,6 +283,20 @@ def test_a_limit_that_stays_keeps_what_it_has_counted() -> None:
     program.count(10)
     program.limiter.change([limit(new=Rate(10, "s"), connections=50)])
     assert program.count(1) == 0
+
+
+@pytest.mark.parametrize("per", list(Per))
+def test_those_who_live_are_counted_for_others_when_others_share_a_limit(per: Per) -> None:
+    program = Program(limit(per=Per.USER, connections=5))
+    stays = [program.come(), program.come()]
+    program.limiter.change([limit(per=per, connections=5)])
+    for each in stays:
+        program.limiter.renew(each, who())
+    assert list(program.live.values()) == [2]
+    assert program.count(5) == 3
+    for each in stays:
+        program.limiter.leave(each)
+    assert list(program.live.values()) == [3]
 
 
 def test_bandwidth_is_shared_by_those_of_one_identity_and_changes_for_them_at_once() -> None:

@@ -540,6 +540,8 @@ class _Direction:
             return self._move()  # which moves no payload any more
         for place in self._places:
             if not place.throttle.ask(place):
+                for each in self._places:
+                    each.throttle.pass_on(each)
                 self._reader.stop()
                 self.is_throttled = True
                 return False

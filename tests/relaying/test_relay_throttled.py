@@ -137,24 +137,27 @@ def test_no_way_to_move_bytes_gets_round_it_and_all_get_alike(tunnels: Make) -> 
 
 
 @pytest.mark.parametrize("way", ["splice", "splice a frame"])
-def test_bytes_under_a_limit_are_not_copied(tunnels: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("count", [1, 4, 16])
+def test_bytes_under_a_limit_are_not_copied(
+    tunnels: Make, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
     spliced = 0
     fill = Pipe.fill
 
     def counting(self: Pipe, source: int, most: int) -> int:
         nonlocal spliced
-        count = fill(self, source, most)
-        spliced += count
-        return count
+        filled = fill(self, source, most)
+        spliced += filled
+        return filled
 
     monkeypatch.setattr(Pipe, "fill", counting)
     throttle = Throttle(4 * MIB)
-    some = tunnels(4)
+    some = tunnels(count)
     for tunnel in some:
         tunnel.relay.limit((throttle,), ())
-    run(some, MIB)
-    moved, spliced = sum(tunnel.relay.sent for tunnel in some), 0  # the first of each is always copied
     run(some, 2 * MIB)
+    moved, spliced = sum(tunnel.relay.sent for tunnel in some), 0  # the first of each is always copied
+    run(some, 4 * MIB)
     # Where the source runs dry for a moment, one operation copies.
     assert spliced >= 0.8 * (sum(tunnel.relay.sent for tunnel in some) - moved)
 

@@ -72,7 +72,10 @@ class Mover:
 
     def go(self) -> None:
         """Ask all of them, and move something when all let it through."""
-        if all(each.throttle.ask(each) for each in self._places):
+        if not all(each.throttle.ask(each) for each in self._places):
+            for each in self._places:
+                each.throttle.pass_on(each)
+        else:
             count = min(self._finds(), *(each.throttle.share for each in self._places))
             self.moved += count
             for each in self._places:
@@ -232,6 +235,32 @@ def test_two_throttles_hold_together_and_the_narrower_one_decides() -> None:
     assert my <= 1.05 * MIB * SECONDS
     assert min(each.moved for each in me) >= 0.8 * my / 4
     assert min(each.moved for each in you) >= 0.8 * your / 4
+
+
+def test_who_waits_for_another_throttle_keeps_nobody_waiting_who_does_not_need_that() -> None:
+    """A user comes from two places, in one of which others leave little."""
+    time = Time()
+    user, crowded = time.throttle(2 * MIB), time.throttle(64 * KIB)
+    movers(time, 7, crowded)
+    (here,) = movers(time, 1, user, crowded)
+    (there,) = movers(time, 1, user)
+    time.run(SECONDS)
+    assert here.moved == pytest.approx(64 * KIB * SECONDS / 8, rel=0.2)
+    assert here.moved + there.moved == pytest.approx(2 * MIB * SECONDS, rel=0.05)
+
+
+def test_many_who_wait_for_another_throttle_do_not_owe_more_than_a_bucket_holds() -> None:
+    time = Time()
+    mine, everybodys = time.throttle(MIB), time.throttle(MIB)
+    me = movers(time, 16, mine, everybodys)
+    (other,) = movers(time, 1, everybodys)
+    for _ in range(50):
+        before = sum(each.moved for each in me)
+        time.run(0.1)
+        more = sum(each.moved for each in me) - before
+        assert more <= MIB * (0.1 + 3 * CHUNK_TIME)
+    total = sum(each.moved for each in me) + other.moved
+    assert total == pytest.approx(MIB * SECONDS, rel=0.05)
 
 
 def test_a_throttle_of_others_is_not_waited_for() -> None:
