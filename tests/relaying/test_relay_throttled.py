@@ -7,7 +7,9 @@ A throttle that somebody holds is closed for as long as a test wants. How exactl
 
 import os
 from collections.abc import Callable, Iterator
+from random import Random
 from time import monotonic
+from typing import Any
 
 import gevent
 import pytest
@@ -304,3 +306,55 @@ def test_one_whose_target_takes_nothing_keeps_no_other_from_the_bandwidth(join: 
     other.client.sendall(b"up")
     assert read_exact(other.target, 2) == b"up"
     blasting.kill()
+
+
+@pytest.mark.parametrize("client", [TcpStream, web_client], ids=["tcp", "websocket"])
+@pytest.mark.parametrize("zero_copy", [True, False], ids=["splice", "copy"])
+def test_limits_that_come_and_go_all_the_time_lose_no_byte(
+    join: Join, client: Callable[[socket.socket], Stream], zero_copy: bool
+) -> None:
+    random = Random(1)
+    up, down = random.randbytes(6 * MIB), random.randbytes(6 * MIB)
+    joined, other = join(client, zero_copy=zero_copy), join()
+    pool = [Throttle(rate * MIB) for rate in (8, 32, 128)]
+    other.relay.limit(tuple(pool), tuple(pool))
+    blasting = gevent.spawn(blast, other)
+    framed = b"".join(frame(0x82, up[at : at + 9000], MASK) for at in range(0, len(up), 9000))
+    is_web = client is web_client
+    sending: list[Any] = [
+        gevent.spawn(joined.client.sendall, framed if is_web else up),
+        gevent.spawn(send_and_end, joined.target, down),
+    ]
+    reading: list[Any] = [
+        gevent.spawn(read_messages if is_web else read_exact, joined.client, len(down)),
+        gevent.spawn(read_exact, joined.target, len(up)),
+    ]
+    while not all(each.ready() for each in reading):
+        mine = [tuple(each for each in pool if random.random() < 0.5) for _ in range(2)]
+        joined.relay.limit(mine[0], mine[1])
+        gevent.sleep(random.choice((0, 0.001, 0.01)))
+    assert [each.get() for each in reading] == [down, up]
+    gevent.joinall(sending)
+    blasting.kill()
+
+
+def blast(joined: Joined) -> None:
+    """Want all that there is."""
+    draining = gevent.spawn(read_to_end, joined.target)
+    try:
+        while True:
+            joined.client.sendall(bytes(MIB))
+    finally:
+        draining.kill()
+
+
+def read_messages(sock: socket.socket, size: int) -> bytes:
+    """Read so much payload of unmasked binary messages (RFC 6455, section 5.2)."""
+    data = b""
+    while len(data) < size:
+        first, length = read_exact(sock, 2)
+        assert first == 0x82
+        if length > 125:
+            length = int.from_bytes(read_exact(sock, 2 if length == 126 else 8), "big")
+        data += read_exact(sock, length)
+    return data
