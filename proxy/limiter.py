@@ -24,7 +24,7 @@ from proxy.accesslog import MOST_OF_A_USER, quoted, shortened
 from proxy.address import Address
 from proxy.config import LimitConfig, Per
 from proxy.errors import OverLimitError
-from proxy.policy.limits import Bucket, Meter
+from proxy.policy.limits import Bucket, Identity, Meter, identity_of
 from proxy.policy.selectors import is_for
 from proxy.relaying.throttle import Throttle
 
@@ -39,26 +39,6 @@ class Who:
     client: Address
     user: str
     listener: str
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Those who share an account: a user, a client, or with neither of the two everybody."""
-
-    user: str = ""
-    client: str = ""
-
-    def __str__(self) -> str:
-        return quoted(shortened(self.user, MOST_OF_A_USER)) if self.user else self.client or "all"
-
-
-def identity_of(who: Who, per: Per) -> Identity:
-    """Tell with whom somebody shares; who has no user is known by its address."""
-    if per is Per.ALL:
-        return Identity()
-    if per is Per.USER and who.user:
-        return Identity(user=who.user)
-    return Identity(client=who.client.network)
 
 
 _Key = tuple[str, Identity]
@@ -197,7 +177,7 @@ class Limiter:
         accounts: dict[Per, Account] = {}
         for limit in self.limits:
             if limit.per not in accounts and is_for(limit, who.user, who.client.ip, who.listener):
-                identity = identity_of(who, limit.per)
+                identity = identity_of(limit.per, who.user, who.client)
                 key = (limit.name, identity)
                 account = self._accounts.get(key)
                 if account is None:
@@ -216,7 +196,7 @@ class Limiter:
     def _refusal(self, full: Account, now: float) -> OverLimitError:
         self.refusals[full.settings.name] += 1
         self._forget_some(now)
-        return OverLimitError(full.settings.name, str(full.identity), full.wait(now))
+        return OverLimitError(full.settings.name, shown(full.identity), full.wait(now))
 
     def _count(self, stay: Stay, accounts: dict[Per, Account], now: float, *, is_new: bool = True) -> None:
         """Have a connection count in these accounts, and in no others."""
@@ -259,3 +239,10 @@ class Limiter:
     def live(self) -> Iterator[Account]:
         """Those in which there are connections."""
         return (each for each in self._accounts.values() if each.live)
+
+
+def shown(identity: Identity) -> str:
+    """Write an identity for a log."""
+    if identity.user:
+        return quoted(shortened(identity.user, MOST_OF_A_USER))
+    return identity.client or "all"

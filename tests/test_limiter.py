@@ -12,7 +12,7 @@ from proxy import limiter as module
 from proxy.address import Address, UnixAddress
 from proxy.config import LimitConfig, Per
 from proxy.errors import Failure, OverLimitError
-from proxy.limiter import Limiter, Stay, Who
+from proxy.limiter import Limiter, Stay, Who, shown
 from proxy.networks import Networks
 from proxy.units import Rate
 
@@ -49,7 +49,7 @@ class Program:
     @property
     def live(self) -> dict[tuple[str, str], int]:
         """Who has how many connections under which limit."""
-        return {(each.settings.name, str(each.identity)): each.live for each in self.limiter.accounts}
+        return {(each.settings.name, shown(each.identity)): each.live for each in self.limiter.accounts}
 
 
 def who(client: str = "192.0.2.7", user: str = "", listener: str = "web") -> Who:

@@ -1,11 +1,32 @@
 """
-How much may be had in a time, and how much was: by a time that is given.
+Who shares what a limit gives, how much may be had in a time, and how much was: by a time that is given.
 """
 
+from dataclasses import dataclass
 from math import exp
+
+from proxy.address import Address
+from proxy.config import Per
 
 _ALMOST = 1e-9  # of what a bucket holds: what rounding takes away is not missing
 _MEMORY = 3.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Those who share what a limit gives: a user, a client, or with neither of the two everybody."""
+
+    user: str = ""
+    client: str = ""
+
+
+def identity_of(per: Per, user: str, client: Address) -> Identity:
+    """Tell with whom somebody shares; who has no user is known by its address, of IPv6 by its /64."""
+    if per is Per.ALL:
+        return Identity()
+    if per is Per.USER and user:
+        return Identity(user=user)
+    return Identity(client=client.network)
 
 
 class Bucket:

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.policy.limits import Bucket, Meter
+from proxy.address import Address
+from proxy.config import Per
+from proxy.policy.limits import Bucket, Identity, Meter, identity_of
 
 MOMENTS = st.floats(0, 1e6)
 AMOUNTS = st.floats(0, 1e9)
@@ -102,3 +104,18 @@ def test_a_meter_tells_what_there_is_in_a_second_and_forgets_what_was_long_ago()
     assert meter.rate(130.0) == pytest.approx(500, rel=0.05)
     assert meter.rate(133.0) < 200
     assert meter.rate(1000.0) == pytest.approx(0)
+
+
+@pytest.mark.parametrize(
+    ("per", "user", "client", "expected"),
+    [
+        (Per.ALL, "alice", "192.0.2.7", Identity()),
+        (Per.USER, "alice", "192.0.2.7", Identity(user="alice")),
+        (Per.USER, "", "192.0.2.7", Identity(client="192.0.2.7")),
+        (Per.CLIENT, "alice", "192.0.2.7", Identity(client="192.0.2.7")),
+        (Per.CLIENT, "", "2001:db8:0:1:2:3:4:5", Identity(client="2001:db8:0:1::/64")),
+        (Per.CLIENT, "", "::ffff:192.0.2.7", Identity(client="192.0.2.7")),  # RFC 4291, section 2.5.5.2
+    ],
+)
+def test_who_shares_with_whom(per: Per, user: str, client: str, expected: Identity) -> None:
+    assert identity_of(per, user, Address(client, 5000)) == expected
