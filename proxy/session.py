@@ -80,7 +80,7 @@ class Session:
     """One client's connection, from accept to close."""
 
     __slots__ = (
-        "_channel", "_clock", "_end", "_stay", "_users",
+        "_channel", "_clock", "_end", "_is_client_known", "_stay", "_users",
         "id", "relay", "runtime", "started", "via", "wanted",
     )  # fmt: skip
 
@@ -102,6 +102,7 @@ class Session:
         self._channel = Channel(sock, client)
         self._end = "stopped"  # how it ended, for the access log; empty if there is nothing to tell
         self._users: Mapping[str, str] | None = None  # of a later configuration, where it matters
+        self._is_client_known = False  # who it is, as others may have to tell us
         self._stay: Stay | None = None  # as it is counted, where there are limits
 
     def run(self, door: Door, *, full: bool = False) -> Generator[Relay, None, None]:
@@ -160,7 +161,7 @@ class Session:
         try:
             with Deadline(self.runtime.config.handshake_timeout).limit("handshake"):
                 self._meet()
-                if self.runtime.limiter.limits and self._is_client_known:
+                if self._is_client_known and self.runtime.limiter.limits:
                     self._stay = Stay()
                     self.runtime.limiter.arrive(self._stay, self._who, self._most_refused)
                 if self.runtime.tls:
@@ -171,6 +172,7 @@ class Session:
                     self._channel.await_request()
                 inbound = door(self._channel, self.runtime)
                 self.wanted = inbound.greet()
+                self._is_client_known = True
                 self.runtime.config.check_client(self.client.ip)
                 self._check_user()
                 self.runtime.metrics.handshakes.observe(self._clock() - self.started)
@@ -227,14 +229,9 @@ class Session:
             client = run(parse_header(), self._channel.read_exact)
             self._channel.client = client or self.client
             self._channel.await_request()  # its client has said nothing yet
-        if self._is_client_known:
+        if config.client_address is not ClientAddress.X_FORWARDED_FOR:  # which comes later
             config.check_client(self.client.ip)
-
-    @property
-    def _is_client_known(self) -> bool:
-        """True if the client's address is known; X-Forwarded-For tells it with the request."""
-        is_told = self.runtime.config.client_address is ClientAddress.X_FORWARDED_FOR
-        return not is_told or self.wanted is not None
+            self._is_client_known = True
 
     @property
     def _most_refused(self) -> int:

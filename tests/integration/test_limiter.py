@@ -223,6 +223,23 @@ def test_limits_that_come_change_and_go_hold_for_those_who_live(stack: ExitStack
     assert len(open_many(stack, 9, lambda: OPEN["web"](node, echo))[0]) == 9
 
 
+def test_who_is_still_to_be_told_about_when_a_limit_comes_counts_once(stack: ExitStack, echo: Target) -> None:
+    told = socks_door(auth="none", client_address="proxy_protocol", trusted="127.0.0.0/8")
+    node = stack.enter_context(run({"other": {"per": "all", "connections": 9}}, told=told))
+    sock = stack.enter_context(connect(node.door("told")))
+    wait_until(lambda: ask(node, "/connections")["connections"], "it to be accepted")
+    said(ctl(node, "set", "limits.fair.per", "client", "limits.fair.connections", "5"))
+    assert [row["client"] for row in accounts(node) if row["limit"] == "fair"] == []  # nobody knows yet
+    sock.sendall(b"PROXY TCP4 192.0.2.7 192.0.2.1 5000 1080\r\n" + GREETING + to_ip("127.0.0.1", echo.port))
+    assert read_exact(sock, 4) == b"\x05\x00\x05\x00"
+    assert {(row["limit"], row["client"], row["live"]) for row in accounts(node)} == {
+        ("fair", "192.0.2.7", 1),
+        ("other", "", 1),
+    }
+    sock.close()
+    wait_until(lambda: accounts(node) == [], "it to count no more")
+
+
 def test_a_wrong_limit_is_refused_and_changes_nothing(stack: ExitStack) -> None:
     node = stack.enter_context(run({"fair": {"per": "user", "bandwidth": "2m"}}))
     done = ctl(node, "set", "limits.fair.bandwidth", "2mb")

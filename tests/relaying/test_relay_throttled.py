@@ -358,3 +358,13 @@ def read_messages(sock: socket.socket, size: int) -> bytes:
             length = int.from_bytes(read_exact(sock, 2 if length == 126 else 8), "big")
         data += read_exact(sock, length)
     return data
+
+
+def test_a_relay_that_is_over_takes_no_limit_any_more(join: Join, closed: Closed) -> None:
+    """Its sockets are closed already, and their watchers with them."""
+    joined = join()
+    joined.relay.stop(Ending.STOPPED)
+    joined.relay.limit((closed,), (closed,))
+    joined.running.get()
+    joined.relay.limit((closed,), (closed,))
+    assert closed.waiting == 0
