@@ -218,9 +218,8 @@ class Relay:
 
     def limit(self, sent: tuple[Throttle, ...], received: tuple[Throttle, ...]) -> None:
         """Have each direction share what these throttles let through, from now on; nothing else limits it."""
-        if not self.is_over:
-            self._up.limit(sent)
-            self._down.limit(received)
+        self._up.limit(sent)
+        self._down.limit(received)
 
     def when_over(self, act: Callable[[T], object], what: T) -> None:
         """Have a function called with something, in the event loop, as soon as it is over."""

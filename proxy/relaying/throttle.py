@@ -28,7 +28,7 @@ CHUNK_TIME = 0.05
 # Where many wait, each gets less at a time, so that all have their turn soon; but not less than this, or a
 # splice's worth, as each operation costs the same.
 _LEAST_TIME = 1 / 64
-_LEAST = 16 * 1024  # bytes
+_LEAST = 32 * 1024  # bytes
 
 
 def start_timer(seconds: float, act: Callable[[], None]) -> Any:

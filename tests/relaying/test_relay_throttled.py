@@ -360,7 +360,7 @@ def read_messages(sock: socket.socket, size: int) -> bytes:
     return data
 
 
-def test_a_relay_that_is_over_takes_no_limit_any_more(join: Join, closed: Closed) -> None:
+def test_a_relay_that_is_over_waits_for_no_limit_that_comes_now(join: Join, closed: Closed) -> None:
     """Its sockets are closed already, and their watchers with them."""
     joined = join()
     joined.relay.stop(Ending.STOPPED)

@@ -150,7 +150,7 @@ def test_those_whose_operations_find_little_get_no_less_than_those_who_find_much
     time.run(SECONDS)
     total = sum(each.moved for each in different)
     assert total == pytest.approx(2 * MIB * SECONDS, rel=0.05)
-    assert min(each.moved for each in different) >= 0.9 * total / len(different)
+    assert min(each.moved for each in different) >= 0.85 * total / len(different)
 
 
 def test_any_number_of_new_ones_keeps_nobody_from_its_turn() -> None:
