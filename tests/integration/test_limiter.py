@@ -123,6 +123,17 @@ def test_who_is_over_a_limit_is_told_so_at_every_door(door: str, stack: ExitStac
     wait_until(lambda: open_many(stack, 1, lambda: OPEN[door](node, echo))[0], "a place")
 
 
+def test_a_client_that_cannot_take_a_refusal_is_told_by_a_close(stack: ExitStack, echo: Target) -> None:
+    """DESIGN 1.5: with ``answer = at_once`` the 101 has gone by then."""
+    doors = {"web": web_door(auth="none", answer="at_once")}
+    node = stack.enter_context(run({"fair": {"per": "client", "connections": 1}}, **doors))
+    stack.enter_context(closing(OPEN["web"](node, echo)))
+    refused = clients.websocket(node.door("web"), "127.0.0.1", echo.port)
+    stack.callback(refused.close)
+    assert refused.recv_close() == 1011
+    node.wait_for_log('end="refused: limit fair"')
+
+
 def test_a_limit_holds_for_all_listeners_together(stack: ExitStack, echo: Target) -> None:
     node = stack.enter_context(run({"fair": {"per": "client", "connections": 3}}))
     made = [stack.enter_context(closing(OPEN[door](node, echo))) for door in OPEN]
