@@ -437,7 +437,8 @@ class Upstream:
 
 def _is_same(one: int, other: int) -> bool:
     """Tell whether two statuses say the same of a server, with a target and without."""
-    return one == other or min(one, other) >= 500
+    # 501 is said of the method alone, by a server that is well: so Squid answers to OPTIONS *.
+    return one == other or (min(one, other) >= 500 and 501 not in (one, other))
 
 
 class Selector(ProxyClient):

@@ -149,6 +149,14 @@ def test_a_plain_502_for_one_target_is_not_the_upstreams_fault() -> None:
     assert home.health.failures == 0
 
 
+def test_a_server_that_only_does_not_know_the_question_is_well() -> None:
+    """RFC 9110, section 15.6.2: 501 is said of a method. Squid says it to OPTIONS, and 503 of a dead target."""
+    with Target(script.judge(http_answer(503), http_answer(501))) as far:
+        home = made("websocket", far.port)
+        assert type(refusal(home)) is DialError
+    assert home.health.failures == 0
+
+
 def test_a_gateway_whose_far_end_is_down_is_at_fault_and_seen_to_be_back() -> None:
     """CASES 354, 371: it says 502 to every request, and then it does not."""
     port = free_port()

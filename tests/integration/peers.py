@@ -248,6 +248,62 @@ def apache_with(port: int, hosts: str) -> Iterator[Door]:
         yield "127.0.0.1", port
 
 
+TINYPROXY = """
+Port {port}
+Listen 127.0.0.1
+Timeout 60
+LogLevel Warning
+{more}
+"""
+
+
+@contextlib.contextmanager
+def tinyproxy(more: str = "") -> Iterator[Door]:
+    """Run tinyproxy: an HTTP proxy, with further lines of configuration."""
+    port = free_port()
+    program = Program(())
+    config = program.directory / "tinyproxy.conf"
+    config.write_text(TINYPROXY.format(port=port, more=more))
+    program.command = [find("tinyproxy", "tinyproxy-bin"), "-d", "-c", str(config)]
+    with program:
+        program.wait_listening(port)
+        yield "127.0.0.1", port
+
+
+SQUID = """
+visible_hostname localhost
+pid_filename none
+shutdown_lifetime 0 seconds
+coredump_dir {directory}
+access_log none
+cache_log /dev/stderr
+cache_store_log none
+cache_mem 0 MB
+cache deny all
+pinger_enable off
+netdb_filename none
+max_filedescriptors 1024
+{text}
+"""
+
+
+@contextlib.contextmanager
+def squid_with(ports: Sequence[int], text: str, files: Mapping[str, str]) -> Iterator[None]:
+    """Run Squid with settings that have it listen on ports, and with files beside them."""
+    binary = find("squid")
+    program = Program(())
+    # It becomes another user where root starts it, and reads some of the files as that.
+    program.directory.chmod(0o755)
+    for name, content in files.items():
+        (program.directory / name).write_text(content)
+    config = program.directory / "squid.conf"
+    config.write_text(SQUID.format(directory=program.directory, text=text))
+    program.command = [binary, "-N", "-f", str(config)]
+    with program:
+        program.wait_listening(*ports)
+        yield
+
+
 class Sshd:
     """An SSH server that knows one key, and the client options that lead to it and to nowhere else."""
 

@@ -133,12 +133,12 @@ def http_answer(status: int, *headers: str, body: bytes = b"a body of its own") 
     return "\r\n".join(lines).encode() + (b"" if status == 204 else body)
 
 
-def judge(with_target: Step) -> Callable[[socket.socket], str]:
-    """Read the head of a request, and behave so if it has a target; without one it is malformed."""
+def judge(with_target: Step, without: Step = http_answer(400)) -> Callable[[socket.socket], str]:
+    """Read the head of a request, and behave so if it has a target; without one it is malformed, or so."""
 
     def step(connection: socket.socket) -> str:
         head = hear_head(connection)
-        play([with_target if "X-Proxy-Target-Host" in head else http_answer(400)], connection)
+        play([with_target if "X-Proxy-Target-Host" in head else without], connection)
         return head
 
     return step
