@@ -150,7 +150,7 @@ def test_a_plain_502_for_one_target_is_not_the_upstreams_fault() -> None:
 
 
 def test_a_server_that_only_does_not_know_the_question_is_well() -> None:
-    """RFC 9110, section 15.6.2: 501 is said of a method. Squid says it to OPTIONS, and 503 of a dead target."""
+    """RFC 9110, section 15.6.2: 501 is said of a method. Squid does so, and says 503 of a target."""
     with Target(script.judge(http_answer(503), http_answer(501))) as far:
         home = made("websocket", far.port)
         assert type(refusal(home)) is DialError

@@ -133,7 +133,10 @@ def http_answer(status: int, *headers: str, body: bytes = b"a body of its own") 
     return "\r\n".join(lines).encode() + (b"" if status == 204 else body)
 
 
-def judge(with_target: Step, without: Step = http_answer(400)) -> Callable[[socket.socket], str]:
+MALFORMED = http_answer(400)
+
+
+def judge(with_target: Step, without: Step = MALFORMED) -> Callable[[socket.socket], str]:
     """Read the head of a request, and behave so if it has a target; without one it is malformed, or so."""
 
     def step(connection: socket.socket) -> str:
