@@ -3,7 +3,7 @@ PYTHON_IN_VENV = .venv/bin/python
 SIDE_BY_SIDE = -n 4 --dist loadfile
 TESTS =
 .DEFAULT_GOAL = help
-.PHONY: help run test bench siege report style format types clean venv
+.PHONY: help run test bench siege fuzz report style format types clean venv
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "make %-8s %s\n", $$1, $$2 }'
@@ -19,6 +19,9 @@ bench: venv ## measure it beside its peers, in eight minutes; QUICK=1 in one; se
 
 siege: venv ## attack it, and show what a good client notices; see docs/security.md
 	@$(PYTHON_IN_VENV) -m tests.siege
+
+fuzz: venv ## try a million inputs of each parser; SEED= COUNT= TIME= ONLY= choose; see CONTRIBUTING.md
+	@nice $(PYTHON_IN_VENV) -m tests.fuzz
 
 report: venv ## measure success rate, integrity, recovery, switch-over and bandwidth, on real runs
 	@$(PYTHON_IN_VENV) -m tests.report

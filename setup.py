@@ -21,6 +21,7 @@ EXTRAS = {
     # A peer that `make bench` measures beside us, if it can be had.
     "bench": ["pproxy>=2.7"],
     "test": [
+        "h11>=0.14,<0.17",
         "hypothesis>=6.168,<7",
         "import-linter>=2.15,<3",
         "mypy>=2.4,<3",

@@ -138,7 +138,7 @@ class Document:
                 self._items.setdefault(line.path, {}).setdefault(line.key, line)
 
     def __str__(self) -> str:
-        return "\n".join(line.text + line.end for line in self.lines)
+        return "\ufeff" * self.has_mark + "\n".join(line.text + line.end for line in self.lines)
 
     @property
     def sections(self) -> list[Path]:

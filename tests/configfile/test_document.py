@@ -153,6 +153,11 @@ def test_what_is_set_after_its_section_was_taken_away_is_all_that_it_has() -> No
     assert [key for path, key in Document(text).settings() if path == ("listeners", "web")] == ["path"]
 
 
+def test_a_byte_order_mark_stays() -> None:
+    text = "\ufeff[proxy]\ntimeout = 1s\n"
+    assert edit(text, [("proxy.timeout", "2s")]) == "\ufeff[proxy]\ntimeout = 2s\n"
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_line_ends_stay_what_they_are(end: str) -> None:
     text = "[proxy]\ntimeout = 1s\n".replace("\n", end)
