@@ -3,7 +3,7 @@ PYTHON_IN_VENV = .venv/bin/python
 SIDE_BY_SIDE = -n 4 --dist loadfile
 TESTS =
 .DEFAULT_GOAL = help
-.PHONY: help run test bench siege fuzz report style format types clean venv
+.PHONY: help run test bench siege fuzz soak report style format types clean venv
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "make %-8s %s\n", $$1, $$2 }'
@@ -22,6 +22,9 @@ siege: venv ## attack it, and show what a good client notices; see docs/security
 
 fuzz: venv ## try a million inputs of each parser; SEED= COUNT= TIME= ONLY= choose; see CONTRIBUTING.md
 	@nice $(PYTHON_IN_VENV) -m tests.fuzz
+
+soak: venv ## keep a node busy for twenty minutes, and see that nothing grows; MINUTES= TUNNELS= choose
+	@$(PYTHON_IN_VENV) -m tests.soak
 
 report: venv ## measure success rate, integrity, recovery, switch-over and bandwidth, on real runs
 	@$(PYTHON_IN_VENV) -m tests.report

@@ -1,0 +1,1 @@
+"""Hours of a node in minutes: what it holds may not grow."""
