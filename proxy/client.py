@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from proxy.address import Address, IPAddress
-from proxy.config import ClientConfig
-from proxy.errors import DialError, Failure, ProxyError, UpstreamError, is_shortage
+from proxy.config import ANYHOW, ClientConfig, Egress
+from proxy.errors import DialError, EgressError, Failure, ProxyError, UpstreamError, is_shortage
 from proxy.listening import ours
 from proxy.net.deadline import Deadline
 from proxy.net.dial import dial
@@ -176,7 +176,7 @@ class UpstreamClient(Way):
     def dial_proxy(self, deadline: Deadline) -> LoopSocket:
         """Connect to the proxy itself; raises ``UpstreamError``, and ``LimitError``, which blames nobody."""
         try:
-            return dial(self._endpoint.address, deadline)
+            return dial(self._endpoint.address, deadline, egress=self._config.egress)
         except DialError as exc:
             raise self.as_upstream_error(str(exc), exc) from exc
 
@@ -226,10 +226,13 @@ class UpstreamClient(Way):
         Make the error that says that the proxy failed; ``UpstreamError`` says what the words mean.
 
         Its failure is never the cause's own, which a client would take for the target's; only that
-        time ran out is true of both. Raises ``LimitError`` where the cause is a shortage of our own.
+        time ran out is true of both. What this machine cannot do is not its failure, and stays an
+        ``EgressError``. Raises ``LimitError`` where the cause is a shortage of our own.
         """
         if isinstance(cause, OSError) and is_shortage(cause):
             raise shortage(f"upstream {self.name}", cause) from cause
+        if isinstance(cause, EgressError):
+            return EgressError(f"upstream {self.name}: {reason}")
         timed_out = isinstance(cause, TimeoutError) or getattr(cause, "failure", None) is Failure.TIMED_OUT
         failure = Failure.TIMED_OUT if timed_out else Failure.UPSTREAM
         return UpstreamError(
@@ -291,8 +294,9 @@ def speaker_of(data: bytes) -> str:
 class DirectClient(Way):
     """Connects to the target itself; names are resolved here."""
 
-    def __init__(self, name: str = "direct", timeout: float = 30.0) -> None:
+    def __init__(self, name: str = "direct", timeout: float = 30.0, egress: Egress = ANYHOW) -> None:
         super().__init__(name, timeout)
+        self._egress = egress
 
     def reach(self, deadline: Deadline) -> None:
         """Do nothing: whatever is done here is done for a target."""
@@ -302,9 +306,16 @@ class DirectClient(Way):
         return 200
 
     def request(self, channel: Channel | None, target: Address, deadline: Deadline) -> Connected:
-        """Connect by Happy Eyeballs; raises ``DialError``, also for an address on which we listen."""
+        """
+        Connect by Happy Eyeballs; raises ``DialError``, also for an address on which we listen.
+
+        Raises ``EgressError`` if connections cannot leave as they are to.
+        """
         check = partial(_check_with_port, target.port) if ours.has(target.port) else rules.check
-        sock = dial(target, deadline, check)
+        try:
+            sock = dial(target, deadline, check, self._egress)
+        except EgressError as exc:
+            raise EgressError(f"upstream {self.name}: {exc}") from exc
         bound = address_of(sock.getsockname())
         return Connected(TcpStream(sock), bound, self.name)
 

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
+from ipaddress import ip_address
 from itertools import combinations
 from typing import Annotated, ClassVar
 from urllib.parse import quote
@@ -27,18 +29,21 @@ from proxy.errors import ConfigError, NotAClientError, ProtocolError
 from proxy.networks import Networks
 from proxy.settings import (
     BANDWIDTH,
+    HEADERS,
     NAMES,
     NETWORKS,
     RATE,
     TEXT,
     File,
     FileMode,
+    Interface,
     Location,
     Seconds,
     Secret,
     Settings,
     SettingsError,
     SomeSeconds,
+    SourceAddress,
     UrlPath,
     at_least,
     members,
@@ -138,6 +143,66 @@ class UpstreamAuth(str, Enum):
     BASIC = "basic"
 
 
+class Family(str, Enum):
+    """Of which family the addresses are that are connected to; without ``_ONLY``, the others come second."""
+
+    AUTO = "auto"
+    IPV4 = "ipv4"
+    IPV6 = "ipv6"
+    IPV4_ONLY = "ipv4_only"
+    IPV6_ONLY = "ipv6_only"
+
+
+_VERSIONS = {Family.IPV4: 4, Family.IPV4_ONLY: 4, Family.IPV6: 6, Family.IPV6_ONLY: 6}
+
+
+@dataclass(frozen=True)
+class Egress(Settings):
+    """
+    How connections leave this machine: from one of its addresses, by one of its interfaces, in which family.
+
+    Whatever is left out is for the system to choose.
+    """
+
+    source: SourceAddress = ""
+    interface: Interface = ""
+    family: Family = Family.AUTO
+
+    def _problems(self) -> Iterator[ConfigError]:
+        try:
+            ip = self.source_ip
+        except ValueError:  # which its kind complains of
+            return
+        if ip and self.preferred not in (0, ip.version):
+            yield ConfigError("family", f"is {self.family.value}, and source is an IPv{ip.version} address")
+        if ip and ip.is_link_local and ip.version == 6 and not (ip.scope_id or self.interface):
+            yield ConfigError("source", "a link-local address needs its interface: write fe80::1%eth1")
+
+    def __str__(self) -> str:
+        places = {"from": self.source, "by": self.interface}
+        return " ".join(f"{word} {place}" for word, place in places.items() if place)
+
+    @cached_property
+    def source_ip(self) -> IPAddress | None:
+        """The source as an address."""
+        return ip_address(self.source) if self.source else None
+
+    @property
+    def preferred(self) -> int:
+        """The IP version that is tried first: 4 or 6, or 0 for that of the name's first address."""
+        return _VERSIONS.get(self.family, 0)
+
+    def why_not(self, version: int) -> str:
+        """Say why addresses of an IP version are out of reach; nothing, if they are not."""
+        if self.source_ip and self.source_ip.version != version:
+            return f"source {self.source} does not reach IPv{version}"
+        if self.family in (Family.IPV4_ONLY, Family.IPV6_ONLY) and self.preferred != version:
+            return f"family = {self.family.value} leaves IPv{version} out"
+        return ""
+
+
+ANYHOW = Egress()
+
 # Of a Unix socket: it is there for a server of another user, who can be made a member of the group.
 _MODE = "0660"
 
@@ -154,6 +219,7 @@ Splice = Annotated[str, one_of("auto", "off")]
 AUTO = "auto"
 Spare = Annotated[str | int, up_to(64, or_word=AUTO)]
 _SPARES = 8  # with auto
+Headers = Annotated[tuple[str, ...], HEADERS]
 
 
 @dataclass(frozen=True)
@@ -173,6 +239,8 @@ class ClientConfig(Settings):
     sni: str = ""
     tls_cert: File = ""
     tls_key: File = ""
+    headers: Headers = field(default=(), repr=False)
+    egress: Egress = ANYHOW
 
     def _problems(self) -> Iterator[ConfigError]:
         yield from _credential_problems("username", self.username, "password", self.password, self.protocol)
@@ -183,6 +251,8 @@ class ClientConfig(Settings):
             return
         if not endpoint.host or not endpoint.port:
             yield ConfigError("server_addr", "a proxy's address needs a host and a port")
+        elif endpoint.address.ip and (why_not := self.egress.why_not(endpoint.address.ip.version)):
+            yield ConfigError("server_addr", f"cannot be reached: {why_not}")
         schemes = PROXY_SCHEMES[self.protocol]
         if endpoint.scheme not in schemes:
             yield ConfigError(
@@ -202,6 +272,7 @@ class ClientConfig(Settings):
         if self.auth is UpstreamAuth.BASIC and ":" in self.username:
             yield ConfigError("username", "has a colon, which HTTP takes for its end (RFC 7617)")
         yield from self._name_problems()
+        yield from self._header_problems()
 
     def _name_problems(self) -> Iterator[ConfigError]:
         for name in ("host", "sni"):
@@ -216,6 +287,18 @@ class ClientConfig(Settings):
             if value and not is_one:
                 yield ConfigError(name, "is no host name in ASCII, alone")
 
+    def _header_problems(self) -> Iterator[ConfigError]:
+        if self.headers and self.protocol is Protocol.SOCKS5:
+            yield ConfigError("headers", "only websocket and http upstreams have this setting")
+        # A login of another kind, such as a token, may be given in full, but not beside one that we write.
+        if self.protocol is Protocol.HTTP:
+            name, login = "Proxy-Authorization", "the login"
+        else:
+            name, login = "Authorization", "the login, by auth = basic,"
+        is_ours = self.username and (self.protocol is Protocol.HTTP or self.auth is UpstreamAuth.BASIC)
+        if is_ours and any(header.lower().startswith(f"{name.lower()}:") for header in self.headers):
+            yield ConfigError("headers", f"has {name}, which {login} is written in: set one of them")
+
     @property
     def endpoint(self) -> Endpoint:
         """The proxy's address, parsed."""
@@ -229,6 +312,8 @@ class UpstreamConfig(Settings):
 
     ``retry_count`` is how many further attempts follow a failed one, and ``spare`` how many connections to
     the proxy may be ready at most, or ``auto``. ``via`` is another one, by which its proxy is reached.
+    ``source``, ``interface`` and ``family`` say how connections leave this machine: those to the proxy, or
+    those of a direct one to its targets.
     """
 
     name: str
@@ -248,12 +333,16 @@ class UpstreamConfig(Settings):
     sni: str = ""
     tls_cert: File = ""
     tls_key: File = ""
+    headers: Headers = field(default=(), repr=False)
+    source: SourceAddress = ""
+    interface: Interface = ""
+    family: Family = Family.AUTO
 
     def _problems(self) -> Iterator[ConfigError]:
         if self.type is UpstreamType.DIRECT:
-            foreign = ("proxy_address", "proxy_username", "proxy_password", "host", "sni", "via")
+            foreign = ("proxy_address", "proxy_username", "proxy_password", "host", "sni", "via", "headers")
             if self.files or any(getattr(self, name) for name in foreign):
-                what = "proxy_address, credentials, TLS settings or via"
+                what = "proxy_address, credentials, headers, TLS settings or via"
                 yield ConfigError("type", f"a direct upstream has no {what}")
         elif not self.proxy_address:
             yield ConfigError("proxy_address", f"a {self.type.value} upstream needs one")
@@ -264,6 +353,27 @@ class UpstreamConfig(Settings):
 
         if self.via and self.via.type not in _TUNNELS:
             yield ConfigError("via", f"leads through a socks5 or http upstream, and {self.via.name} is none")
+        yield from self._egress_problems()
+
+    def _egress_problems(self) -> Iterator[ConfigError]:
+        try:
+            egress = self.egress
+        except SettingsError as exc:
+            yield from exc.problems
+            return
+        for name in Egress.kinds:
+            if self.via and getattr(egress, name) != getattr(ANYHOW, name):
+                yield ConfigError(name, f"it is reached via {self.via.name}, which says how it leaves")
+
+    @property
+    def egress(self) -> Egress:
+        """How it leaves this machine, or its proxy is reached."""
+        return Egress(self.source, self.interface, self.family)
+
+    @property
+    def is_plain(self) -> bool:
+        """True if it goes out directly, as the system does it."""
+        return self.type is UpstreamType.DIRECT and self.egress == ANYHOW
 
     @property
     def hops(self) -> "tuple[UpstreamConfig, ...]":
@@ -301,6 +411,8 @@ class UpstreamConfig(Settings):
             sni=self.sni,
             tls_cert=self.tls_cert,
             tls_key=self.tls_key,
+            headers=self.headers,
+            egress=self.egress,
         )
 
     @property

@@ -126,6 +126,20 @@ class UpstreamError(DialError):
         self.status = status
 
 
+class EgressError(UpstreamError):
+    """
+    This machine does not let connections leave as an upstream's ``source`` or ``interface`` wants it.
+
+    That is nobody's fault but ours, so the upstream need not rest, and another one may be asked, which may
+    leave in another way. ``setting`` is the one that cannot be had, where it is known, and ``reason`` why.
+    """
+
+    def __init__(self, message: str, *, setting: str = "", reason: str = "") -> None:
+        super().__init__(message, transient=False, well=True)
+        self.setting = setting
+        self.reason = reason
+
+
 _BY_ERRNO = {
     errno.ECONNREFUSED: Failure.REFUSED,
     errno.ENETUNREACH: Failure.NETWORK_UNREACHABLE,

@@ -12,9 +12,10 @@ from itertools import combinations
 
 from proxy.address import Endpoint, Place
 from proxy.config import ProxyConfig, ServerConfig
-from proxy.errors import ConfigError
+from proxy.errors import ConfigError, EgressError
 from proxy.listening.opening import find_within
 from proxy.listening.ours import leads_to
+from proxy.net.egress import try_out
 
 _LOOKUP = 1.0  # seconds: what takes longer is hardly a name of this machine
 
@@ -35,6 +36,18 @@ def problems(config: ProxyConfig) -> Iterator[ConfigError]:
             )
             message = f"connections would go in a circle: from {listener.name} {steps}"
             yield ConfigError(f"listeners.{listener.name}.upstream", message)
+
+
+def warnings(config: ProxyConfig) -> Iterator[ConfigError]:
+    """Find what is not there now and may be in a moment: the addresses and interfaces to go out by."""
+    for upstream in config.upstreams:
+        try:
+            try_out(upstream.egress)
+        except EgressError as exc:
+            what = "its connections fail until that changes"
+            yield ConfigError(f"upstreams.{upstream.name}.{exc.setting}", f"{exc.reason}: {what}")
+        except OSError:  # for want of something else, or of a family
+            continue
 
 
 def _shared_addresses(config: ProxyConfig, find: Find) -> Iterator[ConfigError]:

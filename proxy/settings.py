@@ -8,10 +8,12 @@ by it, and so is what a program passes.
 import difflib
 import math
 import re
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
+from ipaddress import ip_address
 from itertools import chain
 from typing import Annotated, Any, ClassVar, get_type_hints
 
@@ -32,6 +34,8 @@ class Kind:
     check: Callable[[Any], object] = lambda value: None
     is_enum: bool = False
     is_list: bool = False  # so that what is read is a list of texts
+    has_commas: bool = False  # in an element of that list, which is then in quotes
+    is_secret: bool = False
 
     def parse(self, text: str | list[str]) -> Any:
         """Read a value that is right. Raises ``ValueError``."""
@@ -186,14 +190,66 @@ def _check_mode(text: str) -> None:
         raise ValueError("is no file mode such as 0660")
 
 
+def _check_source(text: str) -> None:
+    try:
+        ip = ip_address(text) if text else None
+    except ValueError:
+        raise ValueError("is no IP address") from None
+    if ip and (ip.is_unspecified or ip.is_multicast or getattr(ip, "ipv4_mapped", None)):
+        raise ValueError("is no address that a machine can have")
+
+
+def _check_interface(name: str) -> None:
+    if not name:
+        return
+    if not hasattr(socket, "SO_BINDTODEVICE"):
+        raise ValueError("can be chosen on Linux only")
+    # What Linux takes (dev_valid_name).
+    if len(name.encode()) > 15 or name in (".", "..") or re.search(r"[\s/:\0]", name):
+        raise ValueError("is no name that an interface can have, such as eth1")
+
+
+def _check_headers(headers: Iterable[str]) -> None:
+    # No complaint repeats any of it, not even a name: without its colon, all of a secret would be one.
+    names = set()
+    for number, header in enumerate(headers, 1):
+        match = _HEADER.fullmatch(header)
+        name = match[1].lower() if match else ""
+        if not match:
+            raise ValueError(f'header {number} is not written "Name: value", {_CLEAN}')
+        if len(header.encode()) > _LONGEST_HEADER:
+            raise ValueError(f"header {number} is longer than 8 KiB, which hardly any server reads")
+        if name == "host":
+            raise ValueError(f"header {number} is Host: for websocket there is the setting host")
+        if name in _OURS or name.startswith(_BEGINNINGS_OF_OURS):
+            raise ValueError(f"header {number} is one that is written here, or that a tunnel cannot have")
+        if name in names:
+            raise ValueError(f"header {number} has the name of one before it")
+        names.add(name)
+
+
+# RFC 9110, sections 5.1 and 5.5: a name is a token, and no control character is in a value, which it could
+# end. What is not ASCII goes out as UTF-8, as logins do.
+_HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+): *(?! )[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+(?<! )")
+_CLEAN = "without control characters, and with no blank before the colon or at its end"
+_LONGEST_HEADER = 8 << 10  # bytes: what one line of a head may have at most servers, and here
+# What frames a message, says how a connection is used, or asks for what we would not understand. A second
+# one of those that we write ourselves would be taken for an attack, or for the first.
+_OURS = (
+    *("connection", "content-length", "expect", "http2-settings", "keep-alive", "proxy-connection"),
+    *("te", "trailer", "transfer-encoding", "upgrade"),
+)
+_BEGINNINGS_OF_OURS = ("sec-websocket-", "x-proxy-")
+
 TEXT = Kind()
 SWITCH = Kind(_switch)
 FILE = Kind()  # its name; a relative one starts at the folder of the configuration file
 ADDRESS = Kind()  # parsed where it is known of what; what stands behind a ? in it is not for others
 PATH = Kind()  # of a URL, and with the same ?
-SECRET = Kind()
+SECRET = Kind(is_secret=True)
 NETWORKS = Kind(Networks, is_list=True)
 NAMES = Kind(_names, is_list=True)
+HEADERS = Kind(tuple, _check_headers, is_list=True, has_commas=True, is_secret=True)  # each "Name: value"
 RATE = Kind(parse_rate)
 BANDWIDTH = Kind(parse_size, _check_bandwidth)  # bytes a second
 
@@ -202,5 +258,7 @@ SomeSeconds = Annotated[float, Kind(parse_duration, _check_positive)]  # more th
 File = Annotated[str, FILE]
 Location = Annotated[str, ADDRESS]
 FileMode = Annotated[str, Kind(check=_check_mode)]
+SourceAddress = Annotated[str, Kind(check=_check_source)]
+Interface = Annotated[str, Kind(check=_check_interface)]
 UrlPath = Annotated[str, PATH]
 Secret = Annotated[str, SECRET]

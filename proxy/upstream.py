@@ -8,8 +8,8 @@ What may never be violated:
   beside it (``race.py``). A request goes to one of them, and to another one only when that has failed.
 - To rest only puts an upstream last. When nothing else is left it is tried all the same, so that the
   first connection after its return succeeds.
-- Only its own fault makes it rest: not the target's, not ours (``LimitError``), and not a client that
-  left.
+- Only its own fault makes it rest: not the target's, not ours (``LimitError``, ``EgressError``), and not a
+  client that left.
 - When the target is to blame, no other upstream is asked, and nothing is sent twice.
 - What was sent on a spare, a connection made ahead of time (``spares.py``), is not sent again.
 - What is known of an upstream outlives the configuration (``health.py``, where its states stand), and one
@@ -27,8 +27,8 @@ What comes of reaching it:
 What comes of a request:
 
     connected, or the target is to blame    It is well.
-    it declines (``well``)                  It is as it was: it lives, but has no place left, or no way on.
-                                            Another one may be asked.
+    it declines (``well``)                  It is as it was: it lives, but has no place left, or no way on,
+                                            or we have no way to it. Another one may be asked.
     unclear whose fault it is               Ask for a sign of life, and wait for it. If there is one, and it
                                             says something else than the answer to the request did: it is
                                             well, and the target is to blame. Else: failed.
@@ -51,7 +51,7 @@ from typing import TypeVar
 from proxy.address import Address
 from proxy.client import Connected, DirectClient, ProxyClient, TunnelClient, Way
 from proxy.config import ServerConfig, Strategy, UpstreamConfig, UpstreamType
-from proxy.errors import DialError, Failure, LimitError, ProxyError, UpstreamError
+from proxy.errors import DialError, EgressError, Failure, LimitError, ProxyError, UpstreamError
 from proxy.health import Health
 from proxy.net.deadline import Deadline
 from proxy.net.threads import Task
@@ -76,7 +76,7 @@ def way_out(config: ServerConfig, health: "Mapping[UpstreamConfig, Health] | Non
 
     ``health`` is what is known of its upstreams.
     """
-    if not config.enable_upstream or all(one.type is UpstreamType.DIRECT for one in config.upstream_config):
+    if not config.enable_upstream or all(one.is_plain for one in config.upstream_config):
         return DirectClient(timeout=config.timeout)
     upstreams = [Upstream(one, (health or {}).get(one)) for one in config.upstream_config]
     return Selector(upstreams, config.strategy, config.timeout)
@@ -116,7 +116,7 @@ def make_client(config: UpstreamConfig) -> Way:
         from proxy.websocket.client import WebSocketClient
 
         return WebSocketClient(config.client_config, config.name, via)
-    return DirectClient(config.name, config.timeout)
+    return DirectClient(config.name, config.timeout, config.egress)
 
 
 @dataclass(frozen=True)
@@ -226,10 +226,10 @@ class Upstream:
         started = monotonic()
         try:
             return self._reach(Deadline(self.config.timeout)).channel
+        except (EgressError, LimitError) as exc:
+            log.debug("upstream %s: no spare: %s", self.name, exc)
         except UpstreamError as exc:
             self._doubt(exc, started)
-        except LimitError as exc:
-            log.debug("upstream %s: no spare: %s", self.name, exc)
         return None
 
     # -- the request
@@ -323,6 +323,8 @@ class Upstream:
     ) -> None:
         """Take note of a failure that is the upstream's; raises ``DialError`` for one that is not."""
         if exc.well:
+            if isinstance(exc, EgressError):
+                log.warning("%s", exc, extra={"collapse": (self.name, exc)})
             self.health.declined(exc)
         elif exc.unclear:
             verdict = Task(lambda: self._is_well(exc, started)).wait(budget.remaining())
@@ -377,11 +379,11 @@ class Upstream:
     def _look(self) -> int | UpstreamError | None:
         try:
             life: int | UpstreamError = self.client.sign_of_life(Deadline(min(PATIENCE, self.config.timeout)))
+        except (EgressError, LimitError):
+            return None
         except UpstreamError as exc:
             log.debug("%s: no sign of life", exc)
             life = exc
-        except LimitError:
-            return None
         is_odd = isinstance(life, UpstreamError) and life.unclear and life.failure is not Failure.TIMED_OUT
         self.health.answers = is_odd or (isinstance(life, int) and life not in LOGIN_REFUSED)
         return life

@@ -18,8 +18,8 @@ from proxy import race as race_module
 from proxy import upstream as module
 from proxy.address import Address
 from proxy.client import Connected, DirectClient, Way
-from proxy.config import Protocol, ServerConfig, Strategy, UpstreamConfig, UpstreamType
-from proxy.errors import DialError, Failure, LimitError, UpstreamError
+from proxy.config import Family, Protocol, ServerConfig, Strategy, UpstreamConfig, UpstreamType
+from proxy.errors import DialError, EgressError, Failure, LimitError, UpstreamError
 from proxy.health import Health
 from proxy.net import deadline as deadline_module
 from proxy.net.deadline import Deadline
@@ -704,7 +704,54 @@ def test_upstreams_are_in_the_order_of_the_configuration() -> None:
     assert isinstance(selector.upstreams[1].client, DirectClient)
 
 
+@pytest.mark.parametrize(
+    "manner", [{"source": "127.0.0.2"}, {"interface": "lo"}, {"family": Family.IPV4_ONLY}]
+)
+def test_a_direct_one_that_says_how_it_leaves_is_an_upstream_of_its_own(manner: dict[str, Any]) -> None:
+    line = UpstreamConfig("line", UpstreamType.DIRECT, **manner)
+    way = way_out(ServerConfig(**SERVER, upstream_config=(line,)))
+    assert isinstance(way, Selector)
+    plain = UpstreamConfig("line", UpstreamType.DIRECT)
+    assert isinstance(way_out(ServerConfig(**SERVER, upstream_config=(plain,))), DirectClient)
+
+
 # A shortage of our own
+
+
+def cannot_leave(client: Client, deadline: Deadline) -> None:
+    """Lack the address that it is to be reached from."""
+    raise EgressError(f"upstream {client.name}: source 192.0.2.7: this machine does not have this address")
+
+
+@pytest.mark.parametrize("when", ["before the request", "by the request"])
+def test_who_cannot_be_left_for_does_not_rest_and_the_next_one_is_asked(
+    clients: dict[str, Client], clock: Clock, caplog: pytest.LogCaptureFixture, when: str
+) -> None:
+    """DESIGN 1.3: it is our own matter. And it is told to the operator, with the setting."""
+    if when == "before the request":
+        clients["a"] = Client("a", EgressError("upstream a: source 192.0.2.7: not here"))
+    else:
+        clients["a"] = Client("a", cannot_leave)
+    selector = select(clients, "a", "b", retry_count=5)
+    assert [way_taken(selector), way_taken(selector)] == ["b", "b"]
+    assert clients["a"].attempts == 2
+    assert is_up(selector, "a")
+    assert "upstream a: source 192.0.2.7: " in caplog.text
+    clients["a"].then(None)
+    assert way_taken(selector) == "a"
+
+
+def test_a_sign_of_life_that_cannot_be_asked_for_blames_nobody(
+    clients: dict[str, Client], clock: Clock
+) -> None:
+    clients["a"] = Client("a")
+    clients["a"].why_not = EgressError("upstream a: interface eth1: there is no such interface")
+    selector = select(clients, "a", "b")
+    selector.upstreams[0].passed_over(clock.now)
+    until(lambda: clients["a"].asked and not selector.upstreams[0]._asking)
+    gevent.idle()
+    assert is_up(selector, "a")
+    assert selector.upstreams[0].is_silent() is False
 
 
 def short(client: Client, deadline: Deadline) -> None:

@@ -182,7 +182,14 @@ def test_a_reload_that_leaves_the_upstream_alone_keeps_them(stack: ExitStack, fa
 
 
 @pytest.mark.parametrize(
-    "change", [{"proxy_username": "alice", "proxy_password": "wonderland"}, {"timeout": 9.0}, {"spare": 2}]
+    "change",
+    [
+        {"proxy_username": "alice", "proxy_password": "wonderland"},
+        {"timeout": 9.0},
+        {"spare": 2},
+        {"source": "127.0.0.2"},
+        {"interface": "lo"},
+    ],
 )
 def test_a_reload_that_changes_the_upstream_closes_them(
     stack: ExitStack, far: Far, change: dict[str, Any]

@@ -78,6 +78,8 @@ class Builder:
         if config and self._with_files:
             for problem in selfcheck.problems(config):
                 self._outline.report_at(*_place_in_file(problem.field), str(problem))
+            for warning in selfcheck.warnings(config):
+                self._outline.warn_at(*_place_in_file(warning.field), str(warning))
         return config
 
     def _validate(self) -> dict[str, Any]:

@@ -284,7 +284,8 @@ def _written(place: Place, value: str, *, beside_a_comment: bool = False) -> str
     is_list = (path[0] == "listeners" and key == "upstream") or (kind is not None and kind.is_list)
     if is_list and _NAMES.fullmatch(value):
         return value  # a list, where a comma is no part of a value
-    return syntax.quote(value, always=beside_a_comment and is_secret(path, key))
+    has_commas = kind is not None and kind.has_commas
+    return syntax.quote(value, always=beside_a_comment and is_secret(path, key), may_be_list=has_commas)
 
 
 def _redacted_setting(line: Line) -> str:

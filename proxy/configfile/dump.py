@@ -54,18 +54,19 @@ def _of_limit(limit: LimitConfig, key: str) -> Any:
 
 def _write_section(path: Path, get: Callable[[str], Any]) -> str:
     lines = ["[" * len(path) + path[-1] + "]" * len(path)]
-    for key in settings_of(path):
-        lines.append(f"{key} = {_write_value(shown(path, key, get(key)))}".rstrip())
+    for key, kind in settings_of(path).items():
+        value = _write_value(shown(path, key, get(key)), has_commas=kind.has_commas)
+        lines.append(f"{key} = {value}".rstrip())
     return "\n".join(lines)
 
 
-def _write_value(value: Any) -> str:
+def _write_value(value: Any, *, has_commas: bool) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Enum):
         return str(value.value)
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(syntax.quote, value))
+        return ", ".join(syntax.quote(each, always=has_commas) for each in value)
     if isinstance(value, Networks):
         return str(value)
     if isinstance(value, float):

@@ -153,6 +153,6 @@ def _build(document: Document, data: bytes, path: str, folder: str, *, with_file
 def _has_plain_secrets(config: ProxyConfig) -> bool:
     return bool(
         config.control_token
-        or any(each.proxy_password for each in config.upstreams)
+        or any(each.proxy_password or each.headers for each in config.upstreams)
         or any(not password.startswith("scrypt$") for password in config.auth_users.values())
     )

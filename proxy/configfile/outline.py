@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from proxy.configfile import syntax
 from proxy.configfile.document import Document, Place
-from proxy.configfile.spec import Path, is_secret, why_no_key, why_no_section
+from proxy.configfile.spec import Path, is_secret, kind_of, why_no_key, why_no_section
 from proxy.configfile.syntax import CONTROL, Fault, Header, Setting
 from proxy.users import to_bytes
 
@@ -40,8 +40,8 @@ class Outline:
     What one file has.
 
     ``lines`` are the lines that can be, with nothing in place of the others. ``places`` has the line
-    of each section (with the key ``""``) and setting, ``secrets`` each password as it is written, and
-    ``refused`` the settings about which there is a problem already.
+    of each section (with the key ``""``) and setting, ``secrets`` each password as it is written, or the
+    elements of a list of such, and ``refused`` the settings about which there is a problem already.
     """
 
     def __init__(self, document: Document, path: str, complaint: str = "") -> None:
@@ -49,7 +49,7 @@ class Outline:
         self.path = path
         self.lines = [""] * len(document.lines)
         self.places: dict[Place, int] = {}
-        self.secrets: dict[Place, str] = {}
+        self.secrets: dict[Place, str | list[str]] = {}
         self.refused: set[Place] = set()
         self.problems: list[Problem] = []
         self.warnings: list[Problem] = []
@@ -160,6 +160,10 @@ class Outline:
         return False
 
     def _read_secret(self, place: Place, setting: Setting) -> None:
+        kind = kind_of(*place)
+        if kind and kind.has_commas and (elements := syntax.read_elements(setting.raw)):
+            self.secrets[place] = elements
+            return
         value = syntax.read_secret(setting.raw)
         self.secrets[place] = value.text
         if value.comment and not value.is_quoted:

@@ -17,7 +17,7 @@ from proxy.address import is_unix
 from proxy.config import DIRECT, SHARED, LimitConfig, ProxyConfig, ServerConfig, UpstreamConfig
 from proxy.configfile.syntax import QUOTE_IT
 from proxy.redact import REDACTED, without_query
-from proxy.settings import ADDRESS, PATH, SECRET, TEXT, Kind, did_you_mean
+from proxy.settings import ADDRESS, HEADERS, PATH, SECRET, TEXT, Kind, did_you_mean
 
 Path = tuple[str, ...]  # of a section: ("proxy",) or ("listeners", "web")
 
@@ -63,17 +63,19 @@ def kind_of(path: Path, key: str) -> Kind | None:
 
 
 def is_secret(path: Path, key: str) -> bool:
-    """Tell whether a setting is a password or a token."""
+    """Tell whether a setting is, or has in it, a password or a token."""
     # Above the first section there can be no setting; but there may be one in a file that is damaged.
-    homes = path[:1] or SETTINGS
-    return path == ("auth_users",) or any(SETTINGS.get(home, {}).get(key) is SECRET for home in homes)
+    kinds = [SETTINGS.get(home, {}).get(key) for home in path[:1] or SETTINGS]
+    return path == ("auth_users",) or any(kind is not None and kind.is_secret for kind in kinds)
 
 
 def shown(path: Path, key: str, value: str) -> str:
     """Give a value as others may see it."""
-    if is_secret(path, key) or not knows(path, key):
-        return REDACTED if value else ""
     kind = kind_of(path, key)
+    if is_secret(path, key) or not knows(path, key):
+        # What is shown is a file itself, and so there are headers in it.
+        hidden = f"{REDACTED}: {REDACTED}" if kind is HEADERS else REDACTED
+        return hidden if value else ""
     if path[0] == "listeners" and kind is ADDRESS and is_unix(value):
         return value
     if kind in (ADDRESS, PATH):
@@ -154,7 +156,9 @@ def _check(kind: Kind, *, may_be_empty: bool = False) -> Callable[[str | list[st
     """Make a check for the validator."""
 
     def check(value: str | list[str]) -> Any:
-        if kind.is_list:
+        if kind.has_commas:
+            value = [value] if isinstance(value, str) and value else list(value)
+        elif kind.is_list:
             # In quotes it is one text.
             value = ", ".join(value) if isinstance(value, list) else value
             value = [part.strip() for part in value.split(",")] if value else []

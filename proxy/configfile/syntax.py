@@ -14,6 +14,7 @@ from dataclasses import dataclass
 CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")  # half a character, or a byte of a command line that was none
 QUOTE_IT = 'put the value into quotes, name = "…"'
+QUOTE_EACH = 'put each element into quotes, name = "…", "…"'
 
 _BLANKS = " \t"
 _HEADER = re.compile(r"""(\[+)[ \t]*(?:"([^"]+)"|'([^']+)'|([^][#'"]+?))[ \t]*(\]+)[ \t]*(?:\#.*)?""")
@@ -24,6 +25,8 @@ _QUOTED = {
     for mark, inside in (('"""', ".*?"), ("'''", ".*?"), ('"', '[^"]*'), ("'", "[^']*"))
 }
 _PLAIN = re.compile(r"([^#]*?)([ \t]*)(#.*)?")
+_ELEMENT = r"""(?:"[^"]*"|'[^']*')"""
+_ELEMENTS = re.compile(rf"({_ELEMENT}(?:[ \t]*,[ \t]*{_ELEMENT})+)([ \t]*)(#.*)?")  # two or more
 
 _SAFE_VALUE = re.compile(r"""(?![\s'"])[^#,]*(?<!\s)""")
 _SAFE_KEY = re.compile(r"""[^\s'"=;:,#\[][^\s=:,#]*""")
@@ -68,6 +71,7 @@ class Value:
     is_quoted: bool
     gap: str
     comment: str
+    elements: tuple[str, ...] = ()  # of a list in which each of them is in quotes
 
 
 def scan(lines: Sequence[str]) -> Iterator[Header | Setting | Fault]:
@@ -167,6 +171,18 @@ def read_secret(raw: str) -> Value:
     return value
 
 
+def read_elements(raw: str) -> list[str]:
+    """
+    Read a list each of whose elements is in quotes; what is none gives none, and may be a value of its own.
+
+    Raises ``ValueError`` for a list some of whose elements are not: a comma may belong to them.
+    """
+    value = read_value(raw)
+    if not value.is_quoted and not value.elements and "," in value.text and not lacks_a_quote(raw):
+        raise ValueError(f"has a comma: {QUOTE_EACH}")
+    return list(value.elements)
+
+
 def lacks_a_quote(text: str) -> bool:
     """Tell whether quotes are opened, where a value or an element of a list begins, and never closed."""
     rest = text.strip(_BLANKS)
@@ -192,6 +208,9 @@ def _split(raw: str) -> Value:
     match = _QUOTED[mark].fullmatch(raw) if mark else None
     if match:
         return Value(match[1], True, match[2], match[3] or "")
+    if match := _ELEMENTS.fullmatch(raw):
+        elements = tuple(each[1:-1] for each in re.findall(_ELEMENT, match[1]))
+        return Value(match[1], False, match[2], match[3] or "", elements)
     if len(mark) == 3:
         raise ValueError("the triple quotes are not closed on this line, where the value must end")
     match = _PLAIN.fullmatch(raw)
@@ -199,9 +218,15 @@ def _split(raw: str) -> Value:
     return Value(match[1], False, match[2], match[3] or "")
 
 
-def quote(text: str, *, always: bool = False) -> str:
-    """Write a value so that it reads back the same. Raises ``ValueError`` where no quotes can do that."""
+def quote(text: str, *, always: bool = False, may_be_list: bool = False) -> str:
+    """
+    Write a value so that it reads back the same. Raises ``ValueError`` where no quotes can do that.
+
+    What ``may_be_list`` stays as it is if it is one, with each element in quotes.
+    """
     _refuse_what_no_file_has(text)
+    if may_be_list and (match := _ELEMENTS.fullmatch(text)) and match[1] == text:
+        return text
     if not always and _SAFE_VALUE.fullmatch(text):
         return text
     for quoted in (f"{mark}{text}{mark}" for mark in ('"', "'", '"""', "'''")):

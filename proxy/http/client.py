@@ -7,13 +7,11 @@ which may be the target's fault or their own: a sign of life decides.
 
 import re
 
-from proxy import __version__
 from proxy.address import UNKNOWN, Address
 from proxy.client import TunnelClient
 from proxy.errors import ProtocolError
 from proxy.http.basic import encode_basic
 from proxy.http.heads import ResponseHead
-from proxy.http.refusals import PROXY_NAME
 from proxy.http.speaker import Exchange, HttpSpeaker, host_header
 from proxy.net.deadline import Deadline
 from proxy.relaying.channel import Channel
@@ -41,7 +39,7 @@ class HttpClient(HttpSpeaker, TunnelClient):
         return UNKNOWN
 
     def _exchange(self, channel: Channel, what: str, host: str, deadline: Deadline) -> ResponseHead:
-        lines = [f"{what} HTTP/1.1", f"Host: {host}", f"User-Agent: {PROXY_NAME}/{__version__}"]
+        lines = [f"{what} HTTP/1.1", f"Host: {host}", *self.more_headers]
         if self.credentials:
             lines.append(f"Proxy-Authorization: {encode_basic(*self.credentials)}")
         exchange = Exchange(channel)

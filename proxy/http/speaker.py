@@ -4,12 +4,13 @@ What is the same of all upstreams that are spoken to in HTTP: TLS, answers, and 
 
 import ssl
 
+from proxy import __version__
 from proxy.address import DEFAULT_PORTS, Address, Endpoint
 from proxy.client import TunnelClient, UpstreamClient, speaker_of
 from proxy.config import ClientConfig
 from proxy.errors import DialError, Failure, ProtocolError, UpstreamError, reason_of
 from proxy.http.heads import HeadBuffer, HttpError, ResponseHead, parse_response
-from proxy.http.refusals import failure_reported
+from proxy.http.refusals import PROXY_NAME, failure_reported
 from proxy.net.deadline import Deadline
 from proxy.redact import without_query
 from proxy.relaying.channel import Channel
@@ -70,6 +71,9 @@ class HttpSpeaker(UpstreamClient):
         files = config.tls_ca, config.tls_cert, config.tls_key
         self._tls = client_context(*files, verify=config.tls_verify) if secure else None
         self._server_name = config.sni or self._endpoint.server_name
+        names = {header.partition(":")[0].lower() for header in config.headers}
+        ours = [] if "user-agent" in names else [f"User-Agent: {PROXY_NAME}/{__version__}"]
+        self.more_headers = [*ours, *config.headers]  # of every request, beside those that it is made of
 
     def prepare(self, channel: Channel, deadline: Deadline) -> None:
         """Do the TLS handshake, if there is one."""

@@ -3,13 +3,14 @@ Connect to a host by name or address: Happy Eyeballs (RFC 8305), inside one dead
 
 All addresses of a name are raced: IPv6 and IPv4 in turn, each next one starts when the one before failed
 or did not answer within 250 ms, and the first to connect wins. Addresses that are found while the race is
-on join it.
+on join it. An upstream may have a family tried first, or left out.
 
 What may never be violated:
 
 - Every address is judged (``check``) before anything is sent to it.
 - Every socket that was opened is given to the caller or closed, whatever ends the race.
-- Our own shortage is told as that (``LimitError``), and never as the target's fault.
+- Our own shortage is told as that (``LimitError``), and never as the target's fault; and so is it where this
+  machine cannot do what an upstream's settings want (``EgressError``).
 - A name that is an address takes none of this machinery: one socket, one connect, no thread.
 """
 
@@ -24,8 +25,19 @@ import gevent
 from gevent.queue import Empty, Queue
 
 from proxy.address import Address, IPAddress
-from proxy.errors import DialError, LimitError, ProxyError, failure_of, is_shortage, reason_of
+from proxy.config import ANYHOW, Egress
+from proxy.errors import (
+    DialError,
+    EgressError,
+    Failure,
+    LimitError,
+    ProxyError,
+    failure_of,
+    is_shortage,
+    reason_of,
+)
 from proxy.net.deadline import Deadline, wait
+from proxy.net.egress import leave_by
 from proxy.net.limits import shortage
 from proxy.net.lookup import Found, look_up, look_up_all
 from proxy.net.sock import LoopSocket, set_options, sockaddr_of
@@ -36,53 +48,73 @@ ATTEMPT_DELAY = 0.25  # seconds: RFC 8305, section 5
 MOST_ADDRESSES = 16  # of a name: whoever has a name server could make us try thousands for one request
 
 
-def dial(address: Address, deadline: Deadline, check: Check = lambda ip: None) -> LoopSocket:
+def dial(
+    address: Address, deadline: Deadline, check: Check = lambda ip: None, egress: Egress = ANYHOW
+) -> LoopSocket:
     """
-    Connect to an address.
+    Connect to an address, leaving this machine as ``egress`` says.
 
     ``check`` judges each IP address before it is used, and raises ``DialError`` to refuse it.
     Raises ``DialError``: for several addresses, with the first one's failure. Raises ``LimitError`` if
-    one of them could not be tried, for want of something of ours.
+    one of them could not be tried, for want of something of ours, and ``EgressError`` if this machine has
+    not what ``egress`` wants.
     """
     if address.ip:
         check(address.ip)
-        return _connect(address.ip, address, deadline)
-    return _Race(address, deadline, check).run()
+        if why_not := egress.why_not(address.ip.version):
+            raise DialError(f"{address}: {why_not}", Failure.NETWORK_UNREACHABLE)
+        return _connect(address.ip, address, deadline, egress)
+    return _Race(address, deadline, check, egress).run()
 
 
-def interleave(ips: Iterable[IPAddress]) -> list[IPAddress]:
-    """Let the families take turns, the first address's family first (RFC 8305, section 4)."""
+def interleave(ips: Iterable[IPAddress], preferred: int = 0) -> list[IPAddress]:
+    """
+    Let the families take turns (RFC 8305, section 4).
+
+    The preferred IP version comes first, or, if that is 0, the first address's.
+    """
     ips = list(ips)
-    preferred = [ip for ip in ips if ip.version == ips[0].version]
-    others = [ip for ip in ips if ip.version != ips[0].version]
-    return [ip for pair in zip_longest(preferred, others) for ip in pair if ip is not None]
+    first = preferred or (ips[0].version if ips else 0)
+    one, other = ([ip for ip in ips if (ip.version == first) is is_first] for is_first in (True, False))
+    return [ip for pair in zip_longest(one, other) for ip in pair if ip is not None]
 
 
-def _connect(ip: IPAddress, address: Address, deadline: Deadline) -> LoopSocket:
+def _connect(ip: IPAddress, address: Address, deadline: Deadline, egress: Egress) -> LoopSocket:
     family = std_socket.AF_INET if ip.version == 4 else std_socket.AF_INET6
     sock = sockaddr = None
     try:
         sockaddr = sockaddr_of(ip, address.port)
         sock = LoopSocket(family, std_socket.SOCK_STREAM)
         set_options(sock)
+        leave_by(sock, egress)
         _await_connection(sock, sockaddr, deadline)
         return sock
     except OSError as exc:
         if sock:
             sock.close()
+        if isinstance(exc, EgressError):
+            raise
         where = str(address) if ip == address.ip else f"{address} ({ip})"
-        if is_shortage(exc) or _ports_are_used_up(exc, family, sockaddr):
+        if is_shortage(exc) or _ports_are_used_up(exc, family, sockaddr, egress):
             raise shortage(where, exc, "dial") from exc
-        needs_interface = ip.version == 6 and ip.is_link_local and exc.errno == errno.EINVAL
-        reason = "a link-local address needs its interface" if needs_interface else reason_of(exc)
-        raise DialError(f"{where}: {reason}", failure_of(exc)) from exc
+        raise DialError(
+            f"{f'{where} {egress}'.strip()}: {_reason(exc, ip, egress)}", failure_of(exc)
+        ) from exc
     except BaseException:
         if sock:
             sock.close()
         raise
 
 
-def _ports_are_used_up(exc: OSError, family: int, sockaddr: tuple[Any, ...] | None) -> bool:
+def _reason(exc: OSError, ip: IPAddress, egress: Egress) -> str:
+    if exc.errno == errno.EINVAL and ip.version == 6 and ip.is_link_local and not egress.interface:
+        return "a link-local address needs its interface"
+    if exc.errno == errno.EINVAL and egress.source:
+        return "there is no way from there"  # as from the loopback to anywhere else
+    return reason_of(exc)
+
+
+def _ports_are_used_up(exc: OSError, family: int, sockaddr: tuple[Any, ...] | None, egress: Egress) -> bool:
     """
     Tell whether all local ports to an address are in use.
 
@@ -96,7 +128,10 @@ def _ports_are_used_up(exc: OSError, family: int, sockaddr: tuple[Any, ...] | No
     except OSError:
         return False
     try:
+        leave_by(probe, egress)
         return probe.connect_ex(sockaddr) == 0
+    except OSError:
+        return False
     finally:
         probe.close()
 
@@ -127,14 +162,16 @@ class _Race:
         none in time   The next attempt begins (``ATTEMPT_DELAY``). If nothing is left to try: all have lost.
     """
 
-    def __init__(self, address: Address, deadline: Deadline, check: Check) -> None:
+    def __init__(self, address: Address, deadline: Deadline, check: Check, egress: Egress) -> None:
         self._address = address
         self._deadline = deadline
         self._check = check
+        self._egress = egress
         self._known: set[IPAddress] = set()
         self._waiting: list[IPAddress] = []
         self._errors: list[ProxyError] = []
         self._refusals: list[DialError] = []
+        self._left_out: list[DialError] = []  # one for a family that does not take part
         self._runners: list[gevent.Greenlet[..., None]] = []
         self._attempts = 0  # how many are under way
         self._events: Queue[LoopSocket | ProxyError | Found] = Queue()
@@ -142,10 +179,12 @@ class _Race:
 
     def run(self) -> LoopSocket:
         """Return the winner's socket; raises the first ``DialError`` when all have lost."""
-        found = look_up(self._address.host, self._deadline)
+        # Where IPv4 is of no use, there is nothing to go on with before the answer for IPv6 is there.
+        find = look_up_all if self._egress.why_not(4) else look_up
+        found = find(self._address.host, self._deadline)
         self._add(found.ips)
         if found.is_all and len(self._waiting) == 1:
-            return _connect(self._waiting[0], self._address, self._deadline)
+            return _connect(self._waiting[0], self._address, self._deadline, self._egress)
         try:
             if not found.is_all:
                 self._runners.append(gevent.spawn(self._find_the_others))
@@ -154,13 +193,21 @@ class _Race:
             self._call_off()
 
     def _add(self, ips: list[IPAddress]) -> None:
-        for ip in interleave(ip for ip in ips if ip not in self._known)[:MOST_ADDRESSES]:
+        new = [ip for ip in ips if ip not in self._known and not self._is_left_out(ip)]
+        for ip in interleave(new, self._egress.preferred)[:MOST_ADDRESSES]:
             self._known.add(ip)
             try:
                 self._check(ip)
                 self._waiting.append(ip)
             except DialError as exc:
                 self._refusals.append(exc)
+
+    def _is_left_out(self, ip: IPAddress) -> bool:
+        why_not = self._egress.why_not(ip.version)
+        if why_not and not self._left_out:
+            what = f"{self._address} has IPv{ip.version} addresses only, and {why_not}"
+            self._left_out.append(DialError(what, Failure.NETWORK_UNREACHABLE))
+        return bool(why_not)
 
     def _run(self, is_all: bool) -> LoopSocket:
         is_next_due = True
@@ -194,11 +241,11 @@ class _Race:
     def _error(self) -> ProxyError:
         """Choose what to tell when all have lost: a shortage of ours, or else the first failure."""
         shortages = [error for error in self._errors if isinstance(error, LimitError)]
-        return (shortages or self._errors or self._refusals[-1:])[0]
+        return (shortages or self._errors or self._refusals[-1:] or self._left_out)[0]
 
     def _attempt(self, ip: IPAddress) -> None:
         try:
-            sock = _connect(ip, self._address, self._deadline)
+            sock = _connect(ip, self._address, self._deadline, self._egress)
         except (DialError, LimitError) as exc:
             self._events.put(exc)
             return

@@ -20,14 +20,12 @@ from websocket import WebSocketException, WebSocketTimeoutException
 # of them refer to one another.
 from websocket._handshake import handshake
 
-from proxy import __version__
 from proxy.address import UNKNOWN, Address
 from proxy.client import Connected, TunnelClient
 from proxy.config import ClientConfig, UpstreamAuth
 from proxy.errors import ProtocolError
 from proxy.http.basic import encode_basic
 from proxy.http.heads import ResponseHead
-from proxy.http.refusals import PROXY_NAME
 from proxy.http.speaker import Exchange, HttpSpeaker, host_header
 from proxy.net.deadline import Deadline
 from proxy.redact import without_query
@@ -119,7 +117,7 @@ class WebSocketClient(HttpSpeaker):
         return answer
 
     def _headers(self, target: Address | None, deadline: Deadline) -> list[str]:
-        headers = [f"User-Agent: {PROXY_NAME}/{__version__}", f"{HALF_CLOSE}: 1"]
+        headers = [*self.more_headers, f"{HALF_CLOSE}: 1"]
         if target:
             # So that a target which does not answer is told as one, before we have to give up ourselves.
             left = deadline.remaining()

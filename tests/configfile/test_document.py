@@ -184,6 +184,32 @@ def test_refuses_to_take_away_what_is_not_there() -> None:
     assert edit(TEXT, [("auth_users.bob", None)], is_again=True) == TEXT
 
 
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        ("X-A: 1", "headers        = X-A: 1"),
+        ("X-A: a, b", 'headers        = "X-A: a, b"'),
+        ('"X-A: a # b", "X-B: 2"', 'headers        = "X-A: a # b", "X-B: 2"'),
+        ("""'X-A: "a"',"X-B: 2\"""", """headers        = 'X-A: "a"',"X-B: 2\""""),
+    ],
+)
+def test_headers_are_one_or_a_list_in_quotes(value: str, line: str) -> None:
+    changed = edit(TEXT, [("upstreams.home.headers", value)])
+    assert changed_lines(TEXT, changed) == [f"+{line}"]
+    again = edit(changed, [("upstreams.home.headers", "X-C: 3")])
+    assert changed_lines(changed, again) == [f"-{line}", "+headers        = X-C: 3"]
+    assert changes.summary(changed, again) == "upstreams.home.headers changed"
+    told = changes.diff(changed, again, "1", "2")
+    assert "+headers        = ********: ********  # changed\n" in told
+    assert "X-" not in told
+
+
+def test_a_part_of_a_list_that_looks_like_a_comment_is_no_comment() -> None:
+    """So a change of what stands behind it is one."""
+    old, new = (f'[upstreams]\n[[home]]\nheaders = "X-A: a # b", "X-B: {value}"\n' for value in (1, 2))
+    assert changes.summary(old, new) == "upstreams.home.headers changed"
+
+
 @pytest.mark.parametrize("value", ["a\nb = c", "a\rb", "\x00", "\ud800", "p\udcffw"])
 def test_refuses_a_value_that_would_not_read_back(value: str) -> None:
     with pytest.raises(ConfigError):

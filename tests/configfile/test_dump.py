@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.config import (
+    Family,
     LimitConfig,
     Overload,
     Per,
@@ -56,6 +57,10 @@ def configurations(draw: st.DrawFn) -> ProxyConfig:
             retry_count=draw(st.integers(0, 5)),
             tls_ca=draw(PATHS),
             tls_verify=draw(st.booleans()),
+            headers=draw(st.sampled_from([(), ("X-A: a, b # c",), ('X-A: "a"', "X-B: it's, a")])),
+            source=draw(st.sampled_from(["", "192.0.2.7"])),
+            interface=draw(st.sampled_from(["", "eth1"])),
+            family=draw(st.sampled_from([Family.AUTO, Family.IPV4, Family.IPV4_ONLY])),
         )
         for name in draw(st.lists(NAMES, unique=True, max_size=3))
     )
@@ -123,6 +128,7 @@ def test_a_dump_has_no_secret_and_is_a_file_itself(config: ProxyConfig) -> None:
     listeners = config.listeners
     assert set(redacted.auth_users.values()) <= {"********"}
     assert {each.proxy_password for each in redacted.upstreams} <= {"********"}
+    assert {each for way in redacted.upstreams for each in way.headers} <= {"********: ********"}
     assert redacted.control_token in ("", "********")
     users: dict[str, Any] = {"auth_users": redacted.auth_users}
     assert redacted.auth_users.keys() == config.auth_users.keys()

@@ -65,6 +65,20 @@ def test_asks_for_a_tunnel_and_says_who_asks() -> None:
     ]
 
 
+def test_more_headers_go_with_the_request_and_with_a_sign_of_life() -> None:
+    """DESIGN 1.3: headers. A User-Agent among them takes the place of ours (RFC 9110, section 10.1.5)."""
+    port = free_port()
+    more = ("Proxy-Authorization: Bearer s3same", "User-Agent: Mozilla/5.0")
+    client = made(port, headers=more)
+    for ask in (lambda: dial(client).close(), lambda: client.sign_of_life(Deadline(5))):
+        with script.upstream(port, hear_head, OK, script.stall) as far:
+            ask()
+            (head, *_) = far.result()
+        _, host, *rest = head.split("\r\n")
+        assert host.startswith("Host: ")
+        assert rest == [*more, "", ""]
+
+
 def test_an_ipv6_address_stands_in_brackets() -> None:
     port = free_port()
     with script.upstream(port, hear_head, OK, script.stall) as far:

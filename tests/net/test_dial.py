@@ -18,11 +18,13 @@ from gevent import socket
 from gevent.event import Event
 
 from proxy.address import Address, Endpoint, IPAddress
-from proxy.errors import DialError, Failure
+from proxy.config import ANYHOW, Egress, Family
+from proxy.errors import DialError, EgressError, Failure, LimitError
 from proxy.net import dial as module
 from proxy.net import lookup
 from proxy.net.deadline import Deadline
 from proxy.net.dial import dial, interleave
+from proxy.net.egress import leave_by
 from proxy.net.sock import LoopSocket
 from proxy.policy import rules
 from tests.wire.greenlets import settle, until
@@ -127,7 +129,7 @@ class Network:
     def _begun(self, name: str) -> Event:
         return self._events.setdefault(name, Event())
 
-    def connect(self, ip: IPAddress, address: Address, deadline: Deadline) -> FakeSocket:
+    def connect(self, ip: IPAddress, address: Address, deadline: Deadline, egress: Egress) -> FakeSocket:
         """Stand in for one attempt."""
         name = str(ip)
         self.tried.append((name, time.monotonic() - self._started))
@@ -173,9 +175,9 @@ def tried(network: Network) -> list[str]:
     return [ip for ip, _ in network.tried]
 
 
-def winner(check: Callable[[IPAddress], None] = lambda ip: None) -> str:
+def winner(check: Callable[[IPAddress], None] = lambda ip: None, egress: Egress = ANYHOW) -> str:
     """Dial the name, and tell which of its addresses it became."""
-    sock: Any = dial(NAME, Deadline(30), check)
+    sock: Any = dial(NAME, Deadline(30), check, egress)
     return str(sock.ip)
 
 
@@ -382,6 +384,121 @@ def test_an_address_that_is_no_hosts_is_refused(
     assert not net.tried
 
 
+# -- families
+
+SIX, FOUR = "2001:db8::1", "192.0.2.1"
+
+
+@pytest.fixture
+def both(monkeypatch: pytest.MonkeyPatch, resolver: Resolver) -> Network:
+    """Make a name with an address in each family, which both connect; IPv6 comes first."""
+    made = Network({SIX: (0.0, None), FOUR: (0.0, None)})
+    resolver.names["name.example"] = [SIX, FOUR]
+    monkeypatch.setattr(module, "_connect", made.connect)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("egress", "order"),
+    [
+        (ANYHOW, [SIX, FOUR]),  # as the system has put them
+        (Egress(family=Family.IPV6), [SIX, FOUR]),
+        (Egress(family=Family.IPV4), [FOUR, SIX]),
+        (Egress(family=Family.IPV6_ONLY), [SIX]),
+        (Egress(family=Family.IPV4_ONLY), [FOUR]),
+        (Egress(source="192.0.2.7"), [FOUR]),
+        (Egress(source="2001:db8::7"), [SIX]),
+    ],
+)
+def test_the_family_that_is_preferred_is_tried_first_and_one_that_is_no_use_never(
+    both: Network, egress: Egress, order: list[str]
+) -> None:
+    """DESIGN 1.3."""
+    both.behaviour = dict.fromkeys(order, (0.0, Failure.REFUSED))
+    with pytest.raises(DialError):
+        winner(egress=egress)
+    assert tried(both) == order
+
+
+def test_addresses_of_a_family_that_is_left_out_take_no_places(both: Network, resolver: Resolver) -> None:
+    many = [f"2001:db8::{number:x}" for number in range(1, 40)]
+    few = [f"192.0.2.{number}" for number in range(1, 17)]
+    resolver.names["name.example"] = many + few
+    both.behaviour = dict.fromkeys(few, (0.0, Failure.REFUSED))
+    with pytest.raises(DialError):
+        winner(egress=Egress(family=Family.IPV4_ONLY))
+    assert tried(both) == few
+
+
+@pytest.mark.parametrize(
+    ("egress", "names", "why"),
+    [
+        (
+            Egress(family=Family.IPV4_ONLY),
+            [SIX],
+            "has IPv6 addresses only, and family = ipv4_only leaves IPv6 out",
+        ),
+        (
+            Egress(source="2001:db8::7"),
+            [FOUR],
+            "has IPv4 addresses only, and source 2001:db8::7 does not reach IPv4",
+        ),
+    ],
+)
+def test_a_name_that_has_only_others_is_unreachable_and_told_why(
+    both: Network, resolver: Resolver, egress: Egress, names: list[str], why: str
+) -> None:
+    resolver.names["name.example"] = names
+    with pytest.raises(DialError) as raised:
+        winner(egress=egress)
+    assert str(raised.value) == f"name.example:80 {why}"
+    assert raised.value.failure is Failure.NETWORK_UNREACHABLE
+    assert not both.tried
+
+
+@pytest.mark.parametrize(
+    ("egress", "literal", "why"),
+    [
+        (Egress(family=Family.IPV4_ONLY), SIX, "[2001:db8::1]:80: family = ipv4_only leaves IPv6 out"),
+        (Egress(family=Family.IPV6_ONLY), FOUR, "192.0.2.1:80: family = ipv6_only leaves IPv4 out"),
+        (Egress(source="192.0.2.7"), SIX, "[2001:db8::1]:80: source 192.0.2.7 does not reach IPv6"),
+    ],
+)
+def test_an_address_of_a_family_that_is_left_out_is_unreachable(
+    both: Network, egress: Egress, literal: str, why: str
+) -> None:
+    with pytest.raises(DialError) as raised:
+        dial(Address(literal, 80), Deadline(30), egress=egress)
+    assert str(raised.value) == why
+    assert raised.value.failure is Failure.NETWORK_UNREACHABLE
+    assert not both.tried
+
+
+@pytest.mark.parametrize("preferred", [Family.IPV4, Family.IPV6])
+def test_an_address_of_the_other_family_is_reached_all_the_same(both: Network, preferred: Family) -> None:
+    other = FOUR if preferred is Family.IPV6 else SIX
+    dial(Address(other, 80), Deadline(30), egress=Egress(family=preferred))
+    assert tried(both) == [other]
+
+
+def test_where_only_ipv6_will_do_its_answer_is_waited_for(both: Network, resolver: Resolver) -> None:
+    """Longer than the addresses of the other family would be gone on with."""
+    resolver.names["name.example"] = [FOUR]
+    resolver.late["name.example"] = [SIX]
+    dialling = gevent.spawn(winner, egress=Egress(family=Family.IPV6_ONLY))
+    gevent.sleep(module.ATTEMPT_DELAY * 2)
+    resolver.answer.set()
+    assert dialling.get(timeout=LATE) == SIX
+
+
+def test_who_is_left_out_by_a_rule_is_told_that(both: Network, resolver: Resolver) -> None:
+    """It may be reached by no family, but that it is not allowed says more."""
+    resolver.names["name.example"] = [SIX, "0.0.0.0"]
+    with pytest.raises(DialError) as raised:
+        winner(rules.check, Egress(family=Family.IPV4_ONLY))
+    assert raised.value.failure is Failure.NOT_ALLOWED
+
+
 # -- zones
 
 
@@ -470,6 +587,86 @@ def test_a_connection_has_nodelay_and_keepalive(listener: socket.socket) -> None
         assert sock.getpeername() == listener.getsockname()
         assert sock.getsockopt(std_socket.IPPROTO_TCP, std_socket.TCP_NODELAY)
         assert sock.getsockopt(std_socket.SOL_SOCKET, std_socket.SO_KEEPALIVE)
+
+
+def test_a_connection_leaves_from_its_source_and_by_its_interface(listener: socket.socket) -> None:
+    here = Address("127.0.0.1", listener.getsockname()[1])
+    with closing(dial(here, Deadline(30), egress=Egress("127.0.0.2", "lo"))) as sock:
+        assert sock.getsockname()[0] == "127.0.0.2"
+        assert sock.getsockopt(std_socket.SOL_SOCKET, std_socket.SO_BINDTODEVICE, 16).rstrip(b"\0") == b"lo"
+
+
+@pytest.mark.parametrize("source", ["127.0.0.2", "::1"])
+def test_a_source_takes_no_port_before_the_connection_has_one(source: str) -> None:
+    """Linux, ip(7), IP_BIND_ADDRESS_NO_PORT: one port leads to many addresses, as without a source."""
+    family = std_socket.AF_INET6 if ":" in source else std_socket.AF_INET
+    with closing(LoopSocket(family, std_socket.SOCK_STREAM)) as sock:
+        leave_by(sock, Egress(source))
+        assert sock.getsockname()[:2] == (source, 0)
+
+
+@pytest.mark.parametrize(
+    ("egress", "why"),
+    [
+        (Egress("192.0.2.7"), "source 192.0.2.7: this machine does not have this address"),
+        (Egress("2001:db8::7"), "source 2001:db8::7: this machine does not have this address"),
+        (Egress(interface="nowhere0"), "interface nowhere0: there is no such interface"),
+    ],
+)
+def test_what_this_machine_does_not_have_is_no_fault_of_a_target(
+    resolver: Resolver, listener: socket.socket, egress: Egress, why: str
+) -> None:
+    resolver.names["name.example"] = ["127.0.0.1", "127.0.0.2", "::1"]
+    version = egress.source_ip.version if egress.source_ip else 4
+    for target in ("127.0.0.1" if version == 4 else "::1", "name.example"):
+        with pytest.raises(EgressError) as raised:
+            dial(Address(target, listener.getsockname()[1]), Deadline(30), egress=egress)
+        assert str(raised.value) == why
+        # So another upstream is asked, and this one does not rest.
+        assert raised.value.well
+        assert raised.value.failure is Failure.UPSTREAM
+
+
+def test_an_interface_that_may_not_be_chosen_is_told_with_what_it_needs() -> None:
+    """socket(7): EPERM for whoever lacks CAP_NET_RAW, before Linux 5.7."""
+
+    class Forbidden(LoopSocket):
+        def setsockopt(self, *arguments: Any) -> None:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    with (
+        closing(Forbidden(std_socket.AF_INET, std_socket.SOCK_STREAM)) as sock,
+        pytest.raises(EgressError, match=r"^interface lo: choosing one needs Linux 5\.7, or CAP_NET_RAW$"),
+    ):
+        leave_by(sock, Egress(interface="lo"))
+
+
+def test_an_error_tells_from_where_and_by_what_it_was_tried() -> None:
+    port = free_port()
+    with pytest.raises(DialError) as raised:
+        dial(Address("127.0.0.1", port), Deadline(30), egress=Egress("127.0.0.2", "lo"))
+    assert str(raised.value) == (f"127.0.0.1:{port} from 127.0.0.2 by lo: {os.strerror(errno.ECONNREFUSED)}")
+
+
+def test_from_the_loopback_there_is_no_way_out() -> None:
+    """The kernel says EINVAL."""
+    with pytest.raises(DialError, match=r"^192\.0\.2\.1:80 from 127\.0\.0\.1: ") as raised:
+        dial(Address("192.0.2.1", 80), Deadline(30), egress=Egress("127.0.0.1"))
+    assert raised.value.failure is Failure.NETWORK_UNREACHABLE
+
+
+@pytest.mark.parametrize("source", ["", "127.0.0.2"])
+def test_when_all_ports_of_a_source_are_used_up_that_is_our_own_shortage(
+    monkeypatch: pytest.MonkeyPatch, listener: socket.socket, source: str
+) -> None:
+    """connect(2): EADDRNOTAVAIL; there is a way from there, as datagrams show, whose ports are others."""
+
+    def full(sock: Any, sockaddr: Any, deadline: Deadline) -> None:
+        raise OSError(errno.EADDRNOTAVAIL, "none left")
+
+    monkeypatch.setattr(module, "_await_connection", full)
+    with pytest.raises(LimitError):
+        dial(Address("127.0.0.1", listener.getsockname()[1]), Deadline(30), egress=Egress(source))
 
 
 def test_a_closed_port_refuses_and_is_named() -> None:

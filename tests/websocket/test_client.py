@@ -72,6 +72,22 @@ def test_a_request_says_what_program_it_is_from() -> None:
     assert f"\r\nUser-Agent: proxy-server/{__version__}\r\n" in head
 
 
+def test_more_headers_go_with_the_request_and_with_a_sign_of_life() -> None:
+    """DESIGN 1.3: headers. A User-Agent among them takes the place of ours (RFC 9110, section 10.1.5)."""
+    port = free_port()
+    more = ("CF-Access-Token: s3same, and \u00e4", "user-agent: Mozilla/5.0")
+    config = ClientConfig(f"ws://127.0.0.1:{port}/", Protocol.WEBSOCKET, headers=more)
+    client = WebSocketClient(config)
+    for ask in (lambda: dial(client).stream.finish_close(), lambda: client.sign_of_life(Deadline(5))):
+        with script.upstream(port, switch("X-Proxy-Bound: 192.0.2.1:80"), script.stall) as far:
+            ask()
+            (head, _) = far.result()
+        # As UTF-8, which the script reads as latin-1.
+        lines = head.encode("latin-1").decode().split("\r\n")
+        assert [line for line in lines if line in more] == list(more)
+        assert sum(line.lower().startswith("user-agent:") for line in lines) == 1
+
+
 @pytest.mark.parametrize(
     ("address", "host"),
     [
