@@ -25,6 +25,7 @@ class Record:
     listener: str
     target: str
     upstream: str
+    rule: str
     sent: int
     received: int
     ms: int
@@ -79,9 +80,10 @@ def _as_text(record: Record, when: str) -> str:
     user = f" user={quoted(shortened(record.user, MOST_OF_A_USER))}" if record.user else ""
     target = f" target={shortened(record.target, MOST_OF_A_TARGET)}" if record.target else ""
     upstream = f" upstream={quoted(record.upstream)}" if record.upstream else ""
+    rule = f" rule={record.rule}" if record.rule else ""
     return (
         f"{when} access id={record.id}{user} client={record.client} listener={record.listener}"
-        f"{target}{upstream} sent={record.sent} received={record.received}"
+        f"{target}{upstream}{rule} sent={record.sent} received={record.received}"
         f" ms={record.ms} end={quoted(shortened(record.end))}"
     )
 

@@ -226,9 +226,9 @@ class App:
             pipes=MOST_PIPES if AVAILABLE and self.config.splice == "auto" else 0,
             lookups=lookup.THREADS,
             raced=sum(
-                pool_size(each) * max(len(each.upstream_config) - 1, 0) for each in self.config.listeners
+                pool_size(each) * max(len(each.all_upstreams) - 1, 0) for each in self.config.listeners
             ),
-            spares=sum(way.most_spares for each in self.config.listeners for way in each.upstream_config),
+            spares=sum(way.most_spares for each in self.config.listeners for way in each.all_upstreams),
         )
 
     def _watch_signals(self) -> None:

@@ -6,8 +6,9 @@ Every error is one line on standard error, and none is a traceback.
 
 import os
 import signal
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from proxy import __version__, console, signals
 from proxy.address import Address
@@ -27,6 +28,8 @@ from proxy.options import Option, UsageError, describe, read
 from proxy.redact import without_query
 from proxy.users import to_bytes
 
+T = TypeVar("T")
+
 CLIENT_TIMEOUT = 30.0  # seconds for -mode client to reach its target
 
 # What a command line is about; each option belongs to some of these.
@@ -34,6 +37,7 @@ _FILE, _SERVER, _CLIENT, _HASH = "-c FILE", "-mode server", "-mode client", "-ha
 
 _USAGE = """\
 usage: proxy-server -c proxy.ini [-check | -dump | -last-good]
+       proxy-server -c proxy.ini -explain TARGET [-listener NAME] [-user NAME] [-from ADDRESS]
        proxy-server -mode server -protocol socks5|websocket|mixed -addr ADDRESS [options]
        proxy-server -mode client -protocol socks5|http|websocket -addr ADDRESS -host HOST -port PORT [options]
        proxy-server ctl -c proxy.ini [--json] [--volatile] COMMAND [ARGUMENT ...]   (ctl -h lists them)
@@ -42,6 +46,8 @@ usage: proxy-server -c proxy.ini [-check | -dump | -last-good]
 
 options (one dash or two):"""
 
+_LOOKS = {"check", "dump", "explain"}  # what ends without having served
+_ABOUT_EXPLAIN = {"listener", "user", "from"}
 _PROTOCOLS = tuple(each.value for each in Protocol)
 _TYPES = tuple(each.value for each in UpstreamType)
 _OPTIONS = (
@@ -49,6 +55,10 @@ _OPTIONS = (
     Option("check", "", "with -c: validate, and print every problem", (_FILE,)),
     Option("dump", "", "with -c: print the effective configuration, without secrets", (_FILE,)),
     Option("last-good", "", "with -c: start with the last valid version if need be", (_FILE,)),
+    Option("explain", "TARGET", "with -c: what the rules make of a host:port, and why", (_FILE,)),
+    Option("listener", "NAME", "explain: the listener that is asked", (_FILE,)),
+    Option("user", "NAME", "explain: who asks, if there was a login", (_FILE,)),
+    Option("from", "ADDRESS", "explain: the address of the client", (_FILE,)),
     Option("mode", "MODE", "run without a configuration file", (_SERVER, _CLIENT), ("server", "client")),
     Option(
         "protocol", "NAME", "what to serve, or what the proxy speaks", (_SERVER, _CLIENT), choices=_PROTOCOLS
@@ -135,7 +145,7 @@ def _run(arguments: Sequence[str]) -> int:
         return OK
     mode = _mode(given)
     _refuse_strangers(given, others, mode)
-    serves = mode == _SERVER or (mode == _FILE and not given.keys() & {"check", "dump"})
+    serves = mode == _SERVER or (mode == _FILE and not given.keys() & _LOOKS)
     if not serves:
         signals.unblock()  # a client ends with its terminal
     try:
@@ -169,8 +179,11 @@ def _refuse_strangers(given: Mapping[str, str], others: Sequence[str], mode: str
     strange = [f"-{option.name}" for option in used if mode not in option.modes]
     if strange:
         raise UsageError(f"{', '.join(strange)} cannot be used with {mode}")
-    if "last-good" in given and given.keys() & {"check", "dump"}:
-        raise UsageError("-last-good is for a start: it cannot be used with -check and -dump")
+    if "last-good" in given and given.keys() & _LOOKS:
+        raise UsageError("-last-good is for a start: it cannot be used with -check, -dump and -explain")
+    lonely = given.keys() & _ABOUT_EXPLAIN
+    if lonely and "explain" not in given:
+        raise UsageError(f"-{min(lonely)} belongs to -explain, which is missing")
 
 
 def _stray(word: str) -> str:
@@ -219,6 +232,8 @@ def _run_file(given: Mapping[str, str]) -> int:
     try:
         if given.keys() & {"check", "dump"}:
             return _inspect(given)
+        if "explain" in given:
+            return _explain(given)
         from proxy import live
 
         live.serve(given["config"], last_good="last-good" in given)
@@ -235,6 +250,7 @@ def _inspect(given: Mapping[str, str]) -> int:
     from proxy.configfile.load import load
     from proxy.listeners import Listeners, make_server
     from proxy.metrics import Metrics
+    from proxy.policy.rules import openness
 
     loaded = load(given["config"])
     for warning in loaded.warnings:
@@ -244,8 +260,42 @@ def _inspect(given: Mapping[str, str]) -> int:
     else:
         # Build what a start would, and open nothing.
         Listeners(make_server, NO_LOG, Metrics()).plan(loaded.config)
+        for listener in loaded.config.listeners:
+            if not listener.is_local:
+                say(f"note: {listener.name}: {openness(listener)}")
         print("ok")
     return OK
+
+
+def _explain(given: Mapping[str, str]) -> int:
+    """Say what the rules of a file make of a target; exit code 1 if they refuse it."""
+    from proxy.configfile.load import load
+    from proxy.ctl import show
+    from proxy.explain import choose, explain, read_client, read_target
+    from proxy.net.deadline import Deadline
+    from proxy.policy.rules import Policy, Query
+    from proxy.routing import looking_up
+    from proxy.selfcheck import machine_with
+
+    config = load(given["config"]).config
+    target = _read("-explain", read_target, given["explain"])
+    client = _read("-from", read_client, given.get("from", ""))
+    try:
+        listener = choose(config.listeners, given.get("listener", ""))
+    except ConfigError as exc:
+        raise UsageError(f"-listener: {exc}") from None
+    query = Query(target, given.get("user", ""), client, listener.name)
+    policy = Policy(listener, machine_with(config))
+    answer = explain(policy, listener, query, looking_up(target, Deadline(listener.timeout)))
+    print(show.text(show.explanation(answer)))
+    return OK if answer["goes"] else FAILED
+
+
+def _read(option: str, read: Callable[[str], T], text: str) -> T:
+    try:
+        return read(text)
+    except ValueError as exc:
+        raise UsageError(f"{option}: {exc}") from None
 
 
 def _control(arguments: Sequence[str]) -> int:

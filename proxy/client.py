@@ -14,7 +14,7 @@ from proxy.config import ANYHOW, ClientConfig, Egress
 from proxy.errors import DialError, EgressError, Failure, ProxyError, UpstreamError, is_shortage
 from proxy.listening import ours
 from proxy.net.deadline import Deadline
-from proxy.net.dial import dial
+from proxy.net.dial import Check, dial
 from proxy.net.limits import shortage
 from proxy.net.sock import GeventSocket, LoopSocket, address_of
 from proxy.policy import rules
@@ -64,9 +64,12 @@ class ProxyClient(ABC):
         self._connected: Connected | None = None
 
     @abstractmethod
-    def dial(self, target: Address, deadline: Deadline) -> Connected:
+    def dial(self, target: Address, deadline: Deadline, check: Check | None = None) -> Connected:
         """
         Connect to a target before the deadline.
+
+        Where it goes out directly from here, ``check`` judges each address before it is used, and raises to
+        refuse it. Without one, only our own listeners are refused, and what is no host's address.
 
         Raises ``DialError`` if the target cannot be reached, ``UpstreamError`` if the proxy on the way
         to it failed, and ``LimitError`` if we ourselves have no descriptor or port left for it.
@@ -110,9 +113,9 @@ class Way(ProxyClient):
     several ways at once, or for nothing. A request is made once.
     """
 
-    def dial(self, target: Address, deadline: Deadline) -> Connected:
+    def dial(self, target: Address, deadline: Deadline, check: Check | None = None) -> Connected:
         """Do both parts, one after the other; raises what they do."""
-        return self.request(self.reach(deadline), target, deadline)
+        return self.request(self.reach(deadline), target, deadline, check)
 
     @abstractmethod
     def reach(self, deadline: Deadline) -> Channel | None:
@@ -123,7 +126,9 @@ class Way(ProxyClient):
         """
 
     @abstractmethod
-    def request(self, channel: Channel | None, target: Address, deadline: Deadline) -> Connected:
+    def request(
+        self, channel: Channel | None, target: Address, deadline: Deadline, check: Check | None = None
+    ) -> Connected:
         """Connect to a target by what ``reach`` gave, which is closed if that fails; raises like ``dial``."""
 
     @abstractmethod
@@ -199,7 +204,9 @@ class UpstreamClient(Way):
     def ask(self, channel: Channel, deadline: Deadline) -> int:
         """Ask for a sign of life; raises ``UpstreamError``."""
 
-    def request(self, channel: Channel | None, target: Address, deadline: Deadline) -> Connected:
+    def request(
+        self, channel: Channel | None, target: Address, deadline: Deadline, check: Check | None = None
+    ) -> Connected:
         """Ask the proxy for a target."""
         assert channel is not None
         try:
@@ -305,15 +312,17 @@ class DirectClient(Way):
         """Give one: what is no proxy is always there."""
         return 200
 
-    def request(self, channel: Channel | None, target: Address, deadline: Deadline) -> Connected:
+    def request(
+        self, channel: Channel | None, target: Address, deadline: Deadline, check: Check | None = None
+    ) -> Connected:
         """
         Connect by Happy Eyeballs; raises ``DialError``, also for an address on which we listen.
 
         Raises ``EgressError`` if connections cannot leave as they are to.
         """
-        check = partial(_check_with_port, target.port) if ours.has(target.port) else rules.check
+        is_ours = partial(_check_with_port, target.port) if ours.has(target.port) else rules.check
         try:
-            sock = dial(target, deadline, check, self._egress)
+            sock = dial(target, deadline, check or is_ours, self._egress)
         except EgressError as exc:
             raise EgressError(f"upstream {self.name}: {exc}") from exc
         bound = address_of(sock.getsockname())

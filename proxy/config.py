@@ -32,7 +32,10 @@ from proxy.settings import (
     HEADERS,
     NAMES,
     NETWORKS,
+    PORTS,
     RATE,
+    SOME_NAMES,
+    TARGETS,
     TEXT,
     File,
     FileMode,
@@ -50,6 +53,7 @@ from proxy.settings import (
     one_of,
     up_to,
 )
+from proxy.targets import ANY_PORT, ANYWHERE, Ports, Targets, Word
 from proxy.units import Rate
 from proxy.users import to_bytes, user_problems
 
@@ -205,6 +209,16 @@ ANYHOW = Egress()
 
 # Of a Unix socket: it is there for a server of another user, who can be made a member of the group.
 _MODE = "0660"
+
+
+class Guard(str, Enum):
+    """Which targets need a rule that names them; ``auto`` is: as who can come to a listener calls for."""
+
+    AUTO = "auto"
+    OFF = "off"
+    METADATA = "metadata"
+    SELF = "self"
+    PRIVATE = "private"
 
 
 class Per(str, Enum):
@@ -421,6 +435,71 @@ class UpstreamConfig(Settings):
         return tuple(filter(None, (self.tls_ca, self.tls_cert, self.tls_key)))
 
 
+ALLOW, BLOCK = "allow", "block"  # what a rule may do, if it names no ways out
+GUARD = "guard"  # the last rule, which is always there
+
+
+@dataclass(frozen=True)
+class RuleConfig(Settings):
+    """
+    Where those may go whom it is for, and by which way: the first rule that matches decides.
+
+    ``to`` are the targets, ``port`` their ports; an empty list chooses all. ``action`` is to allow, by the
+    ways out of the listener, or to block, or else the names of ways out, which are then in
+    ``upstream_config``, in order of preference. With ``resolve`` a name is judged by its addresses wherever
+    it goes; with ``report`` the rule only says what it would have done.
+    """
+
+    name: str
+    to: Annotated[Targets, TARGETS] = ANYWHERE
+    port: Annotated[Ports, PORTS] = ANY_PORT
+    user: Annotated[tuple[str, ...], NAMES] = ()
+    from_: Annotated[Networks, NETWORKS] = NOWHERE
+    listener: Annotated[tuple[str, ...], NAMES] = ()
+    action: Annotated[tuple[str, ...], SOME_NAMES] = (ALLOW,)
+    resolve: bool = False
+    report: bool = False
+    upstream_config: tuple[UpstreamConfig, ...] = ()
+
+    def _problems(self) -> Iterator[ConfigError]:
+        if self.name == GUARD:
+            yield ConfigError("", f"{GUARD} is the rule that is built in: give this one another name")
+        if len(self.action) > 1 and {ALLOW, BLOCK} & set(self.action):
+            yield ConfigError("action", f"is {ALLOW}, or {BLOCK}, or a list of ways out")
+
+    @property
+    def is_block(self) -> bool:
+        """True if what it matches is refused."""
+        return self.action == (BLOCK,)
+
+    @property
+    def leads(self) -> bool:
+        """True if it names ways out."""
+        return self.action not in ((ALLOW,), (BLOCK,))
+
+    @property
+    def effect(self) -> str:
+        """What it does, in the word that counts it; one that only reports would do so."""
+        effect = "lead" if self.leads else self.action[0]
+        return f"would_{effect}" if self.report else effect
+
+    def covers(self, other: "RuleConfig") -> bool:
+        """Tell whether nothing is left for the other one where this one stands before it."""
+        lists = ((self.user, other.user), (self.listener, other.listener))
+        return (
+            not self.report
+            and all(not mine or (its and set(its) <= set(mine)) for mine, its in lists)
+            and (not self.from_ or (bool(other.from_) and self.from_.covers(other.from_)))
+            and self.port.covers(other.port)
+            and self.to.covers(other.to)
+            # What is open here is not for an address that is looked up there.
+            and not (other.resolve and other.to.has_addresses and self.to and not self.resolve)
+        )
+
+
+DIRECT_UPSTREAM = UpstreamConfig(DIRECT, UpstreamType.DIRECT)
+
+
 @dataclass(frozen=True)
 class ServerConfig(Settings):
     """
@@ -428,7 +507,7 @@ class ServerConfig(Settings):
 
     ``auth_users`` maps names to passwords, plain or hashed. ``upstream_config`` is in order of
     preference; empty, or with ``enable_upstream`` off, connections go out directly. ``mode`` is, in
-    octal, that of a Unix socket's file.
+    octal, that of a Unix socket's file. ``rules`` are those of all listeners.
     """
 
     listen_addr: Location
@@ -454,6 +533,8 @@ class ServerConfig(Settings):
     client_address: ClientAddress = ClientAddress.SOCKET
     trusted: Annotated[Networks, NETWORKS] = NOWHERE
     splice: Splice = "auto"
+    guard: Guard = Guard.AUTO
+    rules: tuple[RuleConfig, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -541,6 +622,45 @@ class ServerConfig(Settings):
         """True if clients must log in."""
         return self.auth is not AuthPolicy.NONE and bool(self.auth_users)
 
+    @property
+    def is_local(self) -> bool:
+        """True if only this machine reaches it, and does so for itself."""
+        if self.client_address is not ClientAddress.SOCKET:
+            return False
+        host = self.endpoint.host
+        ip = self.endpoint.address.ip if host else None
+        return self.is_unix or host == "localhost" or (ip is not None and ip.is_loopback)
+
+    @property
+    def guarded(self) -> Word | None:
+        """Which targets need a rule that names them."""
+        if self.guard is Guard.OFF or (self.guard is Guard.AUTO and self.is_local):
+            return None
+        if self.guard is Guard.AUTO:
+            return Word.METADATA if self.needs_auth else Word.SELF
+        return Word(self.guard.value)
+
+    @property
+    def own_rules(self) -> tuple[RuleConfig, ...]:
+        """The rules that its clients may meet."""
+        return tuple(each for each in self.rules if not each.listener or self.name in each.listener)
+
+    @property
+    def ways(self) -> tuple[UpstreamConfig, ...]:
+        """The ways out of those for whom no rule names others."""
+        return (self.upstream_config if self.enable_upstream else ()) or (DIRECT_UPSTREAM,)
+
+    @property
+    def all_ways(self) -> tuple[tuple[UpstreamConfig, ...], ...]:
+        """The same, and those that rules name, each once."""
+        led = (rule.upstream_config for rule in self.own_rules if rule.leads and self.enable_upstream)
+        return tuple(dict.fromkeys((self.ways, *led)))
+
+    @property
+    def all_upstreams(self) -> tuple[UpstreamConfig, ...]:
+        """All that are in them, each once."""
+        return tuple(dict.fromkeys(one for ways in self.all_ways for one in ways))
+
 
 @dataclass(frozen=True)
 class LimitConfig(Settings):
@@ -574,6 +694,7 @@ SHARED = (
     "overload",
     "enable_upstream",
     "splice",
+    "guard",
 )
 
 
@@ -589,6 +710,7 @@ class ProxyConfig(Settings):
     listeners: tuple[ServerConfig, ...]
     upstreams: tuple[UpstreamConfig, ...] = ()
     auth_users: Mapping[str, str] = field(default_factory=dict, repr=False)
+    rules: tuple[RuleConfig, ...] = ()
     limits: tuple[LimitConfig, ...] = ()
     drain_timeout: Seconds = 30.0
     reload_interval: Seconds = 1.0

@@ -38,6 +38,7 @@ class ProxyError(Exception):
         self.via = ""  # the upstream that it came by, if it is known
         self.is_answer = False  # to a proxy that only asked for a sign of life: nobody was refused anything
         self.retry_after = 1.0  # seconds, where it is said that there was too much of something
+        self.told = ""  # what a client may know of it, if that is more than its failure
 
 
 class ConfigError(ProxyError, ValueError):

@@ -235,4 +235,4 @@ def _can_stay(old: ServerConfig, new: ServerConfig) -> bool:
 
 
 def _names_files(config: ServerConfig) -> bool:
-    return bool(config.tls_cert or any(hop.files for each in config.upstream_config for hop in each.hops))
+    return bool(config.tls_cert or any(hop.files for each in config.all_upstreams for hop in each.hops))

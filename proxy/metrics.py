@@ -49,6 +49,7 @@ class ListenerMetrics:
         self.dials = Histogram()
         self.failures: Counter[tuple[str, str]] = Counter()  # by stage and cause
         self.endings: Counter[str] = Counter()
+        self.rules: Counter[tuple[str, str]] = Counter()  # by name and action
 
 
 class Metrics:

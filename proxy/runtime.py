@@ -5,13 +5,12 @@ A runtime is built completely beside the one in use, or not at all. Then only a 
 connections are served with the new runtime, and those that live keep theirs until they end.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 from proxy.accesslog import NO_LOG, AccessLog
-from proxy.client import ProxyClient
 from proxy.config import ServerConfig, UpstreamConfig
 from proxy.errors import AuthError, LimitError
 from proxy.health import Health
@@ -21,8 +20,9 @@ from proxy.net.checking import Checkers
 from proxy.policy.auth import Authenticator, Check, Logins, name_of
 from proxy.relaying.channel import Channel
 from proxy.relaying.relay import DataForwarder
+from proxy.routing import Router
 from proxy.tls.contexts import server_context
-from proxy.upstream import begin, retire, way_out
+from proxy.upstream import Upstream, Ways
 
 # Seconds for which a client that has ended its side is waited for: it may have said all it has to say.
 _GRACE = 0.5
@@ -42,7 +42,7 @@ class Memory:
 
     def under(self, config: ServerConfig) -> "Memory":
         """Keep what another configuration still needs; what is new in it begins anew."""
-        health = {one: self.health.get(one) or Health(one) for one in config.upstream_config}
+        health = {one: self.health.get(one) or Health(one) for one in config.all_upstreams}
         return Memory(health, self.logins)
 
 
@@ -52,7 +52,7 @@ class Runtime:
 
     config: ServerConfig
     authenticator: Authenticator
-    way_out: ProxyClient
+    router: Router
     forwarder: DataForwarder
     access_log: AccessLog
     tls: Any = None
@@ -64,6 +64,11 @@ class Runtime:
     def needs_auth(self) -> bool:
         """True if clients must log in."""
         return self.config.needs_auth
+
+    @property
+    def upstreams(self) -> Sequence[Upstream]:
+        """The upstreams among which there is a choice."""
+        return self.router.ways.upstreams
 
     def log_in(self, username: bytes, password: bytes, channel: Channel | None = None) -> str:
         """
@@ -82,11 +87,11 @@ class Runtime:
 
     def begin(self) -> None:
         """Look after its upstreams from now on, as it is in use."""
-        begin(self.way_out)
+        self.router.ways.begin()
 
     def retire(self) -> None:
         """Leave its upstreams to the next one, or to nobody."""
-        retire(self.way_out)
+        self.router.ways.retire()
 
 
 def build_runtime(
@@ -102,14 +107,15 @@ def build_runtime(
     ``before`` is what was learnt until now.
     """
     memory = (before or Memory()).under(config)
+    counted = metrics or ListenerMetrics()
     return Runtime(
         config=config,
         authenticator=Authenticator(config.auth_users, _check_apart, memory.logins),
-        way_out=way_out(config, memory.health),
+        router=Router(config, Ways(config, memory.health), counted),
         forwarder=DataForwarder(config.idle_timeout, zero_copy=config.splice == "auto"),
         access_log=access_log,
         tls=server_context(config.tls_cert, config.tls_key) if config.tls_cert else None,
-        metrics=metrics or ListenerMetrics(),
+        metrics=counted,
         limiter=limiter or Limiter(),
         memory=memory,
     )

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from itertools import combinations
 
-from proxy.address import Endpoint, Place
+from proxy.address import Endpoint, IPAddress, Place
 from proxy.config import ProxyConfig, ServerConfig
 from proxy.errors import ConfigError, EgressError
 from proxy.listening.opening import find_within
-from proxy.listening.ours import leads_to
+from proxy.listening.ours import is_local, leads_to
 from proxy.net.egress import try_out
+from proxy.policy.rules import Machine
 
 _LOOKUP = 1.0  # seconds: what takes longer is hardly a name of this machine
 
@@ -50,6 +51,17 @@ def warnings(config: ProxyConfig) -> Iterator[ConfigError]:
             continue
 
 
+def machine_with(config: ProxyConfig) -> Machine:
+    """Describe this machine as it is while this program listens on all addresses of a configuration."""
+    find = cache(partial(find_within, _LOOKUP))
+
+    def listens_on(ip: IPAddress, port: int) -> bool:
+        here = [each.endpoint for each in config.listeners if each.endpoint.port == port]
+        return any(leads_to(ip, place) for endpoint in here for place in find(endpoint))
+
+    return Machine(is_local, listens_on)
+
+
 def _shared_addresses(config: ProxyConfig, find: Find) -> Iterator[ConfigError]:
     endpoints = [(f"listeners.{each.name}", each.endpoint) for each in config.listeners]
     if config.control_listen_addr:
@@ -65,7 +77,7 @@ def _ways_from(listener: ServerConfig, listeners: Sequence[ServerConfig], find: 
     """Find the listeners to which the upstreams of one lead."""
     proxies = [
         (each.name, each.hops[-1].client_config.endpoint)
-        for each in (listener.upstream_config if listener.enable_upstream else ())
+        for each in listener.all_upstreams
         if each.proxy_address
     ]
     return [

@@ -9,7 +9,7 @@ from time import monotonic
 
 from proxy.accesslog import NO_LOG, AccessLog
 from proxy.address import Address, Endpoint
-from proxy.client import Connected, ProxyClient
+from proxy.client import Connected
 from proxy.config import Overload, ServerConfig
 from proxy.limiter import Limiter
 from proxy.listening.fullness import Fullness
@@ -62,11 +62,6 @@ class ProxyServer(ABC):
     def total(self) -> int:
         """How many clients were accepted."""
         return self.metrics.accepted
-
-    @property
-    def way_out(self) -> ProxyClient:
-        """The way out of new connections."""
-        return self.runtime.way_out
 
     @property
     def config(self) -> ServerConfig:
@@ -223,9 +218,9 @@ class ProxyServer(ABC):
         return not self.runtime.needs_auth or self.runtime.authenticator.authenticate(username, password)
 
     def select_upstream_connection(self, target_host: str, target_port: int) -> Connected:
-        """Connect to a target by the configured ways out; raises ``DialError``."""
-        target = Address(target_host, target_port)
-        return self.runtime.way_out.dial(target, Deadline(self.config.timeout))
+        """Connect to a target as the rules say of one who has not logged in; raises ``DialError``."""
+        trip = self.runtime.router.trip(Address(target_host, target_port))
+        return trip.dial(Deadline(self.config.timeout))
 
     def reload_config(self, config: ServerConfig) -> None:
         """Serve new connections under a new configuration; old ones keep theirs."""

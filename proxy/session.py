@@ -81,7 +81,7 @@ class Session:
 
     __slots__ = (
         "_channel", "_clock", "_end", "_is_client_known", "_stay", "_users",
-        "id", "relay", "runtime", "started", "via", "wanted",
+        "id", "relay", "rule", "runtime", "started", "via", "wanted",
     )  # fmt: skip
 
     def __init__(
@@ -96,6 +96,7 @@ class Session:
         self.runtime = runtime
         self.wanted: Wanted | None = None
         self.via = ""
+        self.rule = ""  # that decided about its target
         self.relay: Relay | None = None
         self.started = clock()
         self._clock = clock
@@ -310,16 +311,19 @@ class Session:
         # Whoever dials keeps the deadline, and knows which step it was that took too long; the outer
         # limit is for one that does not.
         outer = Deadline(timeout + _PATIENCE)
+        wanted = self.wanted
+        trip = self.runtime.router.trip(wanted.target, wanted.user, self.client.ip)
         try:
             with self._channel.watched(inbound.half_close_grace), outer.limit("reaching the target"):
-                asker = self.wanted.user or self.client.network
-                return self.runtime.way_out.dial(self.wanted.target, Deadline(timeout, asker))
+                return trip.dial(Deadline(timeout, wanted.user or self.client.network))
         except TimeoutError as exc:
-            self.via = self.runtime.way_out.name
-            raise DialError(f"{self.wanted.target}: {exc}", Failure.TIMED_OUT) from exc
+            self.via = trip.via
+            raise DialError(f"{wanted.target}: {exc}", Failure.TIMED_OUT) from exc
         except ProxyError as exc:
-            self.via = exc.via or self.runtime.way_out.name
+            self.via = exc.via or trip.via
             raise
+        finally:
+            self.rule = trip.rule
 
     def _count(self, cause: str) -> None:
         self.runtime.metrics.failures[TARGET if self.wanted else HANDSHAKE, cause] += 1
@@ -387,6 +391,7 @@ class Session:
                 listener=self.runtime.config.name,
                 target=str(self.wanted.target) if self.wanted else "",
                 upstream=self.via,
+                rule=self.rule,
                 sent=sent,
                 received=received,
                 ms=round(1000 * (self._clock() - self.started)),

@@ -19,6 +19,7 @@ from typing import Annotated, Any, ClassVar, get_type_hints
 
 from proxy.errors import ConfigError
 from proxy.networks import Networks
+from proxy.targets import Ports, Targets
 from proxy.units import check_count, parse_duration, parse_rate, parse_size
 
 _YES = ("yes", "true", "on", "1")
@@ -180,6 +181,12 @@ def _names(texts: list[str]) -> tuple[str, ...]:
     return tuple(texts)
 
 
+def _some_names(texts: list[str]) -> tuple[str, ...]:
+    if not texts:
+        raise ValueError("is empty")
+    return _names(texts)
+
+
 def _check_bandwidth(number: int) -> None:
     if not _LEAST_BANDWIDTH <= number <= _MOST_BANDWIDTH:
         raise ValueError("must be at least 1k and at most 1024g bytes a second")
@@ -250,6 +257,9 @@ SECRET = Kind(is_secret=True)
 NETWORKS = Kind(Networks, is_list=True)
 NAMES = Kind(_names, is_list=True)
 HEADERS = Kind(tuple, _check_headers, is_list=True, has_commas=True, is_secret=True)  # each "Name: value"
+SOME_NAMES = Kind(_some_names, is_list=True)
+TARGETS = Kind(Targets, is_list=True)
+PORTS = Kind(Ports, is_list=True)
 RATE = Kind(parse_rate)
 BANDWIDTH = Kind(parse_size, _check_bandwidth)  # bytes a second
 

@@ -54,6 +54,7 @@ from proxy.config import ServerConfig, Strategy, UpstreamConfig, UpstreamType
 from proxy.errors import DialError, EgressError, Failure, LimitError, ProxyError, UpstreamError
 from proxy.health import Health
 from proxy.net.deadline import Deadline
+from proxy.net.dial import Check
 from proxy.net.threads import Task
 from proxy.race import Race
 from proxy.relaying.channel import Channel
@@ -70,33 +71,45 @@ LOGIN_REFUSED = (401, 407)  # what a server says that somebody has to mend
 FIRST_BACKOFF = 0.1  # seconds, doubling, between attempts at one upstream
 
 
-def way_out(config: ServerConfig, health: "Mapping[UpstreamConfig, Health] | None" = None) -> ProxyClient:
+class Ways:
     """
-    Build a listener's way out; raises ``ConfigError`` for a TLS file that is of no use.
+    The ways out of a listener: its own, and those that rules lead to. They share their upstreams.
 
-    ``health`` is what is known of its upstreams.
+    Raises ``ConfigError`` for a TLS file that is of no use.
     """
-    if not config.enable_upstream or all(one.is_plain for one in config.upstream_config):
-        return DirectClient(timeout=config.timeout)
-    upstreams = [Upstream(one, (health or {}).get(one)) for one in config.upstream_config]
-    return Selector(upstreams, config.strategy, config.timeout)
+
+    def __init__(self, config: ServerConfig, health: "Mapping[UpstreamConfig, Health] | None" = None) -> None:
+        """Take what is known of the upstreams, among all of which there is a choice."""
+        known = health or {}
+        # Where it can only go out directly, there is nothing to choose, and nobody to look after.
+        chosen = [ways for ways in config.all_ways if not _is_direct(ways)]
+        used = dict.fromkeys(one for ways in chosen for one in ways)
+        self.upstreams: Sequence[Upstream] = [Upstream(one, known.get(one)) for one in used]
+        upstreams = dict(zip(used, self.upstreams, strict=True))
+        direct = DirectClient(timeout=config.timeout)
+        self._ways: dict[tuple[UpstreamConfig, ...], ProxyClient] = dict.fromkeys(config.all_ways, direct)
+        for ways in chosen:
+            several = [upstreams[one] for one in ways]
+            self._ways[ways] = Selector(several, config.strategy, config.timeout)
+        self.own = self._ways[config.ways]  # of those for whom no rule names others
+
+    def __getitem__(self, ways: tuple[UpstreamConfig, ...]) -> ProxyClient:
+        """The one through these upstreams."""
+        return self._ways[ways]
+
+    def begin(self) -> None:
+        """Look after the upstreams from now on, as they are in use."""
+        for upstream in self.upstreams:
+            upstream.begin()
+
+    def retire(self) -> None:
+        """Leave the upstreams to others, or to nobody."""
+        for upstream in self.upstreams:
+            upstream.retire()
 
 
-def begin(way: ProxyClient) -> None:
-    """Look after the upstreams of a way out from now on, as it is in use."""
-    for upstream in upstreams_of(way):
-        upstream.begin()
-
-
-def retire(way: ProxyClient) -> None:
-    """Leave the upstreams of a way out to another, or to nobody."""
-    for upstream in upstreams_of(way):
-        upstream.retire()
-
-
-def upstreams_of(way: ProxyClient) -> "Sequence[Upstream]":
-    """Give the upstreams among which a way out chooses, if it does."""
-    return way.upstreams if isinstance(way, Selector) else ()
+def _is_direct(ways: tuple[UpstreamConfig, ...]) -> bool:
+    return all(one.is_plain for one in ways)
 
 
 def make_client(config: UpstreamConfig) -> Way:
@@ -235,7 +248,14 @@ class Upstream:
     # -- the request
 
     def request(
-        self, reached: Reached, target: Address, share: Deadline, budget: Deadline, *, last: bool
+        self,
+        reached: Reached,
+        target: Address,
+        share: Deadline,
+        budget: Deadline,
+        check: Check | None = None,
+        *,
+        last: bool,
     ) -> Connected:
         """
         Connect to a target by what was reached, before ``share`` is over.
@@ -250,15 +270,17 @@ class Upstream:
             one = ready.pop() if ready else self._reach(deadline)
             if one.attempt and not self._goes_directly:
                 deadline = deadline.within(one.attempt.remaining())
-            return self._ask_for(target, one, deadline)
+            return self._ask_for(target, one, deadline, check)
 
         return self._persist(attempt, share, budget, last=last, target=target)
 
-    def _ask_for(self, target: Address, reached: Reached, deadline: Deadline) -> Connected:
+    def _ask_for(
+        self, target: Address, reached: Reached, deadline: Deadline, check: Check | None
+    ) -> Connected:
         health, channel = self.health, reached.channel
         try:
             with health.spares.asking(channel) if channel and reached.is_spare else nullcontext():
-                connected = self.client.request(channel, target, deadline)
+                connected = self.client.request(channel, target, deadline, check)
         except UpstreamError as exc:
             if reached.is_spare and exc.unclear:
                 exc.transient = False
@@ -452,7 +474,7 @@ class Selector(ProxyClient):
         self._strategy = strategy
         self._turn = count()
 
-    def dial(self, target: Address, deadline: Deadline) -> Connected:
+    def dial(self, target: Address, deadline: Deadline, check: Check | None = None) -> Connected:
         """Connect; raises ``DialError`` for the target's fault, and ``UpstreamError`` when all failed."""
         order = self._order()
         race: Race[Reached] = Race(order, deadline)
@@ -465,7 +487,9 @@ class Selector(ProxyClient):
                 # Each upstream may use what is left, but for a fair share of those after it.
                 share = deadline.within(deadline.remaining() / (race.left + 1))
                 try:
-                    return reached.upstream.request(reached, target, share, deadline, last=not race.left)
+                    return reached.upstream.request(
+                        reached, target, share, deadline, check, last=not race.left
+                    )
                 except UpstreamError as exc:
                     race.errors.append(exc)
         finally:

@@ -16,6 +16,7 @@ RECORD = Record(
     listener="socks",
     target="www.example.com:443",
     upstream="home",
+    rule="",
     sent=517,
     received=4096,
     ms=1234,

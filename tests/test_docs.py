@@ -119,7 +119,16 @@ def test_the_architecture_names_every_module() -> None:
     assert [name_of(path) for path in modules if not re.search(rf"(?<!\w){path.name}", text)] == []
 
 
-@pytest.mark.parametrize("kind", [config.ClientConfig, config.UpstreamConfig, config.ServerConfig])
+CONFIGS = [
+    config.ClientConfig,
+    config.UpstreamConfig,
+    config.ServerConfig,
+    config.RuleConfig,
+    config.LimitConfig,
+]
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
 def test_the_tables_of_settings_have_the_fields_in_order(kind: type) -> None:
     named = [name.strip("`") for name in rows(API, kind.__name__)]
     assert named == [field.name for field in dataclasses.fields(kind)]

@@ -19,7 +19,7 @@ from proxy.net.checking import Checkers
 from proxy.policy.auth import hash_password
 from proxy.relaying.channel import Channel
 from proxy.runtime import Memory, Runtime, build_runtime
-from proxy.upstream import Upstream, upstreams_of
+from proxy.upstream import Upstream
 from tests.wire.greenlets import PATIENCE, patience, tcp_pair, until
 
 HOME = UpstreamConfig("home", UpstreamType.SOCKS5, "home.example:1080")
@@ -35,7 +35,7 @@ def _patience() -> Iterator[None]:
 
 
 def upstream(runtime: Runtime, name: str) -> Upstream:
-    (found,) = (each for each in upstreams_of(runtime.way_out) if each.name == name)
+    (found,) = (each for each in runtime.upstreams if each.name == name)
     return found
 
 
@@ -114,7 +114,7 @@ def test_a_tls_file_that_is_of_no_use_is_an_error_and_leaves_the_old_one_as_it_w
 def test_without_upstreams_one_goes_out_directly() -> None:
     for config in (replace(CONFIG, upstream_config=()), replace(CONFIG, enable_upstream=False)):
         runtime = build_runtime(config)
-        assert isinstance(runtime.way_out, DirectClient)
+        assert isinstance(runtime.router.ways.own, DirectClient)
         runtime.begin()  # there is nothing to look after
         runtime.retire()
 

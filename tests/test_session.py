@@ -7,7 +7,8 @@ What the pipeline asks of them is written down in the order in which it happens.
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import gevent
 import pytest
@@ -19,13 +20,17 @@ from proxy.config import Protocol, ServerConfig
 from proxy.errors import AuthError, DialError, Failure, ProtocolError, ProxyError, UpstreamError
 from proxy.http.heads import answer_to_question
 from proxy.listening.pool import do
+from proxy.metrics import ListenerMetrics
 from proxy.net.deadline import Deadline
+from proxy.net.dial import Check
 from proxy.policy.auth import Authenticator
 from proxy.relaying.channel import Channel
 from proxy.relaying.relay import DataForwarder
 from proxy.relaying.stream import Ending, Stream, TcpStream
+from proxy.routing import Router
 from proxy.runtime import Runtime
 from proxy.session import Session, Wanted
+from proxy.upstream import Ways
 from tests.wire.greenlets import patience, settle, tcp_pair
 from tests.wire.sockets import reset
 
@@ -64,7 +69,7 @@ class Way(ProxyClient):
         self.asker = ""
         self.target, self._far = tcp_pair()
 
-    def dial(self, target: Address, deadline: Deadline) -> Connected:
+    def dial(self, target: Address, deadline: Deadline, check: Check | None = None) -> Connected:
         """Connect, or do what the test says."""
         self.story.append(f"dial {target}")
         self.asker = deadline.asker
@@ -131,7 +136,8 @@ class Stage:
         listener = {"listen_addr": "127.0.0.1:0", "protocol": Protocol.SOCKS5, "name": "socks"}
         config = ServerConfig(**{**listener, **self.config})
         users = Authenticator({"alice": "wonderland"})
-        runtime = Runtime(config, users, self.way, DataForwarder(config.idle_timeout), self.log)
+        router = Router(config, cast(Ways, SimpleNamespace(own=self.way)), ListenerMetrics())
+        runtime = Runtime(config, users, router, DataForwarder(config.idle_timeout), self.log)
         self.now = 1000.0
         self.session = Session(7, inner, CLIENT, runtime, lambda: self.now)
 

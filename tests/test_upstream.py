@@ -23,7 +23,8 @@ from proxy.errors import DialError, EgressError, Failure, LimitError, UpstreamEr
 from proxy.health import Health
 from proxy.net import deadline as deadline_module
 from proxy.net.deadline import Deadline
-from proxy.upstream import Selector, Upstream, way_out
+from proxy.net.dial import Check
+from proxy.upstream import Selector, Upstream, Ways
 from tests.wire.greenlets import patience, until
 
 TARGET = Address("target.example", 443)
@@ -115,7 +116,9 @@ class Client(Way):
             outcome = None
         return FakeChannel(outcome)
 
-    def request(self, channel: Any, target: Address, deadline: Deadline) -> Connected:
+    def request(
+        self, channel: Any, target: Address, deadline: Deadline, check: Check | None = None
+    ) -> Connected:
         """Do what comes next."""
         assert target == TARGET
         self.requests += 1
@@ -688,17 +691,17 @@ HOME = UpstreamConfig("home", UpstreamType.SOCKS5, "127.0.0.1:1080")
 
 
 def test_without_upstreams_it_goes_out_directly() -> None:
-    assert isinstance(way_out(ServerConfig(**SERVER)), DirectClient)
+    assert isinstance(Ways(ServerConfig(**SERVER)).own, DirectClient)
 
 
 def test_with_upstreams_switched_off_it_goes_out_directly() -> None:
     config = ServerConfig(**SERVER, upstream_config=(HOME,), enable_upstream=False)
-    assert isinstance(way_out(config), DirectClient)
+    assert isinstance(Ways(config).own, DirectClient)
 
 
 def test_upstreams_are_in_the_order_of_the_configuration() -> None:
     direct = UpstreamConfig("direct", UpstreamType.DIRECT)
-    selector = way_out(ServerConfig(**SERVER, upstream_config=(HOME, direct)))
+    selector = Ways(ServerConfig(**SERVER, upstream_config=(HOME, direct))).own
     assert isinstance(selector, Selector)
     assert [upstream.name for upstream in selector.upstreams] == ["home", "direct"]
     assert isinstance(selector.upstreams[1].client, DirectClient)

@@ -18,7 +18,7 @@ from proxy.errors import DialError, Failure, UpstreamError
 from proxy.health import Health
 from proxy.net.deadline import Deadline
 from proxy.socks5.server import Socks5Server
-from proxy.upstream import Selector, Upstream, upstreams_of
+from proxy.upstream import Selector, Upstream
 from proxy.websocket.server import WebSocketServer
 from tests.integration.certificates import Authority
 from tests.wire import upstreams as script
@@ -282,9 +282,9 @@ def test_a_reload_goes_on_looking_after_what_is_down() -> None:
     server.listen()
     with pytest.raises(UpstreamError):
         server.select_upstream_connection("target.example", 443)
-    (old,) = upstreams_of(server.way_out)
+    (old,) = server.runtime.upstreams
     server.reload_config(server_of(port, timeout=3))
-    (new,) = upstreams_of(server.way_out)
+    (new,) = server.runtime.upstreams
     assert new is not old
     assert new.health is old.health
     assert new.health.failures == 1
@@ -299,11 +299,11 @@ def test_what_is_no_upstream_any_more_is_not_looked_after() -> None:
     server.listen()
     with pytest.raises(UpstreamError):
         server.select_upstream_connection("target.example", 443)
-    (gone,) = upstreams_of(server.way_out)
+    (gone,) = server.runtime.upstreams
     server.reload_config(server_of(free_port()))
     with pytest.raises(UpstreamError):
         server.select_upstream_connection("target.example", 443)
-    (closed,) = upstreams_of(server.way_out)
+    (closed,) = server.runtime.upstreams
     server.shutdown()
     until(lambda: not (gone._is_probing or closed._is_probing))
     assert gone.health.failures == closed.health.failures == 1
@@ -313,9 +313,9 @@ def test_a_configuration_that_is_only_planned_takes_nothing_over() -> None:
     """CASES 354: it may be rejected."""
     server = Socks5Server(server_of(free_port()))
     server.listen()
-    (present,) = upstreams_of(server.way_out)
+    (present,) = server.runtime.upstreams
     planned = server.runtime.under(server_of(present.config.proxy_address.rpartition(":")[2]))  # type: ignore[arg-type]
-    (one,) = upstreams_of(planned.way_out)
+    (one,) = planned.upstreams
     assert one.health is present.health
     assert present.health.keeper is present
     server.shutdown()

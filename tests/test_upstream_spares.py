@@ -18,7 +18,7 @@ from proxy.errors import DialError, UpstreamError
 from proxy.health import Health
 from proxy.net.deadline import Deadline
 from proxy.socks5.server import Socks5Server
-from proxy.upstream import Selector, Upstream, upstreams_of
+from proxy.upstream import Selector, Upstream
 from tests.wire import upstreams as script
 from tests.wire.greenlets import patience, until
 from tests.wire.sockets import free_port
@@ -88,12 +88,12 @@ class Near:
     @property
     def health(self) -> Health:
         """What is known of the upstream."""
-        (upstream,) = upstreams_of(self.server.way_out)
+        (upstream,) = self.server.runtime.upstreams
         return upstream.health
 
     def connect(self) -> None:
         """Have a target connected, and close that again."""
-        self.server.way_out.dial(TARGET, Deadline(10)).close()
+        self.server.runtime.router.ways.own.dial(TARGET, Deadline(10)).close()
 
     def until_ready(self, count: int = 1) -> None:
         """Wait until so many are ready."""
@@ -116,7 +116,7 @@ def test_the_next_client_finds_a_connection_ready(stack: ExitStack, far: Far) ->
     near.connect()
     near.until_ready()
     assert (far.greeted, far.requests) == (2, 1)
-    near.server.way_out.upstreams[0].client.reach = None  # type: ignore[attr-defined]
+    near.server.runtime.upstreams[0].client.reach = None  # type: ignore[method-assign,assignment]
     near.connect()
     assert near.health.spares.counts["taken"] == 1
     assert far.requests == 2
@@ -213,7 +213,7 @@ def test_a_reload_closes_those_that_were_made_with_authorities_that_may_have_cha
     near = Near(stack, far)
     near.connect()
     near.until_ready()
-    (upstream,) = upstreams_of(near.server.way_out)
+    (upstream,) = near.server.runtime.upstreams
     object.__setattr__(upstream.config, "tls_ca", "authorities.pem")
     upstream.begin()
     assert len(near.health.spares) == 1  # it is the one in use already
@@ -224,12 +224,12 @@ def test_a_reload_closes_those_that_were_made_with_authorities_that_may_have_cha
 
 def test_who_still_connects_under_the_configuration_before_makes_none(stack: ExitStack, far: Far) -> None:
     near = Near(stack, far)
-    before = near.server.way_out
+    before = near.server.runtime.router.ways
     (way,) = near.config.upstream_config
     near.server.reload_config(replace(near.config, upstream_config=(replace(way, timeout=9.0),)))
-    before.dial(TARGET, Deadline(10)).close()
+    before.own.dial(TARGET, Deadline(10)).close()
     gevent.idle()
-    (old,) = upstreams_of(before)
+    (old,) = before.upstreams
     assert (len(old.health.spares), old.health.spares._making) == (0, 0)
 
 

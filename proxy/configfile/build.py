@@ -19,12 +19,16 @@ from configobj import ConfigObj, ConfigObjError
 from proxy import selfcheck
 from proxy.accesslog import quoted
 from proxy.config import (
+    ALLOW,
+    BLOCK,
     DIRECT,
+    DIRECT_UPSTREAM,
     LISTENER_SCHEMES,
     LimitConfig,
     Per,
     Protocol,
     ProxyConfig,
+    RuleConfig,
     ServerConfig,
     UpstreamConfig,
     UpstreamType,
@@ -40,7 +44,6 @@ from proxy.users import check_user
 
 TLS_FILES = ("tls_cert", "tls_key", "tls_ca")
 
-_DIRECT_UPSTREAM = UpstreamConfig(DIRECT, UpstreamType.DIRECT)
 _NO_FILES = ("", "-", "off")  # what an access_log may be instead
 
 T = TypeVar("T")
@@ -62,7 +65,9 @@ class Builder:
         for name in conf["upstreams"]:
             self._add_upstream(name, conf["upstreams"], upstreams)
         proxy, control = (self._values((name,), conf[name]) for name in ("proxy", "control"))
-        shared = _only(ServerConfig, proxy) | {"auth_users": users}
+        rules = tuple(filter(None, (self._rule(name, conf, upstreams) for name in conf["rules"])))
+        self._look_at_rules(rules)
+        shared = _only(ServerConfig, proxy) | {"auth_users": users, "rules": rules}
         listeners = [
             self._listener(name, shared | self._values(("listeners", name), each), upstreams)
             for name, each in conf["listeners"].items()
@@ -71,6 +76,7 @@ class Builder:
             "listeners": tuple(filter(None, listeners)),
             "auth_users": users,
             "upstreams": tuple(filter(None, (upstreams[name] for name in conf["upstreams"]))),
+            "rules": rules,
             "limits": tuple(filter(None, (self._limit(name, conf) for name in conf["limits"]))),
             **{f"control_{key}": value for key, value in control.items()},
         }
@@ -156,11 +162,7 @@ class Builder:
     ) -> ServerConfig | None:
         path, refused = ("listeners", name), self._outline.refused
         wanted = values.pop("upstream", [DIRECT])
-        known = {DIRECT: _DIRECT_UPSTREAM, **upstreams}
-        for unknown in (each for each in wanted if each not in known):
-            if (("upstreams",), "") not in refused:
-                self._outline.report_at(path, "upstream", _why_no_upstream(unknown, known))
-        values["upstream_config"] = tuple(known[each] for each in wanted if known.get(each))
+        values["upstream_config"] = self._ways(path, "upstream", wanted, upstreams)
         if any(section == ("auth_users",) for section, _ in refused):
             values.pop("auth", None)  # which may need a user
         self._try_files(path, values)
@@ -173,9 +175,44 @@ class Builder:
                 return ServerConfig(options[0]["listen_addr"], kinds[0], name)
         return listener
 
-    def _limit(self, name: str, conf: Mapping[str, Any]) -> LimitConfig | None:
-        path = ("limits", name)
-        values = self._values(path, conf["limits"][name])
+    def _rule(
+        self, name: str, conf: Mapping[str, Any], upstreams: Mapping[str, UpstreamConfig | None]
+    ) -> RuleConfig | None:
+        path = ("rules", name)
+        values = self._chosen(path, conf)
+        action = values.get("action", (ALLOW,))
+        if not {ALLOW, BLOCK} & set(action):
+            values["upstream_config"] = self._ways(path, "action", action, upstreams)
+        return self._make(RuleConfig, [{"name": name, **values}], lambda key: (path, key.rstrip("_")))
+
+    def _ways(
+        self, path: Path, key: str, wanted: Iterable[str], upstreams: Mapping[str, UpstreamConfig | None]
+    ) -> tuple[UpstreamConfig, ...]:
+        """Find the upstreams that a setting lists, and report those that are not there."""
+        known = {DIRECT: DIRECT_UPSTREAM, **upstreams}
+        for unknown in (each for each in wanted if each not in known):
+            if (("upstreams",), "") not in self._outline.refused:
+                self._outline.report_at(path, key, _why_no_upstream(unknown, known))
+        return tuple(one for each in wanted if (one := known.get(each)))
+
+    def _look_at_rules(self, rules: Sequence[RuleConfig]) -> None:
+        """Warn of what a rule can hardly be meant to do."""
+        for number, rule in enumerate(rules):
+            path = ("rules", rule.name)
+            if before := next((each for each in rules[:number] if each.covers(rule)), None):
+                self._outline.warn_at(
+                    path, "", f"is never reached: all that it is for, {before.name} decides"
+                )
+            if rule.is_block and rule.to.has_names and not rule.to.has_addresses:
+                what = "blocks names only: who asks for their addresses comes there all the same"
+                self._outline.warn_at(path, "to", what)
+            if rule.resolve and not rule.to.has_addresses:
+                what = "has no effect: there is no address, no network and no word in to"
+                self._outline.warn_at(path, "resolve", what)
+
+    def _chosen(self, path: Path, conf: Mapping[str, Any]) -> dict[str, Any]:
+        """Take the values of a section that says whom it is for, and look for those."""
+        values = self._values(path, conf[path[0]][path[1]])
         for listener in (each for each in values.get("listener", ()) if each not in conf["listeners"]):
             if (("listeners",), "") not in self._outline.refused:
                 hint = did_you_mean(listener, conf["listeners"])
@@ -184,6 +221,11 @@ class Builder:
             self._outline.warn_at(path, "user", f"not in [auth_users]: {', '.join(map(quoted, strangers))}")
         if "from" in values:
             values["from_"] = values.pop("from")
+        return values
+
+    def _limit(self, name: str, conf: Mapping[str, Any]) -> LimitConfig | None:
+        path = ("limits", name)
+        values = self._chosen(path, conf)
         if any(section == path for section, _ in self._outline.refused):
             # Of what was refused one might be all that it limits.
             values.setdefault("connections", 1)

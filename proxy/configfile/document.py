@@ -23,7 +23,7 @@ Edit = tuple[str, str | None]  # a dotted name and its value; None takes the set
 NOWHERE: Path = ("",)  # the path of a section whose header cannot be read
 
 _NAME = re.compile(r"[\w.@+-]+")
-_NAMES = re.compile(r"[\w.:/-]+([ \t]*,[ \t]*[\w.:/-]+)*")
+_NAMES = re.compile(r"[\w.:/*-]+([ \t]*,[ \t]*[\w.:/*-]+)*")
 
 
 def edit(text: str, edits: Iterable[Edit], *, is_again: bool = False) -> str:

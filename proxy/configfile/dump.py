@@ -7,10 +7,11 @@ from enum import Enum
 from functools import partial
 from typing import Any
 
-from proxy.config import DIRECT, LimitConfig, ProxyConfig, ServerConfig, UpstreamConfig
+from proxy.config import DIRECT, LimitConfig, ProxyConfig, RuleConfig, ServerConfig, UpstreamConfig
 from proxy.configfile import syntax
 from proxy.configfile.spec import Path, settings_of, shown
 from proxy.networks import Networks
+from proxy.targets import Ports, Targets
 from proxy.units import write_duration
 
 
@@ -29,8 +30,10 @@ def dump(config: ProxyConfig) -> str:
         _write_section(("control",), lambda key: getattr(config, f"control_{key}")),
         "[upstreams]",
         *(_write_section(("upstreams", each.name), partial(_of_upstream, each)) for each in config.upstreams),
+        "[rules]",
+        *(_write_section(("rules", each.name), partial(_of_section, each)) for each in config.rules),
         "[limits]",
-        *(_write_section(("limits", each.name), partial(_of_limit, each)) for each in config.limits),
+        *(_write_section(("limits", each.name), partial(_of_section, each)) for each in config.limits),
     ]
     return "\n\n".join(blocks) + "\n"
 
@@ -47,8 +50,8 @@ def _of_upstream(upstream: UpstreamConfig, key: str) -> Any:
     return getattr(upstream, key)
 
 
-def _of_limit(limit: LimitConfig, key: str) -> Any:
-    value = getattr(limit, "from_" if key == "from" else key)
+def _of_section(section: RuleConfig | LimitConfig, key: str) -> Any:
+    value = getattr(section, "from_" if key == "from" else key)
     return "" if value is None else value
 
 
@@ -67,7 +70,7 @@ def _write_value(value: Any, *, has_commas: bool) -> str:
         return str(value.value)
     if isinstance(value, (list, tuple)):
         return ", ".join(syntax.quote(each, always=has_commas) for each in value)
-    if isinstance(value, Networks):
+    if isinstance(value, (Networks, Targets, Ports)):
         return str(value)
     if isinstance(value, float):
         return write_duration(value)

@@ -14,7 +14,7 @@ from configobj import ConfigObj
 from configobj.validate import ValidateError, Validator
 
 from proxy.address import is_unix
-from proxy.config import DIRECT, SHARED, LimitConfig, ProxyConfig, ServerConfig, UpstreamConfig
+from proxy.config import DIRECT, SHARED, LimitConfig, ProxyConfig, RuleConfig, ServerConfig, UpstreamConfig
 from proxy.configfile.syntax import QUOTE_IT
 from proxy.redact import REDACTED, without_query
 from proxy.settings import ADDRESS, HEADERS, PATH, SECRET, TEXT, Kind, did_you_mean
@@ -23,7 +23,7 @@ Path = tuple[str, ...]  # of a section: ("proxy",) or ("listeners", "web")
 
 _MANY = "__many__"
 _RESERVED = (_MANY, "___many___")  # in a configspec these stand for any name, so no name can be one of them
-NAMED = ("listeners", "upstreams", "limits")  # which have a section for each of them
+NAMED = ("listeners", "upstreams", "rules", "limits")  # which have a section for each of them
 _CONTROL = "control_"  # with which the fields of [control] begin
 
 _program, _listener = ProxyConfig.kinds, ServerConfig.kinds
@@ -40,6 +40,7 @@ SETTINGS: Mapping[str, Mapping[str, Kind]] = {
     },
     "upstreams": {key: kind for key, kind in UpstreamConfig.kinds.items() if key != "name"},
     # from is a word of Python's, so the field has a mark behind it.
+    "rules": {key.rstrip("_"): kind for key, kind in RuleConfig.kinds.items() if key != "name"},
     "limits": {key.rstrip("_"): kind for key, kind in LimitConfig.kinds.items() if key != "name"},
 }
 _REQUIRED = {
@@ -121,6 +122,7 @@ def _why_unknown_section(name: str, keys: set[str]) -> str:
         ("listeners", {"protocol", "listen_addr"}),
         ("upstreams", {"type", "proxy_address"}),
         ("limits", {"per"}),
+        ("rules", {"to", "action"}),
     ):
         if keys & marks:
             return f"stands in the wrong place: write it with two brackets, [[name]], below [{kind}]"

@@ -23,9 +23,13 @@ from proxy.control.candidate import Conflict, Outcome
 from proxy.control.http import Answer, Request
 from proxy.control.keeper import Keeper
 from proxy.ctl.ask import CONFIG_HEADER
+from proxy.explain import choose, explain, read_client, read_target
 from proxy.http.heads import HttpError
 from proxy.metrics import render
+from proxy.net.deadline import Deadline
+from proxy.policy.rules import Query
 from proxy.relaying.stream import Ending
+from proxy.routing import looking_up
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +65,22 @@ class Api:
 
     def _limits(self, request: Request) -> Answer:
         return Answer(status.limits(self._app))
+
+    def _explain(self, request: Request) -> Answer:
+        """Say what the rules in effect make of a target."""
+        given = request.query
+        if unknown := given.keys() - {"target", "listener", "user", "from"}:
+            raise HttpError(400, f"there is no {', '.join(sorted(unknown))}")
+        try:
+            target, client = read_target(given.get("target", "")), read_client(given.get("from", ""))
+            listener = choose(self._keeper.config.listeners, given.get("listener", ""))
+        except ValueError as exc:
+            raise HttpError(400, str(exc)) from None
+        # Those that accept clients come first.
+        runtime = next(each.runtime for each in self._app.servers if each.config.name == listener.name)
+        query = Query(target, given.get("user", ""), client, listener.name)
+        look_up = looking_up(target, Deadline(listener.timeout))
+        return Answer(explain(runtime.router.policy, runtime.config, query, look_up))
 
     def _kill(self, request: Request, number: str) -> Answer:
         session = status.find_session(self._app, int(number))
@@ -150,6 +170,7 @@ _ROUTES: list[tuple[str, re.Pattern[str], Callable[..., Answer]]] = [
         ("GET", "/connections", Api._connections),
         ("DELETE", r"/connections/([0-9]{1,15})", Api._kill),
         ("GET", "/limits", Api._limits),
+        ("GET", "/explain", Api._explain),
         ("GET", "/versions", Api._versions_list),
         ("GET", r"/versions/([0-9]{1,15})", Api._version),
         ("POST", "/reload", Api._reload),

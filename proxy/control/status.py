@@ -14,6 +14,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 from proxy import __version__
+from proxy.config import BLOCK, GUARD
 from proxy.control.history import Version
 from proxy.control.keeper import Keeper
 from proxy.limiter import Account, Limiter
@@ -22,7 +23,7 @@ from proxy.redact import without_query
 from proxy.server import ProxyServer
 from proxy.session import Session
 from proxy.spares import OUTCOMES as OUTCOMES_OF_SPARES
-from proxy.upstream import Upstream, upstreams_of
+from proxy.upstream import Upstream
 
 _MOST_ACCOUNTS = 100  # of limits, that are told
 _TRIMMED = 1.0  # seconds by which a clock may go wrong in all
@@ -95,9 +96,7 @@ def describe(app: Running, keeper: Keeper) -> dict[str, Any]:
         "sent": sum(sent for sent, _ in moved),
         "received": sum(received for _, received in moved),
         "listeners": listeners,
-        "upstreams": [
-            _upstream(server, each) for server in app.servers for each in upstreams_of(server.way_out)
-        ],
+        "upstreams": [_upstream(server, each) for server in app.servers for each in server.runtime.upstreams],
     }
 
 
@@ -249,11 +248,17 @@ def families(app: Running, keeper: Keeper) -> Iterator[Family]:
         ("proxy_listener_up", "0 while none of its addresses is there.", up),
     ):
         yield _family(name, "gauge", text, ("listener",), values)
+    known = (rule for server in app.servers for rule in server.config.rules)
+    decided = Counter({(GUARD, BLOCK): 0} | {(rule.name, rule.effect): 0 for rule in known})
+    for one in app.metrics.listeners.values():
+        decided.update(one.rules)
+    what = "Connections that a rule decided about, or would have."
+    yield _family("proxy_rule_total", "counter", what, ("rule", "action"), decided)
     yield from _limit_families(app.limiter)
     healths = {
         (server.config.name, each.name): each.health
         for server in app.servers
-        for each in upstreams_of(server.way_out)
+        for each in server.runtime.upstreams
     }
     failures = {name: health.failures for name, health in healths.items()}
     works = {name: not count for name, count in failures.items()}

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlencode
 
 from proxy.configfile.load import InvalidConfigError, read_file, state_dir_of
 from proxy.configfile.syntax import is_text
@@ -49,8 +50,12 @@ _OPTIONS = (
     Option("json", "", "print the server's answer as it is"),
     Option("volatile", "", "set, unset: not into the file"),
     Option("plain", "", "set: passwords of users as they are"),
+    Option("listener", "NAME", "explain: the listener that is asked"),
+    Option("user", "NAME", "explain: who asks, if there was a login"),
+    Option("from", "ADDRESS", "explain: the address of the client"),
     Option("help", "", "print this help", also=("h",)),
 )
+_OF_COMMANDS = ("volatile", "plain", "listener", "user", "from")
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -69,7 +74,7 @@ def _run(arguments: Sequence[str]) -> int:
     if not command.least <= len(words) <= command.most:
         wanted = str(command.least) if command.least == command.most else f"{command.least} to {command.most}"
         raise UsageError(f"{name} takes {wanted} argument{'s' * (wanted != '1')}, not {len(words)}")
-    for option in [each for each in ("volatile", "plain") if each in given and each not in command.options]:
+    for option in [each for each in _OF_COMMANDS if each in given and each not in command.options]:
         homes = [each for each, one in _COMMANDS.items() if option in one.options]
         raise UsageError(f"--{option} belongs to {' and '.join(homes)}")
     if command.takes_numbers and not all(re.fullmatch("[0-9]{1,18}", each) for each in words):
@@ -84,6 +89,7 @@ class _Call:
         self.arguments = arguments
         self.volatile = "volatile" in given
         self.plain = "plain" in given
+        self.about = {each: given[each] for each in ("listener", "user", "from") if each in given}
         self._config = given["config"]
         self._as_json = "json" in given
 
@@ -128,6 +134,18 @@ class _Call:
             raise CtlError(problem)
         print(show.text(shown), file=sys.stdout if status < 400 or self._as_json else sys.stderr)
         return OK if status < 400 else FAILED
+
+
+def _explain(call: _Call) -> int:
+    """Ask what becomes of a target; no answer is no refusal, so a script can tell the two apart."""
+    query = urlencode({"target": call.arguments[0], **call.about})
+    try:
+        status, text = call.ask("GET", f"/explain?{query}")
+        code = call.tell(status, text, show.explanation)
+        return code if json.loads(text)["goes"] else FAILED
+    except CtlError as exc:
+        say(f"proxy-server: {exc}")
+        return BAD_USAGE
 
 
 def _set(call: _Call) -> int:
@@ -205,6 +223,8 @@ commands for a running server: proxy-server ctl -c FILE [--json] COMMAND
   connections             live connections
   kill ID                 end one of them
   limits                  who has how much of which limit
+  explain TARGET          what the rules make of a host:port, and why; exit code 0: it goes, 1: it is refused
+                          with --listener NAME, if there are several, --user NAME, --from ADDRESS
   reload                  read the file again, and say what came of it
   versions                versions of the configuration
   show                    the configuration in effect with all its defaults, without secrets
@@ -225,6 +245,7 @@ _COMMANDS = {
     "connections": _Command(lambda call: call.show("GET", "/connections", show.connections)),
     "kill": _Command(_kill, 1, 1, takes_numbers=True),
     "limits": _Command(lambda call: call.show("GET", "/limits", show.limits)),
+    "explain": _Command(_explain, 1, 1, options=("listener", "user", "from")),
     "reload": _Command(lambda call: call.show("POST", "/reload", show.outcome)),
     "versions": _Command(lambda call: call.show("GET", "/versions", show.versions)),
     "show": _Command(lambda call: call.show("GET", "/config", lambda answer: str(answer["text"]))),

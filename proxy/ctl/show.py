@@ -148,6 +148,46 @@ def limits(answer: Object) -> str:
     return "\n\n".join([*blocks, *(["\n".join(lines)] if lines else [])])
 
 
+def explanation(answer: Object) -> str:
+    """Show ``GET /explain``: each rule, each address, and what becomes of the connection."""
+    rules = answer["rules"]
+    width = max([len("(no rule)"), *(len(each["name"]) for each in rules)])
+    lines = [_rule(each, width) for each in rules]
+    decided = answer["decided"]
+    if decided and not decided["rule"]:
+        lines.append(f"{'':4}{'(no rule)':{width}}  yes   allow: by {_own_ways(answer, decided)}")
+    if answer["addresses"] and not answer["target"].startswith(f"{answer['addresses'][0]['ip']}:"):
+        lines.append(f"looked up here: {', '.join(each['ip'] for each in answer['addresses'])}")
+    across = max((len(each["ip"]) for each in answer["addresses"]), default=0)
+    lines += [f"  {each['ip']:{across}}  {_verdict(each)}" for each in answer["addresses"]]
+    if turned := answer.get("turned"):
+        whose = f"rule {turned['rule']}" if turned["rule"] else "no rule is for it"
+        lines.append(f"by its address, as {whose}: by {', '.join(turned['ways'])}")
+    if answer["goes"]:
+        return "\n".join([*lines, f"goes: by {', '.join(answer['by'])}"])
+    reply = ""
+    if "socks" in answer:
+        reply = f"  SOCKS {answer['socks']:02}, HTTP {answer['http']} {answer['proxy_status']}".rstrip()
+    return "\n".join([*lines, f"refused: {_plain(answer['failure'])}{reply and '    '}{reply.strip()}"])
+
+
+def _rule(each: Object, width: int) -> str:
+    does = ""
+    if each["answer"] == "yes":
+        does = f"; would {each['action']}, and only reports" if each["report"] else f": {each['action']}"
+    return f"{each['number']:3} {each['name']:{width}}  {each['answer']:4}  {_plain(each['why'])}{does}"
+
+
+def _own_ways(answer: Object, decided: Object) -> str:
+    return f"the ways out of {answer['listener']}: {', '.join(decided['ways'])}"
+
+
+def _verdict(each: Object) -> str:
+    if each["goes"]:
+        return f"goes, by rule {each['rule']}" if each["rule"] else "goes"
+    return f"refused: {_plain(each['why'])}"
+
+
 def _account(each: Object) -> list[str]:
     most = size(each["bandwidth"]) if each["bandwidth"] else ""
     return [

@@ -49,8 +49,12 @@ _EXTRA_HEADERS: dict[Failure, Fields] = {
 _MAY_COME_AGAIN = (Failure.LIMIT, Failure.TOO_MANY)
 
 
-def refusal(failure: Failure, retry_after: float = 1.0) -> HttpError:
-    """Say why there is no tunnel, and where it was too much, after how many seconds there may be one."""
+def refusal(failure: Failure, retry_after: float = 1.0, told: str = "") -> HttpError:
+    """
+    Say why there is no tunnel, and where it was too much, after how many seconds there may be one.
+
+    What is ``told`` is for whoever reads the answer, and stands in the place of the failure.
+    """
     answer = _ANSWERS[failure]
     headers = _EXTRA_HEADERS.get(failure, ())
     if failure in _MAY_COME_AGAIN:
@@ -58,7 +62,7 @@ def refusal(failure: Failure, retry_after: float = 1.0) -> HttpError:
     if answer.error:
         details = f'; details="{answer.details}"' if answer.details else ""
         headers += (("Proxy-Status", f"{PROXY_NAME}; error={answer.error}{details}"),)
-    return HttpError(answer.status, failure.value, failure=failure, headers=headers)
+    return HttpError(answer.status, told or failure.value, failure=failure, headers=headers)
 
 
 def encode_response(error: HttpError) -> bytes:

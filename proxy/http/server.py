@@ -68,7 +68,7 @@ class HttpInbound:
         elif error.failure is Failure.CREDENTIALS:
             answer = challenge(error.failure.value)
         else:
-            answer = refusal(error.failure, error.retry_after)
+            answer = refusal(error.failure, error.retry_after, error.told)
         answer.bodiless = self._is_head
         self._channel.send(encode_response(answer))
 

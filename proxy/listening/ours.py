@@ -57,10 +57,10 @@ def leads_to(ip: IPAddress, place: Place) -> bool:
         ip = _LOOPBACK[ip.version]
     if not place.is_every_address:
         return ip == place.ip
-    return (place.both_families or place.is_ipv6 == (ip.version == 6)) and _is_local(ip)
+    return (place.both_families or place.is_ipv6 == (ip.version == 6)) and is_local(ip)
 
 
-def _is_local(ip: IPAddress) -> bool:
+def is_local(ip: IPAddress) -> bool:
     """
     Tell whether an address is one of this machine's.
 

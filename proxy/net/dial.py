@@ -241,7 +241,7 @@ class _Race:
     def _error(self) -> ProxyError:
         """Choose what to tell when all have lost: a shortage of ours, or else the first failure."""
         shortages = [error for error in self._errors if isinstance(error, LimitError)]
-        return (shortages or self._errors or self._refusals[-1:] or self._left_out)[0]
+        return (shortages or self._errors or self._refusals[:1] or self._left_out)[0]
 
     def _attempt(self, ip: IPAddress) -> None:
         try:

@@ -30,8 +30,15 @@ def is_for(section: Selectors, user: str, ip: IPAddress | None, listener: str) -
 
     Whoever has not logged in is no user, and a client that has no address comes from nowhere.
     """
-    return (
-        (not section.user or user in section.user)
-        and (not section.from_ or ip in section.from_)
-        and (not section.listener or listener in section.listener)
-    )
+    return not mismatch(section, user, ip, listener)
+
+
+def mismatch(section: Selectors, user: str, ip: IPAddress | None, listener: str) -> str:
+    """Name the first setting by which a section is for others; none if it is for this one."""
+    if section.listener and listener not in section.listener:
+        return "listener"
+    if section.user and user not in section.user:
+        return "user"
+    if section.from_ and ip not in section.from_:
+        return "from"
+    return ""

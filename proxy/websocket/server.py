@@ -97,9 +97,13 @@ class WebSocketInbound:
     def refuse(self, error: ProxyError) -> None:
         """Answer with the status that says why not, or with a Close if the 101 was sent already."""
         if self._has_switched:
-            self._channel.send(encode_close(CloseCode.INTERNAL_ERROR, error.failure.value, key=None))
+            self._channel.send(
+                encode_close(CloseCode.INTERNAL_ERROR, error.told or error.failure.value, key=None)
+            )
             return
-        answer = error if isinstance(error, HttpError) else refusal(error.failure, error.retry_after)
+        answer = (
+            error if isinstance(error, HttpError) else refusal(error.failure, error.retry_after, error.told)
+        )
         self._channel.send(encode_response(answer))
 
 

@@ -575,7 +575,8 @@ def test_a_restart_with_inherited_sockets_loses_nobody(host: str) -> None:
         listener.bind((host, 0))
         listener.listen(64)
         port = listener.getsockname()[1]
-        node = Proxy({"listeners": {"socks": {"protocol": "socks5", "listen_addr": f"{host}:{port}"}}})
+        listeners = {"socks": {"protocol": "socks5", "listen_addr": f"{host}:{port}"}}
+        node = Proxy({"proxy": {"guard": "off"}, "listeners": listeners})
         for _ in range(2):
             results: list[bytes] = []
 

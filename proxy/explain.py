@@ -1,0 +1,251 @@
+"""
+Say what the rules make of a target, and why.
+
+What is told comes from what decides: the same walk over the rules, and the same ``Course`` by which each
+address is judged before it is dialled. Only nothing is dialled.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+from proxy.accesslog import quoted, shortened
+from proxy.address import Address, IPAddress, split_authority
+from proxy.config import RuleConfig, ServerConfig, Strategy, UpstreamType
+from proxy.errors import ConfigError, DialError, LimitError, NotAClientError, ProtocolError, ProxyError
+from proxy.http.refusals import refusal
+from proxy.net.dial import MOST_ADDRESSES, interleave
+from proxy.policy.rules import (
+    Answer,
+    Course,
+    ElsewhereError,
+    LookUp,
+    NotAllowedError,
+    Policy,
+    Query,
+    Reason,
+    Step,
+    Verdict,
+    Ways,
+    blocked,
+    conclude,
+)
+from proxy.socks5.codec import code_of
+
+_MOST_NAMED = 4  # entries of a list
+
+Object = dict[str, Any]
+
+
+def read_target(text: str) -> Address:
+    """Read ``host:port``; raises ``ValueError`` that says what would be right."""
+    host, port = split_authority(text) or ("", None)
+    if not host or not port or not port.isdecimal():
+        raise ValueError("is no host:port, and no [::1]:port")
+    try:
+        return Address(host, int(port))
+    except ProtocolError as exc:
+        raise ValueError(str(exc)) from None
+
+
+def read_client(text: str) -> IPAddress | None:
+    """Read the address of a client, if there is one; raises ``ValueError``."""
+    try:
+        ip = Address(text, 0).ip if text else None
+    except ProtocolError:
+        ip = None
+    if text and ip is None:
+        raise ValueError("is no IP address")
+    return ip
+
+
+def choose(listeners: Sequence[ServerConfig], name: str) -> ServerConfig:
+    """Find the listener that is meant; raises ``ConfigError``."""
+    names = ", ".join(each.name for each in listeners)
+    if not name and len(listeners) == 1:
+        return listeners[0]
+    for each in listeners:
+        if each.name == name:
+            return each
+    raise ConfigError("listener", f"there is no {name}, only {names}" if name else f"is one of {names}")
+
+
+def explain(policy: Policy, config: ServerConfig, query: Query, look_up: LookUp) -> Object:
+    """
+    Describe what becomes of a request, as plain values for JSON.
+
+    ``look_up`` finds all addresses of the target's name, and may raise ``DialError`` and ``LimitError``.
+    """
+    told: Object = {
+        "target": str(query.target),
+        "listener": query.listener,
+        "user": query.user,
+        "from": str(query.client or ""),
+        "rules": [],
+        "decided": None,
+        "addresses": [],
+        "goes": False,
+        "by": [],
+        "failure": "",
+    }
+    try:
+        config.check_client(query.client)
+        return told | _judge(policy, config, query, look_up, told)
+    except NotAClientError as exc:
+        return told | {"failure": f"{exc}, so it is closed before a byte is read"}
+    except (DialError, LimitError) as exc:
+        return told | _refused(exc)
+
+
+def _judge(policy: Policy, config: ServerConfig, query: Query, look_up: LookUp, told: Object) -> Object:
+    steps: list[Step] = []
+    try:
+        steps.extend(policy.walk(query, look_up=look_up))
+    finally:  # a lookup may have failed, and ended it
+        told["rules"] = list(_rules(config.rules, steps, query))
+    verdict = conclude(steps)
+    told["decided"] = _decided(policy, verdict)
+    if verdict.is_block:
+        raise blocked(str(query.target), verdict)
+    course = Course(policy, query, verdict)
+    if not _goes_directly(config, policy.ways(verdict)):
+        # Another way is taken first, so its addresses say only what happens if that cannot be had.
+        with suppress(DialError, LimitError):
+            ips = _addresses(policy.ways(verdict), query, look_up)
+            told["addresses"] = [_judged(course, ip)[0] for ip in ips]
+        allowed = any(each["goes"] for each in told["addresses"])
+        return _goes(policy.ways(verdict), directly=allowed)
+    ips = _addresses(policy.ways(verdict), query, look_up)
+    try:
+        return _directly(policy, course, ips, told)
+    except ElsewhereError as exc:
+        course.turn(exc.verdict)
+        told["turned"] = _decided(policy, exc.verdict)
+        if not _goes_directly(config, policy.ways(exc.verdict)):
+            return _goes(policy.ways(exc.verdict), directly=False)
+        return _directly(policy, course, ips, told)
+
+
+def _goes_directly(config: ServerConfig, ways: Ways) -> bool:
+    """Tell whether a direct connection comes first, whatever the state of the upstreams."""
+    is_first = ways[0].type is UpstreamType.DIRECT
+    return is_first and (len(ways) == 1 or config.strategy is Strategy.FAILOVER)
+
+
+def _addresses(ways: Ways, query: Query, look_up: LookUp) -> Sequence[IPAddress]:
+    """Find the addresses that would be dialled from here."""
+    if all(way.type is not UpstreamType.DIRECT for way in ways):
+        return []
+    return [query.target.ip] if query.target.ip else interleave(look_up())[:MOST_ADDRESSES]
+
+
+def _directly(policy: Policy, course: Course, ips: Sequence[IPAddress], told: Object) -> Object:
+    """Judge the addresses of a direct connection; raises ``ElsewhereError``, or why none is allowed."""
+    told["addresses"], refusals = [], []
+    for ip in ips:
+        judged, refusal = _judged(course, ip)
+        told["addresses"].append(judged)
+        if isinstance(refusal, ElsewhereError):
+            raise refusal
+        refusals += [refusal] if refusal else []
+    if len(refusals) == len(ips):
+        raise refusals[0]
+    return _goes(policy.ways(course.verdict), directly=True)
+
+
+def _goes(ways: Ways, *, directly: bool) -> Object:
+    return {"goes": True, "by": [way.name for way in ways if directly or way.type is not UpstreamType.DIRECT]}
+
+
+def _judged(course: Course, ip: IPAddress) -> tuple[Object, NotAllowedError | ElsewhereError | None]:
+    """Judge an address, and say what keeps it from being dialled."""
+    try:
+        course.check(ip)
+    except NotAllowedError as exc:
+        return {"ip": str(ip), "goes": False, "rule": exc.rule, "why": exc.why}, exc
+    except ElsewhereError as exc:
+        rule = exc.verdict.rule
+        return {
+            "ip": str(ip),
+            "goes": False,
+            "rule": rule.name if rule else "",
+            "why": "goes another way",
+        }, exc
+    rule = course.verdict.rule
+    return {"ip": str(ip), "goes": True, "rule": rule.name if rule else "", "why": ""}, None
+
+
+def _refused(exc: ProxyError) -> Object:
+    answer = refusal(exc.failure)
+    status = dict(answer.headers).get("Proxy-Status", "")
+    return {
+        "goes": False,
+        "failure": str(exc),
+        "socks": int(code_of(exc.failure)),
+        "http": answer.status,
+        "proxy_status": status.partition("error=")[2].partition(";")[0],
+    }
+
+
+def _decided(policy: Policy, verdict: Verdict) -> Object:
+    rule = verdict.rule
+    return {
+        "rule": rule.name if rule else "",
+        "action": ", ".join(rule.action) if rule else "allow",
+        "ways": [] if verdict.is_block else [way.name for way in policy.ways(verdict)],
+    }
+
+
+# Each rule, and why
+
+
+def _rules(rules: Sequence[RuleConfig], steps: Sequence[Step], query: Query) -> Iterator[Object]:
+    """Tell of all rules in the file up to the last one that was asked, also of those for other listeners."""
+    left = list(steps)
+    for number, rule in enumerate(rules, 1):
+        if not left:
+            return
+        is_asked = left[0].rule is rule
+        step = left.pop(0) if is_asked else Step(rule, Answer.NO, Reason.LISTENER)
+        yield {
+            "number": number,
+            "name": rule.name,
+            "answer": step.answer.value,
+            "why": _why(step, query),
+            "action": ", ".join(rule.action),
+            "report": rule.report,
+        }
+
+
+def _why(step: Step, query: Query) -> str:
+    rule, _, reason = step
+    target, user, client, listener = query
+    if reason is Reason.LISTENER:
+        return f"listener: {listener} is not {_some(rule.listener)}"
+    if reason is Reason.USER:
+        who = f"{quoted(shortened(user))} is not" if user else "nobody has logged in, and it is for"
+        return f"user: {who} {_some(rule.user)}"
+    if reason is Reason.FROM:
+        networks = _some(str(rule.from_).split(", "))
+        return f"from: {client or 'a client without an address'} is not in {networks}"
+    if reason is Reason.PORT:
+        return f"port: {target.port} is not in {_some(str(rule.port).split(', '))}"
+    if reason is Reason.ANY:
+        return "to: any target"
+    if reason is Reason.NAME:
+        return f"to: {target.host} is one of its names"
+    if reason is Reason.ADDRESS:
+        return "to: the address is one of its" + ("" if target.ip else ", by a lookup here")
+    addresses = _some(rule.to.addresses)
+    if reason is Reason.LATER:
+        first = "no name matches; " if rule.to.has_names else ""
+        return f"to: {first}{addresses}, judged after the lookup"
+    if target.ip:
+        return f"to: the address is not in {addresses}" if addresses else "to: it has names only"
+    looked = f", nor an address of {addresses}, by a lookup here" if addresses else ""
+    return f"to: {'no name matches' if rule.to.has_names else 'none of its addresses'}{looked}"
+
+
+def _some(texts: Sequence[str]) -> str:
+    more = [f"and {len(texts) - _MOST_NAMED} more"] if len(texts) > _MOST_NAMED else []
+    return ", ".join([*texts[:_MOST_NAMED], *more])
