@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 
 from proxy.config import (
     Family,
+    Guard,
     LimitConfig,
     Overload,
     Per,
     Protocol,
     ProxyConfig,
+    RuleConfig,
     ServerConfig,
     Strategy,
     UpstreamConfig,
@@ -23,6 +25,7 @@ from proxy.configfile.dump import dump
 from proxy.configfile.load import parse
 from proxy.configfile.spec import SETTINGS
 from proxy.networks import Networks
+from proxy.targets import Ports, Targets
 from proxy.units import Rate
 
 DIRECT = UpstreamConfig("direct", UpstreamType.DIRECT)
@@ -41,6 +44,7 @@ NAMES = st.text("abcxyz019_.-", min_size=1, max_size=8).filter(lambda name: name
 PATHS = st.text(st.sampled_from("ab/#,'\" =[]%;ä"), max_size=8).filter(
     lambda text: not ('"""' in text and "'''" in text)
 )
+TARGETS = ["example.com", "*.example.com", "192.0.2.7", "10.0.0.0/8", "2001:db8::/32", "self", "private"]
 SECONDS = st.floats(0.001, 86400) | st.sampled_from([0.5, 1.0, 60.0, 90.0, 3600.0])
 
 
@@ -76,6 +80,30 @@ def configurations(draw: st.DrawFn) -> ProxyConfig:
         "enable_upstream": draw(st.booleans()),
         "overload": draw(st.sampled_from(Overload)),
     }
+    users = names.filter(lambda name: "," not in name)
+    called = draw(st.lists(NAMES, unique=True, min_size=1, max_size=3))
+    everything = {each.name: each for each in (DIRECT, *upstreams)}
+    actions = st.sampled_from([["allow"], ["block"]]) | st.lists(
+        st.sampled_from(list(everything)), min_size=1, max_size=3, unique=True
+    )
+    rules = tuple(
+        RuleConfig(
+            name,
+            to=Targets(draw(st.lists(st.sampled_from(TARGETS), unique=True, max_size=4))),
+            port=Ports(draw(st.lists(st.sampled_from(["22", "80-90", "1-65535"]), unique=True, max_size=2))),
+            user=tuple(draw(st.lists(users, unique=True, max_size=3))),
+            from_=draw(st.sampled_from([Networks(), Networks(["10.0.0.0/8", "2001:db8::/32"])])),
+            listener=tuple(draw(st.sets(st.sampled_from(called)))),
+            action=(action := tuple(draw(actions))),
+            resolve=draw(st.booleans()),
+            report=draw(st.booleans()),
+            upstream_config=()
+            if {"allow", "block"} & set(action)
+            else tuple(everything[one] for one in action),
+        )
+        for name in draw(st.lists(NAMES, unique=True, max_size=3))
+    )
+    shared |= {"rules": rules, "guard": draw(st.sampled_from(Guard))}
     listeners = tuple(
         ServerConfig(
             ":0",
@@ -86,7 +114,7 @@ def configurations(draw: st.DrawFn) -> ProxyConfig:
             max_connections=draw(st.integers(1, 10**6)),
             **shared,
         )
-        for name in draw(st.lists(NAMES, unique=True, min_size=1, max_size=3))
+        for name in called
     )
     limits = tuple(
         LimitConfig(
@@ -95,9 +123,9 @@ def configurations(draw: st.DrawFn) -> ProxyConfig:
             connections=draw(st.integers(1, 10**6)),
             new=draw(st.none() | st.builds(Rate, st.integers(1, 10**6), st.sampled_from("smh"))),
             bandwidth=draw(st.none() | st.integers(1 << 10, 1 << 40)),
-            user=tuple(draw(st.lists(names.filter(lambda name: "," not in name), unique=True, max_size=3))),
+            user=tuple(draw(st.lists(users, unique=True, max_size=3))),
             from_=draw(st.sampled_from([Networks(), Networks(["10.0.0.0/8", "2001:db8::/32"])])),
-            listener=tuple(draw(st.sets(st.sampled_from([each.name for each in listeners])))),
+            listener=tuple(draw(st.sets(st.sampled_from(called)))),
         )
         for name in draw(st.lists(NAMES, unique=True, max_size=3))
     )
@@ -105,6 +133,7 @@ def configurations(draw: st.DrawFn) -> ProxyConfig:
         listeners,
         upstreams,
         auth_users=shared["auth_users"],
+        rules=rules,
         limits=limits,
         state_dir=draw(PATHS),
         access_log=draw(PATHS) or "off",
@@ -132,8 +161,8 @@ def test_a_dump_has_no_secret_and_is_a_file_itself(config: ProxyConfig) -> None:
     assert redacted.control_token in ("", "********")
     users: dict[str, Any] = {"auth_users": redacted.auth_users}
     assert redacted.auth_users.keys() == config.auth_users.keys()
-    assert [replace(each, upstream_config=(), **users) for each in redacted.listeners] == [
-        replace(each, upstream_config=(), **users) for each in listeners
+    assert [replace(each, upstream_config=(), rules=(), **users) for each in redacted.listeners] == [
+        replace(each, upstream_config=(), rules=(), **users) for each in listeners
     ]
 
 
