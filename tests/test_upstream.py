@@ -712,10 +712,10 @@ def test_upstreams_are_in_the_order_of_the_configuration() -> None:
 )
 def test_a_direct_one_that_says_how_it_leaves_is_an_upstream_of_its_own(manner: dict[str, Any]) -> None:
     line = UpstreamConfig("line", UpstreamType.DIRECT, **manner)
-    way = way_out(ServerConfig(**SERVER, upstream_config=(line,)))
+    way = Ways(ServerConfig(**SERVER, upstream_config=(line,))).own
     assert isinstance(way, Selector)
     plain = UpstreamConfig("line", UpstreamType.DIRECT)
-    assert isinstance(way_out(ServerConfig(**SERVER, upstream_config=(plain,))), DirectClient)
+    assert isinstance(Ways(ServerConfig(**SERVER, upstream_config=(plain,))).own, DirectClient)
 
 
 # A shortage of our own

@@ -104,7 +104,9 @@ def chain(
             "listeners": {"socks": socks_door(upstream="far")},
             "upstreams": {"far": way_out},
         }
-        exit_: Config = {"proxy": limits, "listeners": {"far": far}}
+        # At the end of a wire its address is not loopback, and the targets are on its own machine.
+        guard = {"guard": "off"} if site.far.prefix else {}
+        exit_: Config = {"proxy": {**limits, **guard}, "listeners": {"far": far}}
         proxy = stack.enter_context(Proxy(entry, prefix=site.near.prefix, environment=environment))
         stack.enter_context(Proxy(exit_, prefix=site.far.prefix, environment=environment))
         yield proxy.door("socks")

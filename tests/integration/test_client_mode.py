@@ -419,6 +419,7 @@ def test_a_command_line_server_takes_its_passwords_from_the_environment() -> Non
         assert "Traceback" not in near.log
 
 
+HERE, THERE = "198.51.100.1", "198.51.100.2"
 PAGE = b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 
 
@@ -428,12 +429,16 @@ class TestAsPrinted:
     @pytest.fixture(scope="class")
     @classmethod
     def space(cls) -> Iterator[Namespace]:
-        """Make a namespace in which www.example.com is a web server of ours."""
+        """Make a namespace from which www.example.com is a web server of ours, on another machine."""
         with ExitStack() as stack:
-            space = stack.enter_context(Namespace())
-            names = {"www.example.com": ["127.0.0.1"]}
+            space, other = (stack.enter_context(Namespace()) for _ in range(2))
+            space.ip("link", "add", "here0", "type", "veth", "peer", "name", "there0", "netns", other.name)
+            for one, device, address in ((space, "here0", HERE), (other, "there0", THERE)):
+                one.ip("addr", "add", f"{address}/24", "dev", device)
+                one.ip("link", "set", device, "up")
+            names = {"www.example.com": [THERE]}
             stack.enter_context(space.run(lambda: peers.StubDns(names)))
-            stack.enter_context(space.run(lambda: targets.Scripted(PAGE, port=80)))
+            stack.enter_context(other.run(lambda: targets.Scripted(PAGE, host=THERE, port=80)))
             yield space
 
     @pytest.mark.parametrize(
@@ -471,5 +476,5 @@ class TestAsPrinted:
         with Program([*space.prefix, *command]) as program:
             program.wait_listening(1080)
             for host in ("127.0.0.1", "::1"):
-                tunnel = space.run(lambda host=host: clients.socks5((host, 1080), "127.0.0.1", 80))  # type: ignore[misc]
+                tunnel = space.run(lambda host=host: clients.socks5((host, 1080), THERE, 80))  # type: ignore[misc]
                 tunnel.close()

@@ -39,7 +39,9 @@ def run(limits: Limits, **doors: dict[str, Any]) -> Proxy:
         "mixed": mixed_door(auth="none"),
         **doors,
     }
-    return Proxy({"listeners": listeners, "auth_users": USERS, "limits": limits})
+    # The targets are on this machine.
+    proxy = {"guard": "off"}
+    return Proxy({"proxy": proxy, "listeners": listeners, "auth_users": USERS, "limits": limits})
 
 
 @pytest.fixture

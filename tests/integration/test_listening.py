@@ -229,6 +229,7 @@ class TestSideBySide:
         """Cases 301 and 350."""
         port, control = free_port(), free_port()
         config = {
+            "proxy": {"guard": "off"},
             "listeners": {
                 "four": socks_door(listen_addr=f"0.0.0.0:{port}"),
                 "six": web_door(listen_addr=f"[::]:{port}"),
@@ -266,7 +267,8 @@ class TestSideBySide:
         """Case 302."""
         port = free_port()
         listeners: dict[str, Any] = {"socks": socks_door(listen_addr=f":{port}")}
-        with Proxy({"listeners": listeners}) as node, Target(targets.echo) as target:
+        config = {"proxy": {"guard": "off"}, "listeners": listeners}
+        with Proxy(config) as node, Target(targets.echo) as target:
             tunnel = clients.socks5(("::1", port), "127.0.0.1", target.port)
             ctl(node, "set", "listeners.socks.listen_addr", f"127.0.0.1:{port}")
             tunnel.sendall(b"hello")

@@ -283,7 +283,7 @@ class TestListeners:
             assert works(clients.websocket(node.door("web"), "127.0.0.1", target.port))
 
     def test_a_wider_address_takes_the_place_of_a_narrower_one_and_back(self, target: Target) -> None:
-        with Live() as node:
+        with Live({"guard": "off"}) as node:
             host, port = node.door("socks")
             for address in (f":{port}", f"{host}:{port}"):
                 node.change(listeners={"socks": socks_door(listen_addr=address)})

@@ -165,7 +165,7 @@ def test_a_proxy_listens_and_is_reached_at_a_link_local_address(link: Namespace)
         "socks": socks_door(upstream="way"),
     }
     way = upstream("socks5", doors["near"]["listen_addr"])
-    config = {"listeners": doors, "upstreams": {"way": way}}
+    config = {"proxy": {"guard": "off"}, "listeners": doors, "upstreams": {"way": way}}
     with link.run(lambda: Target(targets.echo)) as target, Proxy(config, prefix=link.prefix) as node:
         Bench(link, node, target).reaches("socks", "127.0.0.1")
         node.wait_for_log(f"near listens on {doors['near']['listen_addr']} (socks5)")

@@ -86,6 +86,7 @@ def gateway(text: str, names: dict[str, str], users: str = "[auth_users]\nalice 
     """Make the program that runs from a configuration of the document."""
     node = Proxy({"listeners": {}})
     text = with_names(text, names)
+    text = text if "[proxy]" in text else f"[proxy]\nguard = off\n{text}"  # the targets are on this machine
     node.config_path.write_text(text + users)
     # For those who wait for it to listen.
     address = re.findall(r"^\[\[(\w+)]].*?^listen_addr *= (\S+)$", text, re.MULTILINE | re.DOTALL)

@@ -277,7 +277,7 @@ class TestWithoutIPv6:
         port = free_port()
         door = {"protocol": "socks5", "listen_addr": f":{port}"}
         with (
-            Proxy({"listeners": {"socks": door}}, prefix=old.space.prefix) as node,
+            Proxy({"proxy": {"guard": "off"}, "listeners": {"socks": door}}, prefix=old.space.prefix) as node,
             old.space.run(lambda: Target(targets.echo)) as target,
         ):
             tunnel = old.space.run(lambda: clients.socks5(node.door("socks"), "127.0.0.1", target.port))

@@ -201,7 +201,7 @@ def test_a_header_of_whoever_connects_says_who_the_client_is(folder: Path, echo:
         "socks": at(folder / "socks", socks_door(client_address="proxy_protocol")),
         "web": at(folder / "web", web_door(client_address="x_forwarded_for")),
     }
-    with Proxy({"listeners": doors}) as node:
+    with Proxy({"proxy": {"guard": "off"}, "listeners": doors}) as node:
         with connect(node.door("socks")) as client:
             client.sendall(LINE + GREETING + to_ip("127.0.0.1", echo.port))
             read_exact(client, 12)
@@ -228,7 +228,7 @@ def test_those_in_between_are_passed_over_if_they_are_trusted(folder: Path, echo
 def test_clients_are_judged_by_the_address_that_was_told(folder: Path, echo: Target) -> None:
     """Nobody's, where none was: that is in no network."""
     door = web_door(client_address="x_forwarded_for", clients="192.0.2.0/24")
-    with Proxy({"listeners": {"web": at(folder / "s", door)}}) as node:
+    with Proxy({"proxy": {"guard": "off"}, "listeners": {"web": at(folder / "s", door)}}) as node:
         for told, status in (({"X_Forwarded_For": "192.0.2.7"}, "101"), ({}, "403")):
             with Peer.connect(node.door("web")) as peer:
                 peer.write(upgrade(echo.port, **told))

@@ -23,16 +23,18 @@ Behaviour = Callable[[socket.socket], Any]
 
 
 class Target:
-    """A TCP server whose connections all behave as one function says."""
+    """A TCP server whose connections all behave as one function says, on loopback or at an IPv4 address."""
 
-    def __init__(self, behave: Behaviour, *, port: int | None = None, backlog: int = 512) -> None:
+    def __init__(
+        self, behave: Behaviour, *, host: str = "", port: int | None = None, backlog: int = 512
+    ) -> None:
         self.behave = behave
         self.results: queue.Queue[Any] = queue.Queue()
         self.accepted = 0
         self._lock = threading.Lock()
         self._connections: set[socket.socket] = set()
         self.port = free_port() if port is None else port
-        self._listeners = list(_listen_on_loopback(self.port, backlog))
+        self._listeners = list(_listen(host, self.port, backlog))
 
     def result(self, timeout: float = TIMEOUT) -> Any:
         """Wait for what the next finished connection returned; raise what it raised."""
@@ -110,9 +112,9 @@ class Listener:
         return is_silent(self._listener, 0)
 
 
-def _listen_on_loopback(port: int, backlog: int) -> Iterator[socket.socket]:
-    hosts = [(socket.AF_INET, "127.0.0.1")]
-    if socket.has_dualstack_ipv6():
+def _listen(at: str, port: int, backlog: int) -> Iterator[socket.socket]:
+    hosts = [(socket.AF_INET, at or "127.0.0.1")]
+    if not at and socket.has_dualstack_ipv6():
         hosts.append((socket.AF_INET6, "::1"))
     for family, host in hosts:
         sock = socket.socket(family)
