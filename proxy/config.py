@@ -534,6 +534,8 @@ class ServerConfig(Settings):
     trusted: Annotated[Networks, NETWORKS] = NOWHERE
     splice: Splice = "auto"
     guard: Guard = Guard.AUTO
+    login_penalty: Seconds = 5.0
+    login_exempt: Annotated[Networks, NETWORKS] = NOWHERE
     rules: tuple[RuleConfig, ...] = ()
 
     def __post_init__(self) -> None:
@@ -622,6 +624,14 @@ class ServerConfig(Settings):
         """True if clients must log in."""
         return self.auth is not AuthPolicy.NONE and bool(self.auth_users)
 
+    def punishes(self, client: Address) -> bool:
+        """Tell whether a login of this client that fails has a penalty."""
+        ip = client.ip
+        if not self.login_penalty or ip is None or ip in self.login_exempt:
+            return False
+        # Who comes from this machine may be anybody, if nothing tells us who it is.
+        return not ip.is_loopback or self.client_address is not ClientAddress.SOCKET
+
     @property
     def is_local(self) -> bool:
         """True if only this machine reaches it, and does so for itself."""
@@ -695,6 +705,8 @@ SHARED = (
     "enable_upstream",
     "splice",
     "guard",
+    "login_penalty",
+    "login_exempt",
 )
 
 

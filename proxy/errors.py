@@ -79,13 +79,20 @@ class LimitError(ProxyError):
 
 
 class OverLimitError(ProxyError):
-    """The configuration gives this client no more now; ``limit`` is the section of it that says so."""
+    """The configuration gives ``identity``, whom the client belongs to, no more now."""
 
-    def __init__(self, limit: str, identity: str, retry_after: float) -> None:
-        super().__init__(f"limit {limit}", Failure.TOO_MANY)
-        self.limit = limit
+    def __init__(self, what: str, identity: str, retry_after: float) -> None:
+        super().__init__(what, Failure.TOO_MANY)
         self.identity = identity
         self.retry_after = retry_after
+
+
+class PenaltyError(OverLimitError):
+    """Too many logins from this address have failed, so this one was not judged."""
+
+    def __init__(self, user: str, client: str, retry_after: float) -> None:
+        super().__init__("login penalty", client, retry_after)
+        self.user = user
 
 
 class ClientLeftError(ProxyError):

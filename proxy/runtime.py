@@ -8,6 +8,7 @@ connections are served with the new runtime, and those that live keep theirs unt
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from proxy.accesslog import NO_LOG, AccessLog
@@ -74,12 +75,19 @@ class Runtime:
         """
         Return the user's name, fit for a log; raises ``AuthError`` if the password is not theirs.
 
-        It may have to wait, and raises ``ClientLeftError`` if the client of the channel does not.
+        It may have to wait, and raises ``ClientLeftError`` if the client of the channel does not. Raises
+        ``PenaltyError`` if too many logins from there have failed.
         """
-        name = name_of(username)
-        if not self.authenticator.check(username, password, channel):
-            raise AuthError(name)
-        return name
+        name, client = name_of(username), channel.client if channel else None
+        if client:
+            self.limiter.check_login(self.config, name, client)
+        if self.authenticator.check(username, password, channel):
+            return name
+        if client:
+            # Others may have failed while this one waited for its hash.
+            self.limiter.check_login(self.config, name, client)
+            self.limiter.note_failure(self.config, client)
+        raise AuthError(name)
 
     def under(self, config: ServerConfig) -> "Runtime":
         """Build the one that follows it under another configuration; raises ``ConfigError``."""
@@ -107,25 +115,35 @@ def build_runtime(
     ``before`` is what was learnt until now.
     """
     memory = (before or Memory()).under(config)
-    counted = metrics or ListenerMetrics()
+    counted, shared = metrics or ListenerMetrics(), limiter or Limiter()
+    check_apart = partial(_check_apart, config, shared)
     return Runtime(
         config=config,
-        authenticator=Authenticator(config.auth_users, _check_apart, memory.logins),
+        authenticator=Authenticator(config.auth_users, check_apart, memory.logins),
         router=Router(config, Ways(config, memory.health), counted),
         forwarder=DataForwarder(config.idle_timeout, zero_copy=config.splice == "auto"),
         access_log=access_log,
         tls=server_context(config.tls_cert, config.tls_key) if config.tls_cert else None,
         metrics=counted,
-        limiter=limiter or Limiter(),
+        limiter=shared,
         memory=memory,
     )
 
 
-def _check_apart(check: Check) -> bool:
-    """Have a password checked by a thread, as long as its client is there; raises ``LimitError``."""
+def _check_apart(config: ServerConfig, limiter: Limiter, check: Check) -> bool:
+    """
+    Have a password checked by a thread, as long as its client is there; raises ``LimitError``.
+
+    It may have to wait for others. If too many have failed by then, its answer is no without a hash.
+    """
     channel: Channel | None = check.client
+    client = channel.client if channel else None
     try:
         with channel.watched(_GRACE) if channel else nullcontext():
-            return _hashing.run(check, channel.network if channel else "", check.key)
+            return _hashing.run(
+                lambda: not limiter.has_penalty(config, client) and check(),
+                channel.network if channel else "",
+                check.key,
+            )
     except LimitError as exc:
         raise LimitError(f"the password could not be checked: {exc}") from exc

@@ -10,7 +10,7 @@ from time import monotonic
 from proxy.accesslog import NO_LOG, AccessLog
 from proxy.address import Address, Endpoint
 from proxy.client import Connected
-from proxy.config import Overload, ServerConfig
+from proxy.config import ClientAddress, Overload, ServerConfig
 from proxy.limiter import Limiter
 from proxy.listening.fullness import Fullness
 from proxy.listening.listen import Acceptor
@@ -109,10 +109,17 @@ class ProxyServer(ABC):
     def accept_on(self, sockets: Iterable[GeventSocket]) -> None:
         """Accept clients on sockets that listen already; they belong to this server from now on."""
         for sock in sockets:
-            acceptor = Acceptor(sock, self._serve, self._pool)
+            acceptor = Acceptor(sock, self._serve, self._pool, self._passes_over)
             acceptor.start()
             self.acceptors.append(acceptor)
         self.runtime.begin()
+
+    def _passes_over(self, client: Address) -> bool:
+        """Tell of a client that could only be told that no login of its is judged, as many are already."""
+        config = self.config
+        if config.client_address is not ClientAddress.SOCKET or not config.needs_auth:
+            return False
+        return self.runtime.limiter.passes_over(config, client)
 
     def handle_connection(self, sock: LoopSocket | GeventSocket, client: Address) -> None:
         """Serve one client until it is done."""

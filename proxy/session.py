@@ -162,6 +162,9 @@ class Session:
         try:
             with Deadline(self.runtime.config.handshake_timeout).limit("handshake"):
                 self._meet()
+                if self._is_passed_over:
+                    self._end = ""
+                    return None
                 if self._is_client_known and self.runtime.limiter.limits:
                     self._stay = Stay()
                     self.runtime.limiter.arrive(self._stay, self._who, self._most_refused)
@@ -233,6 +236,14 @@ class Session:
         if config.client_address is not ClientAddress.X_FORWARDED_FOR:  # which comes later
             config.check_client(self.client.ip)
             self._is_client_known = True
+
+    @property
+    def _is_passed_over(self) -> bool:
+        """True for one who is not worth an answer, and of whom others told us; see ``ProxyServer``."""
+        config = self.runtime.config
+        if config.client_address is not ClientAddress.PROXY_PROTOCOL or not config.needs_auth:
+            return False
+        return self.runtime.limiter.passes_over(config, self.client)
 
     @property
     def _most_refused(self) -> int:

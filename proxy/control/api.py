@@ -14,15 +14,18 @@ from collections.abc import Callable
 from dataclasses import asdict
 from decimal import Decimal
 from http import HTTPStatus
+from time import monotonic
 from typing import Any, NoReturn
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote, unquote_to_bytes
 
+from proxy.address import UNIX, Address
 from proxy.configfile.document import Edit
 from proxy.control import status
 from proxy.control.candidate import Conflict, Outcome
 from proxy.control.http import Answer, Request
 from proxy.control.keeper import Keeper
 from proxy.ctl.ask import CONFIG_HEADER
+from proxy.errors import ProtocolError
 from proxy.explain import choose, explain, read_client, read_target
 from proxy.http.heads import HttpError
 from proxy.metrics import render
@@ -65,6 +68,21 @@ class Api:
 
     def _limits(self, request: Request) -> Answer:
         return Answer(status.limits(self._app))
+
+    def _penalties(self, request: Request) -> Answer:
+        return Answer(status.penalties(self._app))
+
+    def _forgive(self, request: Request, address: str) -> Answer:
+        try:
+            client = Address(unquote(address), 0)
+        except ProtocolError:
+            client = UNIX
+        if client.ip is None:
+            raise HttpError(400, "is no IP address")
+        if not self._app.limiter.penalties.forgive(client.ip, monotonic()):
+            raise HttpError(404, "no login from there has failed of late")
+        log.info("the failed logins of %s are forgiven by an operator", client.network)
+        return Answer({"status": "forgiven", "client": client.network})
 
     def _explain(self, request: Request) -> Answer:
         """Say what the rules in effect make of a target."""
@@ -170,6 +188,8 @@ _ROUTES: list[tuple[str, re.Pattern[str], Callable[..., Answer]]] = [
         ("GET", "/connections", Api._connections),
         ("DELETE", r"/connections/([0-9]{1,15})", Api._kill),
         ("GET", "/limits", Api._limits),
+        ("GET", "/penalties", Api._penalties),
+        ("DELETE", r"/penalties/([0-9A-Za-z.:%]{1,80})", Api._forgive),
         ("GET", "/explain", Api._explain),
         ("GET", "/versions", Api._versions_list),
         ("GET", r"/versions/([0-9]{1,15})", Api._version),

@@ -19,6 +19,7 @@ from proxy.control.history import Version
 from proxy.control.keeper import Keeper
 from proxy.limiter import Account, Limiter
 from proxy.metrics import Family, ListenerMetrics, Metrics, listener_families
+from proxy.policy.penalties import FREE
 from proxy.redact import without_query
 from proxy.server import ProxyServer
 from proxy.session import Session
@@ -149,6 +150,17 @@ def _account(account: Account, now: float) -> dict[str, Any]:
     }
 
 
+def penalties(app: Running) -> dict[str, Any]:
+    """Describe who failed to log in of late, the latest first, and how long that is held against them."""
+    now, kept = monotonic(), app.limiter.penalties
+    penalty = max((server.config.login_penalty for server in app.servers), default=0.0)
+    rows = [
+        {"client": network, "seconds": left, "refused_for": max(0.0, left - FREE * penalty)}
+        for network, left in kept.latest(now)
+    ]
+    return {"login_penalty": penalty, "refused": kept.refused, "penalties": rows}
+
+
 def find_session(app: Running, number: int) -> Session | None:
     """Find a live connection by its id."""
     return next((session for session in _sessions(app) if session.id == number), None)
@@ -254,6 +266,9 @@ def families(app: Running, keeper: Keeper) -> Iterator[Family]:
         decided.update(one.rules)
     what = "Connections that a rule decided about, or would have."
     yield _family("proxy_rule_total", "counter", what, ("rule", "action"), decided)
+    what = "Logins that were not judged, as too many from there had failed."
+    refused = app.limiter.penalties.refused
+    yield Family("proxy_logins_penalized_total", "counter", what, [({}, refused)])
     yield from _limit_families(app.limiter)
     healths = {
         (server.config.name, each.name): each.health

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from proxy.configfile.load import InvalidConfigError, read_file, state_dir_of
 from proxy.configfile.syntax import is_text
@@ -190,6 +190,11 @@ def _kill(call: _Call) -> int:
     return call.show("DELETE", path, lambda answer: f"connection {answer['id']} is ended")
 
 
+def _forgive(call: _Call) -> int:
+    path = f"/penalties/{quote(call.arguments[0].removesuffix('/64'), safe='')}"
+    return call.show("DELETE", path, lambda answer: f"{answer['client']} is forgiven")
+
+
 def _diff(call: _Call) -> int:
     one, other = (*call.arguments, "current")[:2]
     return call.show("GET", f"/versions/{one}?to={other}", show.diff)
@@ -223,6 +228,8 @@ commands for a running server: proxy-server ctl -c FILE [--json] COMMAND
   connections             live connections
   kill ID                 end one of them
   limits                  who has how much of which limit
+  penalties               who failed to log in of late, and for how long no login from there is judged
+  forgive ADDRESS         forget that
   explain TARGET          what the rules make of a host:port, and why; exit code 0: it goes, 1: it is refused
                           with --listener NAME, if there are several, --user NAME, --from ADDRESS
   reload                  read the file again, and say what came of it
@@ -245,6 +252,8 @@ _COMMANDS = {
     "connections": _Command(lambda call: call.show("GET", "/connections", show.connections)),
     "kill": _Command(_kill, 1, 1, takes_numbers=True),
     "limits": _Command(lambda call: call.show("GET", "/limits", show.limits)),
+    "penalties": _Command(lambda call: call.show("GET", "/penalties", show.penalties)),
+    "forgive": _Command(_forgive, 1, 1),
     "explain": _Command(_explain, 1, 1, options=("listener", "user", "from")),
     "reload": _Command(lambda call: call.show("POST", "/reload", show.outcome)),
     "versions": _Command(lambda call: call.show("GET", "/versions", show.versions)),

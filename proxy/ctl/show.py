@@ -200,6 +200,22 @@ def _account(each: Object) -> list[str]:
     ]
 
 
+def penalties(answer: Object) -> str:
+    """Show ``GET /penalties``."""
+    refused = f"{answer['refused']} logins were not judged"
+    if not answer["penalties"]:
+        return f"no login has failed of late; {refused}"
+    rows = [
+        [
+            each["client"],
+            f"{each['seconds']:.0f} s",
+            span(each["refused_for"] + 1) if each["refused_for"] else "-",
+        ]
+        for each in answer["penalties"]
+    ]
+    return "\n\n".join([table(("CLIENT", ">SUM", ">REFUSED FOR"), rows), refused])
+
+
 def _of(used: str, most: object) -> str:
     return f"{used} of {most}" if most else used
 

@@ -102,10 +102,18 @@ class Acceptor(SocketServer):
     When the pool is full nothing is accepted, and clients wait in the kernel's queue.
     """
 
-    def __init__(self, sock: socket.socket, handler: Handler, pool: Pool) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        handler: Handler,
+        pool: Pool,
+        passes_over: Callable[[Address], bool] = lambda client: False,
+    ) -> None:
+        """Take what tells of a client that is to be closed at once, as that is cheaper than to serve it."""
         super().__init__(sock, cast(Any, handler))
         self._handler = handler
         self._pool = pool
+        self._passes_over = passes_over
 
     def full(self) -> bool:
         """Tell whether nobody else can be served now, and go on when that is over."""
@@ -118,7 +126,10 @@ class Acceptor(SocketServer):
         """Have a client served, by a handler that closes its socket."""
         # Whoever comes to a Unix socket may have given a name to its own end, but that says nothing.
         who = address_of(peer) if isinstance(peer, tuple) else UNIX
-        self._pool.start(self._handler(client, who))
+        if self._passes_over(who):
+            client.close()
+        else:
+            self._pool.start(self._handler(client, who))
 
     def set_mode(self, mode: int) -> None:
         """Change who may connect to a Unix socket, unless the service manager made it."""

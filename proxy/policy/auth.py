@@ -101,6 +101,7 @@ class Authenticator:
                 return False
         key = self._logins.key(username, password, stored)
         if key in self._logins:
+            self._logins.add(key)  # what is used stays remembered
             return True
         # What is refused costs the same for an unknown user, and for one whose password is plain or a
         # hash: the time tells nobody who exists.

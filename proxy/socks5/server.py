@@ -5,7 +5,7 @@ The SOCKS5 door (RFC 1928, RFC 1929).
 from contextlib import suppress
 
 from proxy.address import UNKNOWN, Address
-from proxy.errors import AuthError, LimitError, ProtocolError, ProxyError
+from proxy.errors import AuthError, LimitError, OverLimitError, ProtocolError, ProxyError
 from proxy.parsers import run
 from proxy.relaying.channel import Channel
 from proxy.relaying.stream import Stream
@@ -67,7 +67,7 @@ class Socks5Inbound:
         login = run(codec.parse_login(), self._channel.read_exact)
         try:
             user = self._runtime.log_in(login.username, login.password, self._channel)
-        except (AuthError, LimitError):
+        except (AuthError, LimitError, OverLimitError):
             with suppress(
                 OSError
             ):  # whoever has gone by now is not let in all the same, which is to be logged
