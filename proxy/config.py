@@ -505,9 +505,9 @@ class ServerConfig(Settings):
     """
     One listener, with all that its connections need.
 
-    ``auth_users`` maps names to passwords, plain or hashed. ``upstream_config`` is in order of
-    preference; empty, or with ``enable_upstream`` off, connections go out directly. ``mode`` is, in
-    octal, that of a Unix socket's file. ``rules`` are those of all listeners.
+    ``auth_users`` maps names to passwords, plain or hashed, those of ``users_file`` among them.
+    ``upstream_config`` is in order of preference; empty, or with ``enable_upstream`` off, connections go
+    out directly. ``mode`` is, in octal, that of a Unix socket's file. ``rules`` are those of all listeners.
     """
 
     listen_addr: Location
@@ -533,6 +533,7 @@ class ServerConfig(Settings):
     client_address: ClientAddress = ClientAddress.SOCKET
     trusted: Annotated[Networks, NETWORKS] = NOWHERE
     splice: Splice = "auto"
+    users_file: File = ""
     guard: Guard = Guard.AUTO
     login_penalty: Seconds = 5.0
     login_exempt: Annotated[Networks, NETWORKS] = NOWHERE
@@ -572,7 +573,7 @@ class ServerConfig(Settings):
             yield from _path_problems(self.path)
         for username, password in self.auth_users.items():
             yield from user_problems(username, password)
-        if self.auth is AuthPolicy.REQUIRED and not self.auth_users:
+        if self.auth is AuthPolicy.REQUIRED and not (self.auth_users or self.users_file):
             yield ConfigError("auth", "authentication is required, but [auth_users] has no users")
 
     def _address_problems(self) -> Iterator[ConfigError]:
@@ -621,8 +622,8 @@ class ServerConfig(Settings):
 
     @property
     def needs_auth(self) -> bool:
-        """True if clients must log in."""
-        return self.auth is not AuthPolicy.NONE and bool(self.auth_users)
+        """True if clients must log in; where there is a file of users, also while it has none."""
+        return self.auth is not AuthPolicy.NONE and bool(self.auth_users or self.users_file)
 
     def punishes(self, client: Address) -> bool:
         """Tell whether a login of this client that fails has a penalty."""
@@ -704,6 +705,7 @@ SHARED = (
     "overload",
     "enable_upstream",
     "splice",
+    "users_file",
     "guard",
     "login_penalty",
     "login_exempt",
@@ -715,13 +717,14 @@ class ProxyConfig(Settings):
     """
     A whole configuration file.
 
-    Its users are those of each of its listeners. The ``field`` of its errors is the place in the file,
-    such as ``control.token``.
+    Its users are those of each of its listeners; ``users_in_file`` are in a file of their own. The ``field``
+    of its errors is the place in the file, such as ``control.token``.
     """
 
     listeners: tuple[ServerConfig, ...]
     upstreams: tuple[UpstreamConfig, ...] = ()
     auth_users: Mapping[str, str] = field(default_factory=dict, repr=False)
+    users_in_file: frozenset[str] = field(default=frozenset(), repr=False)
     rules: tuple[RuleConfig, ...] = ()
     limits: tuple[LimitConfig, ...] = ()
     drain_timeout: Seconds = 30.0

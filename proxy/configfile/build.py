@@ -37,12 +37,14 @@ from proxy.configfile import syntax
 from proxy.configfile.outline import Outline
 from proxy.configfile.spec import CONFIGSPEC, VALIDATOR, Path, kind_of
 from proxy.configfile.syntax import NO_CLOSING_QUOTE, QUOTE_IT
+from proxy.configfile.usersfile import read_users
 from proxy.errors import ConfigError
 from proxy.settings import FILE, SettingsError, did_you_mean
 from proxy.tls.contexts import check_readable, client_context, server_context
 from proxy.users import check_user
 
 TLS_FILES = ("tls_cert", "tls_key", "tls_ca")
+NAMED_FILES = (*TLS_FILES, "users_file")  # which may change without the file
 
 _NO_FILES = ("", "-", "off")  # what an access_log may be instead
 
@@ -56,25 +58,28 @@ class Builder:
         self._outline = outline
         self._folder = folder
         self._with_files = with_files
+        self._known_users: Mapping[str, str] = {}
 
     def build(self) -> ProxyConfig | None:
         """Build the configuration, or report why there is none."""
         conf = self._validate()
-        users = self._users(conf["auth_users"])
+        proxy, control = (self._values((name,), conf[name]) for name in ("proxy", "control"))
+        users, more = self._users(conf["auth_users"]), self._users_of(proxy.get("users_file", ""), conf)
+        self._known_users = {**conf["auth_users"], **more}
         upstreams: dict[str, UpstreamConfig | None] = {}
         for name in conf["upstreams"]:
             self._add_upstream(name, conf["upstreams"], upstreams)
-        proxy, control = (self._values((name,), conf[name]) for name in ("proxy", "control"))
         rules = tuple(filter(None, (self._rule(name, conf, upstreams) for name in conf["rules"])))
         self._look_at_rules(rules)
-        shared = _only(ServerConfig, proxy) | {"auth_users": users, "rules": rules}
+        shared = _only(ServerConfig, proxy) | {"auth_users": users | more, "rules": rules}
         listeners = [
             self._listener(name, shared | self._values(("listeners", name), each), upstreams)
             for name, each in conf["listeners"].items()
         ]
         values = _only(ProxyConfig, proxy) | {
             "listeners": tuple(filter(None, listeners)),
-            "auth_users": users,
+            "auth_users": users | more,
+            "users_in_file": frozenset(more),
             "upstreams": tuple(filter(None, (upstreams[name] for name in conf["upstreams"]))),
             "rules": rules,
             "limits": tuple(filter(None, (self._limit(name, conf) for name in conf["limits"]))),
@@ -125,6 +130,15 @@ class Builder:
             except ConfigError as exc:
                 self._outline.report_at(("auth_users",), name, str(exc))
         return {name: users[name] for name in users if (("auth_users",), name) not in self._outline.refused}
+
+    def _users_of(self, path: str, conf: Mapping[str, Any]) -> dict[str, str]:
+        """Read the users of a file, or report what is wrong with it."""
+        if not path or not self._with_files:
+            return {}
+        read = read_users(path, conf["auth_users"])
+        self._outline.problems += read.problems
+        self._outline.warnings += read.warnings
+        return read.users
 
     def _add_upstream(
         self,
@@ -217,8 +231,9 @@ class Builder:
             if (("listeners",), "") not in self._outline.refused:
                 hint = did_you_mean(listener, conf["listeners"])
                 self._outline.report_at(path, "listener", f"there is no {listener} in [listeners]{hint}")
-        if strangers := [each for each in values.get("user", ()) if each not in conf["auth_users"]]:
-            self._outline.warn_at(path, "user", f"not in [auth_users]: {', '.join(map(quoted, strangers))}")
+        if strangers := [each for each in values.get("user", ()) if each not in self._known_users]:
+            where = "[auth_users] and users_file" if conf["proxy"].get("users_file") else "[auth_users]"
+            self._outline.warn_at(path, "user", f"not in {where}: {', '.join(map(quoted, strangers))}")
         if "from" in values:
             values["from_"] = values.pop("from")
         return values

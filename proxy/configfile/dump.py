@@ -21,6 +21,8 @@ def dump(config: ProxyConfig) -> str:
     first = config.listeners[0]
     users = ["[auth_users]"]
     for name, password in config.auth_users.items():
+        if name in config.users_in_file:
+            continue
         users.append(f"{syntax.quote_key(name)} = {syntax.quote(shown(('auth_users',), name, password))}")
     blocks = [
         _write_section(("proxy",), lambda key: getattr(config if hasattr(config, key) else first, key)),

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from proxy.config import (
     ProxyConfig,
 )
-from proxy.configfile.build import TLS_FILES, Builder
+from proxy.configfile.build import NAMED_FILES, Builder
 from proxy.configfile.document import NOWHERE, Document
 from proxy.configfile.outline import MAX_BYTES, Outline, Problem, why_no_text_file
 from proxy.errors import ConfigError, is_shortage, reason_of
@@ -96,9 +96,13 @@ def understand(content: Content, path: str) -> Loaded:
     return Loaded(config, (*(Problem(path, 0, "", "", each) for each in told), *warnings))
 
 
-def tls_files_in(document: Document, folder: str) -> list[str]:
-    """List the TLS files that a document in a folder names, which need not be a valid configuration."""
-    named = {value for _, key, value in document.values() if key in TLS_FILES and value}
+def named_files_in(document: Document, folder: str) -> list[str]:
+    """
+    List the files that are read with a document in a folder, which need not be a valid configuration.
+
+    They are certificates and keys, and a file of users.
+    """
+    named = {value for _, key, value in document.values() if key in NAMED_FILES and value}
     return sorted(os.path.join(folder, os.path.expanduser(name)) for name in named)
 
 
@@ -154,5 +158,9 @@ def _has_plain_secrets(config: ProxyConfig) -> bool:
     return bool(
         config.control_token
         or any(each.proxy_password or each.headers for each in config.upstreams)
-        or any(not password.startswith("scrypt$") for password in config.auth_users.values())
+        or any(
+            not password.startswith("scrypt$")
+            for name, password in config.auth_users.items()
+            if name not in config.users_in_file
+        )
     )

@@ -57,7 +57,7 @@ class Candidate:
 
     layers: Layers
     config: ProxyConfig
-    tls: Fingerprint  # of the TLS files, taken before they are read
+    files: Fingerprint  # of those that it names, taken before they are read
     version: Version | None = None  # it becomes this one; without it stays the same
     notes: tuple[str, ...] = ()
     is_to_apply: bool = True

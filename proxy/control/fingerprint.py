@@ -25,10 +25,10 @@ def _stat(path: str) -> tuple[int, ...] | None:
     return (*place, found.st_size, found.st_mode, *times)
 
 
-def tls_files(config: ProxyConfig) -> list[str]:
-    """List the TLS files that a configuration names."""
+def named_files(config: ProxyConfig) -> list[str]:
+    """List the files that are read with a configuration: certificates and keys, and a file of users."""
     named = [
-        *(path for each in config.listeners for path in (each.tls_cert, each.tls_key)),
+        *(path for each in config.listeners for path in (each.tls_cert, each.tls_key, each.users_file)),
         *(path for each in config.upstreams for path in each.files),
     ]
     return sorted(set(filter(None, named)))

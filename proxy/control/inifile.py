@@ -3,7 +3,7 @@ The configuration file, and what was said of it when it was last looked at.
 
 What may never be violated:
 
-- A file is judged once. Only another content is judged again, or other TLS files than a rejected one names.
+- A file is judged once. Only another content is judged again, or another file that a rejected one names.
 - A shortage of our own says nothing of a file: whoever met one puts ``judged`` back to what it was.
 - There is ``trouble`` as long as the file is not what is in effect, whoever is to blame, and no longer.
 
@@ -48,7 +48,7 @@ class Judged:
     """
     The file as it was when it was last judged.
 
-    The TLS files that a rejected one ``waits_for`` may have been the cause, so it is judged again
+    The files named in a rejected one, which it ``waits_for``, may have been the cause, so it is judged again
     when they change.
     """
 
@@ -82,12 +82,12 @@ class IniFile:
         self.judged = Judged(is_rejected=True, trouble=trouble)  # until it is known to be otherwise
         content = load.read_file(self.path)
         # Before they are read: one that appears right after that is another one than this.
-        waits_for = fingerprint.take(load.tls_files_in(content.document, self.folder))
+        waits_for = fingerprint.take(load.named_files_in(content.document, self.folder))
         self.judged = Judged(_digest(content.data), waits_for, is_rejected=True, trouble=trouble)
         return content.text, load.understand(content, self.path)
 
     def is_new(self) -> bool:
-        """Tell whether it is another file than was judged, or may read another TLS file."""
+        """Tell whether it is another file than was judged, or one that it names is."""
         content, judged = self._read(), self.judged
         now = _digest(content.data) if content else ""
         return now != judged.content or fingerprint.take(judged.waits_for) != judged.waits_for

@@ -10,7 +10,7 @@ Whatever wants a change comes here: the watcher, a signal, the control interface
 - The file is written before a candidate is applied, and put back if that fails; so the two change together
   or not at all. Where they differ all the same, ``trouble`` says why until they do not (``inifile.py``).
 - What is in effect is said to be another (``_running``, ``current``) when nothing can fail any more.
-- Certificates in effect are renewed whatever the file says: these two are asked apart.
+- Certificates and users in effect are renewed whatever the file says: these are asked apart.
 """
 
 import gc
@@ -43,7 +43,7 @@ from proxy.control.candidate import (
     problems_of,
     refused_by_name,
 )
-from proxy.control.fingerprint import Fingerprint, tls_files
+from proxy.control.fingerprint import Fingerprint, named_files
 from proxy.control.history import History, Version
 from proxy.control.inifile import IniFile, Trouble
 from proxy.errors import ConfigError, Failure, ProxyError, reason_of
@@ -128,7 +128,7 @@ class Keeper:
         return warnings
 
     def _run_with(self, text: str, config: ProxyConfig) -> None:
-        self._running = Candidate(Layers.of(text), config, fingerprint.take(tls_files(config)))
+        self._running = Candidate(Layers.of(text), config, fingerprint.take(named_files(config)))
 
     def _take_first(self, text: str) -> None:
         last = next(iter(self._history.versions[-1:]), None)
@@ -234,7 +234,7 @@ class Keeper:
 
     def reload_if_changed(self) -> Outcome | None:
         """
-        Reload the file if it has changed, and the TLS files in effect if they have; None if nothing has.
+        Reload the file if it has changed, and the files that are in effect if they have; None if nothing has.
 
         Raises ``ProxyError`` where that cannot be done now, for want of descriptors or the like.
         """
@@ -247,17 +247,17 @@ class Keeper:
                 what = f"{self._file.path} was replaced where it is mounted from, which is not seen here"
                 self._file.note(f"{what}: mount its folder, and start anew")
                 log.error("%s: mount its folder, and start anew", what)
-            # Whatever became of the file: certificates are renewed beside a broken one too.
-            tls = self._run(fingerprint.take, self._running.tls)
-            if tls != self._running.tls:
+            # Whatever became of the file: certificates and users are renewed beside a broken one too.
+            taken = self._run(fingerprint.take, self._running.files)
+            if taken != self._running.files:
                 outcome = self._commit(self._from_what_is_in_effect, is_asked_for=False)
                 if outcome.status == "rejected":  # which is said once, until they change again
-                    self._running = replace(self._running, tls=tls)
+                    self._running = replace(self._running, files=taken)
         return outcome
 
     def fingerprint(self) -> Fingerprint:
-        """Fingerprint what to look at: the file, the TLS files in effect, and those that it waits for."""
-        watched = [self._file.path, *self._running.tls, *self._file.judged.waits_for]
+        """Fingerprint what to look at: the file, those that it names, and those that it waits for."""
+        watched = [self._file.path, *self._running.files, *self._file.judged.waits_for]
         return self._run(fingerprint.take, watched)
 
     # -- what they all come to
@@ -327,9 +327,9 @@ class Keeper:
             told_of = new.version.number, new.version.source, new.version.summary
             log.info("version %d of the configuration (%s): %s", *told_of)
             self._remember()
-        elif new.tls != running.tls:
-            notes += ("the TLS files were read again",)
-        is_other = new.version or new.tls != running.tls
+        elif new.files != running.files:
+            notes += ("the files that it names were read again",)
+        is_other = new.version or new.files != running.files
         return self._tell(Outcome("applied" if is_other else "unchanged", self.current.number, notes=notes))
 
     def _put_back(self, undo: Callable[[], None], cause: Exception) -> None:
@@ -360,13 +360,14 @@ class Keeper:
             notes = tuple(map(str, loaded.warnings))
             return self._candidate(source, Layers.of(text), loaded.config, notes=notes)
         # The text is as it was, but the files that it names may have changed.
-        return self._running_again() if is_asked_for else self._unchanged()
+        return self._running_again(loaded.config) if is_asked_for else self._unchanged()
 
     def _from_what_is_in_effect(self) -> Candidate:
-        """Read the TLS files of what is in effect again; what the file says now is another matter."""
+        """Read the files again that what is in effect names; what the file says now is another matter."""
         text, number = self.current.text, self.current.number
-        self._parse(text, self._file.path if self._file.holds(text) else f"version {number}")
-        return self._running_again()
+        taken = fingerprint.take(self._running.files)
+        config = self._parse(text, self._file.path if self._file.holds(text) else f"version {number}")
+        return Candidate(self._running.layers, config, taken)
 
     def _from_before(self) -> Candidate:
         """Go back to the version before; or have a rejected file hold what is in effect again."""
@@ -437,15 +438,14 @@ class Keeper:
             notes += (f"volatile changes are gone: {', '.join(gone)}",)
         summary = summary or changes.summary(self.current.text, layers.text)
         version = self._version(source, layers, summary)
-        return Candidate(layers, config, fingerprint.take(tls_files(config)), version, notes)
+        return Candidate(layers, config, fingerprint.take(named_files(config)), version, notes)
 
     def _version(self, source: str, layers: Layers, summary: str) -> Version:
         number = self._history.next_number()
         return Version(number, time.time(), source, summary, layers.text, bool(layers.volatile))
 
-    def _running_again(self) -> Candidate:
-        tls = fingerprint.take(self._running.tls)
-        return Candidate(self._running.layers, self._running.config, tls)
+    def _running_again(self, config: ProxyConfig) -> Candidate:
+        return Candidate(self._running.layers, config, fingerprint.take(self._running.files))
 
     def _unchanged(self) -> Candidate:
         return replace(self._running, version=None, notes=(), is_for_file=False, is_to_apply=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from proxy.config import Protocol, ProxyConfig, ServerConfig, UpstreamConfig, UpstreamType
-from proxy.control.fingerprint import take, tls_files
+from proxy.control.fingerprint import named_files, take
 
 
 @pytest.fixture
@@ -88,12 +88,12 @@ def test_one_that_appears_is_a_change(tmp_path: Path) -> None:
     assert take([str(path)]) != before
 
 
-def test_the_tls_files_of_a_configuration_are_each_named_once() -> None:
+def test_the_named_files_of_a_configuration_are_each_named_once() -> None:
     web = ServerConfig(":1", Protocol.WEBSOCKET, "web", tls_cert="b.pem", tls_key="b.key")
     more = ServerConfig(":2", Protocol.WEBSOCKET, "more", tls_cert="b.pem", tls_key="a.key")
     socks = ServerConfig(":3", Protocol.SOCKS5, "socks")
     home = UpstreamConfig("home", UpstreamType.WEBSOCKET, "wss://home.example/", tls_ca="ca.pem")
     plain = UpstreamConfig("plain", UpstreamType.SOCKS5, "plain.example:1080")
     config = ProxyConfig((web, more, socks), (home, plain))
-    assert tls_files(config) == ["a.key", "b.key", "b.pem", "ca.pem"]
-    assert tls_files(ProxyConfig((socks,))) == []
+    assert named_files(config) == ["a.key", "b.key", "b.pem", "ca.pem"]
+    assert named_files(ProxyConfig((socks,))) == []

@@ -463,7 +463,7 @@ def with_certificate(house: House, pair: Certificate) -> str:
     )
 
 
-RENEWED = Outcome("applied", 1, notes=("the TLS files were read again",))
+RENEWED = Outcome("applied", 1, notes=("the files that it names were read again",))
 
 
 def renew(old: Certificate, new: Certificate) -> None:

@@ -401,7 +401,7 @@ class TestCertificates:
             second.cert.replace(first.cert)
             node.wait_for_log("does not belong to the certificate")
             second.key.replace(first.key)
-            node.wait_for_log("the TLS files were read again")
+            node.wait_for_log("the files that it names were read again")
             new = clients.websocket(node.door("web"), "127.0.0.1", target.port, tls=context)
             assert certificate(old) != certificate(new)
             assert certificate(new) == ssl.PEM_cert_to_DER_cert(first.cert.read_text())

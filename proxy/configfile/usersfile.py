@@ -1,0 +1,114 @@
+"""
+A file of users: ``name:password`` a line, the password plain or a hash.
+
+The first colon ends the name, and nothing is taken for quotes or for a comment behind a password: what stands
+there is it. Empty lines, and lines that begin with #, are none. No message repeats what a line says.
+"""
+
+import os
+import stat
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+
+from proxy.configfile.outline import MAX_BYTES, Problem, why_no_text_file
+from proxy.configfile.syntax import CONTROL
+from proxy.errors import is_shortage, reason_of
+from proxy.net.limits import from_reserve, untold_shortage
+from proxy.policy.auth import is_hash
+from proxy.trust import Trust
+from proxy.users import to_bytes, user_problems
+
+_MOST_PROBLEMS = 20  # that are told: of a file of another kind each line is one
+
+
+@dataclass
+class UsersFile:
+    """What a file of users has: those who can be, and what there is to say."""
+
+    path: str
+    users: dict[str, str] = field(default_factory=dict, repr=False)
+    problems: list[Problem] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
+
+
+def read_users(path: str, others: Collection[str] = ()) -> UsersFile:
+    """
+    Read a file of users, of whom none may be one of the others.
+
+    What cannot be read is a problem; raises ``LimitError`` if only we cannot do that now.
+    """
+    read = UsersFile(path)
+    try:
+        data, found = _content(path)
+    except OSError as exc:
+        if is_shortage(exc):
+            raise untold_shortage(f"{path} cannot be read now", exc) from exc
+        read.problems.append(Problem(path, 0, "", "", f"cannot be read: {reason_of(exc)}"))
+        return read
+    except ValueError:
+        read.problems.append(Problem(path, 0, "", "", "this cannot be a file name"))
+        return read
+    # An empty one has no users yet, and lets nobody in.
+    complaint = why_no_text_file(data) if data.strip() else ""
+    if complaint:
+        read.problems.append(Problem(path, 0, "", "", complaint))
+        return read
+    _read_lines(read, data.decode("utf-8-sig", "surrogateescape"), others)
+    read.warnings += (Problem(path, 0, "", "", each) for each in _warnings(read, found))
+    return read
+
+
+def _content(path: str) -> tuple[bytes, os.stat_result]:
+    # Not to wait for whoever writes into a FIFO.
+    with from_reserve(
+        lambda: open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    ) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(0, "it is no regular file")
+        return file.read(MAX_BYTES + 1), found
+
+
+def _read_lines(read: UsersFile, text: str, others: Collection[str]) -> None:
+    places: dict[str, int] = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.removesuffix("\r")
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, colon, password = line.partition(":")
+        problem = next(_problems(name, colon, password), "")
+        if not problem and name in places:
+            problem = f"this user is there already, in line {places[name]}"
+        if not problem and name in others:
+            problem = "this user is in [auth_users] too"
+        if problem:
+            read.problems.append(Problem(read.path, number, "", "", problem))
+        else:
+            places[name] = number
+            read.users[name] = password
+    if (more := len(read.problems) - _MOST_PROBLEMS) > 0:
+        del read.problems[_MOST_PROBLEMS:]
+        read.problems.append(Problem(read.path, 0, "", "", f"and {more} more lines that are wrong"))
+
+
+def _problems(name: str, colon: str, password: str) -> Iterator[str]:
+    if not colon:
+        yield "has no colon: write name:password"
+    try:
+        (name + password).encode()
+    except UnicodeEncodeError:
+        yield "is not UTF-8"
+    if CONTROL.search(name + password) or "\t" in name + password:
+        yield "has a control character"
+    if name != name.strip() or password != password.strip():
+        yield "has a blank at an end of the name or the password: such a user goes into [auth_users]"
+    yield from (str(problem) for problem in user_problems(name, password))
+
+
+def _warnings(read: UsersFile, found: os.stat_result) -> Iterator[str]:
+    is_plain = any(not is_hash(to_bytes(password)) for password in read.users.values())
+    if found.st_mode & 0o077 and is_plain:
+        what = "has passwords in plain text, and other users of this machine may access it"
+        yield f"{what}: chmod 600 {read.path}"
+    if Trust(read.path).others_may_write(found):
+        yield f"other users of this machine may write it, and so let themselves in: chmod go-w {read.path}"
