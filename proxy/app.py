@@ -4,9 +4,11 @@ The running program: its listeners, its logs, signals, and an end in good order.
 
 import gc
 import logging
+import os
 import signal
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from fcntl import F_DUPFD, fcntl
 from functools import partial
 from time import monotonic
 from types import TracebackType
@@ -23,7 +25,7 @@ from proxy.listeners import Listeners, MakeServer, Plan, make_server
 from proxy.logs import Logs
 from proxy.metrics import Metrics
 from proxy.net import lookup
-from proxy.net.limits import make_room
+from proxy.net.limits import BALLAST, make_room
 from proxy.net.sock import GeventSocket
 from proxy.net.threads import NativeThreads
 from proxy.relaying.splice import AVAILABLE, MOST_PIPES
@@ -32,6 +34,7 @@ from proxy.server import ProxyServer, pool_size
 log = logging.getLogger(__name__)
 
 _M_MMAP_THRESHOLD, _LARGE_BLOCK = -3, 1 << 20  # mallopt(3); bytes
+_MOST_ROOM = 8192  # 16 bytes for each, and as many for its timer
 _NEW_OBJECTS = 10_000  # before the collector looks at them; some are always new when many clients come
 
 
@@ -220,6 +223,7 @@ class App:
 
     def _make_room(self) -> None:
         listeners = self.config.listeners
+        _make_room_in_the_loop(2 * sum(pool_size(each) for each in listeners))
         make_room(
             connections=sum(pool_size(each) for each in listeners),
             listeners=len(listeners),
@@ -294,6 +298,32 @@ def _give_memory_back() -> None:
         CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
 
 
+def _make_room_in_the_loop(sockets: int) -> None:
+    """
+    Have libev allocate now what it will need for so many sockets, but for 8192 at most.
+
+    It has an array by descriptor and one of timers, and ends the program where it cannot have a larger one.
+    All else that finds no memory is a client that is not served.
+    """
+    loop, count = gevent.get_hub().loop, min(sockets, _MOST_ROOM)
+    watchers: list[Any] = [loop.timer(60) for _ in range(count)]
+    ends = [*os.pipe()]
+    with suppress(OSError, ValueError):  # there are not as many descriptors
+        ends.append(fcntl(ends[0], F_DUPFD, count))
+        watchers.append(loop.io(ends[-1], 1))
+    for watcher in watchers:
+        watcher.start(_nothing)
+    for watcher in watchers:
+        watcher.stop()
+        watcher.close()
+    for end in ends:
+        os.close(end)
+
+
+def _nothing() -> None:
+    pass
+
+
 def _spare_the_collector() -> None:
     """Have garbage looked for less often: a connection leaves none, as nothing of it refers to itself."""
     gc.freeze()  # what is there by now stays
@@ -305,6 +335,9 @@ def _log_error(
 ) -> None:
     """Take what leaves a greenlet uncaught: one line, where gevent would print a traceback."""
     if issubclass(kind, gevent.GreenletExit):
+        return
+    if issubclass(kind, MemoryError):
+        BALLAST.give_up()
         return
     about = {"collapse": ("internal error", f"{kind.__name__}: {value}")}
     log.error("internal error: %s: %s", kind.__name__, value, extra=about)

@@ -41,6 +41,7 @@ from proxy.settings import (
     FileMode,
     Interface,
     Location,
+    Penalty,
     Seconds,
     Secret,
     Settings,
@@ -535,7 +536,7 @@ class ServerConfig(Settings):
     splice: Splice = "auto"
     users_file: File = ""
     guard: Guard = Guard.AUTO
-    login_penalty: Seconds = 5.0
+    login_penalty: Penalty = 5.0
     login_exempt: Annotated[Networks, NETWORKS] = NOWHERE
     rules: tuple[RuleConfig, ...] = ()
 

@@ -30,6 +30,7 @@ from proxy.errors import (
 from proxy.limiter import Stay, Who
 from proxy.metrics import CLIENT_LEFT, HANDSHAKE, TARGET
 from proxy.net.deadline import Deadline
+from proxy.net.limits import BALLAST
 from proxy.net.sock import GeventSocket, LoopSocket
 from proxy.parsers import run
 from proxy.proxyprotocol import parse_header
@@ -124,6 +125,8 @@ class Session:
                 if self._stay:
                     self.runtime.limiter.leave(self._stay)
                 self._account()
+        except MemoryError:
+            BALLAST.give_up()
         except Exception as exc:
             text = f"internal error: {type(exc).__name__}: {shortened(str(exc))}"
             log.error("%s: %s", self, text, extra=self._about(text))

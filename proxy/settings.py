@@ -128,6 +128,12 @@ def _check_positive(seconds: float) -> None:
         raise ValueError("must be more than 0")
 
 
+def _check_penalty(seconds: float) -> None:
+    # Three of them are free, and a sum is a minute at most.
+    if not 0 <= seconds < 20:
+        raise ValueError("must be less than 20s, as three of them have to be less than a minute")
+
+
 def _check_not_negative(seconds: float) -> None:
     if not 0 <= seconds < math.inf:
         raise ValueError("must not be negative")
@@ -264,6 +270,7 @@ RATE = Kind(parse_rate)
 BANDWIDTH = Kind(parse_size, _check_bandwidth)  # bytes a second
 
 Seconds = Annotated[float, Kind(parse_duration, _check_not_negative)]
+Penalty = Annotated[float, Kind(parse_duration, _check_penalty)]
 SomeSeconds = Annotated[float, Kind(parse_duration, _check_positive)]  # more than none
 File = Annotated[str, FILE]
 Location = Annotated[str, ADDRESS]

@@ -17,7 +17,7 @@ from proxy.listening import ours
 from proxy.listening.opening import close_to_clients, listen_on, place_of
 from proxy.listening.pool import Job, Pool
 from proxy.listening.unixsocket import UnixSocket
-from proxy.net.limits import FOR_FILES, RESERVE, from_reserve, shortage
+from proxy.net.limits import BALLAST, FOR_FILES, RESERVE, from_reserve, shortage
 from proxy.net.sock import LoopSocket, address_of
 
 log = logging.getLogger(__name__)
@@ -59,6 +59,9 @@ class SocketServer(StreamServer):
         listening: Any = self.socket
         if RESERVE.is_short:
             RESERVE.fill()
+        if BALLAST.is_given_up:
+            self._rest()
+            return None
         try:
             fileno, peer = listening._accept()
         except BlockingIOError:
@@ -84,11 +87,14 @@ class SocketServer(StreamServer):
         except BlockingIOError:
             return None
         except OSError:
-            # Nothing says when there is room again: until then the socket would be readable all the time.
-            self.stop_accepting()
-            self._timer: Any = self.loop.timer(_PAUSE)
-            self._timer.start(self._go_on)
+            self._rest()
             return None
+
+    def _rest(self) -> None:
+        # Nothing says when there is room again: until then the socket would be readable all the time.
+        self.stop_accepting()
+        self._timer: Any = self.loop.timer(_PAUSE)
+        self._timer.start(self._go_on)
 
     def _go_on(self) -> None:
         if self.started:

@@ -19,6 +19,7 @@ clients at a time, one in three is still wanted after 2 ms, and 97 in 100 after 
 
 from collections.abc import Callable, Generator
 from contextlib import closing
+from inspect import GEN_SUSPENDED, getgeneratorstate
 from typing import Any, Protocol
 
 import gevent
@@ -133,8 +134,14 @@ class Pool:
     def _lose(self, greenlet: "_PooledGreenlet") -> None:
         """Forget a greenlet that has ended, and end the job that it leaves, if any."""
         self._greenlets.discard(greenlet)
-        if greenlet.job:
-            gevent.spawn(self._end, greenlet.job)
+        job = greenlet.job
+        if not job:
+            return
+        if getgeneratorstate(job) == GEN_SUSPENDED:
+            gevent.spawn(self._end, job)
+        else:
+            # It was never begun, or is over: to end it needs no greenlet, for which there may be no memory.
+            self._end(job)
 
     def _end(self, job: Job) -> None:
         try:

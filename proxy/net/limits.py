@@ -10,10 +10,12 @@ told, in its own protocol, that there is no room, and gives the descriptor back.
 
 import errno
 import logging
+import math
 import os
 import resource
 from collections.abc import Callable
 from contextlib import suppress
+from time import monotonic
 from typing import TypeVar
 
 from gevent.monkey import get_original
@@ -27,6 +29,8 @@ T = TypeVar("T")
 RESERVED = 20  # descriptors: some clients at a time can be told that there is no room,
 FOR_FILES = 4  # and these are left for the configuration file and what it names
 _OWN = 64  # descriptors: logs, the control interface and its clients, the file and its versions
+_BALLAST = 4 << 20  # bytes of memory
+_REST = 1.0  # seconds for which nobody is let in, once there was none
 _ENOUGH = 1 << 20  # descriptors: more than any machine can make use of
 
 # gevent's close waits for the next turn of its loop, but these are wanted at once.
@@ -43,6 +47,7 @@ def make_room(
     the upstreams that are reached beside others, ``spares`` those connections to them that are ready.
     """
     RESERVE.keep(RESERVED)
+    BALLAST.keep()
     # A client's socket, and two for its target: while it is dialled, two addresses of it are raced.
     needed = 3 * connections + raced + spares
     needed += 2 * min(2 * connections, pipes)  # the ends of a pipe, one for each direction
@@ -72,6 +77,45 @@ def raise_limit(needed: int) -> int:
             break
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return most if soft == resource.RLIM_INFINITY else soft
+
+
+class Ballast:
+    """
+    Memory that is held back, for what has to go on when there is no more.
+
+    libev and greenlet end the program where they cannot have memory, so nobody new is let in meanwhile.
+    """
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
+        self._held: bytearray | None = None
+        self._since = math.inf  # when it was given up
+
+    def keep(self) -> None:
+        """Hold it; raises ``MemoryError``."""
+        # Nothing is ever written into it, so it takes only room among the addresses.
+        self._held = self._held or bytearray(_BALLAST)
+        self._since = math.inf
+
+    def give_up(self) -> None:
+        """Let others have it, as something found no memory."""
+        self._held = None
+        self._since = self._clock()
+        what = "no memory is left: some clients were closed, and others wait; lower max_connections"
+        log.error("%s", what, extra={"collapse": ("no memory", what)})
+
+    @property
+    def is_given_up(self) -> bool:
+        """True until there is as much again, which is asked for once in a second."""
+        if self._clock() - self._since > _REST:
+            try:
+                self.keep()
+            except MemoryError:
+                self._since = self._clock()
+        return self._since < math.inf
+
+
+BALLAST = Ballast()
 
 
 def shortage(what: str, exc: OSError, kind: str = "") -> LimitError:

@@ -94,5 +94,5 @@ class Penalties:
 
 
 def _key(ip: IPv4Address | IPv6Address) -> int:
-    # No network has addresses in ::/32, so the two kinds are never the same.
-    return int(ip) >> 64 if isinstance(ip, IPv6Address) else int(ip)
+    # No network has addresses in ::/32, so the two kinds are never the same; 0 is nobody.
+    return max(1, int(ip) >> 64 if isinstance(ip, IPv6Address) else int(ip))

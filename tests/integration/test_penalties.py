@@ -35,7 +35,9 @@ def run(**proxy: Any) -> Proxy:
         "near": socks_door(),
     }
     users = {"alice": hash_password("wonderland"), "bob": "builder"}
-    return Proxy({"proxy": {"guard": "off", **proxy}, "listeners": listeners, "auth_users": users})
+    # The sum of four is a minute, and stays above that of three for long enough on a busy machine.
+    settings = {"guard": "off", "login_penalty": "15s", **proxy}
+    return Proxy({"proxy": settings, "listeners": listeners, "auth_users": users})
 
 
 @pytest.fixture
@@ -94,7 +96,7 @@ def fail(node: Proxy, client: str, times: int = 4) -> None:
 def test_above_three_failures_also_the_right_password_is_refused_and_nobody_elses(node: Proxy) -> None:
     fail(node, EVE, 3)
     assert by_socks(node, EVE, "builder") == 0
-    fail(node, EVE, 2)  # the sum of the first three runs off meanwhile
+    fail(node, EVE, 1)
     assert by_socks(node, EVE, "builder") == 1
     assert by_socks(node, ALICE, "builder") == 0
     assert metrics(node)["proxy_logins_penalized_total", frozenset()] >= 1
@@ -116,7 +118,7 @@ def test_http_says_when_to_come_again(door: str, node: Proxy) -> None:
         assert BY_HTTP[door](node, EVE, "wrong")[0] == UNAUTHORIZED[door]
     status, headers = BY_HTTP[door](node, EVE, "builder")
     assert status == 429  # RFC 6585, section 4
-    assert 1 <= int(headers["retry-after"]) <= 5
+    assert 1 <= int(headers["retry-after"]) <= 15
     assert BY_HTTP[door](node, ALICE, "builder")[0] == 502  # nothing listens at the target
 
 
@@ -163,8 +165,10 @@ def test_a_reload_forgets_nothing_and_another_penalty_holds_at_once(node: Proxy)
     fail(node, EVE)
     assert ctl(node, "set", "proxy.timeout", "20s").returncode == 0
     assert by_socks(node, EVE, "builder") == 1
-    assert ctl(node, "set", "proxy.login_penalty", "20s").returncode == 0
-    assert by_socks(node, EVE, "builder") == 0  # three of these are a minute
+    assert ctl(node, "set", "proxy.login_penalty", "19900ms").returncode == 0
+    wait_until(lambda: by_socks(node, EVE, "builder") == 0, "the sum to be three of these")
+    too_much = ctl(node, "set", "proxy.login_penalty", "20s")
+    assert b"must be less than 20s" in too_much.stdout + too_much.stderr
 
 
 def test_an_operator_sees_and_forgives_it(node: Proxy) -> None:
@@ -172,7 +176,7 @@ def test_an_operator_sees_and_forgives_it(node: Proxy) -> None:
     fail(node, EVE)
     (row,) = ask(node, "/penalties")["penalties"]
     assert row["client"] == EVE
-    assert 10 < row["seconds"] <= 20
+    assert 45 < row["seconds"] <= 60
     assert EVE in said(ctl(node, "penalties"))
     assert said(ctl(node, "forgive", EVE)).strip() == f"{EVE} is forgiven"
     assert by_socks(node, EVE, "builder") == 0

@@ -5,11 +5,13 @@ That its size can change is tested with an acceptor, in test_listen.py.
 """
 
 from collections.abc import Callable, Iterator
+from inspect import GEN_CLOSED, getgeneratorstate
 
 import gevent
 import pytest
 from gevent.event import Event
 
+from proxy.listening import pool as pool_module
 from proxy.listening.pool import Job, Pause, Pool, do
 from tests.wire.greenlets import until
 
@@ -281,3 +283,23 @@ def test_a_job_ends_with_the_greenlet_that_is_killed_before_it_has_begun(pool: P
     gevent.killall([work.greenlets[0]], block=False)
     pool.join()
     assert len(pool) == 0
+
+
+def test_a_greenlet_that_cannot_begin_gives_the_place_back_without_another_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As there may be no memory for that one either: a client would be kept for ever."""
+
+    def fails(greenlet: object) -> None:
+        monkeypatch.setattr(gevent, "spawn", lambda *_: pytest.fail("another greenlet"))
+        raise MemoryError
+
+    monkeypatch.setattr(pool_module._PooledGreenlet, "_run", fails)
+    monkeypatch.setattr(gevent.get_hub(), "handle_error", lambda *_: None)
+    work, pool = Work(), Pool(1)
+    job = work.job("one")
+    pool.start(job)
+    assert pool.join(PATIENCE)
+    assert not pool.is_full
+    assert getgeneratorstate(job) == GEN_CLOSED
+    assert work.story == []  # it was never begun

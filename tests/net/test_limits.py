@@ -356,3 +356,31 @@ def test_what_is_reached_beside_others_or_ahead_of_time_is_counted(monkeypatch: 
     limits.make_room(connections=100, listeners=1, pipes=0, lookups=0)
     limits.make_room(connections=100, listeners=1, pipes=0, lookups=0, raced=100, spares=8)
     assert needed[1] - needed[0] == 108
+
+
+# Memory
+
+
+def test_what_finds_no_memory_has_nobody_let_in_until_there_is_as_much_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now, is_there = [1000.0], [False]
+
+    def allocate(size: int) -> bytearray:
+        if not is_there[0]:
+            raise MemoryError
+        return bytearray(1)
+
+    ballast = limits.Ballast(lambda: now[0])
+    ballast.keep()
+    monkeypatch.setattr(limits, "bytearray", allocate, raising=False)
+    assert not ballast.is_given_up
+    ballast.give_up()
+    assert "no memory is left" in caplog.text
+    assert ballast.is_given_up
+    now[0] += 1.1
+    assert ballast.is_given_up  # it was asked for in vain
+    is_there[0] = True
+    assert ballast.is_given_up  # and is not again before a second has gone
+    now[0] += 1.1
+    assert not ballast.is_given_up
