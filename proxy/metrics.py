@@ -6,7 +6,7 @@ done when somebody asks. No label depends on a user or a target, of which there 
 """
 
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -17,6 +17,7 @@ BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0
 STAGES = HANDSHAKE, TARGET = ("handshake", "target")
 CLIENT_LEFT = "client left"
 CAUSES = (*(failure.value for failure in Failure), CLIENT_LEFT)
+_MOST_REFUSALS = 200  # that are remembered
 ENDINGS = ("finished", "cut", "idle", "stopped", "evicted")  # the values of Ending
 
 Labels = Mapping[str, str]
@@ -37,10 +38,30 @@ class Histogram:
         self.sum += seconds
 
 
-class ListenerMetrics:
-    """What happened at one listener; bytes are those of connections that have ended."""
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A client that got no connection, and why; what is not known is empty."""
 
-    def __init__(self) -> None:
+    time: float  # Unix time, in seconds
+    client: str
+    user: str
+    listener: str
+    target: str
+    stage: str
+    cause: str
+    rule: str
+    limit: str
+
+
+class ListenerMetrics:
+    """
+    What happened at one listener; bytes are those of connections that have ended.
+
+    The latest refusals are those of all listeners.
+    """
+
+    def __init__(self, refusals: "deque[Refusal] | None" = None) -> None:
+        self.refusals: deque[Refusal] = deque(maxlen=_MOST_REFUSALS) if refusals is None else refusals
         self.accepted = 0
         self.filled = 0  # how often the limit was reached
         self.sent = 0
@@ -55,16 +76,21 @@ class ListenerMetrics:
 class Metrics:
     """The metrics of all listeners, which outlive them: a counter never falls."""
 
-    def __init__(self, listeners: Mapping[str, ListenerMetrics] | None = None) -> None:
+    def __init__(
+        self,
+        listeners: Mapping[str, ListenerMetrics] | None = None,
+        refusals: deque[Refusal] | None = None,
+    ) -> None:
         self.listeners = dict(listeners or {})
+        self.refusals: deque[Refusal] = deque(maxlen=_MOST_REFUSALS) if refusals is None else refusals
 
     def copy(self) -> "Metrics":
         """Give others that count into the same numbers, for listeners that may yet come to nothing."""
-        return Metrics(self.listeners)
+        return Metrics(self.listeners, self.refusals)
 
     def listener(self, name: str) -> ListenerMetrics:
         """Give the metrics of a listener."""
-        return self.listeners.setdefault(name, ListenerMetrics())
+        return self.listeners.setdefault(name, ListenerMetrics(self.refusals))
 
 
 # What is rendered

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from time import monotonic
+from time import monotonic, time
 from typing import Protocol
 
 from proxy.accesslog import MOST_OF_A_USER, Record, quoted, shortened
@@ -28,7 +28,7 @@ from proxy.errors import (
     reason_of,
 )
 from proxy.limiter import Stay, Who
-from proxy.metrics import CLIENT_LEFT, HANDSHAKE, TARGET
+from proxy.metrics import CLIENT_LEFT, HANDSHAKE, TARGET, Refusal
 from proxy.net.deadline import Deadline
 from proxy.net.limits import BALLAST
 from proxy.net.sock import GeventSocket, LoopSocket
@@ -345,12 +345,27 @@ class Session:
     def _refuse(self, inbound: Inbound | None, error: ProxyError) -> None:
         if not error.is_answer:
             self._count(error.failure.value)
+            self.runtime.metrics.refusals.append(self._as_refusal(error))
         # The client may be gone, or not read: neither is worth a word.
         with suppress(OSError), Deadline(1.0).limit("refusal"):
             if inbound:
                 inbound.refuse(error)
         if inbound or self._channel.heard:
             self._channel.close()
+
+    def _as_refusal(self, error: ProxyError) -> Refusal:
+        user = self.wanted.user if self.wanted else getattr(error, "user", "")
+        return Refusal(
+            time=time(),
+            client=str(self.client),
+            user=shortened(user, MOST_OF_A_USER),
+            listener=self.runtime.config.name,
+            target=str(self.wanted.target) if self.wanted else "",
+            stage=TARGET if self.wanted else HANDSHAKE,
+            cause=error.failure.value,
+            rule=self.rule,
+            limit=str(error).removeprefix("limit ") if isinstance(error, OverLimitError) else "",
+        )
 
     def _turn_away(self, inbound: Inbound | None, error: OverLimitError) -> None:
         self._end = f"refused: {error}"

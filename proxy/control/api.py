@@ -69,6 +69,9 @@ class Api:
     def _limits(self, request: Request) -> Answer:
         return Answer(status.limits(self._app))
 
+    def _refusals(self, request: Request) -> Answer:
+        return Answer({"refusals": status.refusals(self._app)})
+
     def _penalties(self, request: Request) -> Answer:
         return Answer(status.penalties(self._app))
 
@@ -188,6 +191,7 @@ _ROUTES: list[tuple[str, re.Pattern[str], Callable[..., Answer]]] = [
         ("GET", "/connections", Api._connections),
         ("DELETE", r"/connections/([0-9]{1,15})", Api._kill),
         ("GET", "/limits", Api._limits),
+        ("GET", "/refusals", Api._refusals),
         ("GET", "/penalties", Api._penalties),
         ("DELETE", r"/penalties/([0-9A-Za-z.:%]{1,80})", Api._forgive),
         ("GET", "/explain", Api._explain),

@@ -150,6 +150,11 @@ def _account(account: Account, now: float) -> dict[str, Any]:
     }
 
 
+def refusals(app: Running) -> list[dict[str, Any]]:
+    """Describe the latest clients that got no connection, and why, the last one at the end."""
+    return [asdict(each) for each in app.metrics.refusals]
+
+
 def penalties(app: Running) -> dict[str, Any]:
     """Describe who failed to log in of late, the latest first, and how long that is held against them."""
     now, kept = monotonic(), app.limiter.penalties

@@ -228,6 +228,7 @@ commands for a running server: proxy-server ctl -c FILE [--json] COMMAND
   connections             live connections
   kill ID                 end one of them
   limits                  who has how much of which limit
+  refusals                the last 200 clients that got no connection, and why
   penalties               who failed to log in of late, and for how long no login from there is judged
   forgive ADDRESS         forget that
   explain TARGET          what the rules make of a host:port, and why; exit code 0: it goes, 1: it is refused
@@ -252,6 +253,7 @@ _COMMANDS = {
     "connections": _Command(lambda call: call.show("GET", "/connections", show.connections)),
     "kill": _Command(_kill, 1, 1, takes_numbers=True),
     "limits": _Command(lambda call: call.show("GET", "/limits", show.limits)),
+    "refusals": _Command(lambda call: call.show("GET", "/refusals", show.refusals)),
     "penalties": _Command(lambda call: call.show("GET", "/penalties", show.penalties)),
     "forgive": _Command(_forgive, 1, 1),
     "explain": _Command(_explain, 1, 1, options=("listener", "user", "from")),

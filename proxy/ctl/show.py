@@ -200,6 +200,29 @@ def _account(each: Object) -> list[str]:
     ]
 
 
+def refusals(answer: Object) -> str:
+    """Show ``GET /refusals``, the newest last, as one reads a log."""
+    if not answer["refusals"]:
+        return "nobody was refused"
+    rows = [_refusal(each) for each in answer["refusals"]]
+    return table(("TIME", "CLIENT", "USER", "LISTENER", "TARGET", "CAUSE", "BY"), rows)
+
+
+def _refusal(each: Object) -> list[str]:
+    # The penalty for failed logins is no section of [limits], whose names have no blanks.
+    limit = each["limit"] if " " in each["limit"] else each["limit"] and f"limit {each['limit']}"
+    by = f"rule {each['rule']}" if each["rule"] else limit
+    return [
+        moment(each["time"]),
+        each["client"],
+        quoted(each["user"]) if each["user"] else "-",
+        each["listener"],
+        quoted(each["target"]) if each["target"] else "-",
+        each["cause"],
+        by or "-",
+    ]
+
+
 def penalties(answer: Object) -> str:
     """Show ``GET /penalties``."""
     refused = f"{answer['refused']} logins were not judged"
