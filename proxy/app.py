@@ -131,6 +131,7 @@ class App:
             self.companion.ready()
             self._stopping.wait()
             self.companion.stopping()
+            self._wait_for_others()
             self._drain()
         finally:
             self._listeners.stop()
@@ -266,6 +267,12 @@ class App:
                 self.companion.reload()
             finally:
                 self.companion.reloaded()  # else the service manager would wait for it
+
+    def _wait_for_others(self) -> None:
+        """Let those send their clients elsewhere who see that this one stops, before any is refused."""
+        if self.config.drain_delay:
+            log.info("stopping in %g s: until then clients are accepted", self.config.drain_delay)
+            self._at_once.wait(self.config.drain_delay)
 
     def _drain(self) -> None:
         servers = self.servers

@@ -729,6 +729,7 @@ class ProxyConfig(Settings):
     rules: tuple[RuleConfig, ...] = ()
     limits: tuple[LimitConfig, ...] = ()
     drain_timeout: Seconds = 30.0
+    drain_delay: Seconds = 0.0
     reload_interval: Seconds = 1.0
     history_size: Annotated[int, at_least(1)] = 20
     state_dir: str = ""

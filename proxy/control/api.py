@@ -36,6 +36,9 @@ from proxy.routing import looking_up
 
 log = logging.getLogger(__name__)
 
+# For load balancers and the like, which know no token: a word on the state, and nothing else.
+TOLD_TO_ANYBODY = ("/healthz", "/livez")
+
 
 class Api:
     """Answers requests, whoever may ask."""
@@ -167,8 +170,11 @@ class Api:
         # As long as one listener serves, it is not out of service because of another.
         nothing_serves = waiting and not any(server.acceptors for server in self._app.servers)
         state = "draining" if self._app.draining else "waiting" if nothing_serves else "ok"
-        told = {"status": state} | ({"waiting": waiting} if waiting else {})
-        return Answer(told, 200 if state == "ok" else 503)
+        return Answer({"status": state}, 200 if state == "ok" else 503)
+
+    def _life(self, request: Request) -> Answer:
+        """Say that the event loop turns, whatever else is the matter."""
+        return Answer({"status": "alive"})
 
     def _refuse_while_draining(self) -> None:
         if self._app.draining:
@@ -203,6 +209,7 @@ _ROUTES: list[tuple[str, re.Pattern[str], Callable[..., Answer]]] = [
         ("PATCH", "/config", Api._change),
         ("GET", "/metrics", Api._metrics),
         ("GET", "/healthz", Api._health),
+        ("GET", "/livez", Api._life),
     )
 ]
 

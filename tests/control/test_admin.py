@@ -676,11 +676,21 @@ class TestTcp:
     def test_the_token_opens_it(self, tcp: Callable[[bytes], bytes]) -> None:
         assert parse(tcp(request("GET", "/status", Authorization=f"Bearer {TOKEN}")))[0] == 200
 
+    @pytest.mark.parametrize("path", ["/healthz", "/livez"])
+    def test_whether_it_is_well_needs_none_and_is_all_that_is_told(
+        self, tcp: Callable[[bytes], bytes], path: str
+    ) -> None:
+        """DESIGN 1.13: a load balancer has no token."""
+        status, _, body = parse(tcp(request("GET", path)))
+        assert status == 200
+        assert json.loads(body) == {"status": "ok" if path == "/healthz" else "alive"}
+        assert parse(tcp(request("POST", path)))[0] == 401
+
     @pytest.mark.parametrize(
         "given",
         ["", "Bearer", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", f"Basic {TOKEN}", TOKEN, "Bearer \xe9"],
     )
-    @pytest.mark.parametrize("path", ["/status", "/healthz", "/nothing"])
+    @pytest.mark.parametrize("path", ["/status", "/healthz?x", "/nothing"])
     def test_without_it_nothing_is_told(self, tcp: Callable[[bytes], bytes], path: str, given: str) -> None:
         headers: Any = {"Authorization": given} if given else {}
         status, answered, body = parse(tcp(request("GET", path, **headers).replace(b"\xc3\xa9", b"\xe9")))

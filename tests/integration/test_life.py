@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from tests.integration.programs import COMMAND, Program, Proxy, mixed_door, socks_door, upstream, web_door
+from tests.integration.test_control import curl
 from tests.wire import clients, targets
 from tests.wire.clients import HttpRefused, SocksRefused, Tunnel
 from tests.wire.processes import CLOSE_WAIT, ESTABLISHED, SYN_SENT, descriptors_of, sockets_of, table
@@ -115,6 +116,29 @@ class TestStopping:
             wait_until(lambda: node.connections, "the connection")
             node.signal(signal.SIGTERM)
             assert read_rest(ready)[0] == b""
+            assert node.wait(20) == 0
+
+    def test_clients_are_accepted_until_the_delay_is_over_or_a_second_signal_comes(self) -> None:
+        """DESIGN 1.3: others see meanwhile that it stops, and send their clients elsewhere."""
+        with make_node({"drain_delay": "1h"}) as node, Target(targets.echo) as target:
+            node.signal(signal.SIGTERM)
+            node.wait_for_log("stopping in 3600 s: until then clients are accepted")
+            assert curl(node, "/healthz")[0] == 503
+            assert curl(node, "/livez")[0] == 200
+            tunnel = clients.socks5(node.door("socks"), "127.0.0.1", target.port)
+            tunnel.sendall(b"x")
+            assert read_exact(tunnel, 1) == b"x"
+            tunnel.close()
+            node.signal(signal.SIGTERM)
+            assert node.wait(20) == 0
+
+    def test_after_the_delay_it_drains(self) -> None:
+        with make_node({"drain_delay": "200ms"}) as node, Target(targets.echo) as target:
+            tunnel = clients.socks5(node.door("socks"), "127.0.0.1", target.port)
+            node.signal(signal.SIGTERM)
+            node.wait_for_log("stopping: 1 connections have")
+            wait_until(lambda: refuses(node.door("socks")), "new clients to be refused")
+            tunnel.close()
             assert node.wait(20) == 0
 
     def test_what_is_left_after_the_drain_timeout_is_cut(self) -> None:
