@@ -142,6 +142,7 @@ class App:
         for note in self.reopen_logs():
             log.warning("%s", note)
         self._make_room()
+        _make_room_in_the_loop(2 * sum(pool_size(each) for each in self.config.listeners))
         self._listeners.open(self._plan, self.inherited, patient=self._patient)
         self._listeners.change(self._plan)
         for server in self.servers:
@@ -224,7 +225,6 @@ class App:
 
     def _make_room(self) -> None:
         listeners = self.config.listeners
-        _make_room_in_the_loop(2 * sum(pool_size(each) for each in listeners))
         make_room(
             connections=sum(pool_size(each) for each in listeners),
             listeners=len(listeners),
@@ -314,8 +314,9 @@ def _make_room_in_the_loop(sockets: int) -> None:
     """
     loop, count = gevent.get_hub().loop, min(sockets, _MOST_ROOM)
     watchers: list[Any] = [loop.timer(60) for _ in range(count)]
-    ends = [*os.pipe()]
+    ends: list[int] = []
     with suppress(OSError, ValueError):  # there are not as many descriptors
+        ends += os.pipe()
         ends.append(fcntl(ends[0], F_DUPFD, count))
         watchers.append(loop.io(ends[-1], 1))
     for watcher in watchers:
