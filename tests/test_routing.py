@@ -250,7 +250,7 @@ targets = st.builds(
 )
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     some_rules,
     targets,

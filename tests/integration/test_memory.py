@@ -27,7 +27,7 @@ def address_space(pid: int) -> int:
 
 def is_served(sock: socket.socket) -> bool:
     """Tell whether a client is told that it is connected, soon or at all."""
-    sock.settimeout(3)
+    sock.settimeout(10)
     try:
         return read_exact(sock, 12)[3] == 0
     except (OSError, EOFError):

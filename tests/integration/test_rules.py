@@ -257,17 +257,12 @@ def test_explain_says_what_becomes_of_a_target_and_exits_accordingly(echo: Targe
         assert "SOCKS 02, HTTP 403 destination_ip_prohibited" in text
         goes = ctl(node, "explain", "127.0.0.1:80", "--listener", "socks")
         assert (goes.returncode, goes.stdout.decode().splitlines()[-1]) == (0, "goes: by direct")
-        for wrong in (
-            ["localhost"],
-            ["127.0.0.1:80"],
-            ["a:80", "--listener", "x"],
-            ["a:80", "--listener", "web", "--from", "x"],
-        ):
-            assert ctl(node, "explain", *wrong).returncode == 2
+        assert ctl(node, "explain", "a:80").returncode == 2  # at which listener?
         status, body = curl(node, "/explain?target=127.0.0.1:80&listener=web&from=192.0.2.7")
         answer = json.loads(body)
         assert (status, answer["goes"], answer["socks"], answer["http"]) == (200, False, 2, 403)
-        assert curl(node, "/explain?target=127.0.0.1")[0] == 400
+        for wrong in ("target=a", "target=a:80", "target=a:80&listener=x", "target=a:80&listener=web&from=x"):
+            assert curl(node, f"/explain?{wrong}")[0] == 400
         assert curl(node, "/explain?target=127.0.0.1:80&listener=web&port=7")[0] == 400
     assert ctl(node, "explain", "127.0.0.1:80", "--listener", "web").returncode == 2  # nobody answers
 
@@ -283,13 +278,7 @@ def test_a_file_is_explained_without_a_server(echo: Target) -> None:
         ours = run_proxy(*explain, f"127.0.0.1:{node.door('mixed')[1]}", "-listener", "socks")
         assert ours.returncode == 1
         assert b"this proxy itself listens on" in ours.stdout
-        for wrong in (
-            ["a"],
-            ["a:80"],
-            ["a:80", "-listener", "x"],
-            ["a:80", "-listener", "web", "-from", "x"],
-        ):
-            assert run_proxy(*explain, *wrong).returncode == 2
+        assert run_proxy(*explain, "a:80", "-listener", "x").returncode == 2
         assert run_proxy("-c", str(node.config_path), "-listener", "web").returncode == 2
 
 
