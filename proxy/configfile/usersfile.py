@@ -5,6 +5,7 @@ The first colon ends the name, and nothing is taken for quotes or for a comment 
 there is it. Empty lines, and lines that begin with #, are none. No message repeats what a line says.
 """
 
+import codecs
 import os
 import stat
 from collections.abc import Collection, Iterator
@@ -49,7 +50,7 @@ def read_users(path: str, others: Collection[str] = ()) -> UsersFile:
         read.problems.append(Problem(path, 0, "", "", "this cannot be a file name"))
         return read
     # An empty one has no users yet, and lets nobody in.
-    complaint = why_no_text_file(data) if data.strip() else ""
+    complaint = why_no_text_file(data) if data.removeprefix(codecs.BOM_UTF8).strip() else ""
     if complaint:
         read.problems.append(Problem(path, 0, "", "", complaint))
         return read

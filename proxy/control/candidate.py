@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from proxy.config import ProxyConfig
 from proxy.configfile.document import edit
 from proxy.configfile.load import InvalidConfigError
+from proxy.configfile.outline import Problem
 from proxy.control.fingerprint import Fingerprint
 from proxy.control.history import Version
 from proxy.errors import ConfigError, ProxyError
@@ -93,9 +94,16 @@ class RefusedError(ProxyError):
 
 def refused_by_name(exc: InvalidConfigError) -> RefusedError:
     """Say what is wrong with a text that nobody has seen: its lines would mean nothing."""
-    return RefusedError(
-        tuple(f"{'.'.join(filter(None, (each.section, each.key)))}: {each.message}" for each in exc.problems)
-    )
+    return RefusedError(tuple(str(each) if is_elsewhere(each) else _by_name(each) for each in exc.problems))
+
+
+def is_elsewhere(problem: Problem) -> bool:
+    """Tell whether a problem of a text without a name is none of its own, but of the users in their file."""
+    return bool(problem.path)
+
+
+def _by_name(problem: Problem) -> str:
+    return f"{'.'.join(filter(None, (problem.section, problem.key)))}: {problem.message}"
 
 
 def problems_of(exc: Exception) -> tuple[str, ...]:

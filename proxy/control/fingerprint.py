@@ -5,8 +5,6 @@ Fingerprint files, so that a change of theirs is seen without reading them.
 import os
 from collections.abc import Iterable
 
-from proxy.config import ProxyConfig
-
 Fingerprint = dict[str, tuple[int, ...] | None]  # by path; None is a file that is not there
 
 
@@ -23,12 +21,3 @@ def _stat(path: str) -> tuple[int, ...] | None:
     # The inode and the time of its last change see also a file of the same size, dated back.
     place, times = (found.st_dev, found.st_ino), (found.st_mtime_ns, found.st_ctime_ns)
     return (*place, found.st_size, found.st_mode, *times)
-
-
-def named_files(config: ProxyConfig) -> list[str]:
-    """List the files that are read with a configuration: certificates and keys, and a file of users."""
-    named = [
-        *(path for each in config.listeners for path in (each.tls_cert, each.tls_key, each.users_file)),
-        *(path for each in config.upstreams for path in each.files),
-    ]
-    return sorted(set(filter(None, named)))

@@ -11,6 +11,8 @@ Whatever wants a change comes here: the watcher, a signal, the control interface
   or not at all. Where they differ all the same, ``trouble`` says why until they do not (``inifile.py``).
 - What is in effect is said to be another (``_running``, ``current``) when nothing can fail any more.
 - Certificates and users in effect are renewed whatever the file says: these are asked apart.
+- Files that a configuration names are fingerprinted before they are read: one that is replaced meanwhile is
+  another one at the next look. After it, a user who was taken out would stay in until the next change.
 """
 
 import gc
@@ -19,7 +21,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +31,7 @@ from gevent.lock import BoundedSemaphore
 
 from proxy.config import ProxyConfig
 from proxy.configfile import changes, load
-from proxy.configfile.document import Edit, redact
+from proxy.configfile.document import Document, Edit, redact
 from proxy.configfile.dump import dump
 from proxy.configfile.load import InvalidConfigError
 from proxy.control import files, fingerprint
@@ -40,10 +42,11 @@ from proxy.control.candidate import (
     Layers,
     Outcome,
     RefusedError,
+    is_elsewhere,
     problems_of,
     refused_by_name,
 )
-from proxy.control.fingerprint import Fingerprint, named_files
+from proxy.control.fingerprint import Fingerprint
 from proxy.control.history import History, Version
 from proxy.control.inifile import IniFile, Trouble
 from proxy.errors import ConfigError, Failure, ProxyError, reason_of
@@ -119,16 +122,16 @@ class Keeper:
             instead = f"starting with version {self.current.number} instead, the last good one"
             warnings = (*problems_of(exc), instead)
         else:
+            self._run_with(text, loaded.config, self._file.judged.waits_for)
             self._file.accept()
-            self._run_with(text, loaded.config)
             self._take_first(text)
             warnings = tuple(map(str, loaded.warnings))
         self._history.size = self.config.history_size
         self._started = self.config
         return warnings
 
-    def _run_with(self, text: str, config: ProxyConfig) -> None:
-        self._running = Candidate(Layers.of(text), config, fingerprint.take(named_files(config)))
+    def _run_with(self, text: str, config: ProxyConfig, taken: Fingerprint) -> None:
+        self._running = Candidate(Layers.of(text), config, taken)
 
     def _take_first(self, text: str) -> None:
         last = next(iter(self._history.versions[-1:]), None)
@@ -141,11 +144,17 @@ class Keeper:
 
     def _take_last_good(self) -> bool:
         for version in reversed(self._history.versions):
-            with suppress(InvalidConfigError):
-                if not version.volatile:
-                    self._run_with(version.text, self._parse(version.text))
-                    self.current = version
-                    return True
+            if version.volatile:
+                continue
+            try:
+                self._run_with(version.text, *self._parse(version.text))
+            except InvalidConfigError as exc:
+                # The versions before it may be of a time in which nobody had to log in.
+                if any(map(is_elsewhere, exc.problems)):
+                    return False
+            else:
+                self.current = version
+                return True
         return False
 
     def record(self) -> None:
@@ -356,18 +365,18 @@ class Keeper:
 
     def _from_file(self, source: str, *, is_asked_for: bool = True) -> Candidate:
         text, loaded = self._file.judge()
+        taken = self._file.judged.waits_for
         if text != self._running.layers.base or (self._running.layers.volatile and is_asked_for):
             notes = tuple(map(str, loaded.warnings))
-            return self._candidate(source, Layers.of(text), loaded.config, notes=notes)
+            return self._candidate(source, Layers.of(text), loaded.config, taken, notes=notes)
         # The text is as it was, but the files that it names may have changed.
-        return self._running_again(loaded.config) if is_asked_for else self._unchanged()
+        return self._running_again(loaded.config, taken) if is_asked_for else self._unchanged()
 
     def _from_what_is_in_effect(self) -> Candidate:
         """Read the files again that what is in effect names; what the file says now is another matter."""
         text, number = self.current.text, self.current.number
-        taken = fingerprint.take(self._running.files)
-        config = self._parse(text, self._file.path if self._file.holds(text) else f"version {number}")
-        return Candidate(self._running.layers, config, taken)
+        name = self._file.path if self._file.holds(text) else f"version {number}"
+        return self._running_again(*self._parse(text, name))
 
     def _from_before(self) -> Candidate:
         """Go back to the version before; or have a rejected file hold what is in effect again."""
@@ -395,18 +404,18 @@ class Keeper:
 
     def _from_version(self, old: Version) -> Candidate:
         name = f"version {old.number}"
-        config = self._parse(old.text, name)
+        config, taken = self._parse(old.text, name)
         if old.text == self.current.text and self._file.holds(old.text):
             return self._unchanged()
         summary = f"back to {name}: {changes.summary(self.current.text, old.text)}"
-        candidate = self._candidate("rollback", Layers.of(old.text), config, summary)
+        candidate = self._candidate("rollback", Layers.of(old.text), config, taken, summary)
         return replace(candidate, is_for_file=True)
 
     def _from_edits(self, edits: Edits, *, volatile: bool) -> Candidate:
         old = self._running.layers
         new = old.with_volatile(edits) if volatile else old.with_edits(edits)
         try:
-            config = self._parse(new.text)
+            config, taken = self._parse(new.text)
         except InvalidConfigError as exc:
             raise refused_by_name(exc) from exc
         if (new.base, new.text) == (old.base, old.text):
@@ -414,15 +423,21 @@ class Keeper:
         if volatile:
             summary = f"{changes.summary(old.text, new.text)} (volatile)"
             note = "not written to the file: the next time it is read, this is gone"
-            return self._candidate("ctl", new, config, summary, (note,))
+            return self._candidate("ctl", new, config, taken, summary, (note,))
         if not self._file.holds(old.base):
             what = "has changes that are not in effect: put them right, and reload it, first"
             raise RefusedError((f"{self._file.path} {what}", *self._file.problems()))
-        candidate = self._candidate("ctl", new, config, changes.summary(old.base, new.base))
+        candidate = self._candidate("ctl", new, config, taken, changes.summary(old.base, new.base))
         return replace(candidate, is_for_file=True, without_file="a volatile change does not need it")
 
     def _candidate(
-        self, source: str, layers: Layers, config: ProxyConfig, summary: str = "", notes: tuple[str, ...] = ()
+        self,
+        source: str,
+        layers: Layers,
+        config: ProxyConfig,
+        taken: Fingerprint,
+        summary: str = "",
+        notes: tuple[str, ...] = (),
     ) -> Candidate:
         """Make a candidate for a new version."""
         if config.state_dir != self._started.state_dir:
@@ -438,21 +453,23 @@ class Keeper:
             notes += (f"volatile changes are gone: {', '.join(gone)}",)
         summary = summary or changes.summary(self.current.text, layers.text)
         version = self._version(source, layers, summary)
-        return Candidate(layers, config, fingerprint.take(named_files(config)), version, notes)
+        return Candidate(layers, config, taken, version, notes)
 
     def _version(self, source: str, layers: Layers, summary: str) -> Version:
         number = self._history.next_number()
         return Version(number, time.time(), source, summary, layers.text, bool(layers.volatile))
 
-    def _running_again(self, config: ProxyConfig) -> Candidate:
-        return Candidate(self._running.layers, config, fingerprint.take(self._running.files))
+    def _running_again(self, config: ProxyConfig, taken: Fingerprint) -> Candidate:
+        return Candidate(self._running.layers, config, taken)
 
     def _unchanged(self) -> Candidate:
         return replace(self._running, version=None, notes=(), is_for_file=False, is_to_apply=False)
 
-    def _parse(self, text: str, name: str = "") -> ProxyConfig:
-        """Read the text of a version; raises ``InvalidConfigError``."""
-        return load.parse(text.encode(), name, folder=self._file.folder, with_files=True).config
+    def _parse(self, text: str, name: str = "") -> tuple[ProxyConfig, Fingerprint]:
+        """Read the text of a version, and the files that it names; raises ``InvalidConfigError``."""
+        folder = self._file.folder
+        taken = fingerprint.take(load.named_files_in(Document(text), folder))
+        return load.parse(text.encode(), name, folder=folder, with_files=True).config, taken
 
     def _run(self, function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
         return self._workers.run(partial(function, *arguments, **options))

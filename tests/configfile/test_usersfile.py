@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.configfile.load import InvalidConfigError, load
+from proxy.configfile.document import Document
+from proxy.configfile.load import InvalidConfigError, load, named_files_in
 from proxy.configfile.usersfile import read_users
 from proxy.policy.auth import hash_password
 
@@ -61,7 +62,7 @@ def test_line_ends_of_windows_and_a_byte_order_mark_are_none_of_it(tmp_path: Pat
 
 
 def test_an_empty_file_has_no_users(tmp_path: Path) -> None:
-    for text in ("", "\n", "# later\n"):
+    for text in ("", "\n", "# later\n", "\ufeff", "\ufeff\r\n"):
         read = read_users(str(written(tmp_path, text)))
         assert (read.users, read.problems) == ({}, [])
 
@@ -150,6 +151,18 @@ def test_what_is_wrong_in_it_is_wrong_with_the_configuration(tmp_path: Path) -> 
     assert [str(each) for each in refused.value.problems] == [
         f"{tmp_path}/users:1: has no colon: write name:password",
         f"{tmp_path}/users:2: this user is in [auth_users] too",
+    ]
+
+
+def test_it_is_among_the_files_that_are_watched_each_named_once() -> None:
+    web = "[[{}]]\nprotocol = websocket\nlisten_addr = :1\ntls_cert = b.pem\ntls_key = {}.key\n"
+    text = INI + web.format("web", "b") + web.format("more", "a") + "[upstreams]\n[[x]]\ntls_ca = /ca.pem\n"
+    assert named_files_in(Document(text), "/etc") == [
+        "/ca.pem",
+        "/etc/a.key",
+        "/etc/b.key",
+        "/etc/b.pem",
+        "/etc/users",
     ]
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.config import Protocol, ProxyConfig, ServerConfig, UpstreamConfig, UpstreamType
-from proxy.control.fingerprint import named_files, take
+from proxy.control.fingerprint import take
 
 
 @pytest.fixture
@@ -86,14 +85,3 @@ def test_one_that_appears_is_a_change(tmp_path: Path) -> None:
     before = take([str(path)])
     path.touch()
     assert take([str(path)]) != before
-
-
-def test_the_named_files_of_a_configuration_are_each_named_once() -> None:
-    web = ServerConfig(":1", Protocol.WEBSOCKET, "web", tls_cert="b.pem", tls_key="b.key")
-    more = ServerConfig(":2", Protocol.WEBSOCKET, "more", tls_cert="b.pem", tls_key="a.key")
-    socks = ServerConfig(":3", Protocol.SOCKS5, "socks")
-    home = UpstreamConfig("home", UpstreamType.WEBSOCKET, "wss://home.example/", tls_ca="ca.pem")
-    plain = UpstreamConfig("plain", UpstreamType.SOCKS5, "plain.example:1080")
-    config = ProxyConfig((web, more, socks), (home, plain))
-    assert named_files(config) == ["a.key", "b.key", "b.pem", "ca.pem"]
-    assert named_files(ProxyConfig((socks,))) == []

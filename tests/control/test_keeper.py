@@ -5,7 +5,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ import gevent
 import pytest
 
 from proxy.config import ProxyConfig
+from proxy.configfile import build
 from proxy.configfile import load as configfile
 from proxy.configfile.load import InvalidConfigError
 from proxy.configfile.outline import MAX_BYTES
+from proxy.configfile.usersfile import UsersFile, read_users
 from proxy.control import files
 from proxy.control.candidate import Conflict, Outcome
 from proxy.control.keeper import Keeper
@@ -1037,3 +1039,82 @@ class TestShortage:
     def test_who_asks_is_told(self, house: House, full: Callable[[bool], None]) -> None:
         full(True)
         rejected(house, house.keeper.reload(), "cannot be read now: Too many open files")
+
+
+class TestUsersInAFile:
+    TEXT = TEXT.replace("[proxy]", "[proxy]\nusers_file = users")
+    OTHER = OTHER.replace("[proxy]", "[proxy]\nusers_file = users")
+
+    @pytest.fixture
+    def house(self, tmp_path: Path) -> House:
+        replaced(tmp_path, "bob:builder\n")
+        return House(tmp_path, self.TEXT)
+
+    @pytest.mark.parametrize("wish", ["start", "reload", "look", "change", "volatile", "rollback"])
+    def test_one_that_is_replaced_while_it_is_read_is_seen_at_the_next_look(
+        self, house: House, monkeypatch: pytest.MonkeyPatch, wish: str
+    ) -> None:
+        """Else a user who was taken out could log in until something else changes."""
+        if wish == "rollback":
+            house.keeper.change([("proxy.timeout", "20s")])
+        if wish == "look":
+            house.write(self.OTHER)
+        if wish == "reload":
+            replaced(house.path.parent, "bob:sesame\n")
+
+        def read_and_be_late(path: str, others: Collection[str] = ()) -> UsersFile:
+            monkeypatch.undo()
+            read = read_users(path, others)
+            replaced(house.path.parent, "carol:sesame\n")
+            return read
+
+        monkeypatch.setattr(build, "read_users", read_and_be_late)
+        if wish == "start":
+            house.keeper = house.start()
+        elif wish == "reload":
+            house.keeper.reload()
+        elif wish == "look":
+            house.keeper.reload_if_changed()
+        elif wish == "rollback":
+            house.keeper.rollback()
+        else:
+            house.keeper.change([("proxy.timeout", "20s")], volatile=wish == "volatile")
+        house.keeper.reload_if_changed()
+        assert house.keeper.config.auth_users.keys() == {"alice", "carol"}
+        assert house.keeper.reload_if_changed() is None
+
+    def test_a_bad_one_is_no_reason_to_go_back_to_before_there_was_one(self, house: House) -> None:
+        """By then nobody may have had to log in."""
+        house.write(TEXT.replace("alice = wonderland", ""))
+        house.keeper.reload()
+        house.write(self.TEXT.replace("alice = wonderland", ""))
+        house.keeper.reload()
+        replaced(house.path.parent, "bob\n")
+        with pytest.raises(InvalidConfigError, match="users:1: has no colon"):
+            house.start(last_good=True)
+        house.write(BAD)
+        with pytest.raises(InvalidConfigError, match="tiemout"):
+            house.start(last_good=True)
+
+    def test_with_a_good_one_the_last_good_version_is_taken_with_the_users_of_now(self, house: House) -> None:
+        house.write(BAD)
+        replaced(house.path.parent, "carol:sesame\n")
+        assert house.start(last_good=True).config.auth_users.keys() == {"alice", "carol"}
+
+    def test_what_is_wrong_in_it_is_said_by_file_and_line_also_by_ctl(self, house: House) -> None:
+        path = house.path.parent / "users"
+        outcome = house.keeper.change([("auth_users.bob", "x")])
+        rejected(house, outcome)
+        assert outcome.problems == (f"{path}:1: this user is in [auth_users] too",)
+        replaced(house.path.parent, "bob:builder\nsesame\n")
+        outcome = house.keeper.change([("proxy.timeout", "20s")])
+        rejected(house, outcome)
+        assert outcome.problems == (f"{path}:2: has no colon: write name:password",)
+
+
+def replaced(folder: Path, users: str) -> None:
+    """Put another file of users in the place of the one that is there."""
+    new = folder / "new"
+    new.write_text(users)
+    new.chmod(0o600)
+    os.replace(new, folder / "users")

@@ -1,6 +1,8 @@
 """A file of users that changes while the program runs."""
 
 import os
+import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +136,48 @@ def test_a_start_without_the_file_is_refused() -> None:
         checked = run_proxy("-c", str(node.config_path), "-check")
         assert checked.returncode == 2
         assert b"users: cannot be read: No such file" in checked.stderr
+
+
+def test_thousands_are_replaced_while_clients_log_in_and_none_of_those_who_stay_is_refused() -> None:
+    def crowd(newest: str) -> str:
+        return "".join(f"user{number}:pass{number}\n" for number in range(5000)) + f"{newest}:sesame\n"
+
+    with Node(crowd("bob")) as node, Target(targets.echo) as target:
+        is_over, refused, logins = threading.Event(), [], []
+
+        def log_in() -> None:
+            while not is_over.is_set():
+                logins.append(1)
+                if not node.lets_in(target.port, "user4999", "pass4999"):
+                    refused.append(len(logins))
+
+        clerk = threading.Thread(target=log_in, daemon=True)
+        clerk.start()
+        try:
+            for newest in ("carol", "dave", "erin"):
+                node.replace(crowd(newest))
+                wait_until(partial(node.lets_in, target.port, newest, "sesame"), f"{newest} to be let in")
+        finally:
+            is_over.set()
+            clerk.join(30)
+        assert not clerk.is_alive()
+        assert logins
+        assert refused == []
+        assert not node.lets_in(target.port, "bob", "sesame")
+
+
+def test_a_link_that_is_turned_to_another_folder_is_seen() -> None:
+    """As Kubernetes renews a Secret: ``users`` leads to ``..data/users``, and ``..data`` is turned."""
+    with Node("bob:builder\n") as node, Target(targets.echo) as target:
+        folder = node.directory
+        for name, users in (("first", "bob:builder\n"), ("second", "carol:sesame\n")):
+            (folder / name).mkdir()
+            (folder / name / "users").write_text(users)
+        (folder / "..data").symlink_to("first")
+        node.users.unlink()
+        node.users.symlink_to("..data/users")
+        wait_until(lambda: node.lets_in(target.port, "bob", "builder"), "the link to be in effect")
+        (folder / "..new").symlink_to("second")
+        os.replace(folder / "..new", folder / "..data")
+        wait_until(lambda: node.lets_in(target.port, "carol", "sesame"), "the other folder to be in effect")
+        assert not node.lets_in(target.port, "bob", "builder")
