@@ -47,7 +47,8 @@ def make_room(
     the upstreams that are reached beside others, ``spares`` those connections to them that are ready.
     """
     RESERVE.keep(RESERVED)
-    BALLAST.keep()
+    with suppress(MemoryError):  # it is asked for again
+        BALLAST.keep()
     # A client's socket, and two for its target: while it is dialled, two addresses of it are raced.
     needed = 3 * connections + raced + spares
     needed += 2 * min(2 * connections, pipes)  # the ends of a pipe, one for each direction
