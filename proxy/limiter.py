@@ -152,7 +152,7 @@ class Limiter:
         return True
 
     def has_penalty(self, config: ServerConfig, client: Address | None) -> bool:
-        """Tell the same, in any thread."""
+        """Tell whether no login from this client is judged now, in any thread."""
         return client is not None and self._penalty(config, client) > 0
 
     def note_failure(self, config: ServerConfig, client: Address) -> None:

@@ -41,6 +41,8 @@ class Penalties:
 
     def left(self, ip: IPAddress, now: float) -> float:
         """Tell the sum of an address."""
+        if not self._latest:  # as mostly: nobody has failed
+            return 0.0
         place = self._find(_key(ip))
         return max(0.0, self._until[place] - now) if place is not None else 0.0
 

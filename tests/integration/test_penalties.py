@@ -177,7 +177,7 @@ def test_an_operator_sees_and_forgives_it(node: Proxy) -> None:
     fail(node, EVE)
     (row,) = ask(node, "/penalties")["penalties"]
     assert row["client"] == EVE
-    assert 45 < row["seconds"] <= 60
+    assert 0 < row["seconds"] <= 60
     assert EVE in said(ctl(node, "penalties"))
     assert said(ctl(node, "forgive", EVE)).strip() == f"{EVE} is forgiven"
     assert by_socks(node, EVE, "builder") == 0
