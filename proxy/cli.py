@@ -271,10 +271,8 @@ def _explain(given: Mapping[str, str]) -> int:
     """Say what the rules of a file make of a target; exit code 1 if they refuse it."""
     from proxy.configfile.load import load
     from proxy.ctl import show
-    from proxy.explain import choose, explain, read_client, read_target
-    from proxy.net.deadline import Deadline
-    from proxy.policy.rules import Policy, Query
-    from proxy.routing import looking_up
+    from proxy.explain import choose, explain_request, read_client, read_target
+    from proxy.policy.rules import Policy
     from proxy.selfcheck import machine_with
 
     config = load(given["config"]).config
@@ -284,11 +282,10 @@ def _explain(given: Mapping[str, str]) -> int:
         listener = choose(config.listeners, given.get("listener", ""))
     except ConfigError as exc:
         raise UsageError(f"-listener: {exc}") from None
-    query = Query(target, given.get("user", ""), client, listener.name)
     policy = Policy(listener, machine_with(config))
-    answer = explain(policy, listener, query, looking_up(target, Deadline(listener.timeout)))
-    print(show.text(show.explanation(answer)))
-    return OK if answer["goes"] else FAILED
+    told = explain_request(policy, listener, target, given.get("user", ""), client)
+    print(show.text(show.explanation(told)))
+    return OK if told["goes"] else FAILED
 
 
 def _read(option: str, read: Callable[[str], T], text: str) -> T:

@@ -14,6 +14,7 @@ from proxy.address import Address, IPAddress, split_authority
 from proxy.config import RuleConfig, ServerConfig, Strategy, UpstreamType
 from proxy.errors import ConfigError, DialError, LimitError, NotAClientError, ProtocolError, ProxyError
 from proxy.http.refusals import refusal
+from proxy.net.deadline import Deadline
 from proxy.net.dial import MOST_ADDRESSES, interleave
 from proxy.policy.rules import (
     Answer,
@@ -30,6 +31,7 @@ from proxy.policy.rules import (
     blocked,
     conclude,
 )
+from proxy.routing import looking_up
 from proxy.socks5.codec import code_of
 
 _MOST_NAMED = 4  # entries of a list
@@ -70,6 +72,14 @@ def choose(listeners: Sequence[ServerConfig], name: str) -> ServerConfig:
     raise ConfigError("listener", f"there is no {name}, only {names}" if name else f"is one of {names}")
 
 
+def explain_request(
+    policy: Policy, config: ServerConfig, target: Address, user: str, client: IPAddress | None
+) -> Object:
+    """Say what becomes of a client's wish at a listener; names are looked up as they would be for it."""
+    query = Query(target, user, client, config.name)
+    return explain(policy, config, query, looking_up(target, Deadline(config.timeout)))
+
+
 def explain(policy: Policy, config: ServerConfig, query: Query, look_up: LookUp) -> Object:
     """
     Describe what becomes of a request, as plain values for JSON.
@@ -83,6 +93,7 @@ def explain(policy: Policy, config: ServerConfig, query: Query, look_up: LookUp)
         "from": str(query.client or ""),
         "rules": [],
         "decided": None,
+        "is_name": query.target.ip is None,
         "addresses": [],
         "goes": False,
         "by": [],
@@ -176,13 +187,13 @@ def _judged(course: Course, ip: IPAddress) -> tuple[Object, NotAllowedError | El
 
 
 def _refused(exc: ProxyError) -> Object:
-    answer = refusal(exc.failure)
-    status = dict(answer.headers).get("Proxy-Status", "")
+    said = refusal(exc.failure)
+    status = dict(said.headers).get("Proxy-Status", "")
     return {
         "goes": False,
         "failure": str(exc),
         "socks": int(code_of(exc.failure)),
-        "http": answer.status,
+        "http": said.status,
         "proxy_status": status.partition("error=")[2].partition(";")[0],
     }
 

@@ -26,13 +26,10 @@ from proxy.control.http import Answer, Request
 from proxy.control.keeper import Keeper
 from proxy.ctl.ask import CONFIG_HEADER
 from proxy.errors import ProtocolError
-from proxy.explain import choose, explain, read_client, read_target
+from proxy.explain import choose, explain_request, read_client, read_target
 from proxy.http.heads import HttpError
 from proxy.metrics import render
-from proxy.net.deadline import Deadline
-from proxy.policy.rules import Query
 from proxy.relaying.stream import Ending
-from proxy.routing import looking_up
 
 log = logging.getLogger(__name__)
 
@@ -102,9 +99,8 @@ class Api:
             raise HttpError(400, str(exc)) from None
         # Those that accept clients come first.
         runtime = next(each.runtime for each in self._app.servers if each.config.name == listener.name)
-        query = Query(target, given.get("user", ""), client, listener.name)
-        look_up = looking_up(target, Deadline(listener.timeout))
-        return Answer(explain(runtime.router.policy, runtime.config, query, look_up))
+        user = given.get("user", "")
+        return Answer(explain_request(runtime.router.policy, runtime.config, target, user, client))
 
     def _kill(self, request: Request, number: str) -> Answer:
         session = status.find_session(self._app, int(number))

@@ -156,13 +156,13 @@ def explanation(answer: Object) -> str:
     decided = answer["decided"]
     if decided and not decided["rule"]:
         lines.append(f"{'':4}{'(no rule)':{width}}  yes   allow: by {_own_ways(answer, decided)}")
-    if answer["addresses"] and not answer["target"].startswith(f"{answer['addresses'][0]['ip']}:"):
+    if answer["addresses"] and answer["is_name"]:
         lines.append(f"looked up here: {', '.join(each['ip'] for each in answer['addresses'])}")
     across = max((len(each["ip"]) for each in answer["addresses"]), default=0)
     lines += [f"  {each['ip']:{across}}  {_verdict(each)}" for each in answer["addresses"]]
     if turned := answer.get("turned"):
-        whose = f"rule {turned['rule']}" if turned["rule"] else "no rule is for it"
-        lines.append(f"by its address, as {whose}: by {', '.join(turned['ways'])}")
+        whose = f"by rule {turned['rule']}" if turned["rule"] else "as no rule is for it"
+        lines.append(f"its address has it go another way, {whose}: by {', '.join(turned['ways'])}")
     if answer["goes"]:
         return "\n".join([*lines, f"goes: by {', '.join(answer['by'])}"])
     reply = ""
@@ -185,7 +185,7 @@ def _own_ways(answer: Object, decided: Object) -> str:
 def _verdict(each: Object) -> str:
     if each["goes"]:
         return f"goes, by rule {each['rule']}" if each["rule"] else "goes"
-    return f"refused: {_plain(each['why'])}"
+    return _plain(each["why"])
 
 
 def _account(each: Object) -> list[str]:
