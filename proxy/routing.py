@@ -70,15 +70,15 @@ class Trip:
     def dial(self, deadline: Deadline) -> Connected:
         """Connect to the target, if the rules allow it; raises like ``ProxyClient.dial``."""
         router, target = self._router, self._query.target
-        if router.policy.is_plain:
+        if router.policy.is_plain and not ours.has(target.port):
             self.via = router.ways.own.name
             return router.ways.own.dial(target, deadline)
         try:
             return self._dial(deadline)
         except NotAllowedError as exc:
-            self.rule, self.via = exc.rule, ""
+            self.via = ""
             if exc.rule:
-                router.count(exc.rule, BLOCK)
+                self._note(exc.rule, BLOCK)
             raise
 
     def _dial(self, deadline: Deadline) -> Connected:
@@ -90,20 +90,29 @@ class Trip:
             raise blocked(str(query.target), verdict)
         course = Course(router.policy, query, verdict, self._report)
         try:
-            connected = self._go(verdict, deadline, course)
+            return self._go(course, deadline)
         except ElsewhereError as exc:
             course.turn(exc.verdict)
-            connected = self._go(exc.verdict, deadline, course)
-        if rule := course.verdict.rule:
-            self.rule = rule.name
-            router.count(rule.name, rule.effect)
-        return connected
+            return self._go(course, deadline)
 
-    def _go(self, verdict: Verdict, deadline: Deadline, course: Course) -> Connected:
-        self.rule = verdict.rule.name if verdict.rule else ""
-        way = self._router.way(verdict)
+    def _go(self, course: Course, deadline: Deadline) -> Connected:
+        """Take the way that was chosen; whatever comes of it, a rule has decided, if there is one."""
+        way = self._router.way(course.verdict)
         self.via = way.name
-        return way.dial(self._query.target, deadline, course.check)
+        is_decided = True
+        try:
+            return way.dial(self._query.target, deadline, course.check)
+        except (ElsewhereError, NotAllowedError):
+            is_decided = False  # another one does
+            raise
+        finally:
+            rule = course.verdict.rule
+            if is_decided and rule:
+                self._note(rule.name, rule.effect)
+
+    def _note(self, rule: str, action: str) -> None:
+        self.rule = rule
+        self._router.count(rule, action)
 
     def _report(self, rule: RuleConfig) -> None:
         """Note what a rule would have done that is only to be tried."""

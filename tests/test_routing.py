@@ -194,6 +194,15 @@ def test_what_a_rule_did_is_counted_once_for_each_connection() -> None:
     assert counted.rules["guard", "block"] == 1
 
 
+def test_a_rule_has_decided_also_where_the_target_cannot_be_reached() -> None:
+    counted = ListenerMetrics()
+    assert go(listener(rule("any")), "gone.example:80", counted=counted)[:2] == (
+        "refused: NAME_NOT_FOUND",
+        "any",
+    )
+    assert counted.rules == {("any", "allow"): 1}
+
+
 def test_a_rule_that_only_reports_says_what_it_would_have_done(caplog: pytest.LogCaptureFixture) -> None:
     config = listener(rule("try", to="corp.example", action="block", report=True))
     with caplog.at_level(logging.INFO):
@@ -214,6 +223,19 @@ def told(config: ServerConfig, target: str, user: str = "") -> dict[str, Any]:
     assert json.loads(json.dumps(answer)) == answer
     assert show.explanation(answer)
     return answer
+
+
+def test_only_a_name_is_said_to_be_looked_up() -> None:
+    config = listener(guard="self")
+    assert "looked up" not in show.explanation(told(config, "[2001:db8::5]:80"))
+    assert "looked up here: 10.1.2.3\n" in show.explanation(told(config, "corp.example:80"))
+
+
+def test_people_are_told_which_rule_has_a_connection_go_another_way() -> None:
+    config = listener(rule("intranet", to="10.0.0.0/8", action="home"))
+    lines = show.explanation(told(config, "corp.example:80")).splitlines()
+    assert "  10.1.2.3  goes another way" in lines
+    assert lines[-2:] == ["its address has it go another way, by rule intranet: by home", "goes: by home"]
 
 
 _SOME_TARGETS = (

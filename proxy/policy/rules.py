@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 from proxy.address import Address, IPAddress
 from proxy.config import GUARD, Guard, RuleConfig, ServerConfig, UpstreamConfig
-from proxy.errors import DialError, Failure
+from proxy.errors import DialError, Failure, ProxyError
 from proxy.policy.selectors import mismatch
 from proxy.targets import Word, stands_for
 
@@ -207,7 +207,12 @@ class Policy:
             return Answer.NO, Reason.OTHERS
         if not rule.resolve or look_up is None:
             return Answer.OPEN, Reason.LATER
-        found = [stands_for(each) for each in look_up()]
+        try:
+            found = [stands_for(each) for each in look_up()]
+        except ProxyError:
+            if not rule.report:
+                raise
+            return Answer.OPEN, Reason.LATER  # what only reports ends nothing
         which = found if rule.is_block else found[:1]
         is_one = any(to.has_ip(each, self._machine.is_own) for each in which)
         return (Answer.YES, Reason.ADDRESS) if is_one else (Answer.NO, Reason.OTHERS)

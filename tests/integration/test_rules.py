@@ -170,6 +170,7 @@ def test_our_own_listener_is_no_target_of_ours_at_a_guard_that_is_off_here() -> 
     """CASES 375."""
     with run({}) as node:
         assert reply(node, "127.0.0.1", node.door("web")[1]) == NOT_ALLOWED
+        assert "only a rule that names address and port allows it" in node.wait_for_log("rule=guard")
 
 
 def test_a_rule_leads_another_way_also_by_the_address_that_was_looked_up(echo: Target) -> None:
@@ -253,7 +254,7 @@ def test_explain_says_what_becomes_of_a_target_and_exits_accordingly(echo: Targe
         text = refused.stdout.decode()
         assert "1 guests     open  to: private, judged after the lookup" in text
         assert "looked up here: " in text
-        assert "refused: not allowed by rule guests" in text
+        assert "  not allowed by rule guests" in text
         assert "SOCKS 02, HTTP 403 destination_ip_prohibited" in text
         goes = ctl(node, "explain", "127.0.0.1:80", "--listener", "socks")
         assert (goes.returncode, goes.stdout.decode().splitlines()[-1]) == (0, "goes: by direct")

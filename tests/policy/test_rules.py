@@ -210,6 +210,14 @@ def test_a_lookup_that_fails_ends_it_and_is_never_the_next_rule() -> None:
         found.judge(query("a.example"), look_up=fails)
 
 
+def test_a_lookup_that_fails_ends_nothing_for_a_rule_that_only_reports() -> None:
+    def fails() -> Sequence[IPAddress]:
+        raise DialError("a.example does not resolve", Failure.NAME_NOT_FOUND)
+
+    found = policy(rule("try", to="10.0.0.0/8", resolve=True, action="block", report=True), rule("rest"))
+    assert decides(found, query("a.example"), look_up=fails) == "rest"
+
+
 def test_nothing_is_looked_up_for_a_rule_that_is_for_others() -> None:
     def nobody() -> Sequence[IPAddress]:
         raise AssertionError("a lookup that nobody needs")
