@@ -19,7 +19,7 @@ MOST_OF_A_TARGET = 265  # the longest there are
 class Record:
     """What became of one connection; bytes are payload, ``sent`` is from the client to the target."""
 
-    id: int
+    id: int | str
     user: str
     client: str
     listener: str

@@ -19,6 +19,7 @@ How an upstream is:
 """
 
 import logging
+from dataclasses import dataclass
 from time import monotonic
 from typing import Protocol
 
@@ -33,6 +34,25 @@ LONGEST_COOLDOWN = 60.0  # seconds
 SHORTEST_HEAD_START, LONGEST_HEAD_START = 0.25, 1.0  # seconds
 FIRST_HEAD_START = 0.75  # seconds: as long as it is not known how long it takes to reach it
 SMOOTHING = 4  # of so many measurements, about, the usual one is made
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What there is to tell of one; moments are those of ``monotonic``, which all processes share."""
+
+    failures: int
+    problem: str
+    status: int
+    may_return: bool
+    confirms: bool
+    answered_at: float
+    failed_at: float
+    cooldown_until: float
+
+    @property
+    def since(self) -> float:
+        """When this was found out."""
+        return max(self.answered_at, self.failed_at)
 
 
 class Keeper(Protocol):
@@ -61,6 +81,34 @@ class Health:
         self.keeper: Keeper | None = None  # the one in use, which looks after it while it is down
         self.spares = Spares(config.most_spares)
         self._failed_at = 0.0
+
+    @property
+    def state(self) -> State:
+        """What there is to tell of it."""
+        return State(
+            self.failures,
+            self.problem,
+            self.status,
+            self.may_return,
+            self.confirms,
+            self.answered_at,
+            self._failed_at,
+            self.cooldown_until,
+        )
+
+    def learn(self, state: State) -> None:
+        """Take over what another process has found out, if that is news."""
+        if state.since <= max(self.answered_at, self._failed_at):
+            return
+        self.problem, self.status, self.may_return = state.problem, state.status, state.may_return
+        self.failures, self.cooldown_until = state.failures, state.cooldown_until
+        self.answered_at, self._failed_at = state.answered_at, state.failed_at
+        self.late_until = 0.0
+        self.answers = False
+        if self.failures:
+            self.spares.drop()
+            if self.keeper:
+                self.keeper.probe_if_down()
 
     @property
     def head_start(self) -> float:

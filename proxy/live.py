@@ -12,6 +12,7 @@ from proxy.configfile.load import peek, state_dir_of
 from proxy.control.admin import Admin
 from proxy.control.keeper import Keeper
 from proxy.control.notify import Notifier, inherited_sockets
+from proxy.control.snapshot import Alone
 from proxy.control.watcher import Watcher
 from proxy.ctl.ask import why_not_ours
 from proxy.lines import begin, say
@@ -40,7 +41,7 @@ def serve(path: str, *, last_good: bool = False) -> None:
         say(f"warning: {warning}", logging.WARNING)
     app = App(keeper.config, patient=True)
     app.inherited = inherited_sockets()
-    admin = Admin(app, keeper, path, folder, trust, why_not_ours=reason)
+    admin = Admin(Alone(app), keeper, path, folder, trust, why_not_ours=reason)
     app.companion = _Control(app, keeper, admin)
     app.run()
 

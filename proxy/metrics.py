@@ -37,6 +37,12 @@ class Histogram:
         self.counts[bisect_left(BOUNDS, seconds)] += 1
         self.sum += seconds
 
+    def __add__(self, other: "Histogram") -> "Histogram":
+        both = Histogram()
+        both.counts = [one + more for one, more in zip(self.counts, other.counts, strict=True)]
+        both.sum = self.sum + other.sum
+        return both
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
@@ -71,6 +77,15 @@ class ListenerMetrics:
         self.failures: Counter[tuple[str, str]] = Counter()  # by stage and cause
         self.endings: Counter[str] = Counter()
         self.rules: Counter[tuple[str, str]] = Counter()  # by name and action
+
+    def __add__(self, other: "ListenerMetrics") -> "ListenerMetrics":
+        both = ListenerMetrics()
+        both.accepted, both.filled = self.accepted + other.accepted, self.filled + other.filled
+        both.sent, both.received = self.sent + other.sent, self.received + other.received
+        both.handshakes, both.dials = self.handshakes + other.handshakes, self.dials + other.dials
+        both.failures, both.endings = self.failures + other.failures, self.endings + other.endings
+        both.rules = self.rules + other.rules
+        return both
 
 
 class Metrics:

@@ -3,7 +3,7 @@ What every server is: a listener, a pool of greenlets, and a reference to the ru
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 from time import monotonic
 
@@ -30,8 +30,6 @@ _ASKS_SOON = 1.0  # seconds in which a client begins its request, if it has one
 _LOOK = 0.1  # seconds between two looks for those that have not, while there is no room
 _FAREWELL = 0.8  # seconds for relays to say goodbye, when they are cut
 
-_numbers = count(1)
-
 
 class ProxyServer(ABC):
     """
@@ -39,6 +37,8 @@ class ProxyServer(ABC):
 
     ``listen``, then ``shutdown``; ``reload_config`` in between changes it for new connections.
     """
+
+    ids: Iterator[int | str] = count(1)  # of the connections of all servers
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class ProxyServer(ABC):
 
     def _serve(self, sock: LoopSocket | GeventSocket, client: Address) -> Job:
         runtime = self.runtime
-        session = Session(next(_numbers), sock, client, runtime)
+        session = Session(next(self.ids), sock, client, runtime)
         # Only with overload = refuse are there more places than connections.
         full = len(self.sessions) >= runtime.config.max_connections
         if not full:

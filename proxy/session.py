@@ -87,13 +87,13 @@ class Session:
 
     def __init__(
         self,
-        number: int,
+        name: int | str,
         sock: LoopSocket | GeventSocket,
         client: Address,
         runtime: Runtime,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        self.id = number
+        self.id = name
         self.runtime = runtime
         self.wanted: Wanted | None = None
         self.via = ""

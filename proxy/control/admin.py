@@ -13,10 +13,10 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from proxy.address import Address, Endpoint
-from proxy.control import status
 from proxy.control.api import TOLD_TO_ANYBODY, Api
 from proxy.control.http import HttpServer
 from proxy.control.keeper import Keeper
+from proxy.control.snapshot import Program
 from proxy.ctl.ask import SOCKET_NAME, is_taken, why_not_ours
 from proxy.errors import reason_of
 from proxy.http.heads import HttpError, RequestHead
@@ -35,7 +35,7 @@ class Admin:
 
     def __init__(
         self,
-        app: status.Running,
+        app: Program,
         keeper: Keeper,
         config: str,
         state_dir: Path,

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 from decimal import Decimal
 from http import HTTPStatus
-from time import monotonic
 from typing import Any, NoReturn
 from urllib.parse import unquote, unquote_to_bytes
 
@@ -24,12 +23,12 @@ from proxy.control import status
 from proxy.control.candidate import Conflict, Outcome
 from proxy.control.http import Answer, Request
 from proxy.control.keeper import Keeper
+from proxy.control.snapshot import Program
 from proxy.ctl.ask import CONFIG_HEADER
 from proxy.errors import ProtocolError
 from proxy.explain import choose, explain_request, read_client, read_target
 from proxy.http.heads import HttpError
 from proxy.metrics import render
-from proxy.relaying.stream import Ending
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +39,7 @@ TOLD_TO_ANYBODY = ("/healthz", "/livez")
 class Api:
     """Answers requests, whoever may ask."""
 
-    def __init__(self, app: status.Running, keeper: Keeper, config: str) -> None:
+    def __init__(self, app: Program, keeper: Keeper, config: str) -> None:
         self._app = app
         self._keeper = keeper
         self._config = config  # the path of the file that is served
@@ -64,7 +63,7 @@ class Api:
         return Answer(status.describe(self._app, self._keeper))
 
     def _connections(self, request: Request) -> Answer:
-        return Answer({"connections": status.connections(self._app)})
+        return Answer({"connections": self._app.connections()})
 
     def _limits(self, request: Request) -> Answer:
         return Answer(status.limits(self._app))
@@ -82,7 +81,7 @@ class Api:
             client = UNIX
         if client.ip is None:
             raise HttpError(400, "is no IP address")
-        if not self._app.limiter.penalties.forgive(client.ip, monotonic()):
+        if not self._app.forgive(client.ip):
             raise HttpError(404, "no login from there has failed of late")
         log.info("the failed logins of %s are forgiven by an operator", client.network)
         return Answer({"status": "forgiven", "client": client.network})
@@ -102,13 +101,10 @@ class Api:
         user = given.get("user", "")
         return Answer(explain_request(runtime.router.policy, runtime.config, target, user, client))
 
-    def _kill(self, request: Request, number: str) -> Answer:
-        session = status.find_session(self._app, int(number))
-        if session is None:
+    def _kill(self, request: Request, name: str) -> Answer:
+        if not self._app.end_connection(name):
             raise HttpError(404, "there is no such connection")
-        log.info("%s: connection %d is ended by an operator", session, session.id)
-        session.stop(Ending.EVICTED)
-        return Answer({"status": "ended", "id": session.id})
+        return Answer({"status": "ended", "id": int(name) if name.isdecimal() else name})
 
     def _versions_list(self, request: Request) -> Answer:
         versions = [status.describe_version(each) for each in self._keeper.versions()]
@@ -191,7 +187,7 @@ _ROUTES: list[tuple[str, re.Pattern[str], Callable[..., Answer]]] = [
     for method, path, action in (
         ("GET", "/status", Api._status),
         ("GET", "/connections", Api._connections),
-        ("DELETE", r"/connections/([0-9]{1,15})", Api._kill),
+        ("DELETE", r"/connections/([0-9]{1,15}(?:-[0-9]{1,15})?)", Api._kill),
         ("GET", "/limits", Api._limits),
         ("GET", "/refusals", Api._refusals),
         ("GET", "/penalties", Api._penalties),

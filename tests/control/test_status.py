@@ -11,6 +11,7 @@ from proxy.config import LimitConfig, Per, Protocol, ServerConfig
 from proxy.control import status
 from proxy.control.history import Version
 from proxy.control.inifile import Trouble
+from proxy.control.snapshot import Alone
 from proxy.errors import OverLimitError
 from proxy.limiter import Limiter, Stay, Who
 from proxy.metrics import ListenerMetrics, Metrics, render
@@ -22,13 +23,16 @@ class Live:
     """A session that has moved some bytes."""
 
     def __init__(self, server: Socks5Server, sent: int, received: int) -> None:
-        self.id = 1
+        self.id, self.started = 1, 0.0
         self.runtime = server.runtime
         self.relay = SimpleNamespace(sent=sent, received=received)
 
 
 def program(*servers: Socks5Server, metrics: Metrics) -> Any:
-    return SimpleNamespace(servers=servers, metrics=metrics, limiter=Limiter(), draining=False)
+    app = SimpleNamespace(
+        servers=servers, metrics=metrics, limiter=Limiter(), draining=False, reopen_logs=tuple
+    )
+    return Alone(app)
 
 
 @pytest.fixture
@@ -103,7 +107,9 @@ def under_a_limit(*clients: tuple[str, int]) -> Limiter:
 
 def test_of_many_who_have_part_of_a_limit_the_biggest_are_told() -> None:
     limiter = under_a_limit(*((f"192.0.2.{number}", 1) for number in range(150)), ("198.51.100.1", 3))
-    told = status.limits(SimpleNamespace(limiter=limiter))
+    app = program(metrics=Metrics())
+    app._app.limiter = limiter
+    told = status.limits(app)
     assert (told["total"], len(told["accounts"])) == (151, 100)
     first = told["accounts"][0]
     assert (first["client"], first["live"], first["connections"]) == ("198.51.100.1", 3, 7)
@@ -114,7 +120,7 @@ def test_of_many_who_have_part_of_a_limit_the_biggest_are_told() -> None:
 def test_metrics_of_limits_name_no_client(versions: Any) -> None:
     metrics = Metrics()
     app = program(server(metrics), metrics=metrics)
-    app.limiter = under_a_limit(("192.0.2.1", 7), ("192.0.2.2", 1))
+    app._app.limiter = under_a_limit(("192.0.2.1", 7), ("192.0.2.2", 1))
     with pytest.raises(OverLimitError):
         app.limiter.admit(Stay(), Who(Address("192.0.2.1", 1), "", "socks"))
     told = samples(app, versions)
