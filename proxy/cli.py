@@ -5,6 +5,7 @@ Every error is one line on standard error, and none is a traceback.
 """
 
 import os
+import shlex
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -33,7 +34,7 @@ T = TypeVar("T")
 CLIENT_TIMEOUT = 30.0  # seconds for -mode client to reach its target
 
 # What a command line is about; each option belongs to some of these.
-_FILE, _SERVER, _CLIENT, _HASH = "-c FILE", "-mode server", "-mode client", "-hash-password"
+_FILE, _SERVER, _CLIENT, _INIT, _HASH = "-c FILE", "-mode server", "-mode client", "-init", "-hash-password"
 
 _USAGE = """\
 usage: proxy-server -c proxy.ini [-check | -dump | -last-good]
@@ -41,6 +42,7 @@ usage: proxy-server -c proxy.ini [-check | -dump | -last-good]
        proxy-server -mode server -protocol socks5|websocket|mixed -addr ADDRESS [options]
        proxy-server -mode client -protocol socks5|http|websocket -addr ADDRESS -host HOST -port PORT [options]
        proxy-server ctl -c proxy.ini [--json] [--volatile] COMMAND [ARGUMENT ...]   (ctl -h lists them)
+       proxy-server -init [FILE]
        proxy-server -hash-password
        proxy-server -version | -h
 
@@ -81,6 +83,7 @@ _OPTIONS = (
     Option("host", "HOST", "client: the target", (_CLIENT,)),
     Option("port", "PORT", "client: its port", (_CLIENT,)),
     Option("listen", "ADDRESS", "client: carry every local connection there to the target", (_CLIENT,)),
+    Option("init", "FILE", "write a short file to start from; -: print it", (_INIT,), default="proxy.ini"),
     Option("hash-password", "", "read a password, print its hash for [auth_users]", (_HASH,)),
     Option("version", "", "print the version"),
     Option("help", "", "print this help", also=("h",)),
@@ -160,7 +163,7 @@ def _mode(given: Mapping[str, str]) -> str:
         return _FILE
     if "mode" in given:
         return f"-mode {given['mode']}"
-    return _HASH if "hash-password" in given else ""
+    return next((f"-{each}" for each in ("init", "hash-password") if each in given), "")
 
 
 def _refuse_strangers(given: Mapping[str, str], others: Sequence[str], mode: str) -> None:
@@ -175,7 +178,7 @@ def _refuse_strangers(given: Mapping[str, str], others: Sequence[str], mode: str
     if not mode and used:
         raise UsageError(f"-{used[0].name} belongs to {' or '.join(used[0].modes)}, which is missing")
     if not mode:
-        raise UsageError("nothing to do: give -c FILE, or -mode server, or -mode client")
+        raise UsageError("nothing to do: give -c FILE, or -mode server, or -mode client, or -init")
     strange = [f"-{option.name}" for option in used if mode not in option.modes]
     if strange:
         raise UsageError(f"{', '.join(strange)} cannot be used with {mode}")
@@ -403,7 +406,20 @@ def _listen(address: str, target: Address, proxy: UpstreamConfig) -> int:
     return OK
 
 
-# -- passwords
+# -- what helps to write a configuration
+
+
+def _init(given: Mapping[str, str]) -> int:
+    from proxy.starter import STARTER, write_starter
+
+    path = given["init"]
+    if path == "-":
+        print(STARTER, end="")
+        return OK
+    write_starter(path)
+    run = f"proxy-server -c {shlex.quote(path)}"
+    print(f"{path} is written: a proxy for this machine alone. Have a look at it, then run it:\n  {run}")
+    return OK
 
 
 def _hash_password(given: Mapping[str, str]) -> int:
@@ -416,4 +432,10 @@ def _hash_password(given: Mapping[str, str]) -> int:
     return OK
 
 
-_MODES = {_FILE: _run_file, _SERVER: _run_server, _CLIENT: _run_client, _HASH: _hash_password}
+_MODES = {
+    _FILE: _run_file,
+    _SERVER: _run_server,
+    _CLIENT: _run_client,
+    _INIT: _init,
+    _HASH: _hash_password,
+}

@@ -5,6 +5,7 @@ A password can begin with a dash, and it can come to stand anywhere: behind an o
 or glued to one. So a message names options of ours, and the place of a word, but never the word.
 """
 
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -23,8 +24,9 @@ class Option:
     """
     An option, written with one dash or two.
 
-    ``value`` is what its value is called in the help; without one it is a switch. ``modes`` is what it
-    belongs to, for those who care.
+    ``value`` is what its value is called in the help; without one it is a switch. ``default`` is the value
+    that is meant where no word follows which could be one. ``modes`` is what it belongs to, for those who
+    care.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Option:
     modes: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
+    default: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -54,23 +57,33 @@ def read(
     known = {dashes + name: option for option in options for name in option.names for dashes in ("-", "--")}
     given: dict[str, str] = {}
     others: list[str] = []
-    rest = iter(enumerate(words, first))
-    for place, word in rest:
+    rest = deque(enumerate(words, first))
+    while rest:
+        place, word = rest.popleft()
         if word == "--":
             others += (word for _, word in rest)
             break
         written, equals, glued = word.partition("=")
         option = known.get(written)
         if option is None:
-            if word.startswith("-") and word != "-":
+            if not _is_plain(word):
                 raise UsageError(_unknown(place, written, known) + hint)
             others.append(word)
             continue
         if option.name in given:
             raise UsageError(f"-{option.name} is given twice")
-        _, value = next(rest, (0, None)) if option.value and not equals else (0, glued)
+        if equals or not option.value:
+            value: str | None = glued
+        elif option.default and not (rest and _is_plain(rest[0][1])):
+            value = option.default
+        else:
+            value = rest.popleft()[1] if rest else None
         given[option.name] = _checked(option, equals, value, known)
     return given, others
+
+
+def _is_plain(word: str) -> bool:
+    return word == "-" or not word.startswith("-")
 
 
 def _checked(option: Option, equals: str, value: str | None, known: Mapping[str, Option]) -> str:
@@ -101,5 +114,6 @@ def describe(options: Iterable[Option]) -> str:
     for option in options:
         names = ", ".join(f"-{name}" for name in option.names)
         choices = f" ({' or '.join(option.choices)})" if option.choices else ""
-        lines.append(f"  {names + ' ' + option.value:{_COLUMN - 3}} {option.help}{choices}")
+        value = f"[{option.value}]" if option.default else option.value
+        lines.append(f"  {names + ' ' + value:{_COLUMN - 3}} {option.help}{choices}")
     return "\n".join(lines)

@@ -1,6 +1,8 @@
 """What the options of the command line mean together."""
 
 import io
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,8 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["-check"], "-check belongs to -c FILE, which is missing"),
         (["-password", SECRET], "-password belongs to -mode server or -mode client"),
         (["-hash-password", "-username", "bob"], "-username"),
+        (["-init", "-check"], "-check cannot be used with -init"),
+        (["-init", "-c", "proxy.ini"], "-init cannot be used with -c FILE"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -89,6 +93,8 @@ def test_an_option_that_would_have_no_effect_is_refused(
         (["proxy.ini"], "write -c proxy.ini"),
         (["proxy.ini", "-check"], "write -c proxy.ini"),
         (["-c", "proxy.ini", "ctl", "status"], "ctl comes first"),
+        (["-init", ""], "-init has an empty value"),
+        (["-init", "a.ini", "b.ini"], "write -c b.ini"),
         ([*CLIENT, "-username", "bob", "-password", "my", SECRET], "an argument belongs to no option"),
         ([*CLIENT, "-passwrod", SECRET], "is -password meant?"),
     ],
@@ -154,3 +160,78 @@ def test_a_check_makes_no_program_of_what_it_looks_at(
     file.write_text("[listeners]\n[[socks]]\nprotocol = socks5\nlisten_addr = 127.0.0.1:0\n")
     assert cli.run(["-c", str(file), "-check"]) == 0
     assert capsys.readouterr().out == "ok\n"
+
+
+# -- a configuration to start from
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_init_writes_a_file_that_is_valid_local_and_for_its_owner_alone(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["-init"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("proxy.ini is written: ")
+    assert said.endswith("\n  proxy-server -c proxy.ini\n")
+    assert os.stat("proxy.ini").st_mode & 0o777 == 0o600
+    # It has no warning, and no note of what is open to others.
+    assert cli.run(["-c", "proxy.ini", "-check"]) == 0
+    assert capsys.readouterr() == ("ok\n", "")
+
+
+def test_all_settings_that_init_suggests_are_valid_together(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["-init", "all of it.ini"]) == 0
+    assert capsys.readouterr().out.endswith("\n  proxy-server -c 'all of it.ini'\n")
+    path = folder / "all of it.ini"
+    suggested = re.sub("^#(?! |$)", "", path.read_text(), flags=re.MULTILINE)
+    path.write_text(suggested)
+    assert "\n[[gateway]]\n" in suggested
+    assert cli.run(["-c", str(path), "-check"]) == 0
+    assert capsys.readouterr() == ("ok\n", "")
+
+
+def test_init_prints_the_file_where_a_dash_stands_for_its_name(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["-init", "-"]) == 0
+    assert "[listeners]" in capsys.readouterr().out
+    assert list(folder.iterdir()) == []
+
+
+def failed_init(capsys: pytest.CaptureFixture[str], name: str) -> str:
+    assert cli.run(["-init", name]) == 1
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
+    return printed.err
+
+
+def test_init_overwrites_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, link = folder / "mine.ini", folder / "link.ini"
+    path.write_text("mine")
+    link.symlink_to("nowhere.ini")
+    assert failed_init(capsys, "mine.ini").startswith("proxy-server: mine.ini is there already")
+    assert failed_init(capsys, "link.ini").startswith("proxy-server: link.ini is there already")
+    assert path.read_text() == "mine"
+    assert not link.exists()
+
+
+def test_init_says_why_a_file_cannot_be_written(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = "proxy-server: no/such.ini cannot be written: No such file or directory\n"
+    assert failed_init(capsys, "no/such.ini") == wanted
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    wanted = "proxy-server: full.ini cannot be written: No space left on device\n"
+    assert failed_init(capsys, "full.ini") == wanted
+    assert list(folder.iterdir()) == []  # half a file would be in the way of the next attempt

@@ -37,6 +37,25 @@ def test_an_option_has_the_value_that_follows_it_whatever_that_looks_like(
 
 
 @pytest.mark.parametrize(
+    ("words", "given"),
+    [
+        (["-new"], {"new": "a.ini"}),
+        (["-new", "b.ini"], {"new": "b.ini"}),
+        (["-new", "-"], {"new": "-"}),
+        (["-new=-x"], {"new": "-x"}),
+        (["-new", ""], {"new": ""}),
+        (["-new", "-check"], {"new": "a.ini", "check": ""}),
+        (["-new", "--"], {"new": "a.ini"}),
+    ],
+    ids=" ".join,
+)
+def test_an_option_with_a_default_needs_no_value(words: list[str], given: dict[str, str]) -> None:
+    options = (*OPTIONS, Option("new", "FILE", "make it", default="a.ini"))
+    assert read(words, options) == (given, [])
+    assert "  -new [FILE]  " in describe(options)
+
+
+@pytest.mark.parametrize(
     ("words", "others"),
     [
         (["set", "a.b", "-"], ["set", "a.b", "-"]),

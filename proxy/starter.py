@@ -1,0 +1,93 @@
+"""
+The configuration file that ``-init`` writes, for somebody to start from.
+
+As it stands it serves this machine alone. The settings that it only suggests are valid too, all together.
+"""
+
+import os
+from contextlib import suppress
+
+from proxy.errors import ProxyError, reason_of
+
+STARTER = """\
+# Configuration of proxy-server, to start from. As it stands it is a proxy for this machine alone,
+# without passwords:
+#
+#   curl -x socks5h://127.0.0.1:1080 https://www.example.com/     SOCKS5
+#   curl -x http://127.0.0.1:1080 https://www.example.com/        the same port as an HTTP proxy
+#
+# Lines that begin with # and no blank are settings to try: take the # away, and change what they say.
+# There are many more: proxy-server.ini(5), or docs/configuration.md, explains them all, and
+# `proxy-server -c FILE -dump` prints them. A running server notices a change of this file within two
+# seconds, and one with a mistake changes nothing: `proxy-server -c FILE -check` says what is wrong.
+
+[proxy]
+#timeout = 30s                  # the whole budget for reaching a target
+#idle_timeout = 2h              # a connection without a byte for so long is closed; 0 = never
+#max_connections = 1024         # of each listener
+#access_log = -                 # one line for each connection: - is standard error; a path; or off
+
+# Who may use the proxy: name = password, one user a line. The password is plain, or better the line that
+# `proxy-server -hash-password` prints. Add some before a listener listens on more than 127.0.0.1.
+[auth_users]
+#alice = change-me
+
+# Where clients come in. Each listener is a [[section]] with a name of your choice.
+[listeners]
+[[local]]
+protocol = mixed                # SOCKS5, SOCKS4 and HTTP proxy clients on one port; or: socks5 | websocket
+listen_addr = 127.0.0.1:1080    # :1080 is every address of this machine
+#upstream = gateway             # the ways out in order of preference, from [upstreams]; without it: direct
+#clients = 127.0.0.0/8          # who may come in, as networks: 192.168.0.0/16, fd00::/8
+
+# The far end of a tunnel, for other proxy-servers, behind nginx or another HTTP server that does the TLS.
+#[[tunnel]]
+#protocol = websocket
+#listen_addr = 127.0.0.1:8080
+#path = /tunnel
+
+# Other proxies through which connections can go.
+[upstreams]
+#[[gateway]]
+#type = websocket               # direct | socks5 | http | websocket
+#proxy_address = wss://gateway.example.com/tunnel
+#proxy_username = alice
+#proxy_password = change-me
+
+# Where clients may go: the first rule that matches decides. `proxy-server -c FILE -explain HOST:PORT`
+# says which.
+[rules]
+#[[mail]]
+#port = 25, 465, 587
+#action = block
+
+# How much everybody may have.
+[limits]
+#[[fair]]
+#per = client
+#connections = 200
+"""
+
+
+def write_starter(path: str) -> None:
+    """Write the file where there is none yet, for its owner alone: there will be passwords in it."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise ProxyError(f"{path} is there already, and stays as it is: name another file") from None
+    except OSError as exc:
+        raise _cannot(path, exc) from exc
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(STARTER)
+            file.flush()
+            os.fsync(descriptor)
+    except OSError as exc:
+        # Half a file would be in the way of the next attempt.
+        with suppress(OSError):
+            os.unlink(path)
+        raise _cannot(path, exc) from exc
+
+
+def _cannot(path: str, exc: OSError) -> ProxyError:
+    return ProxyError(f"{path} cannot be written: {reason_of(exc)}")
