@@ -36,7 +36,7 @@ CLIENT_TIMEOUT = 30.0  # seconds for -mode client to reach its target
 # What a command line is about; each option belongs to some of these.
 _FILE, _SERVER, _CLIENT, _INIT, _HASH = "-c FILE", "-mode server", "-mode client", "-init", "-hash-password"
 
-_USAGE = """\
+USAGE = """\
 usage: proxy-server -c proxy.ini [-check | -dump | -last-good]
        proxy-server -c proxy.ini -explain TARGET [-listener NAME] [-user NAME] [-from ADDRESS]
        proxy-server -mode server -protocol socks5|websocket|mixed -addr ADDRESS [options]
@@ -52,7 +52,7 @@ _LOOKS = {"check", "dump", "explain"}  # what ends without having served
 _ABOUT_EXPLAIN = {"listener", "user", "from"}
 _PROTOCOLS = tuple(each.value for each in Protocol)
 _TYPES = tuple(each.value for each in UpstreamType)
-_OPTIONS = (
+OPTIONS = (
     Option("config", "FILE", "run from a configuration file", (_FILE,), also=("c",)),
     Option("check", "", "with -c: validate, and print every problem", (_FILE,)),
     Option("dump", "", "with -c: print the effective configuration, without secrets", (_FILE,)),
@@ -139,9 +139,9 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    given, others = read(arguments, _OPTIONS)
+    given, others = read(arguments, OPTIONS)
     if "help" in given:
-        print(f"{_USAGE}\n{describe(_OPTIONS)}")
+        print(f"{USAGE}\n{describe(OPTIONS)}")
         return OK
     if "version" in given:
         print(f"proxy-server {__version__}")
@@ -170,7 +170,7 @@ def _refuse_strangers(given: Mapping[str, str], others: Sequence[str], mode: str
     """Refuse what would have no effect: whoever wrote it believes that it has one."""
     if others:
         raise UsageError(_stray(others[0]))
-    used = [option for option in _OPTIONS if option.name in given]
+    used = [option for option in OPTIONS if option.name in given]
     for option in used:
         if option.value and not given[option.name]:
             # Most likely a variable of a shell that is not set; without a user, say, a server would be open.

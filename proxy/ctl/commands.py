@@ -45,7 +45,7 @@ def run(arguments: Sequence[str]) -> int:
         return FAILED
 
 
-_OPTIONS = (
+OPTIONS = (
     Option("config", "FILE", "the configuration file with which the server runs", also=("c",)),
     Option("json", "", "print the server's answer as it is"),
     Option("volatile", "", "set, unset: not into the file"),
@@ -55,27 +55,27 @@ _OPTIONS = (
     Option("from", "ADDRESS", "explain: the address of the client"),
     Option("help", "", "print this help", also=("h",)),
 )
-_OF_COMMANDS = ("volatile", "plain", "listener", "user", "from")
+OF_COMMANDS = ("volatile", "plain", "listener", "user", "from")
 
 
 def _run(arguments: Sequence[str]) -> int:
     """Read a command line, and do what it says. No message repeats what may be a secret."""
-    given, words = read(arguments, _OPTIONS, first=2, hint=": before a value with a dash, write --")
+    given, words = read(arguments, OPTIONS, first=2, hint=": before a value with a dash, write --")
     if "help" in given:
-        print(f"{_USAGE}\n\noptions (one dash or two):\n{describe(_OPTIONS)}")
+        print(f"{USAGE}\n\noptions (one dash or two):\n{describe(OPTIONS)}")
         return OK
     if "config" not in given:
         raise UsageError("-c FILE is missing")
-    if not words or words[0] not in _COMMANDS:
+    if not words or words[0] not in COMMANDS:
         trouble = "there is no such command" if words else "the command is missing"
-        raise UsageError(f"{trouble}: it is one of {', '.join(_COMMANDS)}")
+        raise UsageError(f"{trouble}: it is one of {', '.join(COMMANDS)}")
     name, *words = words
-    command = _COMMANDS[name]
+    command = COMMANDS[name]
     if not command.least <= len(words) <= command.most:
         wanted = str(command.least) if command.least == command.most else f"{command.least} to {command.most}"
         raise UsageError(f"{name} takes {wanted} argument{'s' * (wanted != '1')}, not {len(words)}")
-    for option in [each for each in _OF_COMMANDS if each in given and each not in command.options]:
-        homes = [each for each, one in _COMMANDS.items() if option in one.options]
+    for option in [each for each in OF_COMMANDS if each in given and each not in command.options]:
+        homes = [each for each, one in COMMANDS.items() if option in one.options]
         raise UsageError(f"--{option} belongs to {' and '.join(homes)}")
     if command.takes_numbers and not all(re.fullmatch("[0-9]{1,18}", each) for each in words):
         raise UsageError(f"{name} takes numbers")
@@ -222,7 +222,7 @@ class _Command(NamedTuple):
 
 
 # Each command stands twice: here for whoever asks for help, and below with what it does.
-_USAGE = """\
+USAGE = """\
 commands for a running server: proxy-server ctl -c FILE [--json] COMMAND
   status                  version of the configuration, listeners, connections, upstreams and their health
   connections             live connections
@@ -248,7 +248,7 @@ commands for a running server: proxy-server ctl -c FILE [--json] COMMAND
                           with --volatile, set and unset leave the file as it is
   metrics                 numbers for Prometheus"""
 
-_COMMANDS = {
+COMMANDS = {
     "status": _Command(lambda call: call.show("GET", "/status", show.render_status)),
     "connections": _Command(lambda call: call.show("GET", "/connections", show.connections)),
     "kill": _Command(_kill, 1, 1, takes_numbers=True),

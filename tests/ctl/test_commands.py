@@ -357,4 +357,4 @@ def test_a_value_with_a_dash_is_told_how_to_be_written(capsys: pytest.CaptureFix
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["ctl", "-h"]) == 0
     said = capsys.readouterr().out
-    assert all(f"\n  {command}" in said for command in ctl._COMMANDS)
+    assert all(f"\n  {command}" in said for command in ctl.COMMANDS)

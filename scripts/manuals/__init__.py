@@ -1,0 +1,1 @@
+"""Manual pages and shell completion, made of what the program and its documents say already."""
