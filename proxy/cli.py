@@ -41,7 +41,7 @@ usage: proxy-server -c proxy.ini [-check | -dump | -last-good]
        proxy-server -c proxy.ini -explain TARGET [-listener NAME] [-user NAME] [-from ADDRESS]
        proxy-server -mode server -protocol socks5|websocket|mixed -addr ADDRESS [options]
        proxy-server -mode client -protocol socks5|http|websocket -addr ADDRESS -host HOST -port PORT [options]
-       proxy-server ctl -c proxy.ini [--json] [--volatile] COMMAND [ARGUMENT ...]   (ctl -h lists them)
+       proxy-server ctl [-c proxy.ini] [--json] [--volatile] COMMAND [ARGUMENT ...]   (ctl -h lists them)
        proxy-server -init [FILE]
        proxy-server -hash-password
        proxy-server -version | -h

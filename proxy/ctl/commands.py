@@ -19,6 +19,7 @@ from proxy.configfile.syntax import is_text
 from proxy.console import BAD_USAGE, FAILED, OK, InputError, read_secret
 from proxy.ctl import show
 from proxy.ctl.ask import SOCKET_NAME, ask
+from proxy.ctl.find import find_config
 from proxy.errors import ConfigError, reason_of
 from proxy.lines import say
 from proxy.options import Option, UsageError, describe, read
@@ -46,7 +47,12 @@ def run(arguments: Sequence[str]) -> int:
 
 
 OPTIONS = (
-    Option("config", "FILE", "the configuration file with which the server runs", also=("c",)),
+    Option(
+        "config",
+        "FILE",
+        "the configuration file of the server; without it, the only one you run",
+        also=("c",),
+    ),
     Option("json", "", "print the server's answer as it is"),
     Option("volatile", "", "set, unset: not into the file"),
     Option("plain", "", "set: passwords of users as they are"),
@@ -64,8 +70,6 @@ def _run(arguments: Sequence[str]) -> int:
     if "help" in given:
         print(f"{USAGE}\n\noptions (one dash or two):\n{describe(OPTIONS)}")
         return OK
-    if "config" not in given:
-        raise UsageError("-c FILE is missing")
     if not words or words[0] not in COMMANDS:
         trouble = "there is no such command" if words else "the command is missing"
         raise UsageError(f"{trouble}: it is one of {', '.join(COMMANDS)}")
@@ -79,7 +83,7 @@ def _run(arguments: Sequence[str]) -> int:
         raise UsageError(f"--{option} belongs to {' and '.join(homes)}")
     if command.takes_numbers and not all(re.fullmatch("[0-9]{1,18}", each) for each in words):
         raise UsageError(f"{name} takes numbers")
-    return command.run(_Call(words, given))
+    return command.run(_Call(words, given if "config" in given else {**given, "config": find_config()}))
 
 
 class _Call:
@@ -223,7 +227,7 @@ class _Command(NamedTuple):
 
 # Each command stands twice: here for whoever asks for help, and below with what it does.
 USAGE = """\
-commands for a running server: proxy-server ctl -c FILE [--json] COMMAND
+commands for a running server: proxy-server ctl [-c FILE] [--json] COMMAND
   status                  version of the configuration, listeners, connections, upstreams and their health
   connections             live connections
   kill ID                 end one of them
