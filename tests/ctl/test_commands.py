@@ -303,7 +303,6 @@ def test_what_is_no_server_of_ours_is_one_line(folder: Path, capsys: pytest.Capt
     "arguments",
     [
         [],
-        ["status"],
         ["-c"],
         ["-c", "proxy.ini"],
         ["-c", "proxy.ini", "stat"],
