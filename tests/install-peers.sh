@@ -8,7 +8,7 @@ PEERS="microsocks:microsocks danted:dante-server nginx:nginx-light haproxy:hapro
     tinyproxy:tinyproxy-bin squid:squid chromium:chromium
     /usr/lib/nginx/modules/ngx_stream_module.so:libnginx-mod-stream v2ray:v2ray
     curl:curl wget:wget git:git npm:npm java:default-jdk-headless ssh:openssh-client sshd:openssh-server openssl:openssl ip:iproute2 fail2ban-regex:fail2ban
-    bash:bash zsh:zsh fish:fish man:man-db mandoc:mandoc"
+    bash:bash zsh:zsh fish:fish man:man-db mandoc:mandoc tmux:tmux"
 
 missing=
 for peer in $PEERS; do

@@ -21,6 +21,7 @@ from proxy.address import UNIX, Address
 from proxy.configfile.document import Edit
 from proxy.control import status
 from proxy.control.candidate import Conflict, Outcome
+from proxy.control.connections import Query
 from proxy.control.http import Answer, Request
 from proxy.control.keeper import Keeper
 from proxy.control.snapshot import Program
@@ -63,7 +64,11 @@ class Api:
         return Answer(status.describe(self._app, self._keeper))
 
     def _connections(self, request: Request) -> Answer:
-        return Answer({"connections": self._app.connections()})
+        try:
+            query = Query.parse(request.query)
+        except ValueError as exc:
+            raise HttpError(400, str(exc)) from None
+        return Answer(self._app.connections(query).describe(query))
 
     def _limits(self, request: Request) -> Answer:
         return Answer(status.limits(self._app))

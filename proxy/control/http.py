@@ -160,4 +160,4 @@ def _request(head: RequestHead, body: bytes) -> Request:
     if not head.target.startswith("/"):
         raise HttpError(400, "the request target is not a path")
     path, _, query = head.target.partition("?")
-    return Request(head.method, path, dict(parse_qsl(query)), head.headers, body)
+    return Request(head.method, path, dict(parse_qsl(query, keep_blank_values=True)), head.headers, body)

@@ -15,6 +15,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 from proxy.address import IPAddress
+from proxy.control.connections import Listing, Query, Rates, list_connections, moved
 from proxy.health import State
 from proxy.limiter import Limiter
 from proxy.metrics import ListenerMetrics, Metrics, Refusal
@@ -163,8 +164,8 @@ class Program(Running, Protocol):
     def snapshot(self) -> Snapshot:
         """Count all up."""
 
-    def connections(self) -> list[dict[str, Any]]:
-        """Describe the live connections, the oldest first."""
+    def connections(self, query: Query) -> Listing:
+        """Describe the live connections that are asked for."""
 
     def refusals(self) -> Iterable[Refusal]:
         """Give the latest clients that got no connection, the last one at the end."""
@@ -183,6 +184,7 @@ class Alone:
 
     def __init__(self, app: Running) -> None:
         self._app = app
+        self._rates = Rates()
         self.metrics = app.metrics
         self.reopen_logs = app.reopen_logs
 
@@ -232,12 +234,9 @@ class Alone:
         }
         return Snapshot(listeners, live, upstreams, flows, self._app.limiter.penalties.refused, measure())
 
-    def connections(self) -> list[dict[str, Any]]:
-        """Describe the live connections, the oldest first."""
-        now = monotonic()
-        # A set has no order, and ids may be names.
-        sessions = sorted(self._sessions(), key=lambda session: (session.started, session.id))
-        return [_connection(session, now) for session in sessions]
+    def connections(self, query: Query) -> Listing:
+        """Describe the live connections that are asked for."""
+        return list_connections(self._sessions(), self._rates, query)
 
     def refusals(self) -> Iterable[Refusal]:
         """Give the latest clients that got no connection, the last one at the end."""
@@ -258,24 +257,3 @@ class Alone:
     def _sessions(self) -> Iterator[Session]:
         for server in self._app.servers:
             yield from server.sessions
-
-
-def moved(session: Session) -> tuple[int, int]:
-    """Tell how many bytes a connection has moved from the client, and to it."""
-    return (session.relay.sent, session.relay.received) if session.relay else (0, 0)
-
-
-def _connection(session: Session, now: float) -> dict[str, Any]:
-    sent, received = moved(session)
-    return {
-        "id": session.id,
-        "state": "open" if session.relay else "dialling" if session.wanted else "handshake",
-        "user": session.wanted.user if session.wanted else "",
-        "client": str(session.client),
-        "listener": session.runtime.config.name,
-        "target": str(session.wanted.target) if session.wanted else "",
-        "upstream": session.via,
-        "age": now - session.started,
-        "sent": sent,
-        "received": received,
-    }

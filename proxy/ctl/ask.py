@@ -16,8 +16,14 @@ from proxy.trust import Trust
 SOCKET_NAME = "control.sock"  # in state_dir
 CONFIG_HEADER = "X-Proxy-Config"  # the file with which the server runs that is meant
 
+NOT_UNDERSTOOD = "the server's answer cannot be understood: is it of another version?"
+
 _MOST = 64 << 20  # bytes of an answer
 _PATIENCE = 2.0  # seconds for another server to say that it is there
+
+
+class CtlError(Exception):
+    """What the user is told, in one line."""
 
 
 class _Connection(http.client.HTTPConnection):

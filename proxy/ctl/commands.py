@@ -17,8 +17,8 @@ from urllib.parse import quote, urlencode
 from proxy.configfile.load import InvalidConfigError, read_file, state_dir_of
 from proxy.configfile.syntax import is_text
 from proxy.console import BAD_USAGE, FAILED, OK, InputError, read_secret
-from proxy.ctl import show
-from proxy.ctl.ask import SOCKET_NAME, ask
+from proxy.ctl import screen, show
+from proxy.ctl.ask import NOT_UNDERSTOOD, SOCKET_NAME, CtlError, ask
 from proxy.ctl.find import find_config
 from proxy.errors import ConfigError, reason_of
 from proxy.lines import say
@@ -28,10 +28,7 @@ from proxy.trust import Trust, UntrustedError
 from proxy.users import check_user, to_bytes
 
 _PATIENCE = 60.0  # seconds
-
-
-class CtlError(Exception):
-    """What the user is told, in one line."""
+_PATIENCE_OF_TOP = 5.0  # it asks again anyway
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -95,14 +92,16 @@ class _Call:
         self.plain = "plain" in given
         self.about = {each: given[each] for each in ("listener", "user", "from") if each in given}
         self._config = given["config"]
-        self._as_json = "json" in given
+        self.as_json = "json" in given
 
-    def ask(self, method: str, path: str, content: object = None) -> tuple[int, str]:
+    def ask(
+        self, method: str, path: str, content: object = None, *, patience: float = _PATIENCE
+    ) -> tuple[int, str]:
         """Ask the server, and return status and body; raises ``CtlError`` if there is none."""
         place = state_dir_of(self._config) / SOCKET_NAME
         try:
             Trust(self._config).check_listener(place.parent)
-            return ask(place, method, path, content, patience=_PATIENCE, config=self._config)
+            return ask(place, method, path, content, patience=patience, config=self._config)
         except (FileNotFoundError, ConnectionRefusedError):
             raise CtlError(self._why_nobody(place)) from None
         except UntrustedError as exc:
@@ -122,6 +121,18 @@ class _Call:
             "(one that runs keeps the state_dir with which it was started)"
         )
 
+    def answer(self, method: str, path: str) -> Any:
+        """Ask the server, and give its answer; raises ``CtlError`` if it is an error, or makes no sense."""
+        status, text = self.ask(method, path, patience=_PATIENCE_OF_TOP)
+        try:
+            answer = json.loads(text)
+            problem = answer.get("error", "")
+        except (ValueError, AttributeError):
+            raise CtlError(NOT_UNDERSTOOD) from None
+        if problem or status >= 400:
+            raise CtlError(problem or f"the server answers {status}")
+        return answer
+
     def show(self, method: str, path: str, form: Callable[[Any], str], content: object = None) -> int:
         """Ask the server, and print its answer in a form for people, or as it is."""
         return self.tell(*self.ask(method, path, content), form)
@@ -130,13 +141,13 @@ class _Call:
         """Print an answer; raises ``CtlError`` if it is an error, or makes no sense."""
         try:
             answer = json.loads(text)
-            problem = "" if self._as_json else answer.get("error", "")
-            shown = json.dumps(answer, indent=2) if self._as_json or problem else form(answer)
+            problem = "" if self.as_json else answer.get("error", "")
+            shown = json.dumps(answer, indent=2) if self.as_json or problem else form(answer)
         except (ValueError, LookupError, TypeError, AttributeError):
-            raise CtlError("the server's answer cannot be understood: is it of another version?") from None
+            raise CtlError(NOT_UNDERSTOOD) from None
         if problem:
             raise CtlError(problem)
-        print(show.text(shown), file=sys.stdout if status < 400 or self._as_json else sys.stderr)
+        print(show.text(shown), file=sys.stdout if status < 400 or self.as_json else sys.stderr)
         return OK if status < 400 else FAILED
 
 
@@ -209,6 +220,13 @@ def _rollback(call: _Call) -> int:
     return call.show("POST", "/rollback", show.outcome, content)
 
 
+def _top(call: _Call) -> int:
+    try:
+        return screen.run(call.answer, as_json=call.as_json)
+    except (LookupError, TypeError):
+        raise CtlError(NOT_UNDERSTOOD) from None
+
+
 def _metrics(call: _Call) -> int:
     status, text = call.ask("GET", "/metrics")
     if status != 200:
@@ -229,6 +247,8 @@ class _Command(NamedTuple):
 USAGE = """\
 commands for a running server: proxy-server ctl [-c FILE] [--json] COMMAND
   status                  version of the configuration, listeners, connections, upstreams and their health
+  top                     all of that live, with how fast it goes; h says what the keys do
+                          one picture where the output is no terminal
   connections             live connections
   kill ID                 end one of them
   limits                  who has how much of which limit
@@ -254,6 +274,7 @@ commands for a running server: proxy-server ctl [-c FILE] [--json] COMMAND
 
 COMMANDS = {
     "status": _Command(lambda call: call.show("GET", "/status", show.render_status)),
+    "top": _Command(_top),
     "connections": _Command(lambda call: call.show("GET", "/connections", show.connections)),
     "kill": _Command(_kill, 1, 1, takes_numbers=True),
     "limits": _Command(lambda call: call.show("GET", "/limits", show.limits)),

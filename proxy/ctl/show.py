@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from proxy.accesslog import quoted
+from proxy.ctl.cells import harmless, pad, width
 
 _SIZES = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _SPANS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
@@ -41,11 +42,14 @@ def moment(seconds: float) -> str:
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Align columns; a head that begins with > has its column flush right."""
-    pads = [str.rjust if head.startswith(">") else str.ljust for head in heads]
+    rights = [head.startswith(">") for head in heads]
     lines = [[head.lstrip(">") for head in heads], *rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines = [[harmless(text) for text in line] for line in lines]
+    widths = [max(map(width, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
-        "  ".join(pad(text, width) for pad, text, width in zip(pads, line, widths, strict=True)).rstrip()
+        "  ".join(
+            pad(text, size, right=right) for right, text, size in zip(rights, line, widths, strict=True)
+        ).rstrip()
         for line in lines
     )
 
@@ -97,17 +101,22 @@ def _listener(each: Object) -> list[str]:
 
 
 def _upstream(each: Object) -> list[str]:
-    health = each["health"]
-    if health == "down":
+    spares = str(each.get("spares", 0))  # an older server has none
+    return [each["listener"], each["name"], each["address"] or each["type"], spares, health(each)]
+
+
+def health(each: Object) -> str:
+    """Show how an upstream is."""
+    said: str = each["health"]
+    if said == "down":
         when = f"in {span(each['rests_for'] + 1)}" if each["rests_for"] else "next time"
         count = "1 failure" if each["failures"] == 1 else f"{each['failures']} failures"
-        health = f"down ({count}), tried again {when}: {_plain(each['problem'])}"
+        said = f"down ({count}), tried again {when}: {_plain(each['problem'])}"
     elif each["problem"]:
-        health += f"; the last time: {_plain(each['problem'])}"
+        said += f"; the last time: {_plain(each['problem'])}"
     elif not each["confirms"]:
-        health += "; that a target is connected is only a promise (no X-Proxy-Bound)"
-    spares = str(each.get("spares", 0))  # an older server has none
-    return [each["listener"], each["name"], each["address"] or each["type"], spares, health]
+        said += "; that a target is connected is only a promise (no X-Proxy-Bound)"
+    return said
 
 
 def connections(answer: Object) -> str:

@@ -1,0 +1,228 @@
+"""
+The live connections: those that are asked for, in the order that is asked for, and how fast each one is.
+
+Nothing is measured while nobody asks. Who looks each second has a look at all of them taken once a second,
+however many they are who look; the difference of two looks is how fast a connection is. Only the rows that
+are shown are written out: that is most of the work where there are thousands.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from heapq import nlargest, nsmallest
+from operator import itemgetter
+from time import monotonic
+from typing import Any, TypeVar
+
+from proxy.session import Session
+
+T = TypeVar("T")
+
+_APART = 0.9  # seconds between two looks, or somewhat more: who asks each second is not always on time
+_FORGOTTEN = 10.0  # seconds after which a look says nothing of now any more
+
+_TEXTS: dict[str, Callable[[Session], str]] = {
+    "user": lambda session: session.wanted.user if session.wanted else "",
+    "client": lambda session: str(session.client),
+    "listener": lambda session: session.runtime.config.name,
+    "target": lambda session: str(session.wanted.target) if session.wanted else "",
+    "upstream": lambda session: session.via,
+}
+# A client comes from many ports, and is the same.
+_GROUPS = _TEXTS | {"client": lambda session: session.client.host}
+_RATES = ("rate", "sent_rate", "received_rate")
+_SORTS = ("id", "age", "sent", "received", *_RATES, *_TEXTS)
+_GROUP_SORTS = ("name", "live", "sent", "received", *_RATES)
+
+
+@dataclass(frozen=True)
+class _Look:
+    time: float
+    moved: Mapping[int | str, tuple[int, int]] = field(default_factory=dict)
+
+
+class Rates:
+    """How many bytes a second each connection moves, between the last two looks."""
+
+    def __init__(self) -> None:
+        self._before: _Look | None = None
+        self._last: _Look | None = None
+
+    def look(self, live: Iterable[Session], now: float) -> None:
+        """Take a look at all of them, unless there was one just now."""
+        if self._last and now - self._last.time < _APART:
+            return
+        is_recent = self._last and now - self._last.time < _FORGOTTEN
+        self._before = self._last if is_recent else None
+        self._last = _Look(now, {session.id: moved(session) for session in live})
+
+    def of(self, number: int | str) -> tuple[float, float] | None:
+        """Tell what a connection sends and receives; None if that is not known yet."""
+        if not self._last or not self._before or number not in self._last.moved:
+            return None
+        seconds = self._last.time - self._before.time
+        sent, received = self._last.moved[number]
+        sent_before, received_before = self._before.moved.get(number, (0, 0))
+        return (sent - sent_before) / seconds, (received - received_before) / seconds
+
+
+@dataclass(frozen=True)
+class Query:
+    """Which of the connections, how many, in which order; or the sums of groups of them."""
+
+    sort: str = "id"
+    is_descending: bool = False
+    limit: int | None = None
+    words: tuple[str, ...] = ()  # that stand somewhere in a connection, all of them
+    of: Mapping[str, str] = field(default_factory=dict)  # what is exactly this
+    group: str = ""
+
+    @classmethod
+    def parse(cls, given: Mapping[str, str]) -> "Query":
+        """Read it from a request; raises ``ValueError``."""
+        if unknown := given.keys() - {"sort", "limit", "filter", "group", *_GROUPS}:
+            raise ValueError(f"there is no {', '.join(sorted(unknown))}")
+        group = given.get("group", "")
+        if group and group not in _GROUPS:
+            raise ValueError(f"group is one of {', '.join(_GROUPS)}")
+        sort, known = given.get("sort", "name" if group else "id"), _GROUP_SORTS if group else _SORTS
+        if sort.removeprefix("-") not in known:
+            raise ValueError(f"sort is one of {', '.join(known)}, or that with a - before it")
+        limit = given.get("limit")
+        if limit is not None and not re.fullmatch("[0-9]{1,9}", limit):
+            raise ValueError("limit is a number")
+        return cls(
+            sort.removeprefix("-"),
+            sort.startswith("-"),
+            int(limit) if limit else None,
+            tuple(given.get("filter", "").casefold().split()),
+            {name: value for name, value in given.items() if name in _GROUPS},
+            group,
+        )
+
+
+Key = tuple[Any, ...]  # to sort by
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What was found, as far as it may be shown; those of several processes can be added up."""
+
+    live: int = 0
+    matching: int = 0
+    rows: tuple[tuple[Key, dict[str, Any]], ...] = ()
+    groups: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __add__(self, other: "Listing") -> "Listing":
+        groups = {name: dict(each) for name, each in self.groups.items()}
+        for name, each in other.groups.items():
+            _add(groups, name, each)
+        return Listing(
+            self.live + other.live, self.matching + other.matching, (*self.rows, *other.rows), groups
+        )
+
+    def describe(self, query: Query) -> dict[str, Any]:
+        """Give it in the order, and as many rows, as are asked for."""
+        about: dict[str, Any] = {"live": self.live, "matching": self.matching}
+        if query.group:
+            shown = _first(self.groups.values(), query, lambda row: _value(row, query.sort))
+            return about | {"group": query.group, "total": len(self.groups), "groups": shown}
+        return about | {"connections": [row for _, row in _first(self.rows, query, itemgetter(0))]}
+
+
+def list_connections(sessions: Iterable[Session], rates: Rates, query: Query) -> Listing:
+    """Find the live connections that are asked for."""
+    live, now = list(sessions), monotonic()
+    rates.look(live, now)
+    found = [session for session in live if _matches(session, query)]
+    if query.group:
+        return Listing(len(live), len(found), groups=_groups(found, rates, query.group))
+    keyed = [(_key(session, rates, query.sort), session) for session in found]
+    rows = tuple((key, _row(session, rates, now)) for key, session in _first(keyed, query, itemgetter(0)))
+    return Listing(len(live), len(found), rows)
+
+
+def moved(session: Session) -> tuple[int, int]:
+    """Tell how many bytes a connection has moved from the client, and to it."""
+    return (session.relay.sent, session.relay.received) if session.relay else (0, 0)
+
+
+def _matches(session: Session, query: Query) -> bool:
+    if any(_GROUPS[name](session) != value for name, value in query.of.items()):
+        return False
+    if not query.words:
+        return True
+    text = "\n".join(read(session) for read in _TEXTS.values()).casefold()
+    return all(word in text for word in query.words)
+
+
+def _first(rows: Iterable[T], query: Query, key: Callable[[T], Any]) -> list[T]:
+    if query.limit is None:
+        return sorted(rows, key=key, reverse=query.is_descending)
+    return (nlargest if query.is_descending else nsmallest)(query.limit, rows, key)
+
+
+def _key(session: Session, rates: Rates, sort: str) -> Key:
+    """Give what a connection is sorted by, and its age where that is the same."""
+    return _measure(session, rates, sort), session.started, str(session.id)
+
+
+def _measure(session: Session, rates: Rates, sort: str) -> Any:
+    if sort in _TEXTS:
+        return _TEXTS[sort](session)
+    if sort in _RATES:
+        return _chosen(rates.of(session.id), sort)
+    if sort in ("sent", "received"):
+        return moved(session)[sort == "received"]
+    # Ids may be names; who came first has the lowest one.
+    return -session.started if sort == "age" else session.started
+
+
+def _value(row: Mapping[str, Any], sort: str) -> Any:
+    """Give what a group is sorted by, and its name where that is the same."""
+    if sort in _RATES:
+        rates = (row["sent_rate"] or 0.0, row["received_rate"] or 0.0)
+        return _chosen(rates, sort), row["name"]
+    return row[sort], row["name"]
+
+
+def _chosen(rates: tuple[float, float] | None, sort: str) -> float:
+    sent, received = rates or (0.0, 0.0)
+    return {"rate": sent + received, "sent_rate": sent, "received_rate": received}[sort]
+
+
+def _row(session: Session, rates: Rates, now: float) -> dict[str, Any]:
+    sent, received = moved(session)
+    sent_rate, received_rate = rates.of(session.id) or (None, None)
+    return {
+        "id": session.id,
+        "state": "open" if session.relay else "dialling" if session.wanted else "handshake",
+        **{name: read(session) for name, read in _TEXTS.items()},
+        "age": now - session.started,
+        "sent": sent,
+        "received": received,
+        "sent_rate": sent_rate,
+        "received_rate": received_rate,
+    }
+
+
+def _groups(found: Iterable[Session], rates: Rates, by: str) -> dict[str, dict[str, Any]]:
+    groups: dict[str, dict[str, Any]] = {}
+    read = _GROUPS[by]
+    for session in found:
+        name, (sent, received) = read(session), moved(session)
+        sent_rate, received_rate = rates.of(session.id) or (None, None)
+        one = {"live": 1, "sent": sent, "received": received}
+        _add(groups, name, one | {"sent_rate": sent_rate, "received_rate": received_rate})
+    return groups
+
+
+def _add(groups: dict[str, dict[str, Any]], name: str, more: Mapping[str, Any]) -> None:
+    if (group := groups.get(name)) is None:
+        groups[name] = {"name": name, **more}
+        return
+    for key in ("live", "sent", "received"):
+        group[key] += more[key]
+    for key in ("sent_rate", "received_rate"):
+        if more[key] is not None:
+            group[key] = (group[key] or 0.0) + more[key]
