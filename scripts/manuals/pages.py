@@ -28,6 +28,8 @@ _ENVIRONMENT = {
     "http_proxy, https_proxy, all_proxy, no_proxy": (
         "Where `-proxy env` says so, the way to the proxy of `-mode client`; else they are not looked at."
     ),
+    "NO_COLOR": "If it is not empty, `ctl top` has no colours.",
+    "COLUMNS": "How wide the picture of `ctl top` is where the output is no terminal.",
     "NOTIFY_SOCKET, WATCHDOG_USEC, LISTEN_FDS": "What systemd tells a server that it runs.",
 }
 _FILES = {
