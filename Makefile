@@ -3,7 +3,7 @@ PYTHON_IN_VENV = .venv/bin/python
 SIDE_BY_SIDE = -n 4 --dist loadfile
 TESTS =
 .DEFAULT_GOAL = help
-.PHONY: help run manuals test bench siege fuzz soak report style format types clean venv
+.PHONY: help run manuals deb test bench siege fuzz soak report style format types clean venv
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "make %-8s %s\n", $$1, $$2 }'
@@ -13,6 +13,9 @@ run: ## start the proxy with conf/proxy.ini
 
 manuals: venv ## write manual pages and the completion of three shells into build/manuals
 	@$(PYTHON_IN_VENV) -m scripts.manuals build/manuals
+
+deb: venv ## build the Debian package build/proxy-server_VERSION_all.deb; see docs/install.md
+	@PYTHON=$(PYTHON_IN_VENV) scripts/build-deb
 
 test: venv ## run the tests; make test TESTS="-k socks5" runs some of them
 	$(PYTHON_IN_VENV) -m pytest $(SIDE_BY_SIDE) $(TESTS)
