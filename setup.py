@@ -65,7 +65,7 @@ if __name__ == "__main__":
             "Typing :: Typed",
         ],
         packages=find_packages(include=["proxy", "proxy.*"]),
-        package_data={"proxy": ["py.typed"]},
+        package_data={"proxy": ["py.typed"], "proxy.control": ["page.html"]},
         install_requires=REQUIREMENTS,
         extras_require=EXTRAS,
         entry_points={"console_scripts": ["proxy-server = proxy.__main__:main"]},

@@ -248,7 +248,7 @@ def test_the_distribution_has_the_command_and_all_its_files(clone: Path, tmp_pat
         names = set(wheel.namelist())
         (entry_points,) = (wheel.read(name).decode() for name in names if name.endswith("entry_points.txt"))
     code = {str(path.relative_to(ROOT)) for path in (ROOT / "proxy").rglob("*.py")}
-    assert names >= code | {"proxy/py.typed"}
+    assert names >= code | {"proxy/py.typed", "proxy/control/page.html"}
     assert "proxy-server = proxy.__main__:main" in entry_points
     assert not [name for name in names if name.startswith("tests/")]
 

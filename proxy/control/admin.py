@@ -3,6 +3,9 @@ Where the control interface is, and who may use it: on a Unix socket, and on TCP
 
 Who may open the socket's file may do everything. On TCP a request must bring the token. One without it
 that calls the host by a foreign name may be a browser's, which that name has led here (DNS rebinding).
+
+A browser may come to the socket, too: by a port that ssh forwards, which every page in it can reach. There
+is no token there, so the names that a browser gives, of the host and of the page that asks, have to be ours.
 """
 
 import hmac
@@ -46,7 +49,8 @@ class Admin:
         """Take the path of the file that is served, and a folder for the socket, or why it is not ours."""
         self._keeper = keeper
         self._config = os.path.abspath(config)
-        self._answer = Api(app, keeper, self._config).answer
+        self._api = Api(app, keeper, self._config)
+        self._api_on_tcp = Api(app, keeper, self._config, needs_token=True)
         self._path = state_dir / SOCKET_NAME
         self._trust = trust
         self._why_not_ours = why_not_ours
@@ -110,7 +114,7 @@ class Admin:
 
     def _serve_on(self, sockets: list[GeventSocket]) -> None:
         for sock in sockets:
-            self._tcp.append(HttpServer(sock, self._answer, self._guard))
+            self._tcp.append(HttpServer(sock, self._api_on_tcp.answer, self._guard))
             self._tcp[-1].start()
         if self._tcp:
             log.info("control interface on %s", ", ".join(map(str, self.addresses)))
@@ -118,7 +122,7 @@ class Admin:
     def _open_unix(self) -> None:
         try:
             self._unix = self._bind_unix()
-            self._local = [HttpServer(self._unix, self._answer)]
+            self._local = [HttpServer(self._unix, self._api.answer, _guard_socket)]
             self._local[0].start()
         except OSError as exc:
             # A proxy that cannot be controlled is still a proxy.
@@ -149,8 +153,7 @@ class Admin:
         # A page whose name was made to lead here does not know the token: with it any name will do.
         if self._is_token(head.headers.get("Authorization") or ""):
             return
-        name = re.sub(r":[0-9]*$", "", host).strip("[]").lower()
-        if name not in self._hosts and not _is_ip(name):
+        if not _is_ours(host, self._hosts):
             raise HttpError(
                 421,
                 "the token is missing or wrong, and the Host header is no address of this server: "
@@ -166,6 +169,22 @@ class Admin:
         kind, _, given = authorization.partition(" ")
         is_right = hmac.compare_digest(given.encode("latin-1"), token.encode())
         return kind.lower() == "bearer" and bool(token) and is_right
+
+
+def _guard_socket(head: RequestHead, client: Address) -> None:
+    """Let a page of ours ask, and whatever is no browser; raises ``HttpError`` for pages of others."""
+    host, origin = head.headers.get("Host"), head.headers.get("Origin")
+    # A page whose name was made to lead here has the same origin as we, but not our name.
+    if host is not None and not _is_ours(host, {"localhost"}):
+        raise HttpError(421, "the Host header is neither localhost nor an address")
+    if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
+        raise HttpError(403, "a page of another origin may ask nothing here")
+
+
+def _is_ours(host: str, names: set[str]) -> bool:
+    """Tell whether a Host header is a name that nobody else can have."""
+    name = re.sub(r":[0-9]*$", "", host).strip("[]").lower()
+    return name in names or _is_ip(name)
 
 
 def _is_ip(host: str) -> bool:

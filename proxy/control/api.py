@@ -24,6 +24,7 @@ from proxy.control.candidate import Conflict, Outcome
 from proxy.control.connections import Query
 from proxy.control.http import Answer, Request
 from proxy.control.keeper import Keeper
+from proxy.control.page import page
 from proxy.control.snapshot import Program
 from proxy.ctl.ask import CONFIG_HEADER
 from proxy.errors import ProtocolError
@@ -33,17 +34,20 @@ from proxy.metrics import render
 
 log = logging.getLogger(__name__)
 
-# For load balancers and the like, which know no token: a word on the state, and nothing else.
-TOLD_TO_ANYBODY = ("/healthz", "/livez")
+# For who knows no token: load balancers and the like, which get a word on the state, and a browser, which
+# gets the page with nothing in it, and asks for the token then.
+TOLD_TO_ANYBODY = ("/healthz", "/livez", "/")
 
 
 class Api:
     """Answers requests, whoever may ask."""
 
-    def __init__(self, app: Program, keeper: Keeper, config: str) -> None:
+    def __init__(self, app: Program, keeper: Keeper, config: str, *, needs_token: bool = False) -> None:
+        """Take the path of the file that is served, and whether a token is needed to ask."""
         self._app = app
         self._keeper = keeper
-        self._config = config  # the path of the file that is served
+        self._config = config
+        self._needs_token = needs_token
 
     def answer(self, request: Request) -> Answer:
         """Answer a request; raises ``HttpError``."""
@@ -59,6 +63,9 @@ class Api:
                 return action(self, request, *found.groups())
         allowed = ", ".join(verb for verb, _, _ in routes)
         raise HttpError(405, f"only {allowed} will do", headers=(("Allow", allowed),))
+
+    def _page(self, request: Request) -> Answer:
+        return page(needs_token=self._needs_token)
 
     def _status(self, request: Request) -> Answer:
         return Answer(status.describe(self._app, self._keeper))
@@ -190,6 +197,7 @@ class Api:
 _ROUTES: list[tuple[str, re.Pattern[str], Callable[..., Answer]]] = [
     (method, re.compile(path), action)
     for method, path, action in (
+        ("GET", "/", Api._page),
         ("GET", "/status", Api._status),
         ("GET", "/connections", Api._connections),
         ("DELETE", r"/connections/([0-9]{1,15}(?:-[0-9]{1,15})?)", Api._kill),

@@ -48,11 +48,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What is answered: an object as JSON, or a text."""
+    """What is answered: an object as JSON, or a text, which is that of metrics if no other kind is said."""
 
     content: Any
     status: int = 200
     headers: Fields = ()
+    kind: str = ""
 
     def encode(self, *, bodiless: bool = False) -> bytes:
         """Encode the whole of it, after which the connection is closed."""
@@ -61,7 +62,7 @@ class Answer:
         lines = [
             f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}",
             *(f"{name}: {value}" for name, value in self.headers),
-            f"Content-Type: {TEXT if is_text else JSON}",
+            f"Content-Type: {self.kind or (TEXT if is_text else JSON)}",
             f"Content-Length: {len(body)}",
             "Cache-Control: no-store",
             "X-Content-Type-Options: nosniff",

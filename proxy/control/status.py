@@ -65,6 +65,7 @@ def describe(app: Program, keeper: Keeper) -> dict[str, Any]:
         "draining_for": app.draining_for if app.draining else 0.0,
         "version": describe_version(keeper.current),
         "file": asdict(trouble) | {"in_effect": False} if trouble else {"in_effect": True},
+        "restart": _restart(app, keeper),
         "live": counted.live.total(),
         "total": sum(each.accepted for each in counted.listeners.values()),
         "sent": sum(each.sent for each in counted.listeners.values()),
@@ -73,6 +74,18 @@ def describe(app: Program, keeper: Keeper) -> dict[str, Any]:
         "upstreams": list(_upstreams(app, counted)),
         "workers": list(app.workers),
     }
+
+
+def _restart(app: Program, keeper: Keeper) -> dict[str, Any]:
+    """Say what would be lost if it were started anew now, beside the connections."""
+    because = []
+    if keeper.trouble:
+        because.append(f"the file is not what is in effect: {keeper.trouble.problem}")
+    if keeper.current.volatile:
+        because.append("a change that is not in the file would be lost")
+    if app.draining:
+        because.append("it is stopping already")
+    return {"safe": not because, "because": because}
 
 
 def waiting(app: Program) -> list[str]:

@@ -1,9 +1,12 @@
 """The control interface: who may ask, what is answered, and that nothing can be made of it by mistake."""
 
+import base64
 import contextlib
+import hashlib
 import http.client
 import json
 import os
+import re
 import socket as std_socket
 import stat
 import tempfile
@@ -666,6 +669,84 @@ class TestStrictness:
         monkeypatch.setattr(house.keeper, "reload", lambda source: 1 // 0)
         assert house.ask("POST", "/reload") == (500, {"error": "internal error"})
         assert "control: internal error: ZeroDivisionError" in caplog.text
+
+
+class TestPage:
+    """DESIGN 1.14."""
+
+    def get(self, answer: bytes) -> tuple[http.client.HTTPMessage, str]:
+        status, headers, body = parse(answer)
+        assert status == 200
+        assert headers["Content-Type"] == "text/html; charset=utf-8"
+        return headers, body.decode()
+
+    def test_is_one_small_file_that_needs_nothing_from_elsewhere(self, house: House) -> None:
+        _, text = self.get(house.talk(request("GET", "/")))
+        assert len(text.encode()) <= 24 * 1024
+        for word in ("http:", "https:", "import(", "innerHTML", "outerHTML", "insertAdjacent", " style="):
+            assert word not in text
+        assert re.findall(r"<(?:script|link|img|iframe|object|embed)\b[^>]*>", text) == ["<script>"]
+        assert not re.search(r"<[^>]* on\w+=", text)
+
+    def test_its_policy_allows_what_is_in_it_and_nothing_else(self, house: House) -> None:
+        """CSP 3, section 6.7.3: the hash is that of the text between the tags."""
+        headers, text = self.get(house.talk(request("GET", "/")))
+        policy = dict(each.split(" ", 1) for each in headers["Content-Security-Policy"].split("; "))
+        for name in ("script", "style"):
+            inside = text.partition(f"<{name}>")[2].partition(f"</{name}>")[0]
+            digest = base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
+            assert policy[f"{name}-src"] == f"'sha256-{digest}'"
+        assert policy["connect-src"] == "'self'"
+        nothing = ("default-src", "base-uri", "form-action", "frame-ancestors")
+        assert {policy[name] for name in nothing} == {"'none'"}
+        assert headers["X-Content-Type-Options"] == "nosniff"
+
+    def test_on_tcp_anybody_gets_it_with_nothing_in_it_and_it_asks_for_the_token(
+        self, directory: Path
+    ) -> None:
+        with House(directory, control_listen_addr="127.0.0.1:0", control_token=TOKEN) as house:
+            address = house.admin.addresses[0]
+            with socket.create_connection((address.host, address.port)) as sock:
+                _, text = self.get(talk(sock, request("GET", "/")))
+            with socket.create_connection((address.host, address.port)) as sock:
+                assert parse(talk(sock, request("POST", "/")))[0] == 401
+            _, here = self.get(house.talk(request("GET", "/")))
+        assert text == here.replace('data-token="none"', 'data-token="needed"')
+        assert text != here
+
+
+class TestBrowser:
+    """A browser comes to the socket by a port that ssh forwards, and any page in it may ask that port."""
+
+    @pytest.mark.parametrize("host", ["localhost:9180", "127.0.0.1:9180", "[::1]:9180", "LOCALHOST"])
+    def test_our_page_may_ask(self, house: House, host: str) -> None:
+        assert house.ask("POST", "/reload", Host=host, Origin=f"http://{host}")[0] == 200
+
+    @pytest.mark.parametrize(
+        "origin", ["null", "http://attacker.example", "http://localhost:3000", "http://localhost", ""]
+    )
+    @pytest.mark.parametrize(
+        ("method", "path"),
+        [("POST", "/reload"), ("POST", "/rollback"), ("PATCH", "/config"), ("DELETE", "/connections/1")],
+    )
+    def test_a_page_of_another_origin_may_not(
+        self, house: House, method: str, path: str, origin: str
+    ) -> None:
+        """Fetch, section 3.2: a browser sends the header with whatever is neither GET nor HEAD."""
+        assert house.ask(method, path, Host="localhost:9180", Origin=origin)[0] == 403
+        assert house.keeper.asked == []
+
+    @pytest.mark.parametrize(
+        "host", ["attacker.example", "attacker.example:9180", "localhost.attacker.example"]
+    )
+    def test_nor_one_whose_name_was_made_to_lead_here(self, house: House, host: str) -> None:
+        """DNS rebinding: its origin is the same as ours, and its requests for it are no others."""
+        assert house.ask("GET", "/status", Host=host)[0] == 421
+        assert house.ask("POST", "/reload", Host=host, Origin=f"http://{host}")[0] == 421
+        assert house.keeper.asked == []
+
+    def test_what_is_no_browser_need_say_no_host(self, house: House) -> None:
+        assert parse(house.talk(b"GET /healthz HTTP/1.0\r\n\r\n"))[0] == 200
 
 
 class TestTcp:

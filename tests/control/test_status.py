@@ -132,3 +132,17 @@ def test_metrics_of_limits_name_no_client(versions: Any) -> None:
     told = samples(app, versions)
     assert told['proxy_limited_total{limit="fair"}'] == "1"  # a counter never falls
     assert 'proxy_limit_identities{limit="fair"}' not in told
+
+
+def test_a_restart_is_safe_unless_something_would_be_lost(versions: Any) -> None:
+    app = program(server(Metrics()), metrics=Metrics())
+    told = status.describe(app, versions)["restart"]
+    assert told == {"safe": True, "because": []}
+    versions.current = Version(2, 1.0, "ctl", "", "", volatile=True)
+    versions.trouble = Trouble("proxy.ini:3: no", 1.0)
+    told = status.describe(app, versions)["restart"]
+    assert told["safe"] is False
+    assert told["because"] == [
+        "the file is not what is in effect: proxy.ini:3: no",
+        "a change that is not in the file would be lost",
+    ]

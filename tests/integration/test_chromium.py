@@ -5,16 +5,13 @@ It asks the proxy without a login first. Whoever sits before a browser is asked 
 DevTools protocol answers.
 """
 
-import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import websocket
 
-from tests.integration import peers
+from tests.integration.browser import command_of, connect_to
 from tests.integration.certificates import Certificate
 from tests.integration.programs import Program, Proxy, clean_environment, mixed_door
 from tests.integration.test_mixed_clients import at, serving
@@ -46,23 +43,9 @@ def node(good: Certificate) -> Iterator[Proxy]:
 
 
 def browser(proxy: str, home: Path, *more: str) -> list[str]:
-    """Write the command that runs it with a proxy, and without all that it does of its own accord."""
-    switches = [
-        "headless",
-        "no-sandbox",
-        "disable-gpu",
-        "disable-dev-shm-usage",
-        "disable-quic",
-        "disable-sync",
-        "disable-background-networking",
-        "disable-component-update",
-        "no-first-run",
-        "ignore-certificate-errors",  # the authority is the tests' own; curl is who checks certificates
-        "proxy-bypass-list=<-loopback>",  # else it would go directly to this machine
-        f"proxy-server={proxy}",
-        f"user-data-dir={home}",
-    ]
-    return [peers.find("chromium"), *(f"--{switch}" for switch in switches), *more]
+    """Write the command that runs it with a proxy."""
+    # Without the second switch it would go directly to this machine.
+    return command_of(home, f"--proxy-server={proxy}", "--proxy-bypass-list=<-loopback>", *more)
 
 
 def lines_of(node: Proxy, listener: str) -> list[str]:
@@ -87,69 +70,12 @@ def test_it_fetches_a_page(
     )
 
 
-class DevTools:
-    """A page of a running browser, which is told what to do and tells what happens."""
-
-    def __init__(self, address: str) -> None:
-        self._socket = websocket.create_connection(address, timeout=30, suppress_origin=True)
-        self._number = 0
-        self._session: dict[str, str] = {}
-        page = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session["sessionId"] = self.call("Target.attachToTarget", targetId=page, flatten=True)[
-            "sessionId"
-        ]
-
-    def send(self, method: str, **parameters: Any) -> int:
-        """Tell it something."""
-        self._number += 1
-        command = {"id": self._number, "method": method, "params": parameters, **self._session}
-        self._socket.send(json.dumps(command))
-        return self._number
-
-    def hear(self) -> dict[str, Any]:
-        """Give what it tells next."""
-        message: dict[str, Any] = json.loads(self._socket.recv())
-        return message
-
-    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Tell it something, and give its answer."""
-        number = self.send(method, **parameters)
-        while (message := self.hear()).get("id") != number:
-            pass
-        result: dict[str, Any] = message["result"]
-        return result
-
-    def open(self, url: str, username: str, password: str) -> int:
-        """Open a page, log in at the proxy when it asks, and tell how often it did."""
-        asked = 0
-        self.call("Page.enable")
-        self.call("Fetch.enable", handleAuthRequests=True)
-        self.send("Page.navigate", url=url)
-        while (message := self.hear()).get("method") != "Page.loadEventFired":
-            request = message.get("params", {}).get("requestId")
-            if message.get("method") == "Fetch.requestPaused":
-                self.send("Fetch.continueRequest", requestId=request)
-            elif message.get("method") == "Fetch.authRequired":
-                assert message["params"]["authChallenge"]["source"] == "Proxy"
-                asked += 1
-                login = {"response": "ProvideCredentials", "username": username, "password": password}
-                self.send("Fetch.continueWithAuth", requestId=request, authChallengeResponse=login)
-        return asked
-
-    def close(self) -> None:
-        """Hang up."""
-        self._socket.close()
-
-
 def test_it_logs_in_when_it_is_asked(node: Proxy, site: dict[str, str], tmp_path: Path) -> None:
     """At an HTTPS proxy, which remembers nobody: the browser does. To be asked is no failed login."""
     home = tmp_path / "profile"
     command = browser(at(node.door("login"), "https"), home, "--remote-debugging-port=0", "about:blank")
     with Program(command) as program:
-        told = home / "DevToolsActivePort"
-        wait_until(lambda: told.exists() and len(told.read_text().splitlines()) == 2, f"{program} to listen")
-        port, path = told.read_text().splitlines()
-        page = DevTools(f"ws://127.0.0.1:{port}{path}")
+        page = connect_to(program, home)
         try:
             assert page.open(site["https"], "alice", USERS["alice"]) == 1
             text = page.call("Runtime.evaluate", expression="document.body.innerText")
