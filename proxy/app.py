@@ -21,7 +21,7 @@ from proxy import signals
 from proxy.config import ProxyConfig
 from proxy.errors import ProxyError
 from proxy.limiter import Limiter
-from proxy.listeners import Listeners, MakeServer, Plan, make_server
+from proxy.listeners import Listeners, MakeOpening, MakeServer, Plan, make_opening, make_server
 from proxy.logs import Logs
 from proxy.metrics import Metrics
 from proxy.net import lookup
@@ -49,6 +49,9 @@ class Companion:
 
     def reloading(self) -> None:
         """SIGHUP came."""
+
+    def undo(self, why: str) -> None:
+        """Go back to the configuration before, as this one does not work."""
 
     def reload(self) -> None:
         """Do what SIGHUP asks for."""
@@ -79,6 +82,8 @@ class App:
         make: MakeServer = make_server,
         *,
         patient: bool = False,
+        make_opening: MakeOpening = make_opening,
+        limiter: Limiter | None = None,
     ) -> None:
         """
         Build everything, but open nothing; raises ``ConfigError``.
@@ -92,7 +97,9 @@ class App:
         self._patient = patient
         self._logs = Logs()
         self._threads = NativeThreads(1)
-        self._listeners = Listeners(make, self._logs.access, self.metrics, self._arrived)
+        self._listeners = Listeners(
+            make, self._logs.access, self.metrics, self._arrived, make_opening, limiter
+        )
         self._plan = self._listeners.plan(config)
         self._opened = Event()
         self._stopping = Event()
@@ -142,15 +149,19 @@ class App:
         for note in self.reopen_logs():
             log.warning("%s", note)
         self._make_room()
-        _make_room_in_the_loop(2 * sum(pool_size(each) for each in self.config.listeners))
+        self._make_room_in_the_loop()
         self._listeners.open(self._plan, self.inherited, patient=self._patient)
         self._listeners.change(self._plan)
         for server in self.servers:
             self._announce(server)
         for note in self._waits(self.servers):
             log.warning("%s", note)
+        self._begin()
         self.companion.opened()
         self._opened.set()
+
+    def _begin(self) -> None:
+        """Do what else is to be done before clients are served."""
 
     def apply(self, config: ProxyConfig) -> tuple[str, ...]:
         """
@@ -159,16 +170,29 @@ class App:
         The files that it names are read again. Returns what there is to say of it; raises
         ``ProxyError``, and then nothing has changed.
         """
-        self._check_not_stopping()
-        plan = self._threads.run(partial(self._listeners.plan, config))
-        self._check_not_stopping()
-        self._listeners.open(plan)
+        plan = self.plan(config)
+        self.open(plan)
         try:
             self._check_not_stopping()
         except ProxyError:
             self._listeners.close(plan)
             raise
-        # From here on nothing waits, so no connection sees half of it.
+        return self.change(config, plan)
+
+    def plan(self, config: ProxyConfig) -> Plan:
+        """Build what a configuration needs, in a thread; raises ``ProxyError``."""
+        self._check_not_stopping()
+        plan = self._threads.run(partial(self._listeners.plan, config))
+        self._check_not_stopping()
+        return plan
+
+    def open(self, plan: Plan) -> None:
+        """Open what is new; raises ``ProxyError``, and then nothing has changed."""
+        self._listeners.open(plan)
+
+    def change(self, config: ProxyConfig, plan: Plan) -> tuple[str, ...]:
+        """Serve as was planned, when all addresses are open; returns what there is to say of it."""
+        # Nothing waits here, so no connection sees half of it.
         self._listeners.change(plan)
         self.config = config
         return self._settle(plan)
@@ -236,17 +260,21 @@ class App:
             spares=sum(way.most_spares for each in self.config.listeners for way in each.all_upstreams),
         )
 
+    def _make_room_in_the_loop(self) -> None:
+        _make_room_in_the_loop(2 * sum(pool_size(each) for each in self.config.listeners))
+
     def _watch_signals(self) -> None:
         handlers: dict[int, Callable[[], None]] = {
-            signal.SIGTERM: self._stop,
-            signal.SIGINT: self._stop,
+            signal.SIGTERM: self.stop,
+            signal.SIGINT: self.stop,
             signal.SIGUSR1: self._report,
             signal.SIGHUP: self._hang_up,
         }
         self._watchers = [gevent.signal_handler(number, handler) for number, handler in handlers.items()]
         signals.unblock()
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Stop in good order, or at once if that was said before."""
         if self._stopping.is_set():
             log.info("stopping at once")
             self._at_once.set()

@@ -28,6 +28,7 @@ from proxy.lines import say
 from proxy.options import Option, UsageError, describe, read
 from proxy.redact import without_query
 from proxy.users import to_bytes
+from proxy.workers import VARIABLE as WORKER
 
 T = TypeVar("T")
 
@@ -114,6 +115,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         try:
             signals.unblock_interrupt()
+            if worker := os.environ.pop(WORKER, ""):
+                return _work(worker)
             return _control(arguments[1:]) if arguments[:1] == ["ctl"] else _run(arguments)
         finally:
             console.flush()
@@ -303,6 +306,12 @@ def _control(arguments: Sequence[str]) -> int:
 
     signals.unblock()
     return commands.run(arguments)
+
+
+def _work(descriptors: str) -> int:
+    from proxy.workers.worker import run
+
+    return run(descriptors)
 
 
 def _run_server(given: Mapping[str, str]) -> int:

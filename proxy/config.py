@@ -697,6 +697,8 @@ class LimitConfig(Settings):
             yield ConfigError("", "limits nothing: set connections, new or bandwidth")
 
 
+MOST_WORKERS = 64
+
 # The settings of a listener that stand in [proxy], for all; max_connections may stand in its own section too.
 SHARED = (
     "timeout",
@@ -730,6 +732,7 @@ class ProxyConfig(Settings):
     limits: tuple[LimitConfig, ...] = ()
     drain_timeout: Seconds = 30.0
     drain_delay: Seconds = 0.0
+    workers: Annotated[int, at_least(1)] = 1
     reload_interval: Seconds = 1.0
     history_size: Annotated[int, at_least(1)] = 20
     state_dir: str = ""
@@ -748,6 +751,12 @@ class ProxyConfig(Settings):
             yield ConfigError("proxy.access_log", "is empty: write - for stderr, a path, or off")
         if not self.listeners:
             yield ConfigError("listeners", "there is no listener: add a [[name]] section under [listeners]")
+        if self.workers > MOST_WORKERS:
+            yield ConfigError("proxy.workers", f"is more than {MOST_WORKERS}: one for each core is enough")
+        for each in self.listeners:
+            if each.max_connections < self.workers:
+                what = f"is less than the {self.workers} workers that share it"
+                yield ConfigError(f"listeners.{each.name}.max_connections", what)
         if self.control_listen_addr and not self.control_token:
             yield ConfigError("control.token", "is missing: a control listen_addr needs one")
         if not re.fullmatch(r"(?! )[\x20-\x7e]*(?<! )", self.control_token):

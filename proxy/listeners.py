@@ -30,6 +30,7 @@ from proxy.server import ProxyServer
 log = logging.getLogger(__name__)
 
 MakeServer = Callable[[ServerConfig, AccessLog, Metrics, Limiter], ProxyServer]
+MakeOpening = Callable[[ServerConfig], Opening]
 
 
 def make_server(
@@ -51,6 +52,11 @@ def make_server(
     from proxy.socks5.server import Socks5Server
 
     return Socks5Server(config, access_log, metrics, limiter)
+
+
+def make_opening(config: ServerConfig) -> Opening:
+    """Make the opening of a listener's addresses."""
+    return Opening(config.endpoint, config.file_mode)
 
 
 @dataclass
@@ -75,13 +81,16 @@ class Listeners:
         access_log: AccessLog,
         metrics: Metrics,
         arrived: Callable[[ProxyServer], object] = lambda server: None,
+        make_opening: MakeOpening = make_opening,
+        limiter: Limiter | None = None,
     ) -> None:
         """Take what to do when an address that a server waited for has come, and is open."""
         self._make = make
         self._access_log = access_log
         self._metrics = metrics
-        self.limiter = Limiter()
+        self.limiter = limiter or Limiter()
         self._arrived = arrived
+        self._make_opening = make_opening
         self.accepting: list[ProxyServer] = []
         self._leaving: list[ProxyServer] = []
         self._inherited: list[GeventSocket] = []
@@ -101,7 +110,7 @@ class Listeners:
             server = present.get(listener.name)
             if not server or not _can_stay(server.config, listener):
                 server = self._make(listener, self._access_log, plan.metrics, self.limiter)
-                plan.openings[server] = Opening(listener.endpoint, listener.file_mode)
+                plan.openings[server] = self._make_opening(listener)
             elif server.config != listener or _names_files(listener):
                 plan.renewed[server] = server.runtime.under(listener)
             plan.servers.append(server)
@@ -179,7 +188,7 @@ class Listeners:
                 self._latecomers.forget(server.opening)
                 server.opening = None
         self._metrics.listeners = plan.metrics.listeners
-        self._limit(plan.limits)
+        self.limit(plan.limits)
         self._leaving = [*(server for server in self._leaving if not server.is_idle), *plan.leaving]
         self.accepting = plan.servers
         for server, opening in plan.openings.items():
@@ -192,7 +201,7 @@ class Listeners:
                 acceptor.set_mode(server.config.file_mode)
         self._close_what_nobody_has()
 
-    def _limit(self, limits: tuple[LimitConfig, ...]) -> None:
+    def limit(self, limits: tuple[LimitConfig, ...]) -> None:
         """Have limits hold for all connections, also for those that live."""
         if limits != self.limiter.limits:
             self.limiter.change(limits)

@@ -12,7 +12,7 @@ from proxy.configfile.load import peek, state_dir_of
 from proxy.control.admin import Admin
 from proxy.control.keeper import Keeper
 from proxy.control.notify import Notifier, inherited_sockets
-from proxy.control.snapshot import Alone
+from proxy.control.snapshot import Alone, Program
 from proxy.control.watcher import Watcher
 from proxy.ctl.ask import why_not_ours
 from proxy.lines import begin, say
@@ -39,11 +39,23 @@ def serve(path: str, *, last_good: bool = False) -> None:
     begin(as_json=keeper.config.log_format == "json")
     for warning in warnings:
         say(f"warning: {warning}", logging.WARNING)
-    app = App(keeper.config, patient=True)
+    app, program = _make_program(keeper.config)
     app.inherited = inherited_sockets()
-    admin = Admin(Alone(app), keeper, path, folder, trust, why_not_ours=reason)
+    admin = Admin(program, keeper, path, folder, trust, why_not_ours=reason)
     app.companion = _Control(app, keeper, admin)
     app.run()
+
+
+def _make_program(config: ProxyConfig) -> tuple[App, Program]:
+    if config.workers == 1:
+        app = App(config, patient=True)
+        return app, Alone(app)
+    # Not where one process is enough, which is to be no bigger for it.
+    from proxy.workers.fleet import Fleet
+    from proxy.workers.together import Together
+
+    fleet = Fleet(config, patient=True)
+    return fleet, Together(fleet)
 
 
 class _Control(Companion):
@@ -77,6 +89,9 @@ class _Control(Companion):
     def reloaded(self) -> None:
         self._notifier.ready()
         self._admin.reopen()
+
+    def undo(self, why: str) -> None:
+        self._keeper.rollback()
 
     def applied(self) -> None:
         self.arrived()

@@ -10,8 +10,9 @@ import logging
 import os
 import time
 from _queue import SimpleQueue  # queue.SimpleQueue as it is in C: the patched one is for greenlets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from select import PIPE_BUF
 
 import gevent
 from gevent.monkey import get_original
@@ -161,8 +162,8 @@ class LineWriter:
             taken = [self._queue.get()]
             while len(taken) < QUEUE_SIZE and not self._queue.empty():
                 taken.append(self._queue.get())
-            lines = [line for line in taken if isinstance(line, str)]
-            self._write_all("".join(f"{line}\n" for line in lines))
+            for text in _whole(line for line in taken if isinstance(line, str)):
+                self._write_all(text)
             for mark in taken:
                 if isinstance(mark, _Mark):
                     mark.is_reached = True
@@ -173,8 +174,8 @@ class LineWriter:
             # processor time of short connections.
             _native_sleep(_BATCH)
 
-    def _write_all(self, text: str) -> None:
-        data = self._account_of_lost() + text.encode("utf-8", "backslashreplace")
+    def _write_all(self, data: bytes) -> None:
+        data = self._account_of_lost() + data
         while data:
             try:
                 data = data[descriptors.write(self._fd, data) :]
@@ -198,6 +199,25 @@ class LineWriter:
         self._trouble = trouble
         if self._on_trouble and self._loop:
             self._loop.run_callback_threadsafe(self._on_trouble, trouble)
+
+
+def _whole(lines: Iterable[str]) -> Iterator[bytes]:
+    """
+    Put lines together, but not more than go through a pipe as one.
+
+    Other processes may write there too, such as workers: then none is in the middle of another's line.
+    """
+    together: list[bytes] = []
+    size = 0
+    for line in lines:
+        data = f"{line}\n".encode("utf-8", "backslashreplace")
+        if size + len(data) > PIPE_BUF:
+            yield b"".join(together)
+            together.clear()
+            size = 0
+        together.append(data)
+        size += len(data)
+    yield b"".join(together)
 
 
 class _Mark:

@@ -13,7 +13,7 @@ from proxy.client import Connected
 from proxy.config import ClientAddress, Overload, ServerConfig
 from proxy.limiter import Limiter
 from proxy.listening.fullness import Fullness
-from proxy.listening.listen import Acceptor
+from proxy.listening.listen import Acceptor, MakeAcceptor
 from proxy.listening.opening import Opening, bind
 from proxy.listening.pool import Job, Pool, do
 from proxy.metrics import Metrics
@@ -51,6 +51,7 @@ class ProxyServer(ABC):
         # Of new connections.
         self.runtime = build_runtime(config, access_log, self.metrics, limiter=limiter)
         self._pool = Pool(pool_size(config))
+        self.make_acceptor: MakeAcceptor = Acceptor
         self.acceptors: list[Acceptor] = []
         self.opening: Opening | None = None  # of its addresses, some of which may be missing yet
         self.sessions: set[Session] = set()
@@ -109,7 +110,7 @@ class ProxyServer(ABC):
     def accept_on(self, sockets: Iterable[GeventSocket]) -> None:
         """Accept clients on sockets that listen already; they belong to this server from now on."""
         for sock in sockets:
-            acceptor = Acceptor(sock, self._serve, self._pool, self._passes_over)
+            acceptor = self.make_acceptor(sock, self._serve, self._pool, self._passes_over)
             acceptor.start()
             self.acceptors.append(acceptor)
         self.runtime.begin()

@@ -52,7 +52,7 @@ def test_a_log_is_opened_anew_while_the_program_stops(monkeypatch: pytest.Monkey
         app.companion, "reload", lambda: pytest.fail("a program that stops takes no other configuration")
     )
     app._opened.set()
-    app._stop()
+    app.stop()
     app._hang_up()
     assert reopened == [True]
 
@@ -60,7 +60,7 @@ def test_a_log_is_opened_anew_while_the_program_stops(monkeypatch: pytest.Monkey
 def test_a_program_that_was_told_to_stop_takes_no_other_configuration() -> None:
     """CASES H206."""
     app = App(CONFIG)
-    app._stop()
+    app.stop()
     with pytest.raises(ProxyError, match="stopping"):
         app.apply(ProxyConfig(listeners=(ServerConfig("127.0.0.1:0", Protocol.SOCKS5, "two"),)))
     assert app.config is CONFIG
@@ -68,10 +68,10 @@ def test_a_program_that_was_told_to_stop_takes_no_other_configuration() -> None:
 
 def test_who_says_it_a_second_time_does_not_want_to_wait() -> None:
     app = App(CONFIG)
-    app._stop()
+    app.stop()
     assert app.draining
     assert not app._at_once.is_set()
-    app._stop()
+    app.stop()
     assert app._at_once.is_set()
 
 

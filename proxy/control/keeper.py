@@ -16,6 +16,7 @@ Whatever wants a change comes here: the watcher, a signal, the control interface
 """
 
 import gc
+import hashlib
 import logging
 import sys
 import time
@@ -93,6 +94,7 @@ class Keeper:
         self._workers = NativeThreads(1)
         self._running: Candidate
         self._is_new = False
+        self._digest: tuple[ProxyConfig | None, str] = (None, "")
 
     @property
     def trouble(self) -> Trouble | None:
@@ -207,6 +209,12 @@ class Keeper:
     def shown(self) -> str:
         """Give what is in effect, with all defaults and without secrets, as the text of a file."""
         return self._run(dump, self.config)
+
+    def digest(self) -> str:
+        """Give a short hash of what is in effect, without its secrets: equal files have equal ones."""
+        if self._digest[0] is not self.config:
+            self._digest = self.config, hashlib.sha256(self.shown().encode()).hexdigest()[:12]
+        return self._digest[1]
 
     # -- the ways to a change
 
@@ -448,6 +456,8 @@ class Keeper:
             )
         if config.control_listen_addr != self._started.control_listen_addr:
             notes += ("control.listen_addr takes effect at the next start",)
+        if (config.workers > 1) is not (self._started.workers > 1):
+            notes += ("proxy.workers takes effect at the next start: it begins or ends a supervisor",)
         gone = self._running.layers.volatile
         if gone and not layers.volatile:
             notes += (f"volatile changes are gone: {', '.join(gone)}",)

@@ -161,6 +161,10 @@ class Program(Running, Protocol):
     def workers(self) -> Sequence[Mapping[str, Any]]:
         """The processes that serve, if they are others than this one."""
 
+    @property
+    def deaths(self) -> int:
+        """How many of these have ended unasked."""
+
     def snapshot(self) -> Snapshot:
         """Count all up."""
 
@@ -179,8 +183,6 @@ class Program(Running, Protocol):
 
 class Alone:
     """A program of one process."""
-
-    workers = ()
 
     def __init__(self, app: Running) -> None:
         self._app = app
@@ -207,6 +209,16 @@ class Alone:
     def draining_for(self) -> float:
         """How many seconds ago it was told so."""
         return self._app.draining_for
+
+    @property
+    def workers(self) -> Sequence[Mapping[str, Any]]:
+        """The processes that serve, if they are others than this one."""
+        return ()
+
+    @property
+    def deaths(self) -> int:
+        """How many of these have ended unasked."""
+        return 0
 
     def snapshot(self) -> Snapshot:
         """Count all up."""

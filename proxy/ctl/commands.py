@@ -201,6 +201,8 @@ def _unset(call: _Call) -> int:
 
 
 def _kill(call: _Call) -> int:
+    if not re.fullmatch("[0-9]{1,15}(-[0-9]{1,15})?", call.arguments[0]):
+        raise UsageError("kill takes the ID of a connection, as `ctl connections` shows it")
     path = f"/connections/{call.arguments[0]}"
     return call.show("DELETE", path, lambda answer: f"connection {answer['id']} is ended")
 
@@ -276,7 +278,7 @@ COMMANDS = {
     "status": _Command(lambda call: call.show("GET", "/status", show.render_status)),
     "top": _Command(_top),
     "connections": _Command(lambda call: call.show("GET", "/connections", show.connections)),
-    "kill": _Command(_kill, 1, 1, takes_numbers=True),
+    "kill": _Command(_kill, 1, 1),
     "limits": _Command(lambda call: call.show("GET", "/limits", show.limits)),
     "refusals": _Command(lambda call: call.show("GET", "/refusals", show.refusals)),
     "penalties": _Command(lambda call: call.show("GET", "/penalties", show.penalties)),

@@ -60,7 +60,16 @@ def render_status(answer: Object) -> str:
     if answer["upstreams"]:
         rows = [_upstream(each) for each in answer["upstreams"]]
         blocks.append(table(("LISTENER", "UPSTREAM", "ADDRESS", ">READY", "HEALTH"), rows))
+    if answer.get("workers"):
+        rows = [_worker(each) for each in answer["workers"]]
+        blocks.append(table((">WORKER", ">PROCESS", "STATE", ">LIVE", ">AGE", ">CPU", ">MEMORY"), rows))
     return "\n\n".join(blocks)
+
+
+def _worker(each: Object) -> list[str]:
+    memory = size(each["memory"]) if each["memory"] is not None else "-"
+    ids = str(each["id"]), str(each["pid"])
+    return [*ids, each["state"], str(each["live"]), span(each["uptime"]), span(each["cpu"]), memory]
 
 
 def _summary(answer: Object) -> str:

@@ -23,6 +23,7 @@ from proxy.net.sock import LoopSocket, address_of
 log = logging.getLogger(__name__)
 
 Handler = Callable[[LoopSocket, Address], Job]
+PassesOver = Callable[[Address], bool]
 
 _PAUSE = 0.1  # seconds without accepting, when there is no room for another client
 
@@ -60,7 +61,7 @@ class SocketServer(StreamServer):
         if RESERVE.is_short:
             RESERVE.fill()
         if BALLAST.is_given_up:
-            self._rest()
+            self.rest()
             return None
         try:
             fileno, peer = listening._accept()
@@ -87,14 +88,15 @@ class SocketServer(StreamServer):
         except BlockingIOError:
             return None
         except OSError:
-            self._rest()
+            self.rest()
             return None
 
-    def _rest(self) -> None:
+    def rest(self, seconds: float = _PAUSE) -> None:
+        """Accept nobody for so long."""
         # Nothing says when there is room again: until then the socket would be readable all the time.
         self.stop_accepting()
-        self._timer: Any = self.loop.timer(_PAUSE)
-        self._timer.start(self._go_on)
+        self._timer: Any = self.loop.timer(seconds)
+        self._timer.start(self._go_on, update=True)
 
     def _go_on(self) -> None:
         if self.started:
@@ -113,7 +115,7 @@ class Acceptor(SocketServer):
         sock: socket.socket,
         handler: Handler,
         pool: Pool,
-        passes_over: Callable[[Address], bool] = lambda client: False,
+        passes_over: PassesOver = lambda client: False,
     ) -> None:
         """Take what tells of a client that is to be closed at once, as that is cheaper than to serve it."""
         super().__init__(sock, cast(Any, handler))
@@ -152,7 +154,7 @@ class Acceptor(SocketServer):
         So another address can be opened that this one is in the way of; and if that fails, nobody can
         have taken this one, nor does it need the rights any more that a port below 1024 takes.
         """
-        self._take_waiting()
+        self.take_waiting()
         close_to_clients(self.socket)
 
     def resume(self) -> None:
@@ -168,10 +170,11 @@ class Acceptor(SocketServer):
         """Stop accepting, after taking what already waits in the kernel's queue."""
         if isinstance(self.given, UnixSocket):
             self.given.leave_file()
-        self._take_waiting()
+        self.take_waiting()
         self.close()
 
-    def _take_waiting(self) -> None:
+    def take_waiting(self) -> None:
+        """Accept nobody any more, but those who wait in the kernel's queue, as far as there is room."""
         # Those clients are connected as far as they can tell: closing would reset them.
         self.stop_accepting()
         while not self._pool.is_full:
@@ -182,3 +185,6 @@ class Acceptor(SocketServer):
             if waiting is None:
                 break
             self.do_handle(*waiting)
+
+
+MakeAcceptor = Callable[[socket.socket, Handler, Pool, PassesOver], Acceptor]

@@ -10,6 +10,7 @@ import _socket
 import errno
 import socket
 import struct
+from collections.abc import Sequence
 from contextlib import closing
 from ipaddress import IPv4Address, IPv6Address
 
@@ -27,6 +28,8 @@ _RTM_NEWROUTE, _RTM_GETROUTE, _NLM_F_REQUEST, _RTA_DST, _RTA_OIF, _RTN_LOCAL = 2
 
 _places: dict[int, list[Place]] = {}  # by port; as many times as there are sockets
 
+_others: list[Place] = []  # those of other processes
+
 
 def add(place: Place) -> None:
     """Note that a socket listens there."""
@@ -38,6 +41,20 @@ def remove(place: Place) -> None:
     _places[place.port].remove(place)
     if not _places[place.port]:
         del _places[place.port]
+
+
+def every() -> list[Place]:
+    """Give them all, for another process that works with this one."""
+    return [place for places in _places.values() for place in places]
+
+
+def note_others(places: Sequence[Place]) -> None:
+    """Take these for ours too, as they are those of another process that works with this one."""
+    for place in places:
+        add(place)
+    for place in _others:
+        remove(place)
+    _others[:] = places
 
 
 def has(port: int) -> bool:

@@ -13,7 +13,7 @@ from others.
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address
 from mmap import mmap
 
@@ -55,17 +55,31 @@ class Penalties:
         assert client.ip is not None
         if not penalty:
             return
-        key = _key(client.ip)
+        self._set(client.network, _key(client.ip), min(now + self.left(client.ip, now) + penalty, now + MOST))
+
+    def _set(self, network: str, key: int, until: float) -> None:
         place = self._find(key)
         if place is None:
             place = min(self._bucket(key), key=self._until.__getitem__)
             self._keys[place] = key
-            self._until[place] = 0.0
-        self._until[place] = min(max(self._until[place], now) + penalty, now + MOST)
-        self._latest[client.network] = key
-        self._latest.move_to_end(client.network)
+        self._until[place] = until
+        self._latest[network] = key
+        self._latest.move_to_end(network)
         if len(self._latest) > _SHOWN:
             self._latest.popitem(last=False)
+
+    def known(self, now: float) -> list[tuple[str, int, float]]:
+        """Give what there is of those that failed last, for another process to ``take_over``."""
+        return [
+            (network, key, self._until[place])
+            for network, key in self._latest.items()
+            if (place := self._find(key)) is not None and self._until[place] > now
+        ]
+
+    def take_over(self, known: Iterable[tuple[str, int, float]]) -> None:
+        """Hold against them what another process does; both have the same clock."""
+        for network, key, until in known:
+            self._set(network, key, until)
 
     def forgive(self, ip: IPAddress, now: float) -> bool:
         """Take away all that an address has, and tell whether there was anything."""

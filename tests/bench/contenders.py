@@ -77,19 +77,19 @@ def none(site: Site) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def ours(site: Site, splice: str = "auto", tree: str = str(REPOSITORY)) -> Iterator[Door]:
+def ours(site: Site, splice: str = "auto", tree: str = str(REPOSITORY), **settings: Any) -> Iterator[Door]:
     """Run our SOCKS5 server, which goes out directly."""
-    config = {"proxy": {**LIMITS, "splice": splice}, "listeners": {"socks": socks_door()}}
+    config = {"proxy": {**LIMITS, "splice": splice, **settings}, "listeners": {"socks": socks_door()}}
     with Proxy(config, prefix=site.near.prefix, environment={"PYTHONPATH": tree}) as proxy:
         yield proxy.door("socks")
 
 
 @contextlib.contextmanager
 def chain(
-    site: Site, scheme: str = "ws", splice: str = "auto", tree: str = str(REPOSITORY)
+    site: Site, scheme: str = "ws", splice: str = "auto", tree: str = str(REPOSITORY), **settings: Any
 ) -> Iterator[Door]:
     """Run our SOCKS5 server, and behind it our server for another scheme, which goes out directly."""
-    limits = {**LIMITS, "splice": splice}
+    limits = {**LIMITS, "splice": splice, **settings}
     kind = "socks5" if scheme == "socks5" else "websocket"
     far = {"protocol": kind, "listen_addr": f"{site.far.address}:{free_port()}"}
     way_out = {"type": kind, "proxy_address": f"{scheme}://{far['listen_addr']}"}
@@ -209,12 +209,14 @@ def openssl(site: Site) -> Iterator[Door]:
 CONTENDERS: dict[str, Callable[[Site], AbstractContextManager[Door | None]]] = {
     "none": none,
     "ours": ours,
+    "ours-workers": lambda site: ours(site, workers=os.cpu_count() or 1),
     "microsocks": lambda site: peers.microsocks(),
     "dante": lambda site: peers.dante(),
     "pproxy": pproxy,
     "chain": chain,
     "v2ray": v2ray,
     "chain-tls": lambda site: chain(site, "wss"),
+    "chain-tls-workers": lambda site: chain(site, "wss", workers=os.cpu_count() or 1),
     "v2ray-tls": lambda site: v2ray(site, tls=True),
     "openssl": openssl,
     "chain-socks": lambda site: chain(site, "socks5"),

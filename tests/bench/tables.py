@@ -10,7 +10,13 @@ from tests.bench.works import Work
 
 OURS = ("ours", "chain", "chain-tls", "chain-socks")
 # Which of ours does what a contender does, where it is not the plain SOCKS5 server.
-LIKE = {"chain-copying": "chain", "v2ray": "chain", "v2ray-tls": "chain-tls", "openssl": "chain-tls"}
+LIKE = {
+    "chain-copying": "chain",
+    "v2ray": "chain",
+    "v2ray-tls": "chain-tls",
+    "openssl": "chain-tls",
+    "chain-tls-workers": "chain-tls",
+}
 BUSY = 0.9  # of a core: a load process this busy cannot do more
 NOTES = {
     "*": "the load generator was the bottleneck: the rate is a lower bound",

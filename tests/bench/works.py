@@ -215,6 +215,7 @@ TLS = ["chain-tls", "chain-tls-before", "v2ray-tls"]
 PLAIN = ["none", "ours", "microsocks", "dante", "pproxy", "chain", "v2ray"]
 PLAIN += ["ours-copying", "chain-copying", "ours-before", "chain-before"]
 NEAR = [*PLAIN, *TLS]
+SPREAD = ["ours-workers", "chain-tls-workers"]  # a process for each core
 FAR = ["none", "chain-tls", "chain-socks", "v2ray-tls", "v2ray-mux", "ssh"]
 FAR += ["chain-tls-before", "chain-socks-before"]
 FAR_OURS = ["none", "chain-tls", "chain-tls-before"]
@@ -245,7 +246,7 @@ def far_visits(who: str, clients: int) -> Work:
 
 WORKS: dict[str, Work] = {
     "down-1": Work("Bulk download, 1 stream", BULK, lambda c, n: bulk(c, n, False, 1), NEAR),
-    "down-4": Work("Bulk download, 4 streams", BULK, lambda c, n: bulk(c, n, False, 4), TLS),
+    "down-4": Work("Bulk download, 4 streams", BULK, lambda c, n: bulk(c, n, False, 4), [*TLS, *SPREAD[1:]]),
     "down-16": Work("Bulk download, 16 streams", BULK, lambda c, n: bulk(c, n, False, 16), PLAIN),
     "up-1": Work("Bulk upload, 1 stream", BULK, lambda c, n: bulk(c, n, True, 1), NEAR),
     "up-4": Work("Bulk upload, 4 streams", BULK, lambda c, n: bulk(c, n, True, 4), TLS),
@@ -253,7 +254,7 @@ WORKS: dict[str, Work] = {
     "trips-1": Work("64-byte round trips, 1 connection", PIECES, lambda c, n: round_trips(c, n, 1), NEAR),
     "trips-1-core": Work("64-byte round trips, 1 connection, all on one core", PIECES, one_core, NEAR),
     "trips-64": Work("64-byte round trips, 64 connections", PIECES, lambda c, n: round_trips(c, n, 64), NEAR),
-    "short": Work("Short connections, 32 at a time", PIECES, visits, NEAR, overhead=0.9),
+    "short": Work("Short connections, 32 at a time", PIECES, visits, [*NEAR, *SPREAD], overhead=0.9),
     "idle": Work("Idle connections", IDLE, idle, [*NEAR, "openssl"], rounds=2, overhead=1.2, each=0.003),
     "under-bulk": Work("Latency beside 4 downloads and 4 uploads", UNDER_BULK, under_bulk, NEAR),
     "first-1": far_visits("1 client", 1),

@@ -70,6 +70,9 @@ class FakeKeeper:
     def redacted(self, number: int) -> str:
         return f"text of {self.get(number).number}"
 
+    def digest(self) -> str:
+        return "abc"
+
     def shown(self) -> str:
         return dump(self.config)
 

@@ -38,7 +38,9 @@ def program(*servers: Socks5Server, metrics: Metrics) -> Any:
 @pytest.fixture
 def versions() -> Any:
     current = Version(1, 1.0, "start", "", "")
-    return SimpleNamespace(current=current, trouble=None, outcomes=dict.fromkeys(status.OUTCOMES, 0))
+    return SimpleNamespace(
+        current=current, trouble=None, outcomes=dict.fromkeys(status.OUTCOMES, 0), digest=lambda: "abc"
+    )
 
 
 def server(metrics: Metrics, name: str = "socks", most: int = 10) -> Socks5Server:

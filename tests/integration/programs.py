@@ -225,6 +225,8 @@ class Proxy(Program):
         super().start()
         if self.starts:
             self.wait_listening(*map(self.door, self.config["listeners"]))
+            if self.config["proxy"].get("workers", 1) > 1:
+                self.wait_for_log("workers serve")  # until then clients wait in the kernel's queue
 
     def stop(self) -> None:
         """Stop the program by SIGTERM; fail if it does not obey, had died, or printed a traceback."""

@@ -1,0 +1,61 @@
+"""
+A program of several workers as the control interface sees it: sums, and lists made of all of theirs.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from proxy.address import IPAddress
+from proxy.control.connections import Listing, Query
+from proxy.control.snapshot import Alone, Snapshot
+from proxy.metrics import Refusal
+from proxy.workers.fleet import Fleet
+
+_PATIENCE = 2.0  # seconds for a worker to answer; of one that does not, what it said before is told
+_MOST_REFUSALS = 200
+
+
+class Together(Alone):
+    """What all workers are and have, together."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        super().__init__(fleet)
+        self._fleet = fleet
+
+    @property
+    def workers(self) -> Sequence[Mapping[str, Any]]:
+        """The processes that serve."""
+        return [each.describe() for each in sorted(self._fleet.handles, key=lambda each: each.number)]
+
+    @property
+    def deaths(self) -> int:
+        """How many of these have ended unasked."""
+        return self._fleet.deaths
+
+    def snapshot(self) -> Snapshot:
+        """Count all up, those that are gone too."""
+        self._fleet.report(within=_PATIENCE)
+        return sum((each.snapshot for each in self._fleet.handles), super().snapshot() + self._fleet.past)
+
+    def connections(self, query: Query) -> Listing:
+        """Describe the live connections that are asked for, those of all workers together."""
+        told = self._fleet.ask_all("connections", query, within=_PATIENCE)
+        return sum((each for _, each in told), Listing())
+
+    def refusals(self) -> Iterable[Refusal]:
+        """Give the latest clients that got no connection, the last one at the end."""
+        told = [one for _, some in self._fleet.ask_all("refusals", within=_PATIENCE) for one in some]
+        return sorted(told, key=lambda each: each.time)[-_MOST_REFUSALS:]
+
+    def end_connection(self, name: str) -> bool:
+        """End a connection by its id, and tell whether there is one."""
+        number, _, _ = name.partition("-")
+        workers = [each for each in self._fleet.handles if str(each.number) == number]
+        return any(each.ask("end_connection", name, within=_PATIENCE) for each in workers)
+
+    def forgive(self, client: IPAddress) -> bool:
+        """Take away what is held against an address, and tell whether there was anything."""
+        is_any = super().forgive(client)
+        for each in self._fleet.handles:
+            each.link.tell("forgive", client)
+        return is_any

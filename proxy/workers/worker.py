@@ -1,0 +1,327 @@
+"""
+One process that serves: a program as any other, which is given its configuration and its sockets.
+
+Its supervisor is at the other end of a link. When that is gone, however it went, the worker ends as it would
+for a SIGTERM.
+"""
+
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
+from time import monotonic
+from typing import Any
+
+import gevent
+from gevent import socket
+from gevent.event import AsyncResult
+
+from proxy.accesslog import AccessLog
+from proxy.address import Address, AnyPlace, IPAddress, Place
+from proxy.app import App, Companion
+from proxy.config import ProxyConfig, ServerConfig
+from proxy.console import FAILED, OK
+from proxy.control.connections import Listing, Query
+from proxy.control.snapshot import Alone, Named, Snapshot
+from proxy.errors import ProxyError
+from proxy.health import State
+from proxy.limiter import Limiter
+from proxy.lines import begin
+from proxy.listeners import Plan, make_server
+from proxy.listening import ours
+from proxy.listening.listen import Acceptor, Handler, PassesOver
+from proxy.listening.opening import Opening, place_of
+from proxy.listening.pool import Pool
+from proxy.metrics import Metrics, Refusal
+from proxy.server import ProxyServer
+from proxy.workers import VARIABLE
+from proxy.workers.limits import Share, SharedLimiter
+from proxy.workers.link import GoneError, Link
+from proxy.workers.table import Seat, Table
+
+log = logging.getLogger(__name__)
+
+_PUBLISH = 0.1  # seconds between two looks at how many connections have ended
+_LAST_WORDS = 1.0  # seconds for them to be heard
+
+# What the supervisor says, for all, would be said here once more.
+_SAID_BY_SUPERVISOR = ("proxy.app", "proxy.listeners", "proxy.listening.fullness")
+
+
+@dataclass(frozen=True)
+class Orders:
+    """All that a worker is told at its beginning."""
+
+    number: int
+    row: int  # of the table
+    config: ProxyConfig
+    penalties: Sequence[tuple[str, int, float]]
+    ours: Sequence[Place]
+
+
+class Given(Opening):
+    """The addresses of a listener, which the supervisor has opened, or will: nothing is opened here."""
+
+    def __init__(self, config: ServerConfig, shelf: dict[str, list[socket.socket]]) -> None:
+        super().__init__(config.endpoint, config.file_mode)
+        self._name = config.name
+        self._shelf = shelf
+        self._places = ()
+
+    def look_up(self, within: float | None = None) -> Sequence[AnyPlace]:
+        """Know of none."""
+        return ()
+
+    def open(self, at_hand: object = None) -> list[socket.socket]:
+        """Take what was given."""
+        return self._shelf.pop(self._name, [])
+
+
+class SharingAcceptor(Acceptor):
+    """Accepts on a socket on which others accept too, and leaves clients to those who have fewer."""
+
+    max_accept = 1  # at a time, as the next one may be for others
+
+    def __init__(
+        self, seat: Seat, sock: socket.socket, handler: Handler, pool: Pool, passes_over: PassesOver
+    ) -> None:
+        super().__init__(sock, handler, pool, passes_over)
+        self.seat = seat
+        self._jobs = pool
+
+    def do_read(self) -> Any:
+        """Accept a client, if one is there that is not for others."""
+        return None if self.seat.leaves(len(self._jobs)) else super().do_read()
+
+    def publish(self) -> None:
+        """Have the others know how many connections there are."""
+        self.seat.publish(len(self._jobs))
+
+    def pause(self) -> None:
+        """Accept nobody until ``resume``; the supervisor has the kernel refuse them."""
+        self.take_waiting()
+
+    def resume(self) -> None:
+        """Accept again."""
+        self.start_accepting()
+
+
+class Worker(Companion):
+    """This process: it does what the supervisor asks."""
+
+    def __init__(self, sock: socket.socket, table: Table) -> None:
+        self._table = table
+        self._orders: AsyncResult[Orders] = AsyncResult()
+        self._ready: AsyncResult[None] = AsyncResult()
+        self._shelf: dict[str, list[socket.socket]] = {}
+        self._planned: tuple[ProxyConfig, Plan] | None = None
+        self._limiter = SharedLimiter()
+        self._app: App
+        self._told: Alone
+        questions = (
+            self.hello, self.serve, self.plan, self.change, self.forget, self.arrived_at, self.pause,
+            self.resume, self.report, self.connections, self.refusals, self.end_connection, self.forgive,
+            self.failed, self.learn, self.take, self.reopen_logs,
+        )  # fmt: skip
+        answers = {each.__name__: each for each in questions}
+        self._link = self._limiter.link = Link(sock, answers, ("serve", "plan"), self._lost)
+
+    def run(self) -> None:
+        """Serve until the supervisor says to stop, or is gone."""
+        self._link.start()
+        orders: Orders = self._orders.get()  # type: ignore[assignment]
+        for name in _SAID_BY_SUPERVISOR:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        begin(as_json=orders.config.log_format == "json")
+        ProxyServer.ids = (f"{orders.number}-{number}" for number in count(1))
+        self._limiter.penalties.take_over(orders.penalties)
+        ours.note_others(orders.ours)
+        try:
+            self._app = App(
+                orders.config,
+                partial(self._make, orders.row),
+                patient=True,
+                make_opening=partial(Given, shelf=self._shelf),
+                limiter=self._limiter,
+            )
+            self._told = Alone(self._app)
+            self._app.companion = self
+            gevent.spawn(self._publish)
+            self._app.run()
+        except ProxyError as exc:
+            self._ready.set_exception(exc)
+            gevent.sleep(0)
+            raise
+
+    def _make(
+        self, row: int, config: ServerConfig, access_log: AccessLog, metrics: Metrics, limiter: Limiter
+    ) -> ProxyServer:
+        server = make_server(config, access_log, metrics, limiter)
+        # Of the configuration as it is then: a listener may get other limits.
+        server.make_acceptor = lambda *given: SharingAcceptor(
+            Seat(self._table, row, config.name, server.config.max_connections), *given
+        )
+        return server
+
+    def _acceptors(self) -> Iterable[SharingAcceptor]:
+        for server in self._app.servers:
+            for each in server.acceptors:
+                assert isinstance(each, SharingAcceptor)
+                each.seat.most = server.config.max_connections
+                yield each
+
+    def _publish(self) -> None:
+        while True:
+            gevent.sleep(_PUBLISH)
+            for each in self._acceptors():
+                each.publish()
+
+    def _lost(self) -> None:
+        if not self._orders.ready():
+            os._exit(1)
+        if not self._app.draining:
+            self._app.stop()
+
+    # -- the turning points of its life
+
+    def ready(self) -> None:
+        """Say so."""
+        self._ready.set(None)
+
+    def reload(self) -> None:
+        """Leave that to the supervisor, which gets a SIGHUP of its own if it was meant for all."""
+
+    def stopped(self) -> None:
+        """Leave nothing uncounted."""
+        with suppress(GoneError):
+            self._link.ask("last_words", self.report(()), within=_LAST_WORDS)
+
+    # -- what the supervisor asks
+
+    def hello(self) -> None:
+        """Say that the program is there."""
+
+    def serve(self, orders: Orders, names: Sequence[str], *, sockets: Sequence[socket.socket] = ()) -> None:
+        """Begin; it is ready when this returns."""
+        self._put(names, sockets)
+        self._orders.set(orders)
+        self._ready.get()
+
+    def plan(self, config: ProxyConfig) -> None:
+        """Build what another configuration needs; raises ``ProxyError``."""
+        self._planned = config, self._app.plan(config)
+
+    def change(self, names: Sequence[str], *, sockets: Sequence[socket.socket] = ()) -> None:
+        """Serve as was planned, on these sockets too."""
+        assert self._planned
+        self._put(names, sockets)
+        config, plan = self._planned
+        self._planned = None
+        self._app.open(plan)
+        self._app.change(config, plan)
+
+    def forget(self) -> None:
+        """Do not do what was planned."""
+        self._planned = None
+
+    def arrived_at(self, name: str, *, sockets: Sequence[socket.socket] = ()) -> None:
+        """Accept on addresses, too, that a listener waited for."""
+        for server in self._app.servers:
+            if server.config.name == name and server.opening:
+                server.accept_on(sockets)
+                return
+        for sock in sockets:
+            sock.close()
+
+    def pause(self, place: AnyPlace) -> None:
+        """Accept nobody at an address."""
+        for each in self._acceptors():
+            if place_of(each.socket) == place:
+                each.pause()
+
+    def resume(self, place: AnyPlace) -> None:
+        """Accept there again."""
+        for each in self._acceptors():
+            if place_of(each.socket) == place:
+                each.resume()
+
+    def report(self, places: Sequence[Place]) -> Snapshot:
+        """Count all up; and know where the supervisor listens, by now."""
+        ours.note_others(places)
+        snapshot = self._told.snapshot()
+        for one in snapshot.listeners.values():
+            one.filled = 0  # when all are, the supervisor counts
+        return snapshot
+
+    def connections(self, query: Query) -> Listing:
+        """Describe the live connections that are asked for."""
+        return self._told.connections(query)
+
+    def refusals(self) -> list[Refusal]:
+        """Give the latest clients that got no connection."""
+        return list(self._told.refusals())
+
+    def end_connection(self, name: str) -> bool:
+        """End a connection."""
+        return self._told.end_connection(name)
+
+    def forgive(self, client: IPAddress) -> None:
+        """Hold nothing against an address any more."""
+        self._told.forgive(client)
+
+    def failed(self, client: Address, penalty: float) -> None:
+        """Note that a login failed elsewhere."""
+        self._limiter.penalties.add(client, penalty, monotonic())
+
+    def learn(self, news: Sequence[tuple[Named, State]]) -> None:
+        """Take over what others have found out of upstreams."""
+        known = dict(news)
+        for server in self._app.servers:
+            for each in server.runtime.upstreams:
+                if state := known.get((server.config.name, each.name)):
+                    each.health.learn(state)
+
+    def take(self, shares: Sequence[Share]) -> None:
+        """Take what may be moved here from now on."""
+        self._limiter.take(shares)
+
+    def reopen_logs(self) -> None:
+        """Open the log files anew; the supervisor says what there is to say of it."""
+        self._app.reopen_logs()
+
+    def _put(self, names: Sequence[str], sockets: Sequence[socket.socket]) -> None:
+        for name, sock in zip(names, sockets, strict=True):
+            self._shelf.setdefault(name, []).append(sock)
+
+
+def share_of(config: ProxyConfig, row: int) -> ProxyConfig:
+    """Give one of several workers its part of a configuration that holds for all together."""
+    count = config.workers
+    listeners = tuple(
+        replace(each, max_connections=each.max_connections // count + (row < each.max_connections % count))
+        for each in config.listeners
+    )
+    limits = tuple(
+        replace(each, bandwidth=each.bandwidth and -(-each.bandwidth // count)) for each in config.limits
+    )
+    # The supervisor has waited for others before it tells its workers to stop.
+    return replace(config, listeners=listeners, limits=limits, workers=1, drain_delay=0.0)
+
+
+def run(descriptors: str) -> int:
+    """Be a worker, and return the exit code: the descriptors are those of its link and of the table."""
+    try:
+        link, table = map(int, descriptors.split(","))
+        for fd in (link, table):
+            os.set_inheritable(fd, False)
+        worker = Worker(socket.socket(fileno=link), Table(table))
+    except (OSError, ValueError):
+        raise ProxyError(f"{VARIABLE} is set, which is for processes that it starts itself") from None
+    try:
+        worker.run()
+    except ProxyError:
+        return FAILED  # the supervisor says why
+    return OK

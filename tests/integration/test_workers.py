@@ -1,0 +1,418 @@
+"""
+Several processes that serve as one: what holds for a program holds for all of them together.
+
+DESIGN 1.13. Which of them serves a client is for the program to say, so no test expects a certain one.
+"""
+
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, suppress
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import pytest
+
+from tests.integration.programs import Proxy, mixed_door, run_proxy, socks_door, upstream, web_door
+from tests.integration.test_control import ask, connections_of, control_socket, ctl, metrics, said
+from tests.wire import clients, targets
+from tests.wire.clients import SocksRefused, Tunnel
+from tests.wire.sockets import connect, free_port, read_exact
+from tests.wire.socks5 import GREETING
+from tests.wire.targets import Target
+from tests.wire.waits import wait_until
+
+MIB = 1 << 20
+
+
+def run(doors: dict[str, Any] | None = None, workers: int = 2, **sections: Any) -> Proxy:
+    proxy = {"workers": workers, "guard": "off", **sections.pop("proxy", {})}
+    listeners = doors or {"socks": socks_door(auth="none")}
+    return Proxy({"proxy": proxy, "listeners": listeners, **sections})
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as made:
+        yield made
+
+
+@pytest.fixture
+def echo() -> Iterator[Target]:
+    with Target(targets.echo) as target:
+        yield target
+
+
+def started(stack: ExitStack, node: Proxy) -> Proxy:
+    stack.enter_context(node)
+    wait_until(control_socket(node).exists, "the control socket")
+    return node
+
+
+def come(stack: ExitStack, node: Proxy, target: Target, login: tuple[str, str] | None = None) -> Tunnel:
+    return stack.enter_context(closing(clients.socks5(node.door("socks"), "127.0.0.1", target.port, login)))
+
+
+def works(tunnel: Tunnel) -> bool:
+    with suppress(OSError):
+        tunnel.sendall(b"hello")
+        return read_exact(tunnel, 5) == b"hello"
+    return False
+
+
+def workers_of(node: Proxy) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = ask(node, "/status")["workers"]
+    return rows
+
+
+def share(node: Proxy) -> Counter[str]:
+    """Count the live connections of each worker."""
+    return Counter(str(each["id"]).partition("-")[0] for each in connections_of(node))
+
+
+def running(node: Proxy) -> set[int]:
+    return {each["pid"] for each in workers_of(node) if each["state"] == "running"}
+
+
+def files_of(pid: int) -> list[str]:
+    folder = f"/proc/{pid}/fd"
+    return [os.readlink(f"{folder}/{each}") for each in os.listdir(folder)]
+
+
+def is_running(pid: int) -> bool:
+    with suppress(FileNotFoundError):
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return False
+
+
+# -- who serves whom
+
+
+@pytest.mark.parametrize(("count", "most"), [(20, 2.0), (200, 1.3)])
+def test_long_connections_are_spread_evenly(stack: ExitStack, echo: Target, count: int, most: float) -> None:
+    node = started(stack, run())
+    tunnels = [come(stack, node, echo) for _ in range(count)]
+    spread = share(node)
+    assert sum(spread.values()) == count
+    assert len(spread) == 2
+    assert max(spread.values()) / min(spread.values()) <= most
+    assert all(map(works, tunnels[:10]))
+
+
+def test_a_worker_that_is_killed_takes_only_its_own_and_is_replaced(stack: ExitStack, echo: Target) -> None:
+    node = started(stack, run())
+    tunnels = [come(stack, node, echo) for _ in range(60)]
+    assert all(map(works, tunnels))
+    first, second = workers_of(node)
+    before = metrics(node)
+    of_first = share(node)[str(first["id"])]
+    os.kill(first["pid"], signal.SIGKILL)
+    line = node.wait_for_log(f"worker {first['id']} ended unasked")
+    assert "killed by SIGKILL" in line
+    assert sum(map(works, tunnels)) == 60 - of_first
+    wait_until(lambda: [each["state"] for each in workers_of(node)] == ["running"] * 2, "another one")
+    assert {each["id"] for each in workers_of(node)} == {second["id"], 3}
+    assert all(works(come(stack, node, echo)) for _ in range(10))
+    after = metrics(node)
+    fell = [name for name, value in before.items() if "_total" in name[0] and after.get(name, 0) < value]
+    assert fell == []
+
+
+def test_one_that_hangs_is_killed_and_replaced(stack: ExitStack, echo: Target) -> None:
+    node = started(stack, run())
+    stopped = workers_of(node)[0]
+    os.kill(stopped["pid"], signal.SIGSTOP)
+    assert works(come(stack, node, echo))
+    node.wait_for_log(f"worker {stopped['id']} has not answered for 10 s: it is killed")
+    wait_until(lambda: 3 in [each["id"] for each in workers_of(node)], "another one")
+    assert works(come(stack, node, echo))
+
+
+# -- what holds for all
+
+
+def test_a_full_listener_is_full_whoever_serves(stack: ExitStack, echo: Target) -> None:
+    node = started(stack, run({"socks": socks_door(auth="none", max_connections=10)}))
+    tunnels = [come(stack, node, echo) for _ in range(10)]
+    waiting = stack.enter_context(connect(node.door("socks")))
+    waiting.sendall(GREETING)
+    node.wait_for_log("socks is full: it has 10 connections")
+    assert sum(share(node).values()) == 10
+    tunnels[0].close()
+    assert read_exact(waiting, 2) == b"\x05\x00"
+
+
+def test_connections_are_limited_together(stack: ExitStack, echo: Target) -> None:
+    node = started(stack, run(limits={"fair": {"per": "client", "connections": 5}}))
+    made: list[Tunnel] = []
+    refused: list[SocksRefused] = []
+
+    def try_it() -> None:
+        try:
+            made.append(come(stack, node, echo))
+        except SocksRefused as exc:
+            refused.append(exc)
+
+    attempts = [threading.Thread(target=try_it) for _ in range(16)]
+    for each in attempts:
+        each.start()
+    for each in attempts:
+        each.join(30)
+    assert (len(made), len(refused)) == (5, 11)
+    (row,) = ask(node, "/limits")["accounts"]
+    assert row["live"] == 5
+    # Those of a worker that is gone have left.
+    os.kill(workers_of(node)[0]["pid"], signal.SIGKILL)
+    node.wait_for_log("ended unasked")
+    gone = 5 - sum(share(node).values())
+    wait_until(lambda: 3 in [each["id"] for each in workers_of(node)], "another one")
+    for _ in range(gone):
+        come(stack, node, echo)
+    with pytest.raises(SocksRefused):
+        come(stack, node, echo)
+
+
+def test_a_limit_that_comes_counts_those_who_live(stack: ExitStack, echo: Target) -> None:
+    node = started(stack, run())
+    for _ in range(6):
+        come(stack, node, echo)
+    said(ctl(node, "set", "limits.fair.per", "client", "limits.fair.connections", "6"))
+    assert [row["live"] for row in ask(node, "/limits")["accounts"]] == [6]
+    with pytest.raises(SocksRefused):
+        come(stack, node, echo)
+
+
+def test_a_bandwidth_is_shared_out_among_workers(stack: ExitStack) -> None:
+    source = stack.enter_context(Target(targets.source(bytes(256 * MIB))))
+    node = started(stack, run(limits={"fair": {"per": "client", "bandwidth": "4M"}}))
+    tunnels = [come(stack, node, source) for _ in range(6)]
+    taken = [0] * len(tunnels)
+
+    def take(number: int) -> None:
+        with suppress(OSError):
+            while data := tunnels[number].recv(1 << 16):
+                taken[number] += len(data)
+
+    for number in range(len(tunnels)):
+        threading.Thread(target=take, args=[number], daemon=True).start()
+    wait_until(lambda: min(taken) > 0, "all to get something")
+    began = monotonic()
+    wait_until(lambda: monotonic() - began > 2, "them to have their shares")
+    began, before = monotonic(), taken[:]
+    wait_until(lambda: monotonic() - began > 4, "a while")
+    seconds, moved = monotonic() - began, [now - then for now, then in zip(taken, before, strict=True)]
+    # The busiest machine can only make it less.
+    assert sum(moved) <= 1.15 * 4 * MIB * seconds
+    assert sum(moved) >= 0.5 * 4 * MIB * seconds
+    for tunnel in tunnels:
+        tunnel.close()
+
+
+def test_failed_logins_count_wherever_they_were_judged(stack: ExitStack, echo: Target) -> None:
+    door = socks_door(client_address="proxy_protocol", trusted="127.0.0.0/8")
+    users = {"alice": "wonderland"}
+    node = started(stack, run({"socks": door}, auth_users=users, proxy={"login_penalty": "5s"}))
+
+    def log_in(password: str) -> bool:
+        with suppress(OSError), closing(connect(node.door("socks"))) as sock:
+            sock.sendall(b"PROXY TCP4 192.0.2.1 192.0.2.2 5000 1080\r\n\x05\x01\x02")
+            read_exact(sock, 2)
+            sock.sendall(b"\x01\x05alice" + bytes([len(password)]) + password.encode())
+            return read_exact(sock, 2) == b"\x01\x00"
+        return False
+
+    assert log_in("wonderland")
+    for _ in range(5):
+        assert not log_in("wrong")
+    # Wherever it comes to, the right one is not judged now.
+    assert not any(log_in("wonderland") for _ in range(6))
+    told = ask(node, "/penalties")
+    assert [each["client"] for each in told["penalties"]] == ["192.0.2.1"]
+    said(ctl(node, "forgive", "192.0.2.1"))
+    assert all(log_in("wonderland") for _ in range(6))
+
+
+def test_what_one_finds_out_of_an_upstream_all_know(stack: ExitStack, echo: Target) -> None:
+    dead = free_port()
+    home = {"home": upstream("socks5", ("127.0.0.1", dead), retry_count=0)}
+    door = socks_door(auth="none", upstream="home")
+    node = started(stack, run({"socks": door}, upstreams=home))
+    with pytest.raises(SocksRefused):
+        come(stack, node, echo)
+    wait_until(
+        lambda: [each["health"] for each in ask(node, "/status")["upstreams"]] == ["down"], "it to be told"
+    )
+    assert metrics(node)["proxy_upstream_up", frozenset({"socks", "home"})] == 0
+
+
+# -- changes
+
+
+def test_a_change_is_made_by_all(stack: ExitStack, echo: Target) -> None:
+    node = started(stack, run())
+    old = [come(stack, node, echo) for _ in range(4)]
+    other = web_door(auth="none")
+    address = other["listen_addr"]
+    said(ctl(node, "set", "listeners.web.protocol", "websocket", "listeners.web.listen_addr", address))
+    door = ("127.0.0.1", int(address.rpartition(":")[2]))
+    for _ in range(6):
+        with closing(clients.websocket(door, "127.0.0.1", echo.port)) as tunnel:
+            assert works(tunnel)
+    said(ctl(node, "unset", "listeners.web"))
+    with pytest.raises(OSError):  # noqa: PT011
+        connect(door)
+    assert all(map(works, old))
+
+
+def test_what_one_of_them_cannot_do_none_does(stack: ExitStack, echo: Target) -> None:
+    node = started(stack, run())
+    done = ctl(node, "set", "listeners.socks.tls_cert", "/nowhere", "listeners.socks.tls_key", "/nowhere")
+    assert done.returncode == 1
+    assert all(works(come(stack, node, echo)) for _ in range(6))
+
+
+def test_a_listener_that_is_in_the_way_of_its_successor_gives_way_in_all(
+    stack: ExitStack, echo: Target
+) -> None:
+    port = free_port()
+    node = started(stack, run({"socks": socks_door(auth="none", listen_addr=f"127.0.0.1:{port}")}))
+    kept = come(stack, node, echo)
+    said(ctl(node, "set", "listeners.socks.listen_addr", f":{port}"))
+    assert all(works(come(stack, node, echo)) for _ in range(6))
+    said(ctl(node, "set", "listeners.socks.listen_addr", f"127.0.0.1:{port}"))
+    assert all(works(come(stack, node, echo)) for _ in range(6))
+    assert works(kept)
+    assert "internal error" not in node.log
+
+
+def test_there_may_be_more_workers_and_fewer(stack: ExitStack, echo: Target) -> None:
+    node = started(stack, run(proxy={"drain_timeout": "20s"}))
+    tunnels = [come(stack, node, echo) for _ in range(8)]
+    said(ctl(node, "set", "proxy.workers", "3"))
+    wait_until(lambda: [each["state"] for each in workers_of(node)] == ["running"] * 3, "three")
+    said(ctl(node, "set", "proxy.workers", "2"))
+    said(ctl(node, "rollback"))
+    said(ctl(node, "set", "proxy.workers", "2"))
+    assert all(map(works, tunnels))
+    assert "takes effect at the next start" in said(ctl(node, "set", "proxy.workers", "1"))
+
+
+def test_three_deaths_after_a_change_take_it_back(stack: ExitStack, echo: Target) -> None:
+    node = started(stack, run())
+    before = node.config_path.read_text()
+    said(ctl(node, "set", "proxy.idle_timeout", "7s"))
+    dead: set[int] = set()
+    for _ in range(3):
+        (pid,) = wait_until(
+            lambda: [e["pid"] for e in workers_of(node) if e["state"] == "running" and e["pid"] not in dead][
+                :1
+            ],
+            "a worker",
+        )
+        os.kill(pid, signal.SIGKILL)
+        dead.add(pid)
+    node.wait_for_log("3 workers ended within 10 s of the last change of the configuration: it is taken back")
+    node.wait_for_log("back to version 1")
+    wait_until(lambda: node.config_path.read_text() == before, "the file to be as before")
+    wait_until(lambda: [each["state"] for each in workers_of(node)] == ["running"] * 2, "two workers")
+    assert works(come(stack, node, echo))
+
+
+def test_an_operator_ends_a_connection_by_its_name(stack: ExitStack, echo: Target) -> None:
+    node = started(stack, run())
+    tunnels = [come(stack, node, echo) for _ in range(4)]
+    names = [str(each["id"]) for each in connections_of(node)]
+    assert len(set(names)) == 4
+    assert said(ctl(node, "kill", names[0])) == f"connection {names[0]} is ended\n"
+    wait_until(lambda: sum(map(works, tunnels)) == 3, "one to be ended")
+    assert ctl(node, "kill", "9-9").returncode == 1
+    assert ctl(node, "kill", "../status").returncode == 2
+
+
+def test_a_log_that_was_moved_is_left_by_all(stack: ExitStack, echo: Target, tmp_path: Path) -> None:
+    path = tmp_path / "access.log"
+    node = started(stack, run(proxy={"access_log": str(path)}))
+    for _ in range(6):
+        assert works(come(stack, node, echo))
+    path.rename(tmp_path / "access.log.1")
+    node.signal(signal.SIGHUP)
+    wait_until(path.exists, "a new file")
+    wait_until(
+        lambda: all(
+            str(path) in [os.readlink(f"/proc/{w['pid']}/fd/{fd}") for fd in fds(w["pid"])]
+            for w in workers_of(node)
+        ),
+        "all to write to it",
+    )
+
+
+def fds(pid: int) -> list[str]:
+    return os.listdir(f"/proc/{pid}/fd")
+
+
+# -- the end
+
+
+def test_a_stop_lets_all_finish(stack: ExitStack, echo: Target) -> None:
+    node = started(stack, run(proxy={"drain_timeout": "30s"}))
+    tunnels = [come(stack, node, echo) for _ in range(6)]
+    pids = [each["pid"] for each in workers_of(node)]
+    node.signal(signal.SIGTERM)
+    node.wait_for_log("stopping: 6 connections have 30 s to finish")
+    assert all(map(works, tunnels))
+    for tunnel in tunnels:
+        tunnel.close()
+    assert node.wait(20) == 0
+    assert not any(map(is_running, pids))
+
+
+def test_a_second_signal_ends_all_at_once(stack: ExitStack, echo: Target) -> None:
+    node = started(stack, run(proxy={"drain_timeout": "60s"}))
+    come(stack, node, echo)
+    node.signal(signal.SIGTERM)
+    node.wait_for_log("stopping: 1 connections")
+    node.signal(signal.SIGTERM)
+    assert node.wait(20) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT])
+def test_workers_end_with_their_supervisor_however_it_went(
+    stack: ExitStack, echo: Target, number: int
+) -> None:
+    node = started(stack, run())
+    come(stack, node, echo)
+    pids = [each["pid"] for each in workers_of(node)]
+    os.kill(node.pid, number)
+    node.process.wait(20)
+    wait_until(lambda: not any(map(is_running, pids)), "the workers to end")
+    node.starts = False  # so that its exit code is nobody's business
+
+
+def test_an_address_that_is_taken_ends_the_start_with_a_line(stack: ExitStack) -> None:
+    holder = started(stack, run())
+    address = holder.config["listeners"]["socks"]["listen_addr"]
+    other = Proxy(
+        {"proxy": {"workers": 2}, "listeners": {"socks": socks_door(listen_addr=address)}}, starts=False
+    )
+    with other:
+        assert other.wait(30) == 1
+        assert other.log.count("\n") == 1
+        assert f"cannot listen on {address}" in other.log
+
+
+def test_nobody_is_a_worker_by_mistake() -> None:
+    done = run_proxy("-version", environment={"PROXY_SERVER_WORKER": "0,1"})
+    assert done.returncode == 1
+    assert b"PROXY_SERVER_WORKER is set, which is for processes that it starts itself" in done.stderr
+
+
+def test_every_door_is_served_by_all(stack: ExitStack, echo: Target) -> None:
+    node = started(stack, run({"mixed": mixed_door(auth="none"), "web": web_door(auth="none")}))
+    for _ in range(4):
+        with closing(clients.websocket(node.door("web"), "127.0.0.1", echo.port)) as tunnel:
+            assert works(tunnel)
+        with closing(clients.socks5(node.door("mixed"), "127.0.0.1", echo.port)) as tunnel:
+            assert works(tunnel)
