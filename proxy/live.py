@@ -16,6 +16,7 @@ from proxy.control.snapshot import Alone, Program
 from proxy.control.watcher import Watcher
 from proxy.ctl.ask import why_not_ours
 from proxy.lines import begin, say
+from proxy.net.sock import GeventSocket
 from proxy.trust import Trust
 
 
@@ -76,6 +77,7 @@ class _Control(Companion):
 
     def ready(self) -> None:
         self._watcher.start()
+        self._keep_sockets()
         self._notifier.ready()
         self._notifier.start_watchdog()
         self.arrived()
@@ -100,10 +102,23 @@ class _Control(Companion):
     def arrived(self) -> None:
         missing = [address for server in self._app.servers for address in server.missing]
         self._notifier.waiting_for(missing)
+        self._keep_sockets()
+
+    def _keep_sockets(self) -> None:
+        """Have the service manager keep what listens: clients wait there while we are started anew."""
+        listening: dict[str, list[GeventSocket]] = {}
+        for server in self._app.servers:
+            if server.acceptors:
+                listening[server.config.name] = [each.given for each in server.acceptors]
+        self._notifier.keep(listening)
 
     def stopping(self) -> None:
         self._watcher.stop()
         self._notifier.stopping()
+        if self._notifier.is_there:
+            for server in self._app.servers:
+                for acceptor in server.acceptors:
+                    acceptor.keep_file()
 
     def stopped(self) -> None:
         self._keeper.catch_up()

@@ -26,7 +26,9 @@ class House:
 
     def __init__(self) -> None:
         self.story: list[str] = []
-        self.app = SimpleNamespace(servers=[SimpleNamespace(missing=[]), SimpleNamespace(missing=[])])
+        self.app = SimpleNamespace(
+            servers=[SimpleNamespace(missing=[], acceptors=[]), SimpleNamespace(missing=[], acceptors=[])]
+        )
         keeper = SimpleNamespace(
             fingerprint=dict,
             config=SimpleNamespace(reload_interval=0.0),
@@ -87,7 +89,7 @@ def test_another_configuration_may_wait_for_other_addresses(house: House, manage
     house.app.servers[0].missing = ["198.51.100.7:1080"]
     house.control.applied()
     assert manager.hear() == "STATUS=waiting for 198.51.100.7:1080"
-    house.app.servers[:] = [SimpleNamespace(missing=[])]
+    house.app.servers[:] = [SimpleNamespace(missing=[], acceptors=[])]
     house.control.applied()
     assert manager.hear() == "STATUS="
 

@@ -4,12 +4,14 @@ What a service manager is told, and what it hands over: sd_notify(3) and sd_list
 Without a service manager all of this does nothing.
 """
 
+import array
 import logging
 import os
 import socket as std_socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from time import monotonic_ns
+from urllib.parse import quote
 
 import gevent
 from gevent import socket
@@ -17,6 +19,7 @@ from gevent import socket
 log = logging.getLogger(__name__)
 
 _FIRST_DESCRIPTOR = 3  # SD_LISTEN_FDS_START
+_LONGEST_NAME = 255  # of a descriptor; without control characters and colons
 
 
 class Notifier:
@@ -30,6 +33,8 @@ class Notifier:
         # Kept open: a program that has no descriptor left must not be taken for one that hangs.
         self._sock = socket.socket(std_socket.AF_UNIX, std_socket.SOCK_DGRAM) if path else None
         self._status = ""
+        # What it keeps for the next start, by listener; from the last one we know only the names.
+        self._kept: dict[str, object] = dict.fromkeys(_names())
         self._watchdog = _watchdog_seconds()
 
     def ready(self) -> None:
@@ -42,6 +47,30 @@ class Notifier:
         if status != self._status:
             self._status = status
             self._send(f"STATUS={status}")
+
+    @property
+    def is_there(self) -> bool:
+        """True if there is a service manager."""
+        return self._sock is not None
+
+    def keep(self, listening: Mapping[str, Sequence[socket.socket]]) -> None:
+        """
+        Have the listening sockets kept for the next start, by the names of their listeners, and no others.
+
+        One that keeps nothing (FileDescriptorStoreMax=0) closes what it is given.
+        """
+        wanted = {
+            quote(name, safe="")[:_LONGEST_NAME]: sockets for name, sockets in listening.items() if sockets
+        }
+        for name in list(self._kept):
+            if name not in wanted or self._kept[name] != _places(wanted[name]):
+                del self._kept[name]
+                self._send(f"FDSTOREREMOVE=1\nFDNAME={name}")
+        for name, sockets in wanted.items():
+            if name not in self._kept:
+                self._kept[name] = _places(sockets)
+                # Also while we have the kernel refuse clients there for a moment, it is to be kept.
+                self._send(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", sockets)
 
     def reloading(self) -> None:
         """Say that a reload begins; ``ready`` ends it, however it went."""
@@ -61,13 +90,15 @@ class Notifier:
             self._send("WATCHDOG=1")
             gevent.sleep(period)
 
-    def _send(self, state: str) -> None:
+    def _send(self, state: str, sockets: Sequence[socket.socket] = ()) -> None:
         if self._sock is None:
             return
         try:
             # A service manager that does not read must not stop us.
             self._sock.settimeout(1.0)
-            self._sock.sendto(state.encode(), self._address)
+            fds = array.array("i", [each.fileno() for each in sockets])
+            rights = [(std_socket.SOL_SOCKET, std_socket.SCM_RIGHTS, fds)] if sockets else []
+            self._sock.sendmsg([state.encode()], rights, 0, self._address)
         except OSError as exc:
             log.debug("cannot tell the service manager %s: %s", state.partition("\n")[0], exc.strerror)
 
@@ -78,10 +109,18 @@ def _watchdog_seconds() -> float:
     return int(microseconds) / 1e6 if ours and microseconds.isdecimal() else 0.0
 
 
+def _names() -> list[str]:
+    """Give the names of what was handed over to us, once."""
+    return [each for each in os.environ.pop("LISTEN_FDNAMES", "").split(":") if each]
+
+
+def _places(sockets: Sequence[socket.socket]) -> list[object]:
+    return [each.getsockname() for each in sockets]
+
+
 def inherited_sockets() -> list[socket.socket]:
     """Take over the listening sockets that the service manager opened for us; once, at the start."""
     count, pid = os.environ.pop("LISTEN_FDS", ""), os.environ.pop("LISTEN_PID", "")
-    os.environ.pop("LISTEN_FDNAMES", None)
     if pid != str(os.getpid()) or not count.isdecimal():
         return []
     taken = (_take(fd) for fd in range(_FIRST_DESCRIPTOR, _FIRST_DESCRIPTOR + int(count)))

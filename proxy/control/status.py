@@ -235,10 +235,9 @@ def families(app: Program, keeper: Keeper) -> Iterator[Family]:
     yield _gauge("proxy_config_version", "The configuration in effect.", keeper.current.number)
     what = "A hash of the configuration in effect, without its secrets."
     yield _gauge("proxy_config_info", what, 1, hash=keeper.digest())
-    if app.workers:
-        yield _gauge("proxy_workers", "Processes that serve.", len(app.workers))
-        what = "Workers that ended unasked."
-        yield Family("proxy_worker_deaths_total", "counter", what, [({}, app.deaths)])
+    yield _gauge("proxy_workers", "Processes that serve.", len(app.workers) or 1)
+    what = "Workers that ended unasked."
+    yield Family("proxy_worker_deaths_total", "counter", what, [({}, app.deaths)])
     is_rejected = int(keeper.trouble is not None)
     yield _gauge("proxy_config_file_rejected", "1 while the file is not what is in effect.", is_rejected)
     yield _gauge("proxy_config_time_seconds", "When it was applied.", keeper.current.time)

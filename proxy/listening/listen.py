@@ -147,6 +147,11 @@ class Acceptor(SocketServer):
             except OSError as exc:
                 log.error("the mode of %s stays as it was: %s", place_of(self.socket), reason_of(exc))
 
+    def keep_file(self) -> None:
+        """Leave a Unix socket's file at the end: somebody keeps the socket for the next start."""
+        if isinstance(self.given, UnixSocket):
+            self.given.keep_file()
+
     def pause(self) -> None:
         """
         Have the kernel refuse clients until ``resume``, while the address stays ours.

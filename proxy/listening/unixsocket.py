@@ -76,6 +76,10 @@ class UnixSocket(socket.socket):
         if file:
             file.leave()
 
+    def keep_file(self) -> None:
+        """Leave the file to whoever has the socket after us."""
+        self._file = None
+
     def close(self) -> None:
         """Close it; the last of its copies takes the file away."""
         self.leave_file()
