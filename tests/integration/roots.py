@@ -8,6 +8,7 @@ as one process, which ends with its standard input; so nothing is left, whatever
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from types import TracebackType
 
@@ -28,18 +29,19 @@ mount -t tmpfs none run
 mount -t tmpfs -o mode=1777 none tmp
 mount --bind "$2" mnt
 rm -f var/lib/man-db/auto-update
-"$3" link set lo up
+[ "$3" = none ] || "$3" link set lo up
 exec chroot . sh -c 'echo ready; exec cat >/dev/null'
 """
 
 
 class Root:
-    """A root folder; what a folder of the test holds is at /mnt in it."""
+    """A root folder. What a folder of the test holds is at /mnt; with ``network`` it has the machine's."""
 
-    def __init__(self, shared: Path) -> None:
+    def __init__(self, shared: Path, *, network: bool = False) -> None:
         require(os.geteuid() == 0, "a root folder of one's own needs root")
-        self._ip = find("ip", "iproute2")
-        self._place = shared / "place"
+        self._network = [] if network else ["--net"]
+        self._ip = "none" if network else find("ip", "iproute2")
+        self._place = Path(tempfile.mkdtemp(prefix="root-", dir=shared))
         self._shared = shared
         self._holder: subprocess.Popen[bytes] | None = None
 
@@ -81,10 +83,9 @@ class Root:
         return sorted(line.removeprefix(changes) for line in done.stdout.splitlines())
 
     def __enter__(self) -> "Root":
-        self._place.mkdir()
         arguments = [str(self._place), str(self._shared), self._ip]
         self._holder = subprocess.Popen(
-            ["unshare", "--mount", "--net", "sh", "-c", MOUNTS, "root", *arguments],
+            ["unshare", "--mount", *self._network, "sh", "-c", MOUNTS, "root", *arguments],
             env=clean_environment("/"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

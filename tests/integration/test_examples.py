@@ -89,6 +89,7 @@ def test_each_is_checked_as_it_is_and_says_what_is_missing(name: str) -> None:
     done = run_proxy("-c", str(EXAMPLES / name), "-check")
     said = [line.partition(": ")[2] for line in done.stderr.decode().splitlines() if not is_a_hint(line)]
     missing = {
+        "container.ini": ["[listeners.mixed] auth"],
         "gateway-behind-nginx.ini": ["[listeners.web] auth"],
         "gateway-with-tls.ini": [
             "[listeners.web] auth",
