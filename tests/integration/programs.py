@@ -225,7 +225,7 @@ class Proxy(Program):
         super().start()
         if self.starts:
             self.wait_listening(*map(self.door, self.config["listeners"]))
-            if self.config["proxy"].get("workers", 1) > 1:
+            if self.config.get("proxy", {}).get("workers", 1) > 1:
                 self.wait_for_log("workers serve")  # until then clients wait in the kernel's queue
 
     def stop(self) -> None:
