@@ -3,7 +3,7 @@ PYTHON_IN_VENV = .venv/bin/python
 SIDE_BY_SIDE = -n 4 --dist loadfile
 TESTS =
 .DEFAULT_GOAL = help
-.PHONY: help run manuals deb test bench siege fuzz soak report style format types clean venv
+.PHONY: help run manuals deb test bench siege fuzz soak report pictures style format types clean venv
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "make %-8s %s\n", $$1, $$2 }'
@@ -34,6 +34,9 @@ soak: venv ## keep a node busy for twenty minutes, and see that nothing grows; M
 
 report: venv ## measure success rate, integrity, recovery, switch-over and bandwidth, on real runs
 	@$(PYTHON_IN_VENV) -m tests.report
+
+pictures: venv ## draw the pictures of the documents anew; needs tmux and chromium
+	@$(PYTHON_IN_VENV) -m tests.pictures
 
 style: venv ## check how the code is written and laid out
 	$(PYTHON_IN_VENV) -m ruff check

@@ -329,12 +329,12 @@ class _Column(NamedTuple):
 
 
 _CONNECTIONS = (
-    _Column("ID", 6, 12, 5, right=True),
-    _Column("USER", 8, 20, 2),
-    _Column("CLIENT", 15, 47, 3),
-    _Column("LISTENER", 8, 16, 8),
-    _Column("TARGET", 18, 60, 0),
-    _Column("UPSTREAM", 8, 20, 7),
+    _Column("ID", 6, 8, 5, right=True),
+    _Column("USER", 10, 16, 2),
+    _Column("CLIENT", 17, 47, 3),
+    _Column("LISTENER", 8, 12, 8),
+    _Column("TARGET", 19, 60, 0),
+    _Column("UPSTREAM", 8, 14, 7),
     _Column("AGE", 9, 9, 6, right=True),
     _Column("UP/S", 8, 8, 1, right=True),
     _Column("DOWN/S", 8, 8, 1, right=True),
@@ -625,7 +625,7 @@ def _foot(state: State) -> Line:
     about = Span(f" {', '.join(parts)} " if parts else "", "strong")
     sort = _SPOKEN.get(state.sort, state.sort)
     turned = " (turned)" if state.is_turned else ""
-    keys = f" q quit  s sort: {sort}{turned}  g group: {state.group or 'no'}  / filter  k end  h help"
+    keys = f" q quit  h help  s sort: {sort}{turned}  g group: {state.group or 'no'}  / filter  k end"
     return [about, Span(keys, "faint")]
 
 

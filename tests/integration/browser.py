@@ -4,9 +4,11 @@ Chromium without a window, by its DevTools protocol: it is told what to do, and 
 
 import base64
 import json
+import socket
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import websocket
 
 from tests.integration import peers
 from tests.integration.programs import Program
+from tests.wire.targets import Target
 from tests.wire.waits import wait_until
 
 
@@ -165,3 +168,23 @@ def browsing() -> Iterator[DevTools]:
                 yield page
             finally:
                 page.close()
+
+
+@contextmanager
+def forwarded(path: Path) -> Iterator[str]:
+    """Forward a port to a control socket, as ``ssh -L`` does, and give its URL."""
+
+    def forward(client: socket.socket) -> None:
+        with socket.socket(socket.AF_UNIX) as server:
+            server.connect(str(path))
+            threading.Thread(target=_pump, args=(client, server), daemon=True).start()
+            _pump(server, client)
+
+    with Target(forward) as target:
+        yield f"http://localhost:{target.port}/"
+
+
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)

@@ -5,14 +5,12 @@ The page of the control interface in Chromium: by a port that leads to the contr
 
 import contextlib
 import json
-import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.integration.browser import DevTools, browsing
+from tests.integration.browser import DevTools, browsing, forwarded
 from tests.integration.programs import Proxy, run_proxy, socks_door
 from tests.wire import clients, targets
 from tests.wire.sockets import free_port
@@ -62,22 +60,8 @@ def control_socket(node: Proxy) -> Path:
 
 @pytest.fixture
 def address(node: Proxy) -> Iterator[str]:
-    """Forward a port to the socket."""
-
-    def forward(client: socket.socket) -> None:
-        with socket.socket(socket.AF_UNIX) as server:
-            server.connect(str(control_socket(node)))
-            threading.Thread(target=pump, args=(client, server), daemon=True).start()
-            pump(server, client)
-
-    with Target(forward) as target:
-        yield f"http://localhost:{target.port}/"
-
-
-def pump(source: socket.socket, sink: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(65536):
-            sink.sendall(data)
+    with forwarded(control_socket(node)) as address:
+        yield address
 
 
 @pytest.fixture
