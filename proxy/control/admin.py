@@ -146,10 +146,12 @@ class Admin:
 
     def _guard(self, head: RequestHead, client: Address) -> None:
         host = head.headers.get("Host")
+        is_told_to_anybody = head.method in ("GET", "HEAD") and head.target in TOLD_TO_ANYBODY
+        # HTTP/1.0 knows no Host, and is what HAProxy looks after servers in unless it is told otherwise.
+        if is_told_to_anybody and (host is not None or head.version == "HTTP/1.0"):
+            return
         if host is None:
             raise HttpError(400, "the Host header is missing")
-        if head.method in ("GET", "HEAD") and head.target in TOLD_TO_ANYBODY:
-            return
         # A page whose name was made to lead here does not know the token: with it any name will do.
         if self._is_token(head.headers.get("Authorization") or ""):
             return

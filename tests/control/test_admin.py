@@ -832,6 +832,12 @@ class TestTcp:
         assert parse(tcp(data))[0] == 200
         assert parse(tcp(data.replace(b"Host: proxy:9180\r\n", b"")))[0] == 400  # RFC 9112, section 3.2
 
+    def test_a_load_balancer_that_speaks_an_old_http_may_look(self, tcp: Callable[[bytes], bytes]) -> None:
+        """As HAProxy does by default; in HTTP/1.1 a request without Host is wrong (RFC 9112, section 3.2)."""
+        assert parse(tcp(b"GET /healthz HTTP/1.0\r\n\r\n"))[0] == 200
+        assert parse(tcp(b"GET /healthz HTTP/1.1\r\n\r\n"))[0] == 400
+        assert parse(tcp(b"GET /status HTTP/1.0\r\n\r\n"))[0] == 400
+
     @pytest.mark.parametrize(
         "host", ["localhost", "LOCALHOST:9180", "127.0.0.1:9180", "[::1]:9180", "192.0.2.1"]
     )
