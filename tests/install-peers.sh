@@ -8,7 +8,7 @@ PEERS="microsocks:microsocks danted:dante-server nginx:nginx-light haproxy:hapro
     tinyproxy:tinyproxy-bin squid:squid chromium:chromium
     /usr/lib/nginx/modules/ngx_stream_module.so:libnginx-mod-stream v2ray:v2ray
     curl:curl wget:wget git:git npm:npm java:default-jdk-headless ssh:openssh-client sshd:openssh-server openssl:openssl ip:iproute2 fail2ban-regex:fail2ban
-    dh:debhelper dh_python3:dh-python lintian:lintian
+    dh:debhelper dh_python3:dh-python lintian:lintian busybox:busybox
     bash:bash zsh:zsh fish:fish man:man-db mandoc:mandoc tmux:tmux"
 
 # What our Debian package depends on, which installs in the tests then without a network.

@@ -665,11 +665,6 @@ class TestFiles:
         assert len(owned) == 2
         assert all(" -g proxy-server " in line for line in owned)
 
-    def test_the_openwrt_script_is_a_shell_script(self) -> None:
-        script = REPOSITORY / "conf" / "openwrt" / "proxy-server.init"
-        done = subprocess.run(["sh", "-n", script], capture_output=True, timeout=60)
-        assert (done.returncode, done.stderr) == (0, b"")
-
     def test_logrotate_moves_a_log_and_the_next_line_is_in_a_new_one(self) -> None:
         """What its postrotate does: SIGHUP after the file was renamed."""
         with ExitStack() as stack:
