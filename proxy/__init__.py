@@ -1,3 +1,3 @@
 """A TCP proxy with two doors (SOCKS5, WebSocket) and three ways out (direct, SOCKS5, WebSocket)."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

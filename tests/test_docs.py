@@ -30,6 +30,7 @@ from tests.wire.sockets import free_port
 
 ROOT = Path(__file__).parent.parent
 README, API, ARCHITECTURE = ROOT / "README.md", ROOT / "docs" / "api.md", ROOT / "ARCHITECTURE.md"
+COMMAND_LINE, PROTOCOL = ROOT / "docs" / "command-line.md", ROOT / "docs" / "protocol.md"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 TIMEOUT = 30  # seconds
 
@@ -136,7 +137,7 @@ def test_the_tables_of_settings_have_the_fields_in_order(kind: type) -> None:
 
 @pytest.mark.parametrize("failure", Failure, ids=lambda failure: failure.name)
 def test_the_table_of_failures_is_that_of_the_wire(failure: Failure) -> None:
-    reply, status, error = rows(README, "When a connection fails")[failure.value]
+    reply, status, error = rows(PROTOCOL, "When a connection fails")[failure.value]
     if failure is not Failure.CREDENTIALS:
         assert int(reply, 16) == code_of(failure)
     if status:
@@ -187,7 +188,7 @@ def options_named(document: Path) -> Iterator[str]:
     lines = [line for fence in fences(document) for line in fence.text.replace("\\\n", " ").splitlines()]
     for line in [*lines, *code_spans(document)]:
         _, program, arguments = line.rpartition("proxy-server ")
-        if program or (document == README and line.startswith("-")):
+        if program or (document == COMMAND_LINE and line.startswith("-")):
             yield from options(arguments.partition("'")[0])
 
 
@@ -201,9 +202,28 @@ def test_options_that_are_named_exist(document: Path) -> None:
     assert set(options_named(document)) - options_known() == set()
 
 
-def test_the_readme_names_every_option() -> None:
+def test_the_page_about_the_command_line_names_every_option() -> None:
     once = {option for option in options_known() if not option.startswith("--") and option != "-help"}
-    assert once - set(options_named(README)) == set()
+    assert once - set(options_named(COMMAND_LINE)) == set()
+
+
+@pytest.mark.parametrize("name", ["on-a-router.md", "from-the-go-program.md"])
+def test_a_configuration_that_a_document_shows_is_valid(name: str, tmp_path: Path) -> None:
+    (text,) = [fence.text for fence in fences(ROOT / "docs" / name) if fence.language == "ini"]
+    path = tmp_path / "proxy.ini"
+    path.write_text(text)
+    path.chmod(0o600)
+    done = run_proxy("-c", str(path), "-check")
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, [b"ok"]), done.stderr
+
+
+def test_what_was_the_go_programs_configuration_is_told_to_be_none(tmp_path: Path) -> None:
+    (text,) = [f.text for f in fences(ROOT / "docs" / "from-the-go-program.md") if f.language == "json"]
+    path = tmp_path / "server-config.json"
+    path.write_text(text)
+    done = run_proxy("-config", str(path), "-check")
+    assert done.returncode == 2
+    assert b"JSON" in done.stderr
 
 
 def test_the_configuration_of_the_project_is_valid() -> None:

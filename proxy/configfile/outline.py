@@ -180,4 +180,7 @@ def why_no_text_file(data: bytes) -> str:
     if b"\0" in data:
         line = data.count(b"\n", 0, data.index(b"\0")) + 1
         return f"is no text file: there is a NUL byte in line {line}"
-    return "" if data.removeprefix(codecs.BOM_UTF8).strip() else "is empty"
+    text = data.removeprefix(codecs.BOM_UTF8).strip()
+    if text.startswith(b"{"):
+        return "is JSON: write an INI file, as docs/from-the-go-program.md shows"
+    return "" if text else "is empty"

@@ -44,8 +44,8 @@ _FILES = {
 
 def program_page() -> str:
     """Write proxy-server(1)."""
-    readme = _read("README.md")
-    told = [block.text for block in section(readme, "Command line") if isinstance(block, Item)]
+    readme, command_line = _read("README.md"), _read("docs/command-line.md")
+    told = [block.text for block in section(command_line, "Command line") if isinstance(block, Item)]
     signals = _only(told, "SIGTERM and SIGINT stop")
     codes = _only(told, "Exit codes: ")
     about = [each for each in told if each not in (signals, codes)]
@@ -75,7 +75,7 @@ def program_page() -> str:
         roff.title("Files"),
         *_list(_FILES),
         roff.title("Examples"),
-        *_examples(readme),
+        *_examples(readme, command_line),
         _see_also("proxy-server.ini(5)", "curl(1)", "ssh(1)", "systemd.unit(5)"),
     )
 
@@ -212,7 +212,7 @@ def _list(entries: dict[str, str]) -> Iterable[str]:
     return (roff.entry(roff.bold(name), roff.inline(text)) for name, text in entries.items())
 
 
-def _examples(readme: str) -> Iterable[str]:
+def _examples(readme: str, command_line: str) -> Iterable[str]:
     """Give the first commands of the README, each with its comment, and those for ssh."""
     first = next(block for block in blocks(readme) if isinstance(block, Code) and block.language == "sh")
     for each in first.text.split("\n\n"):
@@ -221,7 +221,7 @@ def _examples(readme: str) -> Iterable[str]:
         yield roff.paragraph(f"{told[0].upper()}{told[1:]}:")
         yield roff.code(lines)
     yield roff.paragraph("A tunnel for ssh:")
-    yield roff.write(block for block in section(readme, "ssh"))
+    yield roff.write(block for block in section(command_line, "ssh"))
 
 
 def _see_also(*names: str) -> str:

@@ -13,7 +13,7 @@ NO_BREAK = "\u00a0"
 
 # What roff, or a man that prints UTF-8, would make another character of.
 _SPECIAL = {"\\": r"\e", "-": r"\-", "'": r"\(aq", "`": r"\(ga", "^": r"\(ha", "~": r"\(ti", NO_BREAK: r"\~"}
-IN_PAGES = ("README.md", "configuration.md", "rules.md")
+IN_PAGES = ("README.md", "command-line.md", "configuration.md", "rules.md")
 _MARKUP = re.compile(
     r"(`+)(?P<code>.+?)\1|\*\*(?P<bold>.+?)\*\*|(?<![\w*])\*(?P<italic>[^\s*][^*]*)\*|\[(?P<link>[^\]]+)\]\((?P<to>[^)]+)\)"
 )

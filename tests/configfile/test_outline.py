@@ -148,6 +148,10 @@ def test_a_tab_and_a_carriage_return_at_the_end_are_none() -> None:
 @pytest.mark.parametrize(
     ("data", "said"),
     [
+        (
+            b'\xef\xbb\xbf {"listen_addr": ":1080"}',
+            "is JSON: write an INI file, as docs/from-the-go-program.md shows",
+        ),
         (b"", "is empty"),
         (b" \r\n\t\n", "is empty"),
         (codecs.BOM_UTF8 + b"\n", "is empty"),
@@ -160,7 +164,7 @@ def test_a_tab_and_a_carriage_return_at_the_end_are_none() -> None:
         (codecs.BOM_UTF8 + b"[proxy]\n", ""),
         (b"\xff\xfd", ""),  # may be text in another encoding: its bytes are looked at one by one
     ],
-    ids=range(11),
+    ids=range(12),
 )
 def test_says_why_a_file_is_no_text(data: bytes, said: str) -> None:
     assert why_no_text_file(data) == said
