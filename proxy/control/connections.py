@@ -17,9 +17,11 @@ from typing import Any, TypeVar
 from proxy.session import Session
 
 T = TypeVar("T")
+Pair = tuple[float, float]  # sent, received
 
 _APART = 0.9  # seconds between two looks, or somewhat more: who asks each second is not always on time
 _FORGOTTEN = 10.0  # seconds after which a look says nothing of now any more
+_NOTHING = (0.0, 0.0)
 
 _TEXTS: dict[str, Callable[[Session], str]] = {
     "user": lambda session: session.wanted.user if session.wanted else "",
@@ -30,40 +32,43 @@ _TEXTS: dict[str, Callable[[Session], str]] = {
 }
 # A client comes from many ports, and is the same.
 _GROUPS = _TEXTS | {"client": lambda session: session.client.host}
-_RATES = ("rate", "sent_rate", "received_rate")
+_RATES: dict[str, Callable[[Pair], float]] = {
+    "rate": sum,
+    "sent_rate": itemgetter(0),
+    "received_rate": itemgetter(1),
+}
 _SORTS = ("id", "age", "sent", "received", *_RATES, *_TEXTS)
 _GROUP_SORTS = ("name", "live", "sent", "received", *_RATES)
-
-
-@dataclass(frozen=True)
-class _Look:
-    time: float
-    moved: Mapping[int | str, tuple[int, int]] = field(default_factory=dict)
 
 
 class Rates:
     """How many bytes a second each connection moves, between the last two looks."""
 
     def __init__(self) -> None:
-        self._before: _Look | None = None
-        self._last: _Look | None = None
+        self._time: float | None = None  # of the last look
+        self._moved: dict[int | str, Pair] = {}  # until then
+        self._is_known = False
+        self._rates: dict[int | str, tuple[float, float]] = {}  # of those that moved anything
 
     def look(self, live: Iterable[Session], now: float) -> None:
         """Take a look at all of them, unless there was one just now."""
-        if self._last and now - self._last.time < _APART:
+        seconds = _FORGOTTEN if self._time is None else now - self._time
+        if seconds < _APART:
             return
-        is_recent = self._last and now - self._last.time < _FORGOTTEN
-        self._before = self._last if is_recent else None
-        self._last = _Look(now, {session.id: moved(session) for session in live})
+        before, self._moved = self._moved, {session.id: moved(session) for session in live}
+        self._time, self._is_known, self._rates = now, seconds < _FORGOTTEN, {}
+        if self._is_known:
+            for number, (sent, received) in self._moved.items():
+                sent_before, received_before = before.get(number, _NOTHING)
+                if sent != sent_before or received != received_before:
+                    rates = (sent - sent_before) / seconds, (received - received_before) / seconds
+                    self._rates[number] = rates
 
     def of(self, number: int | str) -> tuple[float, float] | None:
         """Tell what a connection sends and receives; None if that is not known yet."""
-        if not self._last or not self._before or number not in self._last.moved:
+        if not self._is_known or number not in self._moved:
             return None
-        seconds = self._last.time - self._before.time
-        sent, received = self._last.moved[number]
-        sent_before, received_before = self._before.moved.get(number, (0, 0))
-        return (sent - sent_before) / seconds, (received - received_before) / seconds
+        return self._rates.get(number, _NOTHING)
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,11 @@ class Query:
     words: tuple[str, ...] = ()  # that stand somewhere in a connection, all of them
     of: Mapping[str, str] = field(default_factory=dict)  # what is exactly this
     group: str = ""
+
+    @property
+    def is_choosy(self) -> bool:
+        """True if not all connections match."""
+        return bool(self.words or self.of)
 
     @classmethod
     def parse(cls, given: Mapping[str, str]) -> "Query":
@@ -134,10 +144,12 @@ def list_connections(sessions: Iterable[Session], rates: Rates, query: Query) ->
     """Find the live connections that are asked for."""
     live, now = list(sessions), monotonic()
     rates.look(live, now)
-    found = [session for session in live if _matches(session, query)]
+    found = [session for session in live if _matches(session, query)] if query.is_choosy else live
     if query.group:
         return Listing(len(live), len(found), groups=_groups(found, rates, query.group))
-    keyed = [(_key(session, rates, query.sort), session) for session in found]
+    # Whose value is the same are sorted by age.
+    read = _reader(rates, query.sort)
+    keyed = [((read(session), session.started), session) for session in found]
     rows = tuple((key, _row(session, rates, now)) for key, session in _first(keyed, query, itemgetter(0)))
     return Listing(len(live), len(found), rows)
 
@@ -150,8 +162,6 @@ def moved(session: Session) -> tuple[int, int]:
 def _matches(session: Session, query: Query) -> bool:
     if any(_GROUPS[name](session) != value for name, value in query.of.items()):
         return False
-    if not query.words:
-        return True
     text = "\n".join(read(session) for read in _TEXTS.values()).casefold()
     return all(word in text for word in query.words)
 
@@ -162,33 +172,26 @@ def _first(rows: Iterable[T], query: Query, key: Callable[[T], Any]) -> list[T]:
     return (nlargest if query.is_descending else nsmallest)(query.limit, rows, key)
 
 
-def _key(session: Session, rates: Rates, sort: str) -> Key:
-    """Give what a connection is sorted by, and its age where that is the same."""
-    return _measure(session, rates, sort), session.started, str(session.id)
-
-
-def _measure(session: Session, rates: Rates, sort: str) -> Any:
+def _reader(rates: Rates, sort: str) -> Callable[[Session], Any]:
+    """Give what tells of a connection what it is sorted by."""
     if sort in _TEXTS:
-        return _TEXTS[sort](session)
+        return _TEXTS[sort]
     if sort in _RATES:
-        return _chosen(rates.of(session.id), sort)
+        choose, of = _RATES[sort], rates.of
+        return lambda session: choose(of(session.id) or _NOTHING)
     if sort in ("sent", "received"):
-        return moved(session)[sort == "received"]
+        at = ("sent", "received").index(sort)
+        return lambda session: moved(session)[at]
     # Ids may be names; who came first has the lowest one.
-    return -session.started if sort == "age" else session.started
+    return lambda session: -session.started if sort == "age" else session.started
 
 
 def _value(row: Mapping[str, Any], sort: str) -> Any:
     """Give what a group is sorted by, and its name where that is the same."""
     if sort in _RATES:
         rates = (row["sent_rate"] or 0.0, row["received_rate"] or 0.0)
-        return _chosen(rates, sort), row["name"]
+        return _RATES[sort](rates), row["name"]
     return row[sort], row["name"]
-
-
-def _chosen(rates: tuple[float, float] | None, sort: str) -> float:
-    sent, received = rates or (0.0, 0.0)
-    return {"rate": sent + received, "sent_rate": sent, "received_rate": received}[sort]
 
 
 def _row(session: Session, rates: Rates, now: float) -> dict[str, Any]:
