@@ -72,7 +72,10 @@ class Stage:
     def do(self, instruction: str, rest: str) -> None:
         """Do what an instruction says."""
         if instruction == "RUN":
-            self.root.run("env", *self.variables, "sh", "-c", f"cd {self._folder} && {rest}")
+            script = f"cd {self._folder} && {rest}"
+            done = self.root.run("env", *self.variables, "sh", "-c", script, check=False)
+            require("connection broken" not in done.stderr, "the package registry is out of reach")
+            assert done.returncode == 0, done.stdout + done.stderr
         elif instruction == "WORKDIR":
             self._folder = rest
             self.root.run("mkdir", "-p", rest)

@@ -144,6 +144,25 @@ def test_it_serves_as_installed_and_takes_changes_of_its_configuration(root: Roo
             assert word not in program.log, program.log
 
 
+def test_it_serves_by_several_processes(root: Root) -> None:
+    """They are started by the command as it was started itself, wherever that is."""
+    root.run(*INSTALL, "/mnt/this.deb")
+    root.run("sed", "-i", "s/^workers .*/workers = 2/", CONFIG)
+    with service(root) as program:
+        program.wait_for_log("workers serve")
+        assert root.run("proxy-server", "ctl", "-c", CONFIG, "status").stdout
+        program.process.terminate()
+        assert program.wait(30) == 0
+
+
+def test_systemd_finds_nothing_to_say_about_the_unit(root: Root) -> None:
+    find("systemd-analyze", "systemd")
+    root.run(*INSTALL, "/mnt/this.deb")
+    unit = "/lib/systemd/system/proxy-server.service"
+    done = root.run("systemd-analyze", "verify", "--man=no", unit, check=False)
+    assert [line for line in done.stderr.splitlines() if "proxy-server" in line] == []
+
+
 def test_an_upgrade_keeps_what_was_changed_and_so_does_a_removal(root: Root, tmp_path: Path) -> None:
     root.run(*INSTALL, "/mnt/this.deb")
     root.run("sed", "-i", "s/^log_level .*/log_level = debug/", CONFIG)
