@@ -152,8 +152,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # -- the packages
 
 
-def test_the_version_is_that_of_the_program() -> None:
-    assert variable("proxy-server", "PKG_VERSION") == __version__
+def test_the_version_is_that_of_the_program(tmp_path: Path) -> None:
+    sdk(tmp_path)
+    assert f"/proxy-server-{__version__}" in make("proxy-server", tmp_path, "-n", "prepare")
 
 
 def test_every_requirement_is_a_package_of_the_feed_or_stands_beside_it(tmp_path: Path) -> None:
