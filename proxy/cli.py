@@ -40,6 +40,7 @@ _FILE, _SERVER, _CLIENT, _INIT, _HASH = "-c FILE", "-mode server", "-mode client
 USAGE = """\
 usage: proxy-server -c proxy.ini [-check | -dump | -last-good]
        proxy-server -c proxy.ini -explain TARGET [-listener NAME] [-user NAME] [-from ADDRESS]
+       proxy-server -c proxy.ini -test UPSTREAM [HOST:PORT]
        proxy-server -mode server -protocol socks5|websocket|mixed -addr ADDRESS [options]
        proxy-server -mode client -protocol socks5|http|websocket -addr ADDRESS -host HOST -port PORT [options]
        proxy-server ctl [-c proxy.ini] [--json] [--volatile] COMMAND [ARGUMENT ...]   (ctl -h lists them)
@@ -49,8 +50,9 @@ usage: proxy-server -c proxy.ini [-check | -dump | -last-good]
 
 options (one dash or two):"""
 
-_LOOKS = {"check", "dump", "explain"}  # what ends without having served
+_LOOKS = {"check", "dump", "explain", "test"}  # what ends without having served
 _ABOUT_EXPLAIN = {"listener", "user", "from"}
+_TARGET = "test-target"  # what stands behind -test UPSTREAM, and is no option
 _PROTOCOLS = tuple(each.value for each in Protocol)
 _TYPES = tuple(each.value for each in UpstreamType)
 OPTIONS = (
@@ -62,6 +64,7 @@ OPTIONS = (
     Option("listener", "NAME", "explain: the listener that is asked", (_FILE,)),
     Option("user", "NAME", "explain: who asks, if there was a login", (_FILE,)),
     Option("from", "ADDRESS", "explain: the address of the client", (_FILE,)),
+    Option("test", "UPSTREAM", "with -c: reach it stage by stage, and a HOST:PORT behind it", (_FILE,)),
     Option("mode", "MODE", "run without a configuration file", (_SERVER, _CLIENT), ("server", "client")),
     Option(
         "protocol", "NAME", "what to serve, or what the proxy speaks", (_SERVER, _CLIENT), choices=_PROTOCOLS
@@ -143,6 +146,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     given, others = read(arguments, OPTIONS)
+    if "test" in given and others:
+        given[_TARGET] = others.pop(0)
     if "help" in given:
         print(f"{USAGE}\n{describe(OPTIONS)}")
         return OK
@@ -186,7 +191,9 @@ def _refuse_strangers(given: Mapping[str, str], others: Sequence[str], mode: str
     if strange:
         raise UsageError(f"{', '.join(strange)} cannot be used with {mode}")
     if "last-good" in given and given.keys() & _LOOKS:
-        raise UsageError("-last-good is for a start: it cannot be used with -check, -dump and -explain")
+        raise UsageError(
+            "-last-good is for a start: it cannot be used with -check, -dump, -explain and -test"
+        )
     lonely = given.keys() & _ABOUT_EXPLAIN
     if lonely and "explain" not in given:
         raise UsageError(f"-{min(lonely)} belongs to -explain, which is missing")
@@ -240,6 +247,8 @@ def _run_file(given: Mapping[str, str]) -> int:
             return _inspect(given)
         if "explain" in given:
             return _explain(given)
+        if "test" in given:
+            return _test(given)
         from proxy import live
 
         live.serve(given["config"], last_good="last-good" in given)
@@ -292,6 +301,23 @@ def _explain(given: Mapping[str, str]) -> int:
     told = explain_request(policy, listener, target, given.get("user", ""), client)
     print(show.text(show.explanation(told)))
     return OK if told["goes"] else FAILED
+
+
+def _test(given: Mapping[str, str]) -> int:
+    """Reach an upstream of a file stage by stage; exit code 1 if that fails."""
+    from proxy.configfile.load import load
+    from proxy.ctl import show
+    from proxy.explain import read_target
+    from proxy.stages import examine, find
+
+    config = load(given["config"]).config
+    target = _read("-test", read_target, given[_TARGET]) if _TARGET in given else None
+    try:
+        told = examine(find(config, given["test"]), target)
+    except (LookupError, ValueError) as exc:
+        raise UsageError(f"-test: {exc}") from None
+    print(show.text(show.trial(told)))
+    return OK if told["ok"] else FAILED
 
 
 def _read(option: str, read: Callable[[str], T], text: str) -> T:

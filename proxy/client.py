@@ -190,11 +190,13 @@ class UpstreamClient(Way):
         try:
             return self._via.connect_through(self._endpoint.address, deadline)
         except DialError as exc:
-            # It could not reach this proxy, or could do nothing itself.
-            reason, passes = (
-                (f"via {exc}", exc.transient) if isinstance(exc, UpstreamError) else (str(exc), True)
-            )
-            raise self.as_upstream_error(reason, exc, transient=passes) from exc
+            raise self.not_reached(exc) from exc
+
+    def not_reached(self, exc: DialError) -> UpstreamError:
+        """Make the error that says that the way to it failed; raises like ``as_upstream_error``."""
+        # That one could not reach this proxy, or could do nothing itself.
+        reason, passes = (f"via {exc}", exc.transient) if isinstance(exc, UpstreamError) else (str(exc), True)
+        return self.as_upstream_error(reason, exc, transient=passes)
 
     @abstractmethod
     def prepare(self, channel: Channel, deadline: Deadline) -> None:

@@ -371,7 +371,7 @@ class Upstream:
         life = self._sign_of_life()
         if life is None:
             return True  # we are short of something ourselves, and nothing is known
-        if isinstance(life, UpstreamError) or _is_same(life, exc.status):
+        if isinstance(life, UpstreamError) or is_same(life, exc.status):
             self._failed(exc, started)
             return False
         self.health.answered()
@@ -436,7 +436,7 @@ class Upstream:
 
     def _note_return(self, life: int | UpstreamError | None) -> None:
         health = self.health
-        if health.failures and isinstance(life, int) and life < 500 and not _is_same(life, health.status):
+        if health.failures and isinstance(life, int) and life < 500 and not is_same(life, health.status):
             health.answered()
 
     def probe_if_down(self) -> None:
@@ -459,7 +459,7 @@ class Upstream:
         self._is_probing = False
 
 
-def _is_same(one: int, other: int) -> bool:
+def is_same(one: int, other: int) -> bool:
     """Tell whether two statuses say the same of a server, with a target and without."""
     # 501 is said of the method alone, by a server that is well: so Squid answers to OPTIONS *.
     return one == other or (min(one, other) >= 500 and 501 not in (one, other))

@@ -31,6 +31,7 @@ from proxy.errors import ProtocolError
 from proxy.explain import choose, explain_request, read_client, read_target
 from proxy.http.heads import HttpError
 from proxy.metrics import render
+from proxy.stages import examine, find
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +113,20 @@ class Api:
         runtime = next(each.runtime for each in self._app.servers if each.config.name == listener.name)
         user = given.get("user", "")
         return Answer(explain_request(runtime.router.policy, runtime.config, target, user, client))
+
+    def _test(self, request: Request) -> Answer:
+        """Reach an upstream of the configuration in effect, stage by stage, and a target through it."""
+        content = _object(request.body, {"upstream", "target"})
+        name, text = content.get("upstream"), content.get("target", "")
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise HttpError(400, "upstream and target are strings, and the first one is needed")
+        try:
+            upstream = find(self._keeper.config, name)
+            return Answer(examine(upstream, read_target(text) if text else None))
+        except LookupError as exc:
+            raise HttpError(404, str(exc.args[0])) from None
+        except ValueError as exc:
+            raise HttpError(400, f"target: {exc}") from None
 
     def _kill(self, request: Request, name: str) -> Answer:
         if not self._app.end_connection(name):
@@ -206,6 +221,7 @@ _ROUTES: list[tuple[str, re.Pattern[str], Callable[..., Answer]]] = [
         ("GET", "/penalties", Api._penalties),
         ("DELETE", r"/penalties/([0-9A-Za-z.:%]{1,80})", Api._forgive),
         ("GET", "/explain", Api._explain),
+        ("POST", "/test", Api._test),
         ("GET", "/versions", Api._versions_list),
         ("GET", r"/versions/([0-9]{1,15})", Api._version),
         ("POST", "/reload", Api._reload),

@@ -29,6 +29,7 @@ from proxy.users import check_user, to_bytes
 
 _PATIENCE = 60.0  # seconds
 _PATIENCE_OF_TOP = 5.0  # it asks again anyway
+_PATIENCE_OF_TEST = 86400.0  # the server ends it by the timeout of the upstream
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -163,6 +164,18 @@ def _explain(call: _Call) -> int:
         return BAD_USAGE
 
 
+def _test(call: _Call) -> int:
+    """Have the server reach an upstream; that there is none or no answer is told apart, as by ``explain``."""
+    content = dict(zip(("upstream", "target"), call.arguments, strict=False))
+    try:
+        status, text = call.ask("POST", "/test", content, patience=_PATIENCE_OF_TEST)
+        code = call.tell(status, text, show.trial)
+        return code if json.loads(text).get("ok") else BAD_USAGE if status >= 400 else FAILED
+    except CtlError as exc:
+        say(f"proxy-server: {exc}")
+        return BAD_USAGE
+
+
 def _set(call: _Call) -> int:
     if len(call.arguments) % 2 and len(call.arguments) > 1:
         raise UsageError("set takes pairs of KEY and VALUE, or one KEY")
@@ -259,6 +272,8 @@ commands for a running server: proxy-server ctl [-c FILE] [--json] COMMAND
   forgive ADDRESS         forget that
   explain TARGET          what the rules make of a host:port, and why; exit code 0: it goes, 1: it is refused
                           with --listener NAME, if there are several, --user NAME, --from ADDRESS
+  test UPSTREAM [TARGET]  reach it from the server, stage by stage, or a host:port through it
+                          exit code 0: reached, 1: a stage fails
   reload                  read the file again, and say what came of it
   versions                versions of the configuration
   show                    the configuration in effect with all its defaults, without secrets
@@ -284,6 +299,7 @@ COMMANDS = {
     "penalties": _Command(lambda call: call.show("GET", "/penalties", show.penalties)),
     "forgive": _Command(_forgive, 1, 1),
     "explain": _Command(_explain, 1, 1, options=("listener", "user", "from")),
+    "test": _Command(_test, 1, 2),
     "reload": _Command(lambda call: call.show("POST", "/reload", show.outcome)),
     "versions": _Command(lambda call: call.show("GET", "/versions", show.versions)),
     "show": _Command(lambda call: call.show("GET", "/config", lambda answer: str(answer["text"]))),

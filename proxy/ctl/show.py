@@ -12,6 +12,8 @@ from proxy.ctl.cells import harmless, pad, width
 _SIZES = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _SPANS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 
+_MOST_NAMES = 4  # of a certificate
+
 Object = dict[str, Any]
 
 
@@ -204,6 +206,39 @@ def _verdict(each: Object) -> str:
     if each["goes"]:
         return f"goes, by rule {each['rule']}" if each["rule"] else "goes"
     return _plain(each["why"])
+
+
+def trial(answer: Object) -> str:
+    """Show ``POST /test``: each hop, each stage of it with its time, and how it ends."""
+    lines = []
+    failed = ""
+    for hop in answer["hops"]:
+        lines.append(f"{hop['upstream']}  {hop['type']} {hop['address']}".rstrip())
+        for stage in hop["stages"]:
+            failed = "" if stage["ok"] else stage["stage"]
+            said = [] if stage["ok"] else ["failed"]
+            said += [stage["said"]] if stage["said"] else []
+            said += [_certificate(stage["certificate"])] if stage["certificate"] else []
+            lines.append(
+                f"  {stage['stage']:9}  {_took(stage['seconds']):>9}  {_plain('; '.join(said))}".rstrip()
+            )
+    if not answer["ok"]:
+        return "\n".join([*lines, f"failed at {failed}: {_plain(answer['failure'])}"])
+    lines.append(f"reached in {_took(answer['seconds'])}")
+    return "\n".join([*lines, *([f"note: {answer['note']}"] if answer["note"] else [])])
+
+
+def _took(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 9.9995 else f"{seconds * 1000:.1f} ms"
+
+
+def _certificate(each: Object) -> str:
+    names, left = each["for"][:_MOST_NAMES], each["until"] - time.time()
+    more = len(each["for"]) - len(names)
+    whom = ", ".join(names) + (f" and {more} more" if more else "")
+    when = f"in {span(left)}" if left > 0 else f"{span(-left)} ago"
+    trust = {True: "trusted", False: "not trusted", None: "not checked (tls_verify = no)"}[each["trusted"]]
+    return f"certificate for {whom} by {each['by']}, {trust}, ends {moment(each['until'])} ({when})"
 
 
 def _account(each: Object) -> list[str]:

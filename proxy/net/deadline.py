@@ -14,6 +14,7 @@ What may never be violated:
   ``TimeoutError``.
 """
 
+from contextlib import AbstractContextManager
 from time import monotonic
 from typing import Any
 
@@ -49,7 +50,7 @@ class Deadline:
         """Sleep, but not beyond the deadline."""
         gevent.sleep(min(seconds, self.remaining()))
 
-    def limit(self, step: str) -> "_Limit":
+    def limit(self, step: str) -> AbstractContextManager[None]:
         """Run a block until the deadline, and then raise ``TimeoutError`` in it, naming the step."""
         return _Limit(self, step)
 

@@ -19,7 +19,7 @@ What may never be violated:
 
 import socket as std_socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache, partial
 from typing import Any
@@ -51,6 +51,14 @@ def _wire(depth: int) -> memoryview:
     return memoryview(bytearray(65 * 1024))
 
 
+class RefusedCertificateError(ProtocolError):
+    """The peer's certificate is not good enough; ``certificate`` is what it says."""
+
+    def __init__(self, message: str, certificate: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.certificate = certificate
+
+
 def accept_tls(sock: Any, context: ssl.SSLContext, early: bytes = b"") -> "TlsSocket":
     """
     Do the server's handshake, of which ``early`` was received already.
@@ -80,6 +88,7 @@ def _shake_hands(tls: "TlsSocket") -> "TlsSocket":
     except ssl.SSLError as exc:
         if isinstance(exc, ssl.SSLCertVerificationError):
             check_descriptors("TLS handshake")  # authorities are read from files when they are wanted
+            raise RefusedCertificateError(f"TLS handshake: {describe(exc)}", tls.certificate) from exc
         raise ProtocolError(f"TLS handshake: {describe(exc)}") from exc
     return tls
 
@@ -160,6 +169,23 @@ class TlsSocket:
         self._sock.close()
 
     # -- handshake
+
+    @property
+    def version(self) -> str:
+        """Which TLS is spoken, such as TLSv1.3."""
+        return self._tls.version() or ""
+
+    @property
+    def certificate(self) -> Mapping[str, Any]:
+        """
+        What the peer's certificate says, in the words of ``ssl.SSLSocket.getpeercert``.
+
+        That one tells nothing of a certificate that was refused or not looked at, and nothing else that is
+        public does. So this is empty where Python has no such object inside.
+        """
+        chain = getattr(self._tls._sslobj, "get_unverified_chain", lambda: None)()
+        says: Mapping[str, Any] = chain[0].get_info() if chain else {}
+        return says
 
     def feed(self, early: bytes) -> None:
         """Take what was received before the handshake began."""

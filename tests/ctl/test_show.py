@@ -225,3 +225,22 @@ def test_limits_are_a_table_that_cannot_steer_the_terminal() -> None:
 
 def test_no_limits_are_said_to_be_none() -> None:
     assert show.limits({"limits": [], "refused": {}, "total": 0, "accounts": []}) == "no limits"
+
+
+def test_a_certificate_cannot_write_lines_of_its_own() -> None:
+    says = {
+        "for": ["a.example\nreached in 1 ms", "b", "c", "d", "e"],
+        "by": "\x1b[2J",
+        "until": 0,
+        "trusted": False,
+    }
+    stage = {"stage": "tls", "ok": False, "seconds": 12.5, "said": "", "certificate": says}
+    hop = {"upstream": "home", "type": "http", "address": "https://a.example", "stages": [stage]}
+    answer = {"hops": [hop], "ok": False, "failure": "bad\nnews", "note": "", "seconds": 12.5}
+    first, second, last = show.trial(answer).splitlines()
+    assert first == "home  http https://a.example"
+    assert second.startswith(
+        r"  tls           12.5 s  failed; certificate for a.example\nreached in 1 ms, b, c, d and 1 more"
+        r" by \x1b[2J, not trusted"
+    )
+    assert last == r"failed at tls: bad\nnews"
