@@ -8,6 +8,7 @@ is what one wants.
 import http.client
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -143,13 +144,19 @@ class _Call:
         try:
             answer = json.loads(text)
             problem = "" if self.as_json else answer.get("error", "")
-            shown = json.dumps(answer, indent=2) if self.as_json or problem else form(answer)
+            with show.across(_columns()):
+                shown = json.dumps(answer, indent=2) if self.as_json or problem else form(answer)
         except (ValueError, LookupError, TypeError, AttributeError):
             raise CtlError(NOT_UNDERSTOOD) from None
         if problem:
             raise CtlError(problem)
         print(show.text(shown), file=sys.stdout if status < 400 or self.as_json else sys.stderr)
         return OK if status < 400 else FAILED
+
+
+def _columns() -> int:
+    """Tell how wide the terminal is; 0 if what is printed goes elsewhere, where nothing may be missing."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
 
 
 def _explain(call: _Call) -> int:

@@ -3,7 +3,10 @@ What the control interface answers, as people like to read it: aligned, in units
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from textwrap import wrap
 from typing import Any
 
 from proxy.accesslog import quoted
@@ -13,6 +16,9 @@ _SIZES = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _SPANS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 
 _MOST_NAMES = 4  # of a certificate
+_GAP = 2  # columns between those of a table
+_LEAST = 8  # columns that are left of a text
+_columns: ContextVar[int] = ContextVar("columns", default=0)  # that there are; 0: as many as it takes
 
 Object = dict[str, Any]
 
@@ -42,18 +48,56 @@ def moment(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
+@contextmanager
+def across(columns: int) -> Iterator[None]:
+    """Have tables in a block take no more columns than so many, if they can."""
+    before = _columns.set(columns)
+    try:
+        yield
+    finally:
+        _columns.reset(before)
+
+
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Align columns; a head that begins with > has its column flush right."""
+    """
+    Align columns; a head that begins with > has its column flush right.
+
+    Where there is no room for all of it, texts are cut, the longest first, and numbers never. A text in the
+    last column, such as a reason, goes on below instead.
+    """
     rights = [head.startswith(">") for head in heads]
     lines = [[head.lstrip(">") for head in heads], *rows]
     lines = [[harmless(text) for text in line] for line in lines]
     widths = [max(map(width, column)) for column in zip(*lines, strict=True)]
+    if room := _columns.get():
+        texts = [at for at, right in enumerate(rights) if not right]
+        _fit(widths, texts, room - _GAP * (len(widths) - 1))
     return "\n".join(
-        "  ".join(
-            pad(text, size, right=right) for right, text, size in zip(rights, line, widths, strict=True)
-        ).rstrip()
-        for line in lines
+        (" " * _GAP)
+        .join(pad(text, size, right=right) for right, text, size in zip(rights, line, widths, strict=True))
+        .rstrip()
+        for whole in lines
+        for line in _wrapped(whole, widths[-1])
     )
+
+
+def _fit(widths: list[int], texts: Sequence[int], room: int) -> None:
+    """Take from the widest of the texts what is too much, but leave something of each."""
+    while sum(widths) > room and texts:
+        widest = max(texts, key=widths.__getitem__)
+        if widths[widest] <= _LEAST:
+            return
+        widths[widest] -= 1
+
+
+def _wrapped(line: Sequence[str], columns: int) -> Iterator[Sequence[str]]:
+    """Give a line of a table, and those below it that the last text takes."""
+    *others, last = line
+    # Only of these is it sure that each takes one column.
+    pieces = wrap(last, columns) if last.isascii() and len(last) > columns else [last]
+    yield [*others, pieces[0]]
+    for piece in pieces[1:]:
+        yield [*("" for _ in others), piece]
 
 
 def render_status(answer: Object) -> str:

@@ -244,3 +244,49 @@ def test_a_certificate_cannot_write_lines_of_its_own() -> None:
         r" by \x1b[2J, not trusted"
     )
     assert last == r"failed at tls: bad\nnews"
+
+
+WIDE = {
+    "connections": [
+        {
+            "id": 7,
+            "user": "alice",
+            "client": "192.0.2.7:50312",
+            "listener": "socks",
+            "target": "\u202e" + "very-long-name." * 6 + "example:443",
+            "upstream": "home",
+            "state": "open",
+            "age": 5,
+            "sent": 1,
+            "received": 2,
+        }
+    ]
+}
+
+
+@pytest.mark.parametrize("columns", [80, 100, 120])
+def test_a_table_fits_the_terminal_and_cuts_the_longest_text(columns: int) -> None:
+    with show.across(columns):
+        head, row = show.connections(WIDE).splitlines()
+    assert max(len(head), len(row)) <= columns
+    assert row.isprintable()
+    assert re.search(r"\\u202e\S+…  home", row)
+    assert row.endswith("1 B       2 B")
+
+
+def test_a_table_is_whole_where_there_is_no_terminal() -> None:
+    assert "very-long-name.example:443" in show.connections(WIDE)
+    with show.across(20):  # and where nothing helps, numbers stay
+        assert show.connections(WIDE).splitlines()[1].endswith("1 B       2 B")
+
+
+def test_a_reason_at_the_end_of_a_table_goes_on_below() -> None:
+    reason = "down: upstream home: 192.0.2.1:1080: Connection refused, and it was so for a long time"
+    with show.across(60):
+        lines = show.table(
+            ("UPSTREAM", ">READY", "HEALTH"), [["home", "2", reason], ["b", "0", "up"]]
+        ).splitlines()
+    assert all(len(line) <= 60 for line in lines)
+    assert " ".join(line[len("UPSTREAM  READY  ") :] for line in lines[1:-1]) == reason
+    assert all(not line[: len("UPSTREAM  READY  ")].strip() for line in lines[2:-1])
+    assert lines[-1] == "b             0  up"

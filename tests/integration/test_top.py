@@ -183,3 +183,18 @@ def test_one_picture_goes_into_a_pipe(node: Proxy, tunnels: dict[str, clients.Tu
     shown = done.stdout.decode()
     assert "\x1b" not in shown
     assert all(name in shown for name in USERS)
+
+
+def test_other_tables_fit_the_terminal_and_are_whole_when_they_are_piped(
+    node: Proxy, tunnels: dict[str, clients.Tunnel]
+) -> None:
+    command = [*COMMAND, "ctl", "-c", str(node.config_path), "connections"]
+    with Terminal(76) as terminal:
+        terminal.run(*command, environment=ENVIRONMENT)
+        screen = terminal.wait_for("alice", "漢字", "שלום", "RECEIVED")
+        table = screen[screen.index("ID  USER") :].splitlines()[:4]
+        assert all(re.search(r"\b0 B +0 B$", line) for line in table[1:]), screen  # each on one line
+        assert "…" in screen
+        terminal.run("sh", "-c", 'clear; "$@" | cat', "-", *command, environment=ENVIRONMENT)
+        terminal.wait_for("alice", "RECEIVED", f"127.0.0.1:{tunnels['alice'].sock.getsockname()[1]}")
+        assert "…" not in terminal.screen()
