@@ -6,7 +6,7 @@ import gc
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from fcntl import F_DUPFD, fcntl
 from functools import partial
@@ -49,6 +49,10 @@ class Companion:
 
     def reloading(self) -> None:
         """SIGHUP came."""
+
+    def replaced(self) -> Mapping[str, str]:
+        """Another program is about to take this one's place; returns what it needs in its environment."""
+        return {}
 
     def undo(self, why: str) -> None:
         """Go back to the configuration before, as this one does not work."""
@@ -94,6 +98,7 @@ class App:
         self.metrics = Metrics()
         self.companion = Companion()
         self.inherited: list[GeventSocket] = []  # sockets that listen already, to be used instead of new ones
+        self.at_hand: list[GeventSocket] = []  # the same, of a program before this one
         self._patient = patient
         self._logs = Logs()
         self._threads = NativeThreads(1)
@@ -150,7 +155,9 @@ class App:
             log.warning("%s", note)
         self._make_room()
         self._make_room_in_the_loop()
-        self._listeners.open(self._plan, self.inherited, patient=self._patient)
+        self._listeners.open(self._plan, self.inherited, self.at_hand, patient=self._patient)
+        for sock in self.at_hand:  # of which there are copies, as far as they are needed
+            sock.close()
         self._listeners.change(self._plan)
         for server in self.servers:
             self._announce(server)

@@ -117,20 +117,28 @@ class Listeners:
         plan.leaving = [server for server in self.accepting if server not in plan.servers]
         return plan
 
-    def open(self, plan: Plan, inherited: Iterable[GeventSocket] = (), *, patient: bool = False) -> None:
+    def open(
+        self,
+        plan: Plan,
+        inherited: Iterable[GeventSocket] = (),
+        at_hand: Iterable[GeventSocket] = (),
+        *,
+        patient: bool = False,
+    ) -> None:
         """
         Open the addresses that are new; raises ``ProxyError``, and then nothing has changed.
 
         What is at hand is copied, with the clients that wait in it: the sockets of those who leave, and
-        those that were ``inherited``. Only who is ``patient`` gets a server for an address that is not
-        there yet, or who has waited for it until now; but one that has several may have the others later.
+        those that were ``inherited``, or are ``at_hand``. Only who is ``patient`` gets a server for an
+        address that is not there yet, or who has waited for it until now; but one that has several may have
+        the others later.
         """
         within = PATIENCE if patient else None
         wanted = [place for each in plan.openings.values() for place in each.look_up(within)]
         self._inherit(inherited, wanted)
         leaving = [(place_of(each.socket), each) for server in plan.leaving for each in server.acceptors]
-        at_hand = {place_of(sock): sock for sock in self._inherited}
-        at_hand |= {place: acceptor.given for place, acceptor in leaving}
+        here = {place_of(sock): sock for sock in [*self._inherited, *at_hand]}
+        here |= {place: acceptor.given for place, acceptor in leaving}
         awaited = [_place(server.config) for server in plan.leaving if server.missing]
         # As :1080 is in the way of 127.0.0.1:1080, whether we opened it or not.
         in_the_way = [
@@ -142,7 +150,7 @@ class Listeners:
             for acceptor in in_the_way:
                 acceptor.pause()
             for server, opening in plan.openings.items():
-                plan.sockets[server] = opening.open(at_hand)
+                plan.sockets[server] = opening.open(here)
                 if not (plan.sockets[server] or patient or _place(server.config) in awaited):
                     raise ProxyError(f"cannot listen on {opening.endpoint}: {opening.problem}")
         except BaseException:

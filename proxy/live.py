@@ -5,6 +5,7 @@ This is where the control plane meets the data plane, which knows nothing of it.
 """
 
 import logging
+from collections.abc import Mapping
 
 from proxy.app import App, Companion
 from proxy.config import ProxyConfig
@@ -40,22 +41,33 @@ def serve(path: str, *, last_good: bool = False) -> None:
     begin(as_json=keeper.config.log_format == "json")
     for warning in warnings:
         say(f"warning: {warning}", logging.WARNING)
-    app, program = _make_program(keeper.config)
+    app, program = _make_program(keeper)
+    if program is None:
+        return
     app.inherited = inherited_sockets()
     admin = Admin(program, keeper, path, folder, trust, why_not_ours=reason)
     app.companion = _Control(app, keeper, admin)
     app.run()
 
 
-def _make_program(config: ProxyConfig) -> tuple[App, Program]:
-    if config.workers == 1:
-        app = App(config, patient=True)
+def _make_program(keeper: Keeper) -> tuple[App, Program | None]:
+    """Make the program; where this is only a trial whether it could be made, there is none."""
+    if keeper.config.workers == 1:
+        app = App(keeper.config, patient=True)
         return app, Alone(app)
     # Not where one process is enough, which is to be no bigger for it.
     from proxy.workers.fleet import Fleet
+    from proxy.workers.handover import is_trial, received
     from proxy.workers.together import Together
 
-    fleet = Fleet(config, patient=True)
+    handover = received()
+    fleet = Fleet(keeper.config, handover, patient=True)
+    if is_trial():
+        fleet.try_worker()
+        return fleet, None
+    if handover:
+        keeper.outcomes.update(handover.outcomes)
+        fleet.take_over()
     return fleet, Together(fleet)
 
 
@@ -91,6 +103,10 @@ class _Control(Companion):
     def reloaded(self) -> None:
         self._notifier.ready()
         self._admin.reopen()
+
+    def replaced(self) -> Mapping[str, str]:
+        self._notifier.reloading()
+        return self._notifier.environment
 
     def undo(self, why: str) -> None:
         self._keeper.rollback()

@@ -27,7 +27,7 @@ from proxy.control.keeper import Keeper
 from proxy.control.page import page
 from proxy.control.snapshot import Program
 from proxy.ctl.ask import CONFIG_HEADER
-from proxy.errors import ProtocolError
+from proxy.errors import ProtocolError, ProxyError
 from proxy.explain import choose, explain_request, read_client, read_target
 from proxy.http.heads import HttpError
 from proxy.metrics import render
@@ -161,6 +161,21 @@ class Api:
         self._refuse_while_draining()
         return _told(self._keeper.reload("ctl"))
 
+    def _upgrade(self, request: Request) -> Answer:
+        """Begin to have the program's file started anew; what comes of it, the status says."""
+        self._refuse_while_draining()
+        if self._keeper.is_volatile:
+            raise HttpError(
+                409, "volatile changes are in effect, which would be gone: write them, or unset them"
+            )
+        if trouble := self._keeper.trouble:
+            raise HttpError(409, f"the file is not what is in effect: {trouble.problem}")
+        try:
+            number = self._app.begin_upgrade(self._keeper.outcomes)
+        except ProxyError as exc:
+            raise HttpError(409, str(exc)) from None
+        return Answer({"status": "begun", "number": number}, HTTPStatus.ACCEPTED)
+
     def _rollback(self, request: Request) -> Answer:
         self._refuse_while_draining()
         wanted = _object(request.body, {"version"}).get("version")
@@ -226,6 +241,7 @@ _ROUTES: list[tuple[str, re.Pattern[str], Callable[..., Answer]]] = [
         ("GET", r"/versions/([0-9]{1,15})", Api._version),
         ("POST", "/reload", Api._reload),
         ("POST", "/rollback", Api._rollback),
+        ("POST", "/upgrade", Api._upgrade),
         ("GET", "/config", Api._show),
         ("PATCH", "/config", Api._change),
         ("GET", "/metrics", Api._metrics),

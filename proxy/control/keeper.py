@@ -210,6 +210,11 @@ class Keeper:
         """Give what is in effect, with all defaults and without secrets, as the text of a file."""
         return self._run(dump, self.config)
 
+    @property
+    def is_volatile(self) -> bool:
+        """True while something is in effect that no file has."""
+        return bool(self._running.layers.volatile)
+
     def digest(self) -> str:
         """Give a short hash of what is in effect, without its secrets: equal files have equal ones."""
         if self._digest[0] is not self.config:

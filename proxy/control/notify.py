@@ -35,6 +35,9 @@ class Notifier:
         self._status = ""
         # What it keeps for the next start, by listener; from the last one we know only the names.
         self._kept: dict[str, object] = dict.fromkeys(_names())
+        self._environment = {"NOTIFY_SOCKET": path} | {
+            name: os.environ[name] for name in ("WATCHDOG_USEC", "WATCHDOG_PID") if name in os.environ
+        }
         self._watchdog = _watchdog_seconds()
 
     def ready(self) -> None:
@@ -52,6 +55,11 @@ class Notifier:
     def is_there(self) -> bool:
         """True if there is a service manager."""
         return self._sock is not None
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """What a program that takes our place has to have in its environment, to be what we are."""
+        return {**self._environment, "LISTEN_FDNAMES": ":".join(self._kept)} if self._address else {}
 
     def keep(self, listening: Mapping[str, Sequence[socket.socket]]) -> None:
         """

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from proxy.address import IPAddress
 from proxy.control.connections import Listing, Query, Rates, list_connections, moved
+from proxy.errors import ProxyError
 from proxy.health import State
 from proxy.limiter import Limiter
 from proxy.metrics import ListenerMetrics, Metrics, Refusal
@@ -154,6 +155,9 @@ class Running(Protocol):
         """Open the log files anew; returns what there is to say of it."""
 
 
+NO_WORKERS = "there are no workers that could take over: set workers in [proxy], or restart it"
+
+
 class Program(Running, Protocol):
     """The same, whether it serves by itself or has others that do."""
 
@@ -179,6 +183,13 @@ class Program(Running, Protocol):
 
     def forgive(self, client: IPAddress) -> bool:
         """Take away what is held against an address, and tell whether there was anything."""
+
+    @property
+    def upgrade(self) -> Mapping[str, Any] | None:
+        """What came of the last upgrade."""
+
+    def begin_upgrade(self, outcomes: Counter[str]) -> int:
+        """Have another program take the place of this one, and give the number of that; or ``ProxyError``."""
 
 
 class Alone:
@@ -265,6 +276,15 @@ class Alone:
     def forgive(self, client: IPAddress) -> bool:
         """Take away what is held against an address, and tell whether there was anything."""
         return self._app.limiter.penalties.forgive(client, monotonic())
+
+    @property
+    def upgrade(self) -> Mapping[str, Any] | None:
+        """What came of the last upgrade."""
+        return None
+
+    def begin_upgrade(self, outcomes: Counter[str]) -> int:
+        """Have another program take the place of this one; raises ``ProxyError``."""
+        raise ProxyError(NO_WORKERS)
 
     def _sessions(self) -> Iterator[Session]:
         for server in self._app.servers:

@@ -73,6 +73,7 @@ def describe(app: Program, keeper: Keeper) -> dict[str, Any]:
         "listeners": list(_listeners(app, counted)),
         "upstreams": list(_upstreams(app, counted)),
         "workers": list(app.workers),
+        "upgrade": app.upgrade,
     }
 
 

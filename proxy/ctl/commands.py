@@ -10,8 +10,11 @@ import json
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from time import monotonic
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode
 
@@ -29,6 +32,8 @@ from proxy.trust import Trust, UntrustedError
 from proxy.users import check_user, to_bytes
 
 _PATIENCE = 60.0  # seconds
+_PATIENCE_OF_UPGRADE = 60.0  # seconds for the new program to get ready
+_LOOK = 0.2  # seconds between two looks whether it is
 _PATIENCE_OF_TOP = 5.0  # it asks again anyway
 _PATIENCE_OF_TEST = 86400.0  # the server ends it by the timeout of the upstream
 
@@ -220,6 +225,22 @@ def _unset(call: _Call) -> int:
     return call.show("PATCH", "/config", show.outcome, content)
 
 
+def _upgrade(call: _Call) -> int:
+    """Begin it, and wait for what the program says that comes of it."""
+    status, text = call.ask("POST", "/upgrade", {}, patience=_PATIENCE_OF_UPGRADE)
+    if status >= 400:
+        return call.tell(status, text, str)
+    number, deadline = json.loads(text)["number"], monotonic() + _PATIENCE_OF_UPGRADE
+    while monotonic() < deadline:
+        time.sleep(_LOOK)
+        with suppress(CtlError):  # in between nobody answers
+            told = call.answer("GET", "/status").get("upgrade")
+            if told and told["number"] == number:
+                is_done = told["status"] == "done"
+                return call.tell(200 if is_done else 409, json.dumps(told), show.upgrade)
+    raise CtlError("nobody says what came of the upgrade: see the log")
+
+
 def _kill(call: _Call) -> int:
     if not re.fullmatch("[0-9]{1,15}(-[0-9]{1,15})?", call.arguments[0]):
         raise UsageError("kill takes the ID of a connection, as `ctl connections` shows it")
@@ -285,6 +306,7 @@ commands for a running server: proxy-server ctl [-c FILE] [--json] COMMAND
   versions                versions of the configuration
   show                    the configuration in effect with all its defaults, without secrets
   diff N [M]              what differs from version N to version M, or to the one in effect
+  upgrade                 with workers: start the program's file anew in the same process; no client is lost
   rollback [N]            go back to version N, or to the one before, and write it to the file
                           without N, a file that is rejected gets back what is in effect
   set KEY [VALUE]         change a setting, such as listeners.socks.max_connections 2000
@@ -311,6 +333,7 @@ COMMANDS = {
     "versions": _Command(lambda call: call.show("GET", "/versions", show.versions)),
     "show": _Command(lambda call: call.show("GET", "/config", lambda answer: str(answer["text"]))),
     "diff": _Command(_diff, 1, 2, takes_numbers=True),
+    "upgrade": _Command(_upgrade),
     "rollback": _Command(_rollback, 0, 1, takes_numbers=True),
     "set": _Command(_set, 1, 1000, options=("volatile", "plain")),
     "unset": _Command(_unset, 1, 1000, options=("volatile",)),

@@ -174,6 +174,13 @@ def health(each: Object) -> str:
     return said
 
 
+def upgrade(told: Object) -> str:
+    """Show what came of an upgrade."""
+    if told["status"] == "done":
+        return f"upgraded from proxy-server {told['from']} to {told['to']}; the workers before it drain"
+    return f"the upgrade failed: {_plain(told['problem'])}"
+
+
 def connections(answer: Object) -> str:
     """Show ``GET /connections``."""
     rows = [_connection(each) for each in answer["connections"]]

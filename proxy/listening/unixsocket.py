@@ -36,6 +36,16 @@ class UnixSocket(socket.socket):
         if file:
             file.copies += 1
 
+    @classmethod
+    def found(cls, fileno: int) -> "UnixSocket":
+        """Take one that listens already, and its file with it, if that is there."""
+        sock = cls(fileno)
+        with suppress(OSError):
+            file = _File(str(sock.getsockname()))
+            file.copies += 1
+            sock._file = file
+        return sock
+
     def listen_at(self, path: str, mode: int, backlog: int, *, replace_living: bool = False) -> None:
         """
         Listen, with a file that has this mode; raises ``OSError`` that says what is in the way.

@@ -15,7 +15,9 @@ What may never be violated:
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import count
 from time import monotonic
@@ -25,6 +27,7 @@ import gevent
 from gevent import socket
 from gevent.lock import RLock
 
+from proxy import __version__, signals
 from proxy.accesslog import AccessLog
 from proxy.address import Address
 from proxy.app import App
@@ -39,7 +42,8 @@ from proxy.listening.listen import Acceptor
 from proxy.listening.opening import close_to_clients, listen_on, place_of
 from proxy.metrics import Metrics
 from proxy.server import ProxyServer
-from proxy.workers.handle import Handle
+from proxy.workers.handle import Handle, begin_worker
+from proxy.workers.handover import Handover, OldWorker, adopt, take_place, try_out
 from proxy.workers.limits import Ledger, share_out
 from proxy.workers.link import GoneError
 from proxy.workers.table import Table
@@ -56,6 +60,7 @@ _LATE = 2.0  # seconds by which a look comes too late to judge anybody
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0  # seconds until a worker is replaced
 AFTER_CHANGE = 10.0  # seconds in which deaths speak against a change
 DEATHS = 3
+_BREATH = 0.2  # seconds for an answer to reach who asked for an upgrade
 _PARTING = 3.0  # seconds for workers to end, beyond the drain
 
 
@@ -92,13 +97,17 @@ class HeldAcceptor(Acceptor):
 class Fleet(App):
     """A program whose clients are served by workers."""
 
-    def __init__(self, config: ProxyConfig, *, patient: bool = False) -> None:
+    def __init__(
+        self, config: ProxyConfig, handover: Handover | None = None, *, patient: bool = False
+    ) -> None:
         """Build everything, but open nothing; raises ``ConfigError``."""
         super().__init__(config, self._make, patient=patient)
-        self.past = Snapshot()  # of workers that are gone
-        self.deaths = 0  # of workers, unasked
+        self._before = handover or Handover()
+        self.upgraded: dict[str, Any] | None = None
+        self.past = self._before.past  # of workers that are gone
+        self.deaths = self._before.deaths  # of workers, unasked
         self._table = Table()
-        self._numbers = count(1)
+        self._numbers = count(self._before.next_number)
         self._crew: dict[int, Handle] = {}  # by row
         self._leaving: list[Handle] = []
         self._changing = RLock()
@@ -164,13 +173,23 @@ class Fleet(App):
         """Leave that to workers."""
 
     def _begin(self) -> None:
+        old = self._adopt()
         started = [gevent.spawn(self._start, row) for row in range(self.config.workers)]
         gevent.joinall(started)
-        for error in [each.get() for each in started]:
-            if error:
-                for handle in self.handles:
-                    handle.kill()
+        error = next((each.get() for each in started if each.get()), None)
+        if error:
+            for handle in self._crew.values():
+                handle.kill()
+            if not old:
                 raise error
+            # The new program does not work, but the old workers do.
+            log.error("the upgrade failed, and the workers before it serve on: %s", error)
+            self._leaving = [each for each in self._leaving if each not in old]
+            self._crew = {each.row: each for each in old}
+        for handle in old if not error else ():
+            handle.leave()
+        if self._before.upgrades:
+            self._note_upgrade(self._before.upgrades, self._before.version, str(error or ""))
         self._has_begun = True
         log.info("%d workers serve: %s", len(self._crew), _pids(self._crew.values()))
         gevent.spawn(self._look_after)
@@ -180,7 +199,8 @@ class Fleet(App):
         try:
             number, ledger = next(self._numbers), Ledger(self.limiter)
             answers = {"failed": partial(self._note_failure, number)}
-            handle = self._crew[row] = Handle(number, row, self._table, ledger, answers, self._ended)
+            process = begin_worker(self._table)
+            handle = self._crew[row] = Handle(number, row, process, ledger, answers, self._ended)
             handle.ask("hello", within=START)
             with self._changing:
                 penalties = self.limiter.penalties.known(monotonic())
@@ -386,6 +406,116 @@ class Fleet(App):
         for each in self.handles:
             each.link.tell("reopen_logs")
         return super().reopen_logs()
+
+    # -- giving place to another program
+
+    def upgrade(self, outcomes: Counter[str]) -> int:
+        """
+        Have the program's file started anew in this process, and workers of it take over.
+
+        Returns the number of this upgrade: ``upgraded`` says what came of it, in the new program or, if it
+        does not come to that, in this one. Raises ``ProxyError`` if the new program does not get ready.
+        """
+        with self._changing:
+            self.report(within=ANSWER)
+            handover = self._handover(outcomes, {})
+            try_out(handover)
+        gevent.spawn_later(_BREATH, self._give_place, outcomes)
+        return handover.upgrades
+
+    def _give_place(self, outcomes: Counter[str]) -> None:
+        with self._changing:
+            if self.draining:
+                return
+            log.info("the program is started anew, and its workers take over")
+            handles = self.handles
+            received = {each: each.link.leave_off() for each in handles}
+            handover = self._handover(outcomes, received)
+            listening = [fd for several in handover.listening.values() for fd in several]
+            environment = self.companion.replaced()
+            self._logs.finish()
+            signals.block()
+            try:
+                take_place(handover, environment, [*listening, *(each.link.fileno() for each in handles)])
+            except OSError as exc:
+                signals.unblock()
+                signals.unblock_interrupt()
+                for each in handles:
+                    each.link.start()
+                self.companion.reloaded()
+                problem = f"{sys.executable}: {reason_of(exc)}"
+                log.error("the program cannot be started anew, and this one goes on: %s", problem)
+                self._note_upgrade(handover.upgrades, __version__, problem)
+
+    def _note_upgrade(self, number: int, before: str, problem: str) -> None:
+        status = "failed" if problem else "done"
+        self.upgraded = {
+            "number": number, "status": status, "from": before, "to": __version__, "problem": problem
+        }  # fmt: skip
+
+    def _handover(self, outcomes: Counter[str], received: Mapping[Handle, bytes]) -> Handover:
+        listening: dict[str, list[int]] = {}
+        for name, acceptor in self._held():
+            listening.setdefault(name, []).append(acceptor.given.fileno())
+        now = monotonic()
+        workers = [
+            OldWorker(
+                each.number,
+                each.row,
+                each.pid,
+                each.link.fileno(),
+                received.get(each, b""),
+                each.snapshot,
+                now - each.began,
+                each.is_leaving,
+            )
+            for each in self.handles
+            if each.is_serving
+        ]
+        return Handover(
+            upgrades=self._before.upgrades + 1,
+            next_number=next(self._numbers),
+            workers=workers,
+            listening=listening,
+            past=self.past,
+            deaths=self.deaths,
+            filled={name: one.filled for name, one in self.metrics.listeners.items()},
+            penalties=self.limiter.penalties.known(now),
+            refusals=self.limiter.refusals,
+            outcomes=outcomes,
+        )
+
+    def take_over(self) -> None:
+        """Go on with what the program before has handed over."""
+        before = self._before
+        self.limiter.penalties.take_over(before.penalties)
+        self.limiter.refusals.update(before.refusals)
+        for name, filled in before.filled.items():
+            self.metrics.listener(name).filled = filled
+        self.at_hand = [adopt(fd) for several in before.listening.values() for fd in several]
+
+    def _adopt(self) -> list[Handle]:
+        """Have the workers of the program before; returns those that shall give place to ours."""
+        gevent.get_hub().loop.install_sigchld()
+        old = []
+        for each in self._before.workers:
+            ledger = Ledger(self.limiter)
+            answers = {"failed": partial(self._note_failure, each.number)}
+            process = each.pid, adopt(each.link), each.received
+            handle = Handle(each.number, each.row, process, ledger, answers, self._ended)
+            handle.snapshot, handle.began = each.snapshot, monotonic() - each.age
+            handle.is_serving, handle.is_leaving = True, each.is_leaving
+            handle.link.tell("count_anew")
+            self._leaving.append(handle)
+            if not each.is_leaving:
+                old.append(handle)
+        return old
+
+    def try_worker(self) -> None:
+        """Have one worker get ready, without clients; raises ``ProxyError``."""
+        if error := self._start(0):
+            raise error
+        self._crew[0].kill()
 
     # -- the end
 

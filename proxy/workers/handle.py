@@ -8,11 +8,13 @@ import signal
 import socket as std_socket
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 
 import gevent
 from gevent import socket
+from gevent.monkey import get_original
 
 from proxy.control.snapshot import Snapshot
 from proxy.errors import ProxyError, reason_of
@@ -26,6 +28,8 @@ log = logging.getLogger(__name__)
 _PATIENCE = 2.0  # seconds for a process to end whose link has ended
 _LOOK = 0.02  # seconds between two looks whether it has
 
+_waitpid = get_original("os", "waitpid")
+
 
 class Handle:
     """One worker."""
@@ -34,12 +38,16 @@ class Handle:
         self,
         number: int,
         row: int,
-        table: Table,
+        process: "tuple[int, socket.socket, bytes]",
         ledger: Ledger,
         answers: Answers,
         on_end: "Callable[[Handle], object]",
     ) -> None:
-        """Start the process; raises ``ProxyError``. ``on_end`` is called when it has ended."""
+        """
+        Take a process that has just begun, or that came over; ``on_end`` is called when it has ended.
+
+        It is given as its id, the link's socket, and what has come by that already.
+        """
         self.number = number
         self.row = row
         self.ledger = ledger
@@ -49,20 +57,12 @@ class Handle:
         self.is_leaving = False  # as it was told to
         self._on_end = on_end
         self._code: int | None = None
-        ours, theirs = socket.socketpair(std_socket.AF_UNIX, std_socket.SOCK_STREAM)
-        gevent.get_hub().loop.install_sigchld()
-        try:
-            self.pid = _spawn((theirs.fileno(), table.fd))
-        except OSError as exc:
-            ours.close()
-            raise ProxyError(f"cannot start a worker: {reason_of(exc)}") from exc
-        finally:
-            theirs.close()
+        self.pid, sock, received = process
         # Before the event loop has a turn, as it is told of the death of each child once.
         self._watcher = gevent.get_hub().loop.child(self.pid)
         self._watcher.start(self._note_end)
         answers = {**answers, **ledger.answers, "last_words": self._hear}
-        self.link = Link(ours, answers, on_end=lambda: gevent.spawn(self._end))
+        self.link = Link(sock, answers, on_end=lambda: gevent.spawn(self._end), received=received)
         self.link.start()
 
     @property
@@ -128,8 +128,29 @@ class Handle:
             if monotonic() > deadline:
                 self.kill()
             gevent.sleep(_LOOK)
+            self._look()
         self.ledger.close()
         self._on_end(self)
+
+    def _look(self) -> None:
+        """Notice the end of one that ended while another program was in our place."""
+        with suppress(ChildProcessError):
+            pid, status = _waitpid(self.pid, os.WNOHANG)
+            if pid and self._code is None:
+                self._code = os.waitstatus_to_exitcode(status)
+
+
+def begin_worker(table: Table) -> tuple[int, socket.socket, bytes]:
+    """Start a process that is a worker; raises ``ProxyError``."""
+    ours, theirs = socket.socketpair(std_socket.AF_UNIX, std_socket.SOCK_STREAM)
+    gevent.get_hub().loop.install_sigchld()
+    try:
+        return _spawn((theirs.fileno(), table.fd)), ours, b""
+    except OSError as exc:
+        ours.close()
+        raise ProxyError(f"cannot start a worker: {reason_of(exc)}") from exc
+    finally:
+        theirs.close()
 
 
 def _spawn(descriptors: Sequence[int]) -> int:

@@ -16,6 +16,7 @@ import array
 import pickle
 import socket as std_socket
 import struct
+import time
 from collections import deque
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
@@ -50,10 +51,12 @@ class Link:
         answers: Answers,
         slow: Container[str] = (),
         on_end: Callable[[], object] = lambda: None,
+        received: bytes = b"",
     ) -> None:
         """
         Take what answers each question, by its name; ``slow`` ones may wait.
 
+        ``received`` is what has come before from the other end.
         A function that takes sockets gets those of a message as ``sockets``. ``on_end`` is called once,
         when the other end is gone.
         """
@@ -61,18 +64,36 @@ class Link:
         self._answers = answers
         self._slow = slow
         self._on_end = on_end
-        self._numbers = count(1)
+        # Of a program before this one there may be answers on the way.
+        self._numbers = count(time.monotonic_ns())
         self._asked: dict[int, AsyncResult[Any]] = {}
         self._outbox: deque[tuple[bytes, Sequence[socket.socket]]] = deque()
         self._has_mail = Event()
-        self._received = bytearray()
+        self._received = bytearray(received)
         self._sockets: deque[int] = deque()  # descriptors that came, and whose message has not been read
         self.is_over = False
+        self._greenlets: list[gevent.Greenlet[..., Any]] = []
+        self._is_left_off = False
+        self._is_writing = False
 
     def start(self) -> None:
-        """Begin to answer."""
-        gevent.spawn(self._run)
-        gevent.spawn(self._write)
+        """Begin to answer, or go on with it."""
+        self._greenlets = [gevent.spawn(self._run), gevent.spawn(self._write)]
+
+    def fileno(self) -> int:
+        """Give the descriptor."""
+        return self._sock.fileno()
+
+    def leave_off(self) -> bytes:
+        """Answer nothing more, say what there is to say, and return what has come and is not answered."""
+        reader, writer = self._greenlets
+        self._is_left_off = True
+        reader.kill()
+        while (self._outbox or self._is_writing) and not writer.dead:
+            gevent.sleep(0.001)
+        writer.kill()
+        self._is_left_off = False
+        return bytes(self._received)
 
     def ask(
         self, name: str, *values: Any, sockets: Sequence[socket.socket] = (), within: float | None = None
@@ -115,6 +136,7 @@ class Link:
             self._has_mail.clear()
             while self._outbox:
                 data, sockets = self._outbox.popleft()
+                self._is_writing = True
                 try:
                     if sockets:
                         rights = array.array("i", [each.fileno() for each in sockets])
@@ -124,20 +146,26 @@ class Link:
                 except OSError:
                     self.close()  # as its reader notices, who says so to all
                     return
+                finally:
+                    self._is_writing = False
 
     def _run(self) -> None:
         try:
             while (message := self._receive()) is not None:
                 self._take(*message)
         finally:
-            self.is_over = True
-            self._has_mail.set()
-            self._sock.close()
-            for fd in self._sockets:
-                std_socket.close(fd)
-            for outcome in list(self._asked.values()):
-                outcome.set_exception(GoneError("it is gone"))
-            self._on_end()
+            if not self._is_left_off:
+                self._finish()
+
+    def _finish(self) -> None:
+        self.is_over = True
+        self._has_mail.set()
+        self._sock.close()
+        for fd in self._sockets:
+            std_socket.close(fd)
+        for outcome in list(self._asked.values()):
+            outcome.set_exception(GoneError("it is gone"))
+        self._on_end()
 
     def _receive(self) -> tuple[tuple[int, str, Any], list[socket.socket]] | None:
         """Read a message; None at the end."""

@@ -2,6 +2,7 @@
 A program of several workers as the control interface sees it: sums, and lists made of all of theirs.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -52,6 +53,15 @@ class Together(Alone):
         number, _, _ = name.partition("-")
         workers = [each for each in self._fleet.handles if str(each.number) == number]
         return any(each.ask("end_connection", name, within=_PATIENCE) for each in workers)
+
+    @property
+    def upgrade(self) -> Mapping[str, Any] | None:
+        """What came of the last upgrade."""
+        return self._fleet.upgraded
+
+    def begin_upgrade(self, outcomes: Counter[str]) -> int:
+        """Have another program take the place of this one; raises ``ProxyError``."""
+        return self._fleet.upgrade(outcomes)
 
     def forgive(self, client: IPAddress) -> bool:
         """Take away what is held against an address, and tell whether there was anything."""

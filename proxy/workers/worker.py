@@ -124,7 +124,7 @@ class Worker(Companion):
         questions = (
             self.hello, self.serve, self.plan, self.change, self.forget, self.arrived_at, self.pause,
             self.resume, self.report, self.connections, self.refusals, self.end_connection, self.forgive,
-            self.failed, self.learn, self.take, self.reopen_logs,
+            self.failed, self.learn, self.take, self.reopen_logs, self.count_anew,
         )  # fmt: skip
         answers = {each.__name__: each for each in questions}
         self._link = self._limiter.link = Link(sock, answers, ("serve", "plan"), self._lost)
@@ -287,6 +287,12 @@ class Worker(Companion):
     def take(self, shares: Sequence[Share]) -> None:
         """Take what may be moved here from now on."""
         self._limiter.take(shares)
+
+    def count_anew(self) -> None:
+        """Tell a new supervisor of all connections that count for limits."""
+        for server in self._app.servers:
+            for session in server.sessions:
+                session.limit_anew()
 
     def reopen_logs(self) -> None:
         """Open the log files anew; the supervisor says what there is to say of it."""

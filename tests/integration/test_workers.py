@@ -5,6 +5,7 @@ DESIGN 1.13. Which of them serves a client is for the program to say, so no test
 """
 
 import os
+import shutil
 import signal
 import threading
 from collections import Counter
@@ -16,7 +17,15 @@ from typing import Any
 
 import pytest
 
-from tests.integration.programs import Proxy, mixed_door, run_proxy, socks_door, upstream, web_door
+from tests.integration.programs import (
+    REPOSITORY,
+    Proxy,
+    mixed_door,
+    run_proxy,
+    socks_door,
+    upstream,
+    web_door,
+)
 from tests.integration.test_control import ask, connections_of, control_socket, ctl, metrics, said
 from tests.wire import clients, targets
 from tests.wire.clients import SocksRefused, Tunnel
@@ -416,3 +425,141 @@ def test_every_door_is_served_by_all(stack: ExitStack, echo: Target) -> None:
             assert works(tunnel)
         with closing(clients.socks5(node.door("mixed"), "127.0.0.1", echo.port)) as tunnel:
             assert works(tunnel)
+
+
+# -- another program in its place
+
+
+def program_of(folder: Path) -> Path:
+    """Copy the program, so that a test can change it."""
+    copy = folder / "program"
+    shutil.copytree(REPOSITORY / "proxy", copy / "proxy", ignore=shutil.ignore_patterns("__pycache__"))
+    return copy
+
+
+def upgradable(stack: ExitStack, folder: Path, **settings: Any) -> Proxy:
+    proxy = {"workers": 2, "guard": "off", "drain_timeout": "30s", **settings}
+    environment = {"PYTHONPATH": str(program_of(folder))}
+    listeners = {"socks": socks_door(auth="none")}
+    node = Proxy({"proxy": proxy, "listeners": listeners}, environment=environment)
+    return started(stack, node)
+
+
+def set_version(folder: Path, text: str) -> None:
+    (folder / "program" / "proxy" / "__init__.py").write_text(text)
+
+
+def test_an_upgrade_under_load_loses_nobody(stack: ExitStack, echo: Target, tmp_path: Path) -> None:
+    node = upgradable(stack, tmp_path)
+    tunnels = [come(stack, node, echo) for _ in range(100)]
+    assert all(map(works, tunnels))
+    before, pid = metrics(node), node.pid
+    old = {each["id"] for each in workers_of(node)}
+    is_over = threading.Event()
+    failed: list[str] = []
+    visits: list[int] = []
+
+    def visit() -> None:
+        while not is_over.is_set():
+            try:
+                with closing(clients.socks5(node.door("socks"), "127.0.0.1", echo.port, timeout=60)) as one:
+                    one.sendall(b"x")
+                    read_exact(one, 1)
+                    visits.append(1)
+            except OSError as exc:
+                failed.append(str(exc))
+
+    visitors = [threading.Thread(target=visit, daemon=True) for _ in range(4)]
+    for each in visitors:
+        each.start()
+    try:
+        set_version(tmp_path, '__version__ = "9.9.9"\n')
+        assert "to 9.9.9" in said(ctl(node, "upgrade"))
+        assert all(map(works, tunnels))
+        so_far = len(visits)
+        wait_until(lambda: len(visits) > so_far + 20, "new clients to be served")
+    finally:
+        is_over.set()
+        for each in visitors:
+            each.join(60)
+    assert failed == []
+    assert node.pid == pid
+    assert node.process.poll() is None
+    status = ask(node, "/status")
+    assert status["program"] == "proxy-server 9.9.9"
+    assert status["version"]["number"] == 1
+    states = {each["id"]: each["state"] for each in status["workers"]}
+    assert {number: states[number] for number in old} == dict.fromkeys(old, "draining")
+    assert sorted(states.values()) == ["draining"] * 2 + ["running"] * 2
+    after = metrics(node)
+    fell = [name for name, value in before.items() if "_total" in name[0] and after.get(name, 0) < value]
+    assert [name for name in fell if name[0] != "process_cpu_seconds_total"] == []
+    for tunnel in tunnels:
+        assert works(tunnel)
+        tunnel.close()
+    wait_until(lambda: len(workers_of(node)) == 2, "the old workers to end")
+    # And it is as it was: it changes, and goes on from there.
+    said(ctl(node, "set", "proxy.idle_timeout", "9s"))
+    assert works(come(stack, node, echo))
+    set_version(tmp_path, '__version__ = "9.9.10"\n')
+    assert "from proxy-server 9.9.9 to 9.9.10" in said(ctl(node, "upgrade"))
+
+
+IN_A_WORKER = '__version__ = "9"\nimport os\nif os.environ.get("PROXY_SERVER_WORKER")'
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("raise RuntimeError('broken')\n", "broken"),
+        (
+            '__version__ = "9"\nimport os\nif os.environ.get("PROXY_SERVER_WORKER"): raise SystemExit(3)\n',
+            "worker",
+        ),
+    ],
+    ids=["a program that does not start", "a worker that does not start"],
+)
+def test_a_program_that_does_not_get_ready_changes_nothing(
+    stack: ExitStack, echo: Target, tmp_path: Path, text: str, why: str
+) -> None:
+    node = upgradable(stack, tmp_path)
+    tunnels = [come(stack, node, echo) for _ in range(10)]
+    before = workers_of(node)
+    set_version(tmp_path, text)
+    done = ctl(node, "upgrade")
+    assert done.returncode == 1
+    assert b"does not get ready, so this one goes on" in done.stderr
+    assert why in done.stderr.decode()
+    assert [each["id"] for each in workers_of(node)] == [each["id"] for each in before]
+    assert all(map(works, tunnels))
+    assert works(come(stack, node, echo))
+
+
+def test_limits_count_those_of_the_program_before(stack: ExitStack, echo: Target, tmp_path: Path) -> None:
+    node = upgradable(stack, tmp_path)
+    said(ctl(node, "set", "limits.fair.per", "client", "limits.fair.connections", "5"))
+    tunnels = [come(stack, node, echo) for _ in range(4)]
+    said(ctl(node, "upgrade"))
+    assert works(come(stack, node, echo))
+    with pytest.raises(SocksRefused):
+        come(stack, node, echo)
+    tunnels[0].close()
+    wait_until(lambda: [row["live"] for row in ask(node, "/limits")["accounts"]] == [4], "one to have left")
+    assert works(come(stack, node, echo))
+
+
+def test_an_upgrade_is_refused_where_something_would_be_lost(
+    stack: ExitStack, echo: Target, tmp_path: Path
+) -> None:
+    node = upgradable(stack, tmp_path)
+    said(ctl(node, "set", "--volatile", "proxy.idle_timeout", "9s"))
+    done = ctl(node, "upgrade")
+    assert done.returncode == 1
+    assert b"volatile" in done.stderr
+
+
+def test_one_process_is_not_upgraded_but_restarted(stack: ExitStack) -> None:
+    node = started(stack, run(workers=1))
+    done = ctl(node, "upgrade")
+    assert done.returncode == 1
+    assert b"there are no workers that could take over" in done.stderr
