@@ -1,3 +1,3 @@
-"""A TCP proxy with two doors (SOCKS5, WebSocket) and three ways out (direct, SOCKS5, WebSocket)."""
+"""A TCP proxy: SOCKS5, HTTP and WebSocket, on the way in and on the way out."""
 
 __version__ = "0.2.0"
