@@ -9,7 +9,8 @@ import shlex
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from itertools import count
+from typing import Any, TypeVar
 
 from proxy import __version__, console, signals
 from proxy.address import Address
@@ -266,15 +267,25 @@ def _inspect(given: Mapping[str, str]) -> int:
     from proxy.listeners import Listeners, make_server
     from proxy.metrics import Metrics
     from proxy.policy.rules import openness
+    from proxy.server import ProxyServer
 
-    loaded = load(given["config"])
+    with console.progress() as tell:
+        tell("reading the configuration")
+        loaded = load(given["config"])
     for warning in loaded.warnings:
         say(f"warning: {warning}")
     if "dump" in given:
         print(dump(loaded.config), end="")
     else:
-        # Build what a start would, and open nothing.
-        Listeners(make_server, NO_LOG, Metrics()).plan(loaded.config)
+        with console.progress() as tell:
+            numbers = count(1)
+
+            def make(listener: ServerConfig, *others: Any) -> ProxyServer:
+                tell(f"building listener {next(numbers)} of {len(loaded.config.listeners)}")
+                return make_server(listener, *others)
+
+            # Build what a start would, and open nothing.
+            Listeners(make, NO_LOG, Metrics()).plan(loaded.config)
         for listener in loaded.config.listeners:
             if not listener.is_local:
                 say(f"note: {listener.name}: {openness(listener)}")

@@ -8,6 +8,8 @@ import getpass
 import io
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from proxy.errors import ProxyError, reason_of
@@ -19,6 +21,8 @@ OK, FAILED, BAD_USAGE, KILLED = 0, 1, 2, 128
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 _READ_SIZE = 4096  # bytes
 _MOST = 1 << 20  # bytes of a line
+_COLUMNS = 80  # of a terminal that does not say how many it has
+_ERASE = "\x1b[K"  # what stands behind the cursor (ECMA-48, EL)
 
 
 class OutputError(ProxyError):
@@ -93,6 +97,28 @@ def flush() -> None:
 def give_up_output() -> None:
     """Let all that is still to be printed go nowhere: it could not be written."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """
+    Give what tells how far something has come, on a line of a terminal that is gone afterwards.
+
+    Nothing is told where standard error is no terminal. An empty text takes the line away, so that something
+    else can be printed.
+    """
+    is_shown = os.isatty(_STDERR) and os.environ.get("TERM", "dumb") != "dumb"
+
+    def tell(text: str) -> None:
+        if is_shown:
+            with suppress(OSError):
+                columns = os.get_terminal_size(_STDERR).columns or _COLUMNS
+                print(f"\r{text[: columns - 1]}{_ERASE}", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield tell
+    finally:
+        tell("")
 
 
 def read_secret(prompt: str, again: str = "") -> str:

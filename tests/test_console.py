@@ -103,3 +103,45 @@ def test_output_that_nobody_reads_any_more_ends_it_without_a_word(tmp_path: Path
 def test_output_that_is_closed_is_an_error(tmp_path: Path) -> None:
     done = run(tmp_path, "sh", "-c", 'exec "$@" >&-', "sh", *COMMAND, "-version")
     assert (done.returncode, done.stderr) == (1, "proxy-server: standard output: Bad file descriptor\n")
+
+
+def check(path: Path, errors: int, **environment: str) -> bytes:
+    """Check a file, and give what is printed."""
+    path.write_text("[listeners]\n[[one]]\nlisten_addr = 127.0.0.1:1080\nprotocol = socks5\n")
+    path.chmod(0o600)
+    return subprocess.run(
+        [*COMMAND, "-c", path, "-check"],
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        env=clean_environment(path.parent, **environment),
+        timeout=60,
+        check=True,
+    ).stdout
+
+
+def test_how_far_it_is_stands_on_a_line_of_a_terminal_that_is_gone_afterwards(tmp_path: Path) -> None:
+    ours, theirs = os.openpty()
+    try:
+        assert check(tmp_path / "proxy.ini", theirs, TERM="xterm") == b"ok\n"
+        told = os.read(ours, 1 << 16)  # from a terminal's buffer: it was written before the end
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert b"\rbuilding listener 1 of 1\x1b[K" in told
+    assert told.endswith(b"\r\x1b[K")
+    assert b"\n" not in told
+
+
+def test_how_far_it_is_is_not_told_where_that_cannot_be_taken_away(tmp_path: Path) -> None:
+    ours, theirs = os.openpty()
+    try:
+        os.set_blocking(ours, False)
+        check(tmp_path / "proxy.ini", theirs, TERM="dumb")
+        with pytest.raises(BlockingIOError):
+            os.read(ours, 1)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    with open(tmp_path / "errors", "wb") as file:
+        check(tmp_path / "proxy.ini", file.fileno(), TERM="xterm")
+    assert not (tmp_path / "errors").read_bytes()

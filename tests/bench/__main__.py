@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from proxy.console import progress
 from tests.bench import plan
 from tests.bench.bars import Results
 from tests.bench.contenders import CONTENDERS, QUICK, USUAL, Missing, Running, had, running
@@ -112,21 +113,27 @@ def rounds(work: Work, contenders: Sequence[Running], planned: Plan, until: floa
     able = [contender for contender in contenders if contender.name in work.contenders]
     samples: dict[str, list[Sample]] = {contender.name: [] for contender in able}
     say(f"{work.title} …")
-    for number in range(-work.warm_ups, planned.rounds_of(work)):
-        for contender in able[:]:
-            if time.monotonic() > until:
-                say("out of time: the rest is not measured")
-                return samples
-            if work.law and isinstance(contender.site, Wire):
-                contender.site.obey(replace(work.law, seed=number))
-            try:
-                sample = work.measure(contender, planned.length_of(work))
-            except (LoadFailed, Missing) as exc:
-                say(f"{contender.name} failed: {exc}")
-                able.remove(contender)
-                continue
-            if number >= 0:
-                samples[contender.name].append(sample)
+    with progress() as tell:
+        for number in range(-work.warm_ups, planned.rounds_of(work)):
+            for contender in able[:]:
+                left = until - time.monotonic()
+                which = f"round {number + 1} of {planned.rounds_of(work)}" if number >= 0 else "warming up"
+                tell(f"{which}: {contender.name}; {max(left, 0):.0f} s left for all at most")
+                if left < 0:
+                    tell("")
+                    say("out of time: the rest is not measured")
+                    return samples
+                if work.law and isinstance(contender.site, Wire):
+                    contender.site.obey(replace(work.law, seed=number))
+                try:
+                    sample = work.measure(contender, planned.length_of(work))
+                except (LoadFailed, Missing) as exc:
+                    tell("")
+                    say(f"{contender.name} failed: {exc}")
+                    able.remove(contender)
+                    continue
+                if number >= 0:
+                    samples[contender.name].append(sample)
     return samples
 
 

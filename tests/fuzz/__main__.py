@@ -9,19 +9,27 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 
+from proxy.console import progress
 from tests.fuzz.runs import bound_memory, run
 from tests.fuzz.subjects import SUBJECTS
 
 COUNT = 1_000_000
 TIME = 300.0  # seconds
 CHUNK = 500  # inputs between two looks at the clock
-EVERY = 5.0  # seconds between two words of progress
+EVERY = 0.5  # seconds between two words of progress
 
 
-def fuzz(pool: ProcessPoolExecutor, subject: str, seed: int, count: int, seconds: float) -> tuple[int, str]:
+def fuzz(
+    pool: ProcessPoolExecutor,
+    subject: str,
+    seed: int,
+    count: int,
+    seconds: float,
+    tell: Callable[[str], None] = lambda text: None,
+) -> tuple[int, str]:
     """Try inputs of a subject, and give how many there were and the first finding."""
     ends, tells, done = time.monotonic() + seconds, time.monotonic() + EVERY, 0
     chunks: Iterator[range] = (range(at, min(at + CHUNK, count)) for at in range(0, count, CHUNK))
@@ -39,7 +47,7 @@ def fuzz(pool: ProcessPoolExecutor, subject: str, seed: int, count: int, seconds
             if found := each.result():
                 return done, found
         if time.monotonic() > tells:
-            print(f"  {subject}: {done} of {count}", file=sys.stderr, flush=True)
+            tell(f"{subject}: {done} of {count}, {max(ends - time.monotonic(), 0):.0f} s left at most")
             tells = time.monotonic() + EVERY
 
 
@@ -54,7 +62,8 @@ def main() -> int:
     with ProcessPoolExecutor(initializer=bound_memory) as pool:
         for subject in only:
             began = time.monotonic()
-            done, found = fuzz(pool, subject, seed, count, seconds)
+            with progress() as tell:
+                done, found = fuzz(pool, subject, seed, count, seconds, tell)
             said = "time is over" if done < count and not found else "FOUND" if found else "nothing found"
             print(f"{subject:16} {done:9} inputs in {time.monotonic() - began:5.0f} s  {said}", flush=True)
             if found:

@@ -18,6 +18,7 @@ from itertools import product
 from statistics import median
 from typing import NamedTuple
 
+from proxy.console import progress
 from tests.integration.programs import Proxy, socks_door, upstream, web_door
 from tests.wire import clients, targets
 from tests.wire.clients import OPEN, Tunnel
@@ -315,10 +316,25 @@ def _seconds(name: str, times: list[float], runs: str = "runs") -> Figure:
 
 def main() -> int:
     """Measure, print, and tell whether all bars were passed."""
-    with ExitStack() as stack:
-        house = House(stack)
-        figures = [success_rate(house), integrity(house)]
-    figures += [recovery(), *switch_over(), silence(), awakening(), *bandwidth()]
+    with progress() as tell:
+        tell("starting nodes")
+        with ExitStack() as stack:
+            house = House(stack)
+            tell("1 of 7: success rate")
+            figures = [success_rate(house)]
+            tell("2 of 7: integrity")
+            figures += [integrity(house)]
+        faults: list[Callable[[], Figure | list[Figure]]] = [
+            recovery,
+            switch_over,
+            silence,
+            awakening,
+            bandwidth,
+        ]
+        for number, measure in enumerate(faults, 3):
+            tell(f"{number} of 7: {measure.__name__.replace('_', '-')}")
+            measured = measure()
+            figures += [measured] if isinstance(measured, Figure) else measured
     width = max(len(figure.name) for figure in figures)
     for figure in figures:
         mark = "" if figure.passed else "   MISSED"

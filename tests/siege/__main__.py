@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from proxy.console import progress
 from proxy.policy.auth import hash_password
 from tests.bench.meter import clock
 from tests.bench.tables import Table
@@ -167,13 +168,17 @@ class Siege:
             attacker.wait(GRACE)
 
 
-def besiege(name: str, seconds: float) -> list[str]:
-    """Measure without and under an attack, and give a line of the table."""
+def besiege(name: str, seconds: float, which: str = "") -> list[str]:
+    """Measure without and under an attack, and give a line of the table; ``which`` one it is of how many."""
     with ExitStack() as stack:
+        tell = stack.enter_context(progress())
+        tell(f"{which}: starting a node")
         siege = Siege(name, stack)
+        tell(f"{which}: the good client alone, {1.25 * seconds:.0f} s")
         siege.watch(seconds / 4)  # until everything is warm
         before = siege.watch(seconds)
         memory = memory_of(siege.node.pid)
+        tell(f"{which}: under attack, {seconds:.0f} s")
         with siege.under_attack(seconds) as attacker:
             during = siege.watch(seconds)
             output, _ = attacker.communicate(timeout=seconds + GRACE)
@@ -210,9 +215,9 @@ def main() -> None:
     if unknown := set(names) - set(ATTACKS):
         sys.exit(f"siege: {', '.join(sorted(unknown))}: choose from {', '.join(ATTACKS)}")
     rows = []
-    for name in names:
+    for number, name in enumerate(names, 1):
         print(f"{name}: {(ATTACKS[name].__doc__ or '').strip()}", flush=True)
-        rows.append(besiege(name, seconds))
+        rows.append(besiege(name, seconds, f"attack {number} of {len(names)}"))
     table = Table(f"Attacks, {seconds:g} s each", HEAD, rows)
     print("", table.text(), *NOTES, sep="\n")
     if path := os.environ.get("MARKDOWN"):

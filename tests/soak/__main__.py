@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from proxy.console import progress
 from tests.integration.programs import Proxy, run_proxy, socks_door, upstream, web_door
 from tests.wire import clients
 from tests.wire.clients import SocksRefused, Tunnel
@@ -167,7 +168,11 @@ def soak(seconds: float, tunnels: int, first: float, every: float = EVERY) -> li
         home = stack.enter_context(Proxy(config))
         target = stack.enter_context(echoing())
         load = Load(home, target)
-        idle = [_open(stack, home, target, "chain" if n % 3 == 0 else "direct") for n in range(tunnels)]
+        idle = []
+        with progress() as tell:
+            for n in range(tunnels):
+                tell(f"opening tunnel {n + 1} of {tunnels}")
+                idle.append(_open(stack, home, target, "chain" if n % 3 == 0 else "direct"))
 
         _busy(load, flapping, first, every)
         normal = _at_rest(home, None)
@@ -206,7 +211,9 @@ def _busy(load: Load, flapping: Proxy, seconds: float, every: float) -> None:
     threads = [load.repeat(action, stop) for action in (load.short, load.short, load.bulk, load.change)]
     ends = time.monotonic() + seconds
     while (left := ends - time.monotonic()) > 0:
-        time.sleep(min(every, left))
+        with progress() as tell:
+            tell(f"keeping it busy for {left:.0f} s more")
+            time.sleep(min(every, left))
         flapping.stop()
         load.counts["flaps"] += 1
         print(f"{left:5.0f} s left: {Held.by(load.home.pid)}; {_told(load)}", flush=True)
@@ -220,14 +227,16 @@ def _at_rest(home: Proxy, normal: Held | None) -> Held:
     """Look at the node when what came and went has gone; at the second time, when it is as at the first."""
     ends = time.monotonic() + QUIET
     least = Held.by(home.pid)
-    while time.monotonic() < ends:
-        now = Held.by(home.pid)
-        settled = now.descriptors == least.descriptors
-        least = Held(min(now.memory, least.memory), min(now.descriptors, least.descriptors))
-        waited = QUIET - (ends - time.monotonic())
-        if settled and waited > SETTLE if normal is None else not grown(normal, now):
-            return least
-        time.sleep(0.5)
+    with progress() as tell:
+        while (left := ends - time.monotonic()) > 0:
+            tell(f"leaving it alone, for {left:.0f} s at most")
+            now = Held.by(home.pid)
+            settled = now.descriptors == least.descriptors
+            least = Held(min(now.memory, least.memory), min(now.descriptors, least.descriptors))
+            waited = QUIET - (ends - time.monotonic())
+            if settled and waited > SETTLE if normal is None else not grown(normal, now):
+                return least
+            time.sleep(0.5)
     return least
 
 
