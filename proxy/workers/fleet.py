@@ -179,6 +179,7 @@ class Fleet(App):
         error = next((each.get() for each in started if each.get()), None)
         if error:
             for handle in self._crew.values():
+                handle.is_leaving = True
                 handle.kill()
             if not old:
                 raise error

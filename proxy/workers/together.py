@@ -11,6 +11,7 @@ from proxy.control.connections import Listing, Query
 from proxy.control.snapshot import Alone, Snapshot
 from proxy.metrics import Refusal
 from proxy.workers.fleet import Fleet
+from proxy.workers.link import GoneError
 
 _PATIENCE = 2.0  # seconds for a worker to answer; of one that does not, what it said before is told
 _MOST_REFUSALS = 200
@@ -52,7 +53,10 @@ class Together(Alone):
         """End a connection by its id, and tell whether there is one."""
         number, _, _ = name.partition("-")
         workers = [each for each in self._fleet.handles if str(each.number) == number]
-        return any(each.ask("end_connection", name, within=_PATIENCE) for each in workers)
+        try:
+            return any(each.ask("end_connection", name, within=_PATIENCE) for each in workers)
+        except GoneError:
+            return False
 
     @property
     def upgrade(self) -> Mapping[str, Any] | None:

@@ -113,7 +113,7 @@ def test_long_connections_are_spread_evenly(stack: ExitStack, echo: Target, coun
 
 def test_a_worker_that_is_killed_takes_only_its_own_and_is_replaced(stack: ExitStack, echo: Target) -> None:
     node = started(stack, run())
-    tunnels = [come(stack, node, echo) for _ in range(60)]
+    tunnels = [come(stack, node, echo) for _ in range(200)]
     assert all(map(works, tunnels))
     first, second = workers_of(node)
     before = metrics(node)
@@ -121,7 +121,7 @@ def test_a_worker_that_is_killed_takes_only_its_own_and_is_replaced(stack: ExitS
     os.kill(first["pid"], signal.SIGKILL)
     line = node.wait_for_log(f"worker {first['id']} ended unasked")
     assert "killed by SIGKILL" in line
-    assert sum(map(works, tunnels)) == 60 - of_first
+    assert sum(map(works, tunnels)) == 200 - of_first
     wait_until(lambda: [each["state"] for each in workers_of(node)] == ["running"] * 2, "another one")
     assert {each["id"] for each in workers_of(node)} == {second["id"], 3}
     assert all(works(come(stack, node, echo)) for _ in range(10))
@@ -451,7 +451,7 @@ def set_version(folder: Path, text: str) -> None:
 
 def test_an_upgrade_under_load_loses_nobody(stack: ExitStack, echo: Target, tmp_path: Path) -> None:
     node = upgradable(stack, tmp_path)
-    tunnels = [come(stack, node, echo) for _ in range(100)]
+    tunnels = [come(stack, node, echo) for _ in range(500)]
     assert all(map(works, tunnels))
     before, pid = metrics(node), node.pid
     old = {each["id"] for each in workers_of(node)}
