@@ -83,7 +83,8 @@ class Given(Opening):
 class SharingAcceptor(Acceptor):
     """Accepts on a socket on which others accept too, and leaves clients to those who have fewer."""
 
-    max_accept = 1  # at a time, as the next one may be for others
+    # At a time: more would leave nothing to others, and with one each client wakes everybody once more.
+    max_accept = 16
 
     def __init__(
         self, seat: Seat, sock: socket.socket, handler: Handler, pool: Pool, passes_over: PassesOver
