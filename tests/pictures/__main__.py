@@ -11,7 +11,7 @@ from tests.pictures.stage import proxy_at_work
 FOLDER = REPOSITORY / "docs" / "pictures"
 COLUMNS, LINES = 130, 29
 CURVE = 45.0  # seconds, so that there is something to be seen of them
-DESKTOP, PHONE = (1040, 860), (390, 844)
+DESKTOP, PHONE = (1200, 860), (390, 844)
 
 
 def main() -> None:
