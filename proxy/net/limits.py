@@ -89,13 +89,14 @@ class Ballast:
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
-        self._held: bytearray | None = None
+        self._held: bytes | None = None
         self._since = math.inf  # when it was given up
 
     def keep(self) -> None:
         """Hold it; raises ``MemoryError``."""
-        # Nothing is ever written into it, so it takes only room among the addresses.
-        self._held = self._held or bytearray(_BALLAST)
+        # As nothing is ever written into it, it takes only room among the addresses: bytes are asked
+        # for as zeros, which the kernel has at hand, where a bytearray would write them itself.
+        self._held = self._held or bytes(_BALLAST)
         self._since = math.inf
 
     def give_up(self) -> None:

@@ -7,6 +7,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import gevent
@@ -28,6 +29,7 @@ from proxy.net.lookup import look_up
 from proxy.net.sock import LoopSocket
 from proxy.net.threads import NativeThreads
 from tests.wire.greenlets import PATIENCE, patience, until
+from tests.wire.processes import memory_of
 
 INFINITY = resource.RLIM_INFINITY
 MILLION = 1 << 20
@@ -366,14 +368,14 @@ def test_what_finds_no_memory_has_nobody_let_in_until_there_is_as_much_again(
 ) -> None:
     now, is_there = [1000.0], [False]
 
-    def allocate(size: int) -> bytearray:
+    def allocate(size: int) -> bytes:
         if not is_there[0]:
             raise MemoryError
-        return bytearray(1)
+        return b"x"
 
     ballast = limits.Ballast(lambda: now[0])
     ballast.keep()
-    monkeypatch.setattr(limits, "bytearray", allocate, raising=False)
+    monkeypatch.setattr(limits, "bytes", allocate, raising=False)
     assert not ballast.is_given_up
     ballast.give_up()
     assert "no memory is left" in caplog.text
@@ -384,3 +386,16 @@ def test_what_finds_no_memory_has_nobody_let_in_until_there_is_as_much_again(
     assert ballast.is_given_up  # and is not again before a second has gone
     now[0] += 1.1
     assert not ballast.is_given_up
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc")
+def test_memory_that_is_held_back_is_not_in_use() -> None:
+    """It is room among the addresses, and no page of it was ever touched."""
+    before = [memory_of(os.getpid(), name) for name in ("VmSize", "RssAnon")]
+    several = [limits.Ballast() for _ in range(8)]
+    for each in several:
+        each.keep()
+    after = [memory_of(os.getpid(), name) for name in ("VmSize", "RssAnon")]
+    taken, used = (now - then for now, then in zip(after, before, strict=True))
+    assert taken >= 16 * MILLION  # the rest may have been there already
+    assert used < taken / 4
