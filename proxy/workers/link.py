@@ -106,9 +106,10 @@ class Link:
             if self.is_over:
                 raise GoneError("it is gone")
             self._send((number, name, values), sockets)
-            return outcome.get(timeout=within)
-        except gevent.Timeout as exc:
-            raise GoneError(f"there was no answer for {within:g} s") from exc
+            outcome.wait(within)  # which a deadline of the caller's may end, and that is not ours
+            if not outcome.ready():
+                raise GoneError(f"there was no answer for {within:g} s")
+            return outcome.get()
         finally:
             self._asked.pop(number, None)
 

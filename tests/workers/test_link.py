@@ -100,6 +100,13 @@ def test_no_answer_in_time_is_an_error(ends: Ends) -> None:
     assert ends.near.ask("echo") == ()
 
 
+def test_a_deadline_of_who_asks_is_its_own(ends: Ends) -> None:
+    for within in (None, 30.0):
+        with pytest.raises(gevent.Timeout), gevent.Timeout(0.02):
+            ends.near.ask("wait", within=within)
+    assert ends.near.ask("echo") == ()
+
+
 def test_who_waits_for_one_that_goes_is_told_and_so_is_who_asks_then(ends: Ends) -> None:
     asked = gevent.spawn(ends.near.ask, "wait")
     until(lambda: bool(ends.near._asked))
