@@ -181,10 +181,11 @@ class Worker(Companion):
                 each.publish()
 
     def _lost(self) -> None:
-        if not self._orders.ready():
-            os._exit(1)
-        if not self._app.draining:
-            self._app.stop()
+        app = getattr(self, "_app", None)
+        if app is None:
+            os._exit(FAILED)  # it has served nobody yet
+        if not app.draining:
+            app.stop()
 
     # -- the turning points of its life
 
