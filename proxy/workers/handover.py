@@ -22,7 +22,7 @@ from gevent.event import AsyncResult
 
 from proxy import __version__
 from proxy.control.snapshot import Snapshot
-from proxy.errors import ProxyError
+from proxy.errors import ProxyError, reason_of
 from proxy.listening.unixsocket import UnixSocket
 from proxy.workers import HANDED, TRIAL
 
@@ -98,6 +98,7 @@ def try_out(handover: Handover) -> None:
     try:
         for each in (fd, output):
             os.set_inheritable(each, True)
+        gevent.get_hub().loop.install_sigchld()
         pid = os.posix_spawn(
             sys.executable,
             [sys.executable, *sys.orig_argv[1:]],
@@ -112,6 +113,8 @@ def try_out(handover: Handover) -> None:
         code = _wait(pid)
         said.seek(0)
         lines = said.read().decode("utf-8", "replace").strip().splitlines()
+    except OSError as exc:
+        raise ProxyError(f"the new program cannot be started, so this one goes on: {reason_of(exc)}") from exc
     finally:
         said.close()
         for each in (fd, output):
@@ -123,9 +126,7 @@ def try_out(handover: Handover) -> None:
 
 def _wait(pid: int) -> int:
     """Wait for a process, and give its exit code; one that takes too long is killed."""
-    loop = gevent.get_hub().loop
-    loop.install_sigchld()
-    watcher: Any = loop.child(pid)
+    watcher: Any = gevent.get_hub().loop.child(pid)
     ended: AsyncResult[int] = AsyncResult()
     watcher.start(lambda: ended.set(watcher.rstatus))
     try:
