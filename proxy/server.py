@@ -12,7 +12,7 @@ from proxy.address import Address, Endpoint
 from proxy.client import Connected
 from proxy.config import ClientAddress, Overload, ServerConfig
 from proxy.limiter import Limiter
-from proxy.listening.fullness import Fullness
+from proxy.listening.fullness import Fullness, describe
 from proxy.listening.listen import Acceptor, MakeAcceptor
 from proxy.listening.opening import Opening, bind
 from proxy.listening.pool import Job, Pool, do
@@ -172,11 +172,7 @@ class ProxyServer(ABC):
         return sorted((each for each in since if since[each] < long_ago), key=since.__getitem__)
 
     def _describe_fullness(self) -> str:
-        config, live = self.config, len(self.sessions)
-        if not self._fullness.is_full:
-            return f"{config.name} has room again: {live} of {config.max_connections} connections are in use"
-        fate = "wait until one ends" if config.overload is Overload.WAIT else "are refused until one ends"
-        return f"{config.name} is full: it has {live} connections, its max_connections; new clients {fate}"
+        return describe(self.config, len(self.sessions), is_full=self._fullness.is_full)
 
     def use(self, runtime: Runtime) -> None:
         """Serve new connections with a runtime that was built for this server."""

@@ -12,10 +12,20 @@ from typing import Any
 
 import gevent
 
+from proxy.config import Overload, ServerConfig
+
 log = logging.getLogger(__name__)
 
 _SETTLED = 1.0  # seconds after which room is called so
 _QUIET = 30.0  # seconds between two warnings of one listener
+
+
+def describe(config: ServerConfig, live: int, *, is_full: bool) -> str:
+    """Say that a listener with so many connections is full, or that it has room again."""
+    if not is_full:
+        return f"{config.name} has room again: {live} of {config.max_connections} connections are in use"
+    fate = "wait until one ends" if config.overload is Overload.WAIT else "are refused until one ends"
+    return f"{config.name} is full: it has {live} connections, its max_connections; new clients {fate}"
 
 
 class Fullness:

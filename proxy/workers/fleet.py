@@ -31,13 +31,13 @@ from proxy import __version__, signals
 from proxy.accesslog import AccessLog
 from proxy.address import Address
 from proxy.app import App
-from proxy.config import Overload, ProxyConfig, ServerConfig
+from proxy.config import ProxyConfig, ServerConfig
 from proxy.control.snapshot import Snapshot
 from proxy.errors import ProxyError, reason_of
 from proxy.limiter import Limiter
 from proxy.listeners import make_server
 from proxy.listening import ours
-from proxy.listening.fullness import Fullness
+from proxy.listening.fullness import Fullness, describe
 from proxy.listening.listen import Acceptor
 from proxy.listening.opening import close_to_clients, listen_on, place_of
 from proxy.metrics import Metrics
@@ -311,6 +311,8 @@ class Fleet(App):
                 each.link.tell("learn", news)
 
     def _note_fullness(self) -> None:
+        for gone in self._fullness.keys() - {each.config.name for each in self._listeners.accepting}:
+            self._fullness.pop(gone).end()
         for server in self._listeners.accepting:
             name = server.config.name
             is_full = self._live.live[name] >= server.config.max_connections
@@ -322,12 +324,8 @@ class Fleet(App):
                 fullness.become(is_full)
 
     def _describe_fullness(self, name: str) -> str:
-        config = next(each.config for each in self.servers if each.config.name == name)
-        live = self._live.live[name]
-        if not self._fullness[name].is_full:
-            return f"{name} has room again: {live} of {config.max_connections} connections are in use"
-        fate = "wait until one ends" if config.overload is Overload.WAIT else "are refused until one ends"
-        return f"{name} is full: it has {live} connections, its max_connections; new clients {fate}"
+        config = next(each.config for each in self._listeners.accepting if each.config.name == name)
+        return describe(config, self._live.live[name], is_full=self._fullness[name].is_full)
 
     def _note_failure(self, number: int, client: Address, penalty: float) -> None:
         self.limiter.penalties.add(client, penalty, monotonic())
