@@ -1,10 +1,13 @@
-"""A failed test shows what the programs that it used have printed."""
+"""What several tests of programs use; and a failed one shows what its programs have printed."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack
 
 import pytest
 
 from tests.integration.programs import Program
+from tests.wire import targets
+from tests.wire.targets import Target
 
 SHOWN = 3000  # characters of each program
 
@@ -17,3 +20,17 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
         for program in Program.running:
             report.sections.append((f"output of {program}", program.log[-SHOWN:]))
     return report
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    """Leave at the end what a test has entered."""
+    with ExitStack() as made:
+        yield made
+
+
+@pytest.fixture
+def echo() -> Iterator[Target]:
+    """Run a target that sends back what it gets."""
+    with Target(targets.echo) as target:
+        yield target

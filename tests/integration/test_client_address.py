@@ -16,7 +16,6 @@ import pytest
 from tests.integration import peers
 from tests.integration.certificates import Authority
 from tests.integration.programs import Proxy, mixed_door, socks_door, web_door
-from tests.wire import targets
 from tests.wire.sockets import Door, connect, read_exact, read_rest
 from tests.wire.socks5 import GREETING, LOGIN_GREETING, login, to_ip
 from tests.wire.targets import Target
@@ -58,12 +57,6 @@ def node() -> Iterator[Proxy]:
     with node:
         yield node
         assert "internal error" not in node.log
-
-
-@pytest.fixture
-def echo() -> Iterator[Target]:
-    with Target(targets.echo) as target:
-        yield target
 
 
 def last_access(node: Proxy, port: int) -> str:

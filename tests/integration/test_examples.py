@@ -50,12 +50,6 @@ def certificate(folder: Path) -> Certificate:
     return Authority(folder).self_signed("gateway", "localhost", "subjectAltName=DNS:localhost")
 
 
-@pytest.fixture
-def echo() -> Iterator[Target]:
-    with Target(targets.echo) as target:
-        yield target
-
-
 def gateway(certificate: Certificate) -> Example:
     """Make a gateway of the example for one."""
     return Example(

@@ -3,7 +3,6 @@
 import re
 import signal
 import threading
-from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from time import monotonic, sleep
@@ -30,12 +29,6 @@ def block(document: Path, language: str) -> str:
         rf"^```{language}\n(.*?)^```$", document.read_text("utf-8"), re.DOTALL | re.MULTILINE
     )
     return str(text)
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as made:
-        yield made
 
 
 class Node:

@@ -7,7 +7,7 @@ its own; here no bound depends on how busy the machine is.
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
 from time import monotonic
 from typing import Any
@@ -42,18 +42,6 @@ def run(limits: Limits, **doors: dict[str, Any]) -> Proxy:
     # The targets are on this machine.
     proxy = {"guard": "off"}
     return Proxy({"proxy": proxy, "listeners": listeners, "auth_users": USERS, "limits": limits})
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as made:
-        yield made
-
-
-@pytest.fixture
-def echo() -> Iterator[Target]:
-    with Target(targets.echo) as target:
-        yield target
 
 
 def accounts(node: Proxy) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import pytest
 from proxy.policy.auth import hash_password
 from tests.integration.programs import Proxy, mixed_door, socks_door, web_door
 from tests.integration.test_control import ask, ctl, metrics, said
-from tests.wire import clients, targets
+from tests.wire import clients
 from tests.wire.sockets import connect, read_exact
 from tests.wire.socks5 import LOGIN_GREETING, login
 from tests.wire.targets import Target
@@ -43,12 +43,6 @@ def run(users: dict[str, str] | None = None, **proxy: Any) -> Proxy:
 def node() -> Iterator[Proxy]:
     with run() as made:
         yield made
-
-
-@pytest.fixture
-def echo() -> Iterator[Target]:
-    with Target(targets.echo) as target:
-        yield target
 
 
 def by_socks(node: Proxy, client: str, password: str, user: str = "bob") -> int:

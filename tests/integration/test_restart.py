@@ -18,7 +18,7 @@ import pytest
 
 from tests.integration.programs import REPOSITORY, Proxy, clean_environment, socks_door
 from tests.integration.test_control import ctl, said
-from tests.wire import clients, targets
+from tests.wire import clients
 from tests.wire.manager import Manager
 from tests.wire.sockets import connect, free_port, read_exact
 from tests.wire.targets import Target
@@ -71,18 +71,6 @@ class Service:
         process.terminate()
         assert self.manager.hear() == "STOPPING=1"
         assert process.wait(30) == 0
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as made:
-        yield made
-
-
-@pytest.fixture
-def echo() -> Iterator[Target]:
-    with Target(targets.echo) as target:
-        yield target
 
 
 @pytest.mark.parametrize("workers", [1, 2])

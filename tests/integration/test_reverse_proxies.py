@@ -17,7 +17,7 @@ from tests.integration import peers
 from tests.integration.certificates import Authority, Certificate
 from tests.integration.programs import REPOSITORY, Proxy
 from tests.test_docs import fences
-from tests.wire import clients, targets
+from tests.wire import clients
 from tests.wire.sockets import Door, connect, free_port, read_exact
 from tests.wire.socks5 import GREETING, to_ip
 from tests.wire.targets import Target
@@ -67,12 +67,6 @@ def folder() -> Iterator[Path]:
         path = Path(name)
         path.chmod(0o755)
         yield path
-
-
-@pytest.fixture
-def echo() -> Iterator[Target]:
-    with Target(targets.echo) as target:
-        yield target
 
 
 @pytest.fixture

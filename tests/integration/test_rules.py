@@ -5,7 +5,7 @@ DESIGN 1.10. What each sentence of it means stands in ``policy/test_rules`` and 
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from typing import Any
 
@@ -42,12 +42,6 @@ def run(
     }
     sections = {"listeners": listeners, "auth_users": USERS, "upstreams": upstreams or {}, "rules": rules}
     return Proxy(sections)
-
-
-@pytest.fixture
-def echo() -> Iterator[Target]:
-    with Target(targets.echo) as target:
-        yield target
 
 
 def reply(node: Proxy, host: str, port: int, door: str = "socks", **login: Any) -> int:

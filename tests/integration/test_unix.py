@@ -50,12 +50,6 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
-@pytest.fixture
-def echo() -> Iterator[Target]:
-    with Target(targets.echo) as target:
-        yield target
-
-
 def at(path: Path, door: dict[str, Any]) -> dict[str, Any]:
     """Put a listener at a Unix socket."""
     return {**door, "listen_addr": f"unix:{path}"}

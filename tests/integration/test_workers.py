@@ -9,7 +9,6 @@ import shutil
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from time import monotonic
@@ -41,18 +40,6 @@ def run(doors: dict[str, Any] | None = None, workers: int = 2, **sections: Any) 
     proxy = {"workers": workers, "guard": "off", **sections.pop("proxy", {})}
     listeners = doors or {"socks": socks_door(auth="none")}
     return Proxy({"proxy": proxy, "listeners": listeners, **sections})
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as made:
-        yield made
-
-
-@pytest.fixture
-def echo() -> Iterator[Target]:
-    with Target(targets.echo) as target:
-        yield target
 
 
 def started(stack: ExitStack, node: Proxy) -> Proxy:
