@@ -56,7 +56,7 @@ from proxy.settings import (
 )
 from proxy.targets import ANY_PORT, ANYWHERE, Ports, Targets, Word
 from proxy.units import Rate
-from proxy.users import to_bytes, user_problems
+from proxy.users import Users, to_bytes
 
 NOWHERE = Networks()
 DIRECT = "direct"  # the name of the upstream that is always there
@@ -541,6 +541,8 @@ class ServerConfig(Settings):
     rules: tuple[RuleConfig, ...] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.auth_users, Users):
+            object.__setattr__(self, "auth_users", Users(self.auth_users))
         super().__post_init__()
         if self.is_unix and not self.mode:
             object.__setattr__(self, "mode", _MODE)
@@ -572,8 +574,8 @@ class ServerConfig(Settings):
             yield ConfigError(missing, f"{present} is set, so this must be set too")
         if self.path:
             yield from _path_problems(self.path)
-        for username, password in self.auth_users.items():
-            yield from user_problems(username, password)
+        assert isinstance(self.auth_users, Users)
+        yield from self.auth_users.problems
         if self.auth is AuthPolicy.REQUIRED and not (self.auth_users or self.users_file):
             yield ConfigError("auth", "authentication is required, but [auth_users] has no users")
 

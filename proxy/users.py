@@ -3,7 +3,9 @@ Who may log in, and with what: names and passwords of users, as bytes and as has
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any
 
 from proxy.errors import ConfigError
 
@@ -13,6 +15,32 @@ from proxy.errors import ConfigError
 _SALT = r"(?=[\w-]{2})(?:[\w-]{4})*(?:[\w-]{2}(?:==)?|[\w-]{3}=?)?"
 _KEY = r"[\w-]{43}=?"
 _SCRYPT = re.compile(rf"scrypt\$(?:1\d|20)\$[1-9]\d?\$[1-9]\d?\$(?:long\$)?{_SALT}\${_KEY}", re.ASCII)
+
+
+class Users(dict[str, str]):
+    """
+    Names, and passwords that are plain or hashed, which never change: all listeners share them.
+
+    So what is worked out of them is worked out once, however many listeners there are.
+    """
+
+    @cached_property
+    def problems(self) -> tuple[ConfigError, ...]:
+        """What is wrong with those who could never log in."""
+        return tuple(problem for name in self for problem in user_problems(name, self[name]))
+
+    @cached_property
+    def as_bytes(self) -> Mapping[bytes, bytes]:
+        """The same as they come from a wire."""
+        return {to_bytes(name): to_bytes(password) for name, password in self.items()}
+
+    @cached_property
+    def hashes(self) -> Mapping[bytes, bytes]:
+        """One hash of each kind that there is, by its kind."""
+        return {kind_of(each): each for each in self.as_bytes.values() if is_hash(each)}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Users, (dict(self),)  # without what was worked out
 
 
 def check_user(username: str, password: str) -> None:
@@ -30,6 +58,16 @@ def user_problems(username: str, password: str) -> Iterator[ConfigError]:
         yield ConfigError(
             username, "begins like a password hash, but is none: copy all that -hash-password prints"
         )
+
+
+def is_hash(stored: bytes) -> bool:
+    """Tell whether a configured password is a hash."""
+    return stored.startswith(b"scrypt$")
+
+
+def kind_of(stored: bytes) -> bytes:
+    """Tell all of a hash but its salt and key: to check those of one kind costs the same."""
+    return stored.rpartition(b"$")[0].rpartition(b"$")[0]
 
 
 def to_bytes(text: str) -> bytes:

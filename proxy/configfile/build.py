@@ -41,7 +41,7 @@ from proxy.configfile.usersfile import read_users
 from proxy.errors import ConfigError
 from proxy.settings import FILE, SettingsError, did_you_mean
 from proxy.tls.contexts import check_readable, client_context, server_context
-from proxy.users import check_user
+from proxy.users import Users, check_user
 
 TLS_FILES = ("tls_cert", "tls_key", "tls_ca")
 NAMED_FILES = (*TLS_FILES, "users_file")  # which may change without the file
@@ -64,21 +64,22 @@ class Builder:
         """Build the configuration, or report why there is none."""
         conf = self._validate()
         proxy, control = (self._values((name,), conf[name]) for name in ("proxy", "control"))
-        users, more = self._users(conf["auth_users"]), self._users_of(proxy.get("users_file", ""), conf)
+        more = self._users_of(proxy.get("users_file", ""), conf)
+        users = Users(self._users(conf["auth_users"]) | more)
         self._known_users = {**conf["auth_users"], **more}
         upstreams: dict[str, UpstreamConfig | None] = {}
         for name in conf["upstreams"]:
             self._add_upstream(name, conf["upstreams"], upstreams)
         rules = tuple(filter(None, (self._rule(name, conf, upstreams) for name in conf["rules"])))
         self._look_at_rules(rules)
-        shared = _only(ServerConfig, proxy) | {"auth_users": users | more, "rules": rules}
+        shared = _only(ServerConfig, proxy) | {"auth_users": users, "rules": rules}
         listeners = [
             self._listener(name, shared | self._values(("listeners", name), each), upstreams)
             for name, each in conf["listeners"].items()
         ]
         values = _only(ProxyConfig, proxy) | {
             "listeners": tuple(filter(None, listeners)),
-            "auth_users": users | more,
+            "auth_users": users,
             "users_in_file": frozenset(more),
             "upstreams": tuple(filter(None, (upstreams[name] for name in conf["upstreams"]))),
             "rules": rules,

@@ -15,9 +15,8 @@ from proxy.configfile.outline import MAX_BYTES, Problem, why_no_text_file
 from proxy.configfile.syntax import CONTROL
 from proxy.errors import is_shortage, reason_of
 from proxy.net.limits import from_reserve, untold_shortage
-from proxy.policy.auth import is_hash
 from proxy.trust import Trust
-from proxy.users import to_bytes, user_problems
+from proxy.users import is_hash, to_bytes, user_problems
 
 _MOST_PROBLEMS = 20  # that are told: of a file of another kind each line is one
 

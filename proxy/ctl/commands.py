@@ -27,9 +27,9 @@ from proxy.ctl.find import find_config
 from proxy.errors import ConfigError, reason_of
 from proxy.lines import say
 from proxy.options import Option, UsageError, describe, read
-from proxy.policy.auth import hash_password, is_hash
+from proxy.policy.auth import hash_password
 from proxy.trust import Trust, UntrustedError
-from proxy.users import check_user, to_bytes
+from proxy.users import check_user, is_hash, to_bytes
 
 _PATIENCE = 60.0  # seconds
 _PATIENCE_OF_UPGRADE = 60.0  # seconds for the new program to get ready

@@ -22,7 +22,7 @@ from time import monotonic
 from typing import Any
 
 from proxy.errors import AuthError
-from proxy.users import to_bytes
+from proxy.users import Users, is_hash, kind_of, to_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +83,11 @@ class Authenticator:
         logins: Logins | None = None,
     ) -> None:
         """Take those ``logins`` that were right under other users, perhaps the same."""
-        self._passwords = {to_bytes(name): to_bytes(password) for name, password in users.items()}
+        known = users if isinstance(users, Users) else Users(users)
+        self._passwords = known.as_bytes
         self._offload = offload
         # Of each kind that the users' hashes are of, one that is nobody's.
-        self._nobodys = {_kind(each): _nobodys(each) for each in self._passwords.values() if is_hash(each)}
+        self._nobodys = {kind: _nobodys(each) for kind, each in known.hashes.items()}
         self._logins = logins or Logins()
 
     def check(self, username: bytes, password: bytes, client: Any = None) -> bool:
@@ -116,7 +117,7 @@ class Authenticator:
         if any(verify(each, stored) for each in readings):
             return True
         for kind, nobodys in self._nobodys.items():
-            if kind != _kind(stored):
+            if kind != kind_of(stored):
                 any(verify(each, nobodys) for each in readings)
         return False
 
@@ -157,16 +158,6 @@ def _readings(text: bytes) -> tuple[bytes, ...]:
 def _nobodys(stored: bytes) -> bytes:
     """Make a hash as costly as this one, and of no password."""
     return stored.rpartition(b"$")[0] + b"$" + urlsafe_b64encode(os.urandom(32))
-
-
-def _kind(stored: bytes) -> bytes:
-    """Tell all of a hash but its salt and key: to check those of one kind costs the same."""
-    return stored.rpartition(b"$")[0].rpartition(b"$")[0]
-
-
-def is_hash(stored: bytes) -> bool:
-    """Tell whether a configured password is a hash."""
-    return stored.startswith(b"scrypt$")
 
 
 def hash_password(password: str) -> str:

@@ -1,6 +1,8 @@
 """A file of users: what is read, what is refused, and that no message repeats a password."""
 
 import os
+import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,8 @@ from hypothesis import strategies as st
 from proxy.configfile.document import Document
 from proxy.configfile.load import InvalidConfigError, load, named_files_in
 from proxy.configfile.usersfile import read_users
-from proxy.policy.auth import hash_password
+from proxy.policy.auth import Authenticator, hash_password
+from proxy.workers.worker import share_of
 
 HASH = "scrypt$14$8$1$AAECAwQFBgcICQoLDA0ODw==$" + "A" * 43 + "="
 SECRET = "sesame"
@@ -188,3 +191,22 @@ def test_thousands_are_read_in_a_moment_and_no_hash_is_computed(tmp_path: Path) 
     one = hash_password("x").partition("$")[2]
     text = "".join(f"user{number}:scrypt${one}\n" for number in range(10_000))
     assert len(load(configured(tmp_path, text)).config.listeners[0].auth_users) == 10_001
+
+
+def test_many_listeners_share_what_is_worked_out_of_many_users(tmp_path: Path) -> None:
+    """So that they cost their sum, and not their product, in a worker too, which gets a copy of all."""
+    written(tmp_path, "".join(f"user{number}:{HASH}\n" for number in range(10)))
+    listeners = "".join(
+        f"[[socks{number}]]\nprotocol = socks5\nlisten_addr = 127.0.0.1:{2000 + number}\n"
+        for number in range(5)
+    )
+    (tmp_path / "proxy.ini").write_text(INI + listeners)
+    config = load(tmp_path / "proxy.ini").config
+    assert len(config.listeners) == 6
+    for each in (config, pickle.loads(pickle.dumps(share_of(replace(config, workers=2), 0)))):
+        tables = [listener.auth_users for listener in each.listeners]
+        assert all(table is tables[0] for table in tables)
+        assert len(tables[0]) == 11
+    first, second = (Authenticator(listener.auth_users) for listener in config.listeners[:2])
+    assert first._passwords is second._passwords
+    assert first._nobodys != second._nobodys

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from proxy.configfile import load as configfile
 from proxy.errors import AuthError, ConfigError
 from proxy.policy import auth
-from proxy.policy.auth import Authenticator, Logins, hash_password, is_hash, verify
-from proxy.users import check_user
+from proxy.policy.auth import Authenticator, Logins, hash_password, verify
+from proxy.users import check_user, is_hash
 from tests.integration.programs import run_proxy
 
 SALT = bytes(range(16))
