@@ -4,9 +4,12 @@ What we use of libraries that they do not promise.
 Where one of them changes it, the fault shows here, by name, and not as an upstream that cannot be reached.
 """
 
+import _ssl
 import base64
+import ctypes
 import hashlib
 import re
+import ssl
 from inspect import signature
 from types import SimpleNamespace
 from typing import Any, cast
@@ -21,6 +24,7 @@ from websocket._handshake import handshake
 
 from proxy.address import Endpoint
 from proxy.listening.opening import bind
+from proxy.tls import tickets
 from proxy.websocket.server import switch_protocols
 
 KEY, ACCEPT = "dGhlIHNhbXBsZSBub25jZQ==", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="  # RFC 6455, section 1.3
@@ -166,3 +170,16 @@ def test_a_server_of_gevent_asks_whether_it_is_full_then_reads_then_handles() ->
             handled.wait()
         server.close()
     assert told[:3] == ["full", "do_read", "do_handle ('client', 'peer')"]
+
+
+def test_the_first_field_of_a_context_points_to_that_of_openssl() -> None:
+    """So the keys of tickets can be set; asked with what both can tell."""
+    control = tickets._control()
+    get_options = ctypes.CDLL(_ssl.__file__).SSL_CTX_get_options
+    get_options.argtypes, get_options.restype = [ctypes.c_void_p], ctypes.c_uint64
+    for more in (ssl.OP_NO_TICKET, ssl.OP_NO_COMPRESSION):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.options |= more
+        pointer = tickets._pointer(context)
+        assert get_options(pointer) == context.options & 0xFFFFFFFFFFFFFFFF
+        assert control(pointer, tickets._KEYS, 0, None) == 80  # a name, and two keys

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from proxy.errors import ConfigError, is_shortage
 from proxy.net.limits import from_reserve, untold_shortage
+from proxy.tls import tickets
 
 # Of OpenSSL's X509_V_ERR_...: unable to get an issuer (2, 20, 21), self-signed (18, 19).
 _NOT_TRUSTED = (2, 18, 19, 20, 21)
@@ -47,6 +48,7 @@ def server_context(cert: str, key: str) -> ssl.SSLContext:
     context = _secured(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
     context.num_tickets = 1  # for each connection, which is enough for a client that keeps one
     _load_certificate(context, cert, key)
+    tickets.set_keys(context, f"{cert}\0{key}")  # clients show no certificates, so there is nothing else
     return context
 
 

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import count
+from secrets import token_bytes
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -61,6 +62,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0  # seconds until a worker is replaced
 AFTER_CHANGE = 10.0  # seconds in which deaths speak against a change
 DEATHS = 3
 _BREATH = 0.2  # seconds for an answer to reach who asked for an upgrade
+_SECRET_BYTES = 32
 _PARTING = 3.0  # seconds for workers to end, beyond the drain
 
 
@@ -108,6 +110,7 @@ class Fleet(App):
         self.deaths = self._before.deaths  # of workers, unasked
         self._table = Table()
         self._numbers = count(self._before.next_number)
+        self._ticket_secret = token_bytes(_SECRET_BYTES)  # each configuration has its own
         self._crew: dict[int, Handle] = {}  # by row
         self._leaving: list[Handle] = []
         self._changing = RLock()
@@ -205,7 +208,8 @@ class Fleet(App):
             handle.ask("hello", within=START)
             with self._changing:
                 penalties = self.limiter.penalties.known(monotonic())
-                orders = Orders(number, row, share_of(self.config, row), penalties, ours.every())
+                config = share_of(self.config, row)
+                orders = Orders(number, row, config, self._ticket_secret, penalties, ours.every())
                 held = list(self._held())
                 names, sockets = [name for name, _ in held], [each.given for _, each in held]
                 handle.ask("serve", orders, names, sockets=sockets, within=START)
@@ -340,7 +344,8 @@ class Fleet(App):
         with self._changing:
             plan = self.plan(config)
             workers = [each for each in self._serving if each.row < config.workers and not each.is_leaving]
-            self._have_planned(workers, config)
+            secret = token_bytes(_SECRET_BYTES)
+            self._have_planned(workers, config, secret)
             try:
                 self.open(plan)
                 self._check_not_stopping()
@@ -355,14 +360,17 @@ class Fleet(App):
             for each in workers:
                 self._have_changed(each, given)
             notes = self.change(config, plan)
+            self._ticket_secret = secret
             self._note_handed_out()
             self._changed_at, self._deaths_since = monotonic(), 0
             self._fit_crew()
             return notes
 
-    def _have_planned(self, workers: Sequence[Handle], config: ProxyConfig) -> None:
-        shares = [(each, share_of(config, each.row)) for each in workers]
-        asked = [gevent.spawn(_or_error, each.ask, "plan", share, within=START) for each, share in shares]
+    def _have_planned(self, workers: Sequence[Handle], config: ProxyConfig, secret: bytes) -> None:
+        asked = [
+            gevent.spawn(_or_error, each.ask, "plan", share_of(config, each.row), secret, within=START)
+            for each in workers
+        ]
         gevent.joinall(asked)
         # One that is gone comes back with whatever is in effect by then.
         errors = [each.value for each in asked if each.value and not isinstance(each.value, GoneError)]

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from time import monotonic
@@ -37,6 +37,7 @@ from proxy.listening.opening import Opening, place_of
 from proxy.listening.pool import Pool
 from proxy.metrics import Metrics, Refusal
 from proxy.server import ProxyServer
+from proxy.tls import tickets
 from proxy.workers import VARIABLE
 from proxy.workers.limits import Share, SharedLimiter
 from proxy.workers.link import GoneError, Link
@@ -58,6 +59,7 @@ class Orders:
     number: int
     row: int  # of the table
     config: ProxyConfig
+    ticket_secret: bytes = field(repr=False)
     penalties: Sequence[tuple[str, int, float]]
     ours: Sequence[Place]
 
@@ -140,6 +142,7 @@ class Worker(Companion):
         ProxyServer.ids = (f"{orders.number}-{number}" for number in count(1))
         self._limiter.penalties.take_over(orders.penalties)
         ours.note_others(orders.ours)
+        tickets.share(orders.ticket_secret)
         try:
             self._app = App(
                 orders.config,
@@ -212,8 +215,9 @@ class Worker(Companion):
         self._orders.set(orders)
         self._ready.get()
 
-    def plan(self, config: ProxyConfig) -> None:
+    def plan(self, config: ProxyConfig, ticket_secret: bytes) -> None:
         """Build what another configuration needs; raises ``ProxyError``."""
+        tickets.share(ticket_secret)
         self._planned = config, self._app.plan(config)
 
     def change(self, names: Sequence[str], *, sockets: Sequence[socket.socket] = ()) -> None:

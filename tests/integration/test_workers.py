@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.integration.certificates import Authority, Certificate
 from tests.integration.programs import (
     REPOSITORY,
     Proxy,
@@ -96,6 +97,23 @@ def test_long_connections_are_spread_evenly(stack: ExitStack, echo: Target, coun
     assert len(spread) == 2
     assert max(spread.values()) / min(spread.values()) <= most
     assert all(map(works, tunnels[:10]))
+
+
+def test_a_tls_session_is_resumed_at_whichever_worker_serves_the_next_connection(
+    stack: ExitStack, authority: Authority, good: Certificate
+) -> None:
+    node = started(stack, run({"mixed": mixed_door(auth="none", **good.settings)}))
+    context = authority.client_context()
+    session, resumed = None, []
+    for _ in range(20):
+        plain = connect(node.door("mixed"))
+        tls = stack.enter_context(context.wrap_socket(plain, server_hostname="localhost", session=session))
+        tls.sendall(GREETING)
+        assert tls.recv(1) == b"\x05"  # and with it the ticket
+        resumed.append(tls.session_reused)
+        session = session or tls.session
+    assert resumed == [False] + 19 * [True]
+    assert len(share(node)) == 2
 
 
 def test_a_worker_that_is_killed_takes_only_its_own_and_is_replaced(stack: ExitStack, echo: Target) -> None:
