@@ -10,6 +10,8 @@ import ctypes
 import hashlib
 import re
 import ssl
+import subprocess
+import sys
 from inspect import signature
 from types import SimpleNamespace
 from typing import Any, cast
@@ -26,6 +28,7 @@ from proxy.address import Endpoint
 from proxy.listening.opening import bind
 from proxy.tls import tickets
 from proxy.websocket.server import switch_protocols
+from tests.integration.programs import clean_environment
 
 KEY, ACCEPT = "dGhlIHNhbXBsZSBub25jZQ==", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="  # RFC 6455, section 1.3
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -183,3 +186,16 @@ def test_the_first_field_of_a_context_points_to_that_of_openssl() -> None:
         pointer = tickets._pointer(context)
         assert get_options(pointer) == context.options & 0xFFFFFFFFFFFFFFFF
         assert control(pointer, tickets._KEYS, 0, None) == 80  # a name, and two keys
+
+
+def test_gevent_looks_for_no_plugins_where_the_program_starts() -> None:
+    """It would read what all installed packages say of themselves, 25 times."""
+    code = """
+import sys
+from proxy.__main__ import monkey
+print(sorted({"importlib.metadata", "pkg_resources"} & set(sys.modules)), monkey.is_module_patched("ssl"))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, env=clean_environment("/")
+    )
+    assert (done.stdout, done.stderr) == ("[] True\n", "")
