@@ -201,7 +201,7 @@ def test_many_listeners_share_what_is_worked_out_of_many_users(tmp_path: Path) -
         for number in range(5)
     )
     (tmp_path / "proxy.ini").write_text(INI + listeners)
-    config = load(tmp_path / "proxy.ini").config
+    config = load(str(tmp_path / "proxy.ini")).config
     assert len(config.listeners) == 6
     for each in (config, pickle.loads(pickle.dumps(share_of(replace(config, workers=2), 0)))):
         tables = [listener.auth_users for listener in each.listeners]
