@@ -98,6 +98,12 @@ class Account:
         if self.new:
             self.new.take(1, now)
 
+    def give_back(self, now: float) -> None:
+        """Take nothing for a connection, after all: its login said that it is another one's."""
+        self.meter.add(-1, now)
+        if self.new:
+            self.new.take(-1, now)
+
     def is_idle(self, now: float) -> bool:
         """Tell whether a new one would be no different."""
         if self.live or self.refused or (self.new and not self.new.is_full(now)):
@@ -199,6 +205,7 @@ class Limiter:
         now = self._clock()
         accounts = self._accounts_of(who, now)
         if full := self._full_one(stay, accounts, now):
+            self._count(stay, {}, now)
             raise self._refusal(full, now)
         self._count(stay, accounts, now)
 
@@ -209,7 +216,7 @@ class Limiter:
 
     def leave(self, stay: Stay) -> None:
         """Count a connection no more."""
-        self._count(stay, {}, self._clock())
+        self._count(stay, {}, self._clock(), is_new=False)
 
     def _accounts_of(self, who: Who, now: float) -> dict[Per, Account]:
         accounts: dict[Per, Account] = {}
@@ -245,6 +252,8 @@ class Limiter:
         for per, account in before.items():
             if accounts.get(per) is not account:
                 account.live -= 1
+                if is_new:
+                    account.give_back(now)
                 if not account.live and self._accounts.get(account.key) is account:
                     self._idle[account.key] = None
         for per, account in accounts.items():

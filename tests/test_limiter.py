@@ -143,6 +143,23 @@ def test_who_is_refused_takes_nothing_out() -> None:
     assert program.count(1) == 0
 
 
+def test_a_login_takes_of_its_user_and_gives_back_what_its_address_had_given() -> None:
+    """Many users may come from one address, and those without a login too."""
+    program = Program(limit(per=Per.USER, new=Rate(2, "m")))
+    for user in ("alice", "bob", "carol"):
+        assert program.count(5, user=user) == 2
+    assert set(program.live) == {("fair", user) for user in ("alice", "bob", "carol")}
+    assert program.count(5) == 2  # its own, of those without a login
+
+
+def test_who_leaves_in_its_handshake_has_taken_of_its_address() -> None:
+    program = Program(limit(per=Per.USER, new=Rate(2, "m")))
+    stay = Stay()
+    program.limiter.arrive(stay, who(), most_refused=5)
+    program.limiter.leave(stay)
+    assert program.count(5) == 1
+
+
 # -- who shares
 
 

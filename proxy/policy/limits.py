@@ -58,7 +58,7 @@ class Bucket:
         return missing / self.rate if missing > _ALMOST * self.size else 0.0
 
     def take(self, amount: float, now: float) -> None:
-        """Take so much, whether it is there or not."""
+        """Take so much, whether it is there or not; a negative amount is put back."""
         self._level = self.level(now) - amount
         self._at = now
 
@@ -80,8 +80,8 @@ class Meter:
         self._sum = 0.0
 
     def add(self, amount: float, now: float) -> None:
-        """Note that there was so much."""
-        self._sum = self._sum * exp((self._at - now) / _MEMORY) + amount
+        """Note that there was so much; a negative amount takes back what was noted."""
+        self._sum = max(0.0, self._sum * exp((self._at - now) / _MEMORY) + amount)
         self._at = now
 
     def rate(self, now: float) -> float:
