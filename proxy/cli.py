@@ -14,20 +14,15 @@ from typing import Any, TypeVar
 
 from proxy import __version__, console, signals
 from proxy.address import Address
-from proxy.config import (
-    LISTENER_SCHEMES,
-    PROXY_SCHEMES,
-    Protocol,
-    ProxyConfig,
-    ServerConfig,
-    UpstreamConfig,
-    UpstreamType,
-)
+from proxy.config import ProxyConfig
 from proxy.console import BAD_USAGE, FAILED, KILLED, OK, InputError, OutputError
 from proxy.errors import ConfigError, ProtocolError, ProxyError
 from proxy.lines import say
 from proxy.options import Option, UsageError, describe, read
 from proxy.redact import without_query
+from proxy.settings.listener import ServerConfig
+from proxy.settings.protocols import LISTENER_SCHEMES, PROXY_SCHEMES, Protocol
+from proxy.settings.upstream import UpstreamConfig, UpstreamType
 from proxy.users import to_bytes
 from proxy.workers import VARIABLE as WORKER
 

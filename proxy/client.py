@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from proxy.address import Address, IPAddress
-from proxy.config import ANYHOW, ClientConfig, Egress
 from proxy.errors import DialError, EgressError, Failure, ProxyError, UpstreamError, is_shortage
 from proxy.listening import ours
 from proxy.net.deadline import Deadline
@@ -21,6 +20,8 @@ from proxy.policy import rules
 from proxy.relaying.channel import Channel
 from proxy.relaying.relay import DataForwarder, Transfer
 from proxy.relaying.stream import Ending, Stream, TcpStream
+from proxy.settings.client import ClientConfig
+from proxy.settings.egress import ANYHOW, Egress
 from proxy.users import to_bytes
 
 CONNECT = 1.0  # seconds in which an upstream is connected to that is asked for a sign of life

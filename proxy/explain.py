@@ -11,7 +11,6 @@ from typing import Any
 
 from proxy.accesslog import quoted, shortened
 from proxy.address import Address, IPAddress, split_authority
-from proxy.config import RuleConfig, ServerConfig, Strategy, UpstreamType
 from proxy.errors import ConfigError, DialError, LimitError, NotAClientError, ProtocolError, ProxyError
 from proxy.http.refusals import refusal
 from proxy.net.deadline import Deadline
@@ -32,6 +31,9 @@ from proxy.policy.rules import (
     conclude,
 )
 from proxy.routing import looking_up
+from proxy.settings.listener import ServerConfig, Strategy
+from proxy.settings.rules import RuleConfig
+from proxy.settings.upstream import UpstreamType
 from proxy.socks5.codec import code_of
 
 _MOST_NAMED = 4  # entries of a list

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Protocol
 
-from proxy.config import UpstreamConfig
 from proxy.errors import UpstreamError
+from proxy.settings.upstream import UpstreamConfig
 from proxy.spares import Spares
 
 log = logging.getLogger(__name__)

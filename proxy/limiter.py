@@ -22,12 +22,13 @@ from time import monotonic
 
 from proxy.accesslog import MOST_OF_A_USER, quoted, shortened
 from proxy.address import Address
-from proxy.config import LimitConfig, Per, ServerConfig
 from proxy.errors import OverLimitError, PenaltyError
 from proxy.policy.limits import Bucket, Identity, Meter, identity_of
 from proxy.policy.penalties import Penalties
 from proxy.policy.selectors import is_for
 from proxy.relaying.throttle import Throttle
+from proxy.settings.limits import LimitConfig, Per
+from proxy.settings.listener import ServerConfig
 
 _MOST_IDLE = 4096  # accounts of nobody that lives, which are kept because of what is owed to them
 # Clients a second that are heard out only to be told that no login of theirs is judged: each takes 0.5 ms,

@@ -17,7 +17,7 @@ from functools import partial
 
 from proxy.accesslog import NO_LOG, AccessLog
 from proxy.address import AnyPlace
-from proxy.config import LimitConfig, Protocol, ProxyConfig, ServerConfig
+from proxy.config import ProxyConfig
 from proxy.errors import ProxyError, reason_of
 from proxy.limiter import Limiter
 from proxy.listening.listen import Acceptor
@@ -26,6 +26,9 @@ from proxy.metrics import Metrics
 from proxy.net.sock import GeventSocket
 from proxy.runtime import Runtime
 from proxy.server import ProxyServer
+from proxy.settings.limits import LimitConfig
+from proxy.settings.listener import ServerConfig
+from proxy.settings.protocols import Protocol
 
 log = logging.getLogger(__name__)
 

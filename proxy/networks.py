@@ -69,6 +69,9 @@ class Networks:
         return f"Networks({list(self._texts)})"
 
 
+NO_NETWORKS = Networks()
+
+
 def _network(text: str) -> IPv4Network | IPv6Network:
     try:
         network = ip_network(text, strict=False)

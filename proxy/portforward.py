@@ -4,7 +4,6 @@ A door without a protocol: every client is carried to the same target.
 
 from proxy.accesslog import NO_LOG, AccessLog
 from proxy.address import Address
-from proxy.config import ServerConfig
 from proxy.errors import ProxyError
 from proxy.limiter import Limiter
 from proxy.metrics import Metrics
@@ -13,6 +12,7 @@ from proxy.relaying.stream import Stream
 from proxy.runtime import Runtime
 from proxy.server import ProxyServer
 from proxy.session import Wanted
+from proxy.settings.listener import ServerConfig
 
 
 class PortForwarder(ProxyServer):

@@ -10,8 +10,8 @@ from ipaddress import ip_network
 from urllib.parse import unquote
 
 from proxy.address import Endpoint
-from proxy.config import UpstreamConfig, UpstreamType
 from proxy.errors import ConfigError
+from proxy.settings.upstream import UpstreamConfig, UpstreamType
 
 ENVIRONMENT = "env"  # what is written in the place of a URL that stands there
 

@@ -9,7 +9,6 @@ from functools import cache
 from proxy.accesslog import quoted
 from proxy.address import Address, IPAddress
 from proxy.client import Connected, ProxyClient
-from proxy.config import BLOCK, RuleConfig, ServerConfig
 from proxy.listening import ours
 from proxy.metrics import ListenerMetrics
 from proxy.net.deadline import Deadline
@@ -24,6 +23,8 @@ from proxy.policy.rules import (
     Verdict,
     blocked,
 )
+from proxy.settings.listener import ServerConfig
+from proxy.settings.rules import BLOCK, RuleConfig
 from proxy.upstream import Ways
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 from proxy.accesslog import NO_LOG, AccessLog
-from proxy.config import ServerConfig, UpstreamConfig
 from proxy.errors import AuthError, LimitError
 from proxy.health import Health
 from proxy.limiter import Limiter
@@ -22,6 +21,8 @@ from proxy.policy.auth import Authenticator, Check, Logins, name_of
 from proxy.relaying.channel import Channel
 from proxy.relaying.relay import DataForwarder
 from proxy.routing import Router
+from proxy.settings.listener import ServerConfig
+from proxy.settings.upstream import UpstreamConfig
 from proxy.tls.contexts import server_context
 from proxy.upstream import Upstream, Ways
 

@@ -11,12 +11,13 @@ from functools import cache, partial
 from itertools import combinations
 
 from proxy.address import Endpoint, IPAddress, Place
-from proxy.config import ProxyConfig, ServerConfig
+from proxy.config import ProxyConfig
 from proxy.errors import ConfigError, EgressError
 from proxy.listening.opening import find_within
 from proxy.listening.ours import is_local, leads_to
 from proxy.net.egress import try_out
 from proxy.policy.rules import Machine
+from proxy.settings.listener import ServerConfig
 
 _LOOKUP = 1.0  # seconds: what takes longer is hardly a name of this machine
 

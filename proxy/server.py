@@ -10,7 +10,6 @@ from time import monotonic
 from proxy.accesslog import NO_LOG, AccessLog
 from proxy.address import Address, Endpoint
 from proxy.client import Connected
-from proxy.config import ClientAddress, Overload, ServerConfig
 from proxy.limiter import Limiter
 from proxy.listening.fullness import Fullness, describe
 from proxy.listening.listen import Acceptor, MakeAcceptor
@@ -24,6 +23,7 @@ from proxy.relaying.channel import Channel
 from proxy.relaying.stream import Ending
 from proxy.runtime import Runtime, build_runtime
 from proxy.session import Inbound, Session
+from proxy.settings.listener import ClientAddress, Overload, ServerConfig
 
 REFUSALS = 128  # clients above the limit that are being told so at a time
 _ASKS_SOON = 1.0  # seconds in which a client begins its request, if it has one

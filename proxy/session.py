@@ -16,7 +16,6 @@ from typing import Protocol
 from proxy.accesslog import MOST_OF_A_USER, Record, quoted, shortened
 from proxy.address import Address
 from proxy.client import Connected
-from proxy.config import ClientAddress
 from proxy.errors import (
     AuthError,
     ClientLeftError,
@@ -38,6 +37,7 @@ from proxy.relaying.channel import Channel
 from proxy.relaying.relay import Relay
 from proxy.relaying.stream import Ending, Stream
 from proxy.runtime import Runtime
+from proxy.settings.listener import ClientAddress
 from proxy.tls.tlssocket import accept_tls
 
 log = logging.getLogger(__name__)

@@ -17,13 +17,14 @@ from typing import Any
 from proxy.accesslog import quoted
 from proxy.address import Address
 from proxy.client import DirectClient, TunnelClient, UpstreamClient, Way
-from proxy.config import ProxyConfig, UpstreamConfig, UpstreamType
+from proxy.config import ProxyConfig
 from proxy.errors import DialError, EgressError, LimitError, ProxyError, UpstreamError
 from proxy.net.deadline import Deadline
 from proxy.net.sock import address_of
 from proxy.net.threads import NativeThreads
 from proxy.redact import without_query
 from proxy.relaying.channel import Channel
+from proxy.settings.upstream import UpstreamConfig, UpstreamType
 from proxy.tls.tlssocket import RefusedCertificateError
 from proxy.upstream import LOGIN_REFUSED, PATIENCE, is_same, make_client
 

@@ -50,7 +50,6 @@ from typing import TypeVar
 
 from proxy.address import Address
 from proxy.client import Connected, DirectClient, ProxyClient, TunnelClient, Way
-from proxy.config import ServerConfig, Strategy, UpstreamConfig, UpstreamType
 from proxy.errors import DialError, EgressError, Failure, LimitError, ProxyError, UpstreamError
 from proxy.health import Health
 from proxy.net.deadline import Deadline
@@ -58,6 +57,8 @@ from proxy.net.dial import Check
 from proxy.net.threads import Task
 from proxy.race import Race
 from proxy.relaying.channel import Channel
+from proxy.settings.listener import ServerConfig, Strategy
+from proxy.settings.upstream import UpstreamConfig, UpstreamType
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,11 @@ import pytest
 
 from proxy import app as module
 from proxy.app import App, Companion
-from proxy.config import Protocol, ProxyConfig, ServerConfig
+from proxy.config import ProxyConfig
 from proxy.errors import ProxyError
 from proxy.lines import JsonFormatter
+from proxy.settings.listener import ServerConfig
+from proxy.settings.protocols import Protocol
 
 CONFIG = ProxyConfig(listeners=(ServerConfig("127.0.0.1:0", Protocol.SOCKS5, "one"),))
 

@@ -8,10 +8,11 @@ from gevent import socket
 
 from proxy.address import Address
 from proxy.client import Connected, DirectClient, UpstreamClient, speaker_of
-from proxy.config import ClientConfig, Protocol
 from proxy.errors import ConfigError, DialError, Failure, LimitError, ProxyError
 from proxy.net.deadline import Deadline
 from proxy.relaying.channel import Channel
+from proxy.settings.client import ClientConfig
+from proxy.settings.protocols import Protocol
 from tests.wire.greenlets import PATIENCE, patience, tcp_pair
 
 

@@ -6,21 +6,14 @@ from typing import Any, cast
 import pytest
 
 from proxy.address import UNIX, Address
-from proxy.config import (
-    AuthPolicy,
-    ClientAddress,
-    ClientConfig,
-    Overload,
-    Protocol,
-    ProxyConfig,
-    ServerConfig,
-    Strategy,
-    UpstreamConfig,
-    UpstreamType,
-)
+from proxy.config import ProxyConfig
 from proxy.errors import ConfigError
 from proxy.networks import Networks
-from proxy.settings import SettingsError
+from proxy.settings.checked import SettingsError
+from proxy.settings.client import ClientConfig
+from proxy.settings.listener import AuthPolicy, ClientAddress, Overload, ServerConfig, Strategy
+from proxy.settings.protocols import Protocol
+from proxy.settings.upstream import UpstreamConfig, UpstreamType
 
 SOCKS = ServerConfig("127.0.0.1:1080", Protocol.SOCKS5, name="socks")
 

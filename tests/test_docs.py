@@ -135,6 +135,11 @@ def test_the_tables_of_settings_have_the_fields_in_order(kind: type) -> None:
     assert named == [field.name for field in dataclasses.fields(kind)]
 
 
+def test_all_that_the_configuration_offers_to_programs_is_documented() -> None:
+    text = API.read_text("utf-8")
+    assert [name for name in config.__all__ if not re.search(rf"\b{name}\b", text)] == []
+
+
 @pytest.mark.parametrize("failure", Failure, ids=lambda failure: failure.name)
 def test_the_table_of_failures_is_that_of_the_wire(failure: Failure) -> None:
     reply, status, error = rows(PROTOCOL, "When a connection fails")[failure.value]

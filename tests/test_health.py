@@ -5,9 +5,9 @@ What is known of an upstream, as it answers and fails: by a clock that only the 
 import pytest
 
 from proxy import health as module
-from proxy.config import UpstreamConfig, UpstreamType
 from proxy.errors import UpstreamError
 from proxy.health import Health
+from proxy.settings.upstream import UpstreamConfig, UpstreamType
 
 CONFIG = UpstreamConfig("home", UpstreamType.SOCKS5, "home.example:1080")
 FAULT = UpstreamError("no answer")

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from proxy import limiter as module
 from proxy.address import Address, UnixAddress
-from proxy.config import LimitConfig, Per
 from proxy.errors import Failure, OverLimitError
 from proxy.limiter import Limiter, Stay, Who, shown
 from proxy.networks import Networks
+from proxy.settings.limits import LimitConfig, Per
 from proxy.units import Rate
 
 

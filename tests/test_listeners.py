@@ -12,12 +12,14 @@ import pytest
 from gevent import socket
 
 from proxy.accesslog import NO_LOG
-from proxy.config import Protocol, ProxyConfig, ServerConfig
+from proxy.config import ProxyConfig
 from proxy.errors import ConfigError, ProxyError
 from proxy.listeners import Listeners, Plan, make_server
 from proxy.listening import opening
 from proxy.listening.listen import Acceptor
 from proxy.metrics import Metrics
+from proxy.settings.listener import ServerConfig
+from proxy.settings.protocols import Protocol
 from tests.wire.greenlets import until
 from tests.wire.sockets import free_port
 

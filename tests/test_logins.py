@@ -15,10 +15,11 @@ import pytest
 from gevent import socket
 
 from proxy import runtime as module
-from proxy.config import Protocol, ServerConfig
 from proxy.net import checking
 from proxy.net.checking import Checkers
 from proxy.policy import auth
+from proxy.settings.listener import ServerConfig
+from proxy.settings.protocols import Protocol
 from proxy.socks5.server import Socks5Server
 from tests.wire.greenlets import PATIENCE, patience, settle, until
 

@@ -1,8 +1,9 @@
 """A listener without a protocol is called what it is."""
 
 from proxy.address import Address
-from proxy.config import Protocol, ServerConfig
 from proxy.portforward import PortForwarder
+from proxy.settings.listener import ServerConfig
+from proxy.settings.protocols import Protocol
 from proxy.socks5.server import Socks5Server
 
 CONFIG = ServerConfig("127.0.0.1:0", Protocol.SOCKS5, "listen")

@@ -3,9 +3,9 @@
 import pytest
 
 from proxy.address import Endpoint
-from proxy.config import UpstreamType
 from proxy.errors import ConfigError
 from proxy.proxyurl import parse_proxy_url, proxy_for
+from proxy.settings.upstream import UpstreamType
 
 
 @pytest.mark.parametrize(

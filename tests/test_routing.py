@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from proxy import routing
 from proxy.address import Address, IPAddress
 from proxy.client import Connected
-from proxy.config import DIRECT_UPSTREAM, Protocol, RuleConfig, ServerConfig, UpstreamConfig, UpstreamType
 from proxy.ctl import show
 from proxy.errors import DialError, Failure, ProxyError
 from proxy.explain import explain, read_target
@@ -29,6 +28,10 @@ from proxy.net.lookup import Found
 from proxy.networks import Networks
 from proxy.policy.rules import Machine, Policy, Query
 from proxy.routing import Router
+from proxy.settings.listener import ServerConfig
+from proxy.settings.protocols import Protocol
+from proxy.settings.rules import RuleConfig
+from proxy.settings.upstream import DIRECT_UPSTREAM, UpstreamConfig, UpstreamType
 from proxy.targets import Ports, Targets
 from proxy.upstream import Ways
 

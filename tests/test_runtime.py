@@ -13,12 +13,14 @@ import pytest
 from proxy import runtime as module
 from proxy.address import Address
 from proxy.client import DirectClient
-from proxy.config import AuthPolicy, Protocol, ServerConfig, UpstreamConfig, UpstreamType
 from proxy.errors import AuthError, ClientLeftError, ConfigError, LimitError, UpstreamError
 from proxy.net.checking import Checkers
 from proxy.policy.auth import hash_password
 from proxy.relaying.channel import Channel
 from proxy.runtime import Memory, Runtime, build_runtime
+from proxy.settings.listener import AuthPolicy, ServerConfig
+from proxy.settings.protocols import Protocol
+from proxy.settings.upstream import UpstreamConfig, UpstreamType
 from proxy.upstream import Upstream
 from tests.wire.greenlets import PATIENCE, patience, tcp_pair, until
 

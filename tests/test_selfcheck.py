@@ -5,9 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from proxy.config import DIRECT, Protocol, ProxyConfig, ServerConfig, UpstreamConfig, UpstreamType
+from proxy.config import ProxyConfig
 from proxy.listening import opening
 from proxy.selfcheck import problems
+from proxy.settings.listener import ServerConfig
+from proxy.settings.protocols import Protocol
+from proxy.settings.upstream import DIRECT, UpstreamConfig, UpstreamType
 
 NAMES = {"self.example": ["127.0.0.1"], "far.example": ["192.0.2.1"]}  # RFC 5737: no machine's
 

@@ -15,9 +15,11 @@ import pytest
 from gevent import socket
 
 from proxy.accesslog import AccessLog
-from proxy.config import Overload, Protocol, ServerConfig, Strategy, UpstreamConfig, UpstreamType
 from proxy.errors import ConfigError, DialError, Failure, ProxyError, UpstreamError
 from proxy.session import Session
+from proxy.settings.listener import Overload, ServerConfig, Strategy
+from proxy.settings.protocols import Protocol
+from proxy.settings.upstream import UpstreamConfig, UpstreamType
 from proxy.socks5.server import Socks5Server
 from tests.wire.greenlets import PATIENCE, patience, settle, until
 from tests.wire.sockets import free_port

@@ -16,7 +16,6 @@ import pytest
 from proxy.accesslog import AccessLog, Record
 from proxy.address import Address
 from proxy.client import Connected, ProxyClient
-from proxy.config import Protocol, ServerConfig
 from proxy.errors import AuthError, DialError, Failure, ProtocolError, ProxyError, UpstreamError
 from proxy.http.heads import answer_to_question
 from proxy.listening.pool import do
@@ -30,6 +29,8 @@ from proxy.relaying.stream import Ending, Stream, TcpStream
 from proxy.routing import Router
 from proxy.runtime import Runtime
 from proxy.session import Session, Wanted
+from proxy.settings.listener import ServerConfig
+from proxy.settings.protocols import Protocol
 from proxy.upstream import Ways
 from tests.wire.greenlets import patience, settle, tcp_pair
 from tests.wire.sockets import reset

@@ -6,10 +6,11 @@ from typing import Annotated, Any
 
 import pytest
 
-from proxy.config import UpstreamConfig, UpstreamType
 from proxy.configfile.spec import is_secret
 from proxy.errors import ConfigError
-from proxy.settings import Location, Seconds, Secret, SomeSeconds, at_least, kinds_of, one_of
+from proxy.settings.checked import kinds_of
+from proxy.settings.kinds import Location, Seconds, Secret, SomeSeconds, at_least, one_of
+from proxy.settings.upstream import UpstreamConfig, UpstreamType
 
 
 class Colour(Enum):

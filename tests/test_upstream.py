@@ -18,12 +18,15 @@ from proxy import race as race_module
 from proxy import upstream as module
 from proxy.address import Address
 from proxy.client import Connected, DirectClient, Way
-from proxy.config import Family, Protocol, ServerConfig, Strategy, UpstreamConfig, UpstreamType
 from proxy.errors import DialError, EgressError, Failure, LimitError, UpstreamError
 from proxy.health import Health
 from proxy.net import deadline as deadline_module
 from proxy.net.deadline import Deadline
 from proxy.net.dial import Check
+from proxy.settings.egress import Family
+from proxy.settings.listener import ServerConfig, Strategy
+from proxy.settings.protocols import Protocol
+from proxy.settings.upstream import UpstreamConfig, UpstreamType
 from proxy.upstream import Selector, Upstream, Ways
 from tests.wire.greenlets import patience, until
 

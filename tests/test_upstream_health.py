@@ -13,10 +13,12 @@ import gevent
 import pytest
 
 from proxy.address import Address
-from proxy.config import Protocol, ServerConfig, Strategy, UpstreamConfig, UpstreamType
 from proxy.errors import DialError, Failure, UpstreamError
 from proxy.health import Health
 from proxy.net.deadline import Deadline
+from proxy.settings.listener import ServerConfig, Strategy
+from proxy.settings.protocols import Protocol
+from proxy.settings.upstream import UpstreamConfig, UpstreamType
 from proxy.socks5.server import Socks5Server
 from proxy.upstream import Selector, Upstream
 from proxy.websocket.server import WebSocketServer

@@ -18,28 +18,20 @@ from configobj import ConfigObj, ConfigObjError
 
 from proxy import selfcheck
 from proxy.accesslog import quoted
-from proxy.config import (
-    ALLOW,
-    BLOCK,
-    DIRECT,
-    DIRECT_UPSTREAM,
-    LISTENER_SCHEMES,
-    LimitConfig,
-    Per,
-    Protocol,
-    ProxyConfig,
-    RuleConfig,
-    ServerConfig,
-    UpstreamConfig,
-    UpstreamType,
-)
+from proxy.config import ProxyConfig
 from proxy.configfile import syntax
 from proxy.configfile.outline import Outline
 from proxy.configfile.spec import CONFIGSPEC, VALIDATOR, Path, kind_of
 from proxy.configfile.syntax import NO_CLOSING_QUOTE, QUOTE_IT
 from proxy.configfile.usersfile import read_users
 from proxy.errors import ConfigError
-from proxy.settings import FILE, SettingsError, did_you_mean
+from proxy.settings.checked import SettingsError
+from proxy.settings.kinds import FILE, did_you_mean
+from proxy.settings.limits import LimitConfig, Per
+from proxy.settings.listener import ServerConfig
+from proxy.settings.protocols import LISTENER_SCHEMES, Protocol
+from proxy.settings.rules import ALLOW, BLOCK, RuleConfig
+from proxy.settings.upstream import DIRECT, DIRECT_UPSTREAM, UpstreamConfig, UpstreamType
 from proxy.tls.contexts import check_readable, client_context, server_context
 from proxy.users import Users, check_user
 

@@ -15,7 +15,7 @@ from proxy.configfile.spec import NAMED, SETTINGS, Path, is_secret, kind_of, kno
 from proxy.configfile.syntax import CONTROL, Fault, Header, Setting
 from proxy.errors import ConfigError
 from proxy.redact import REDACTED
-from proxy.settings import did_you_mean
+from proxy.settings.kinds import did_you_mean
 
 Place = tuple[Path, str]  # of a setting; with the key "" it is the section itself
 Edit = tuple[str, str | None]  # a dotted name and its value; None takes the setting away

@@ -7,10 +7,14 @@ from enum import Enum
 from functools import partial
 from typing import Any
 
-from proxy.config import DIRECT, LimitConfig, ProxyConfig, RuleConfig, ServerConfig, UpstreamConfig
+from proxy.config import ProxyConfig
 from proxy.configfile import syntax
 from proxy.configfile.spec import Path, settings_of, shown
 from proxy.networks import Networks
+from proxy.settings.limits import LimitConfig
+from proxy.settings.listener import ServerConfig
+from proxy.settings.rules import RuleConfig
+from proxy.settings.upstream import DIRECT, UpstreamConfig
 from proxy.targets import Ports, Targets
 from proxy.units import write_duration
 

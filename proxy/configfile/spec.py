@@ -1,8 +1,8 @@
 """
 What a configuration file may have: its sections, their settings, and what to say of the rest.
 
-A setting is a field of a class in ``config.py``, whose type says of what kind it is. Here they are put into
-their sections, and into a configspec, by which configobj checks their values.
+A setting is a field of a class in ``settings`` or ``config``, whose type says of what kind it is. Here they
+are put into their sections, and into a configspec, by which configobj checks their values.
 """
 
 import re
@@ -14,10 +14,14 @@ from configobj import ConfigObj
 from configobj.validate import ValidateError, Validator
 
 from proxy.address import is_unix
-from proxy.config import DIRECT, SHARED, LimitConfig, ProxyConfig, RuleConfig, ServerConfig, UpstreamConfig
+from proxy.config import ProxyConfig
 from proxy.configfile.syntax import QUOTE_IT
 from proxy.redact import REDACTED, without_query
-from proxy.settings import ADDRESS, HEADERS, PATH, SECRET, TEXT, Kind, did_you_mean
+from proxy.settings.kinds import ADDRESS, HEADERS, PATH, SECRET, TEXT, Kind, did_you_mean
+from proxy.settings.limits import LimitConfig
+from proxy.settings.listener import SHARED, ServerConfig
+from proxy.settings.rules import RuleConfig
+from proxy.settings.upstream import DIRECT, UpstreamConfig
 
 Path = tuple[str, ...]  # of a section: ("proxy",) or ("listeners", "web")
 

@@ -14,7 +14,6 @@ from time import monotonic
 from typing import Any
 
 from proxy import __version__
-from proxy.config import BLOCK, GUARD, UpstreamConfig
 from proxy.control.history import Version
 from proxy.control.keeper import Keeper
 from proxy.control.snapshot import Flow, Process, Program, Ready, Snapshot
@@ -23,6 +22,8 @@ from proxy.metrics import Family, ListenerMetrics, listener_families
 from proxy.policy.penalties import FREE
 from proxy.redact import without_query
 from proxy.server import ProxyServer
+from proxy.settings.rules import BLOCK, GUARD
+from proxy.settings.upstream import UpstreamConfig
 from proxy.spares import OUTCOMES as OUTCOMES_OF_SPARES
 
 _MOST_ACCOUNTS = 100  # of limits, that are told

@@ -9,10 +9,10 @@ import logging
 from ipaddress import ip_address
 
 from proxy.address import Address, IPAddress
-from proxy.config import ClientAddress, ServerConfig
 from proxy.http.heads import Headers
 from proxy.networks import Networks
 from proxy.relaying.channel import Channel
+from proxy.settings.listener import ClientAddress, ServerConfig
 
 X_FORWARDED_FOR = "X-Forwarded-For"
 

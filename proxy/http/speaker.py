@@ -7,13 +7,13 @@ import ssl
 from proxy import __version__
 from proxy.address import DEFAULT_PORTS, Address, Endpoint
 from proxy.client import TunnelClient, UpstreamClient, speaker_of
-from proxy.config import ClientConfig
 from proxy.errors import DialError, Failure, ProtocolError, UpstreamError, reason_of
 from proxy.http.heads import HeadBuffer, HttpError, ResponseHead, parse_response
 from proxy.http.refusals import PROXY_NAME, failure_reported
 from proxy.net.deadline import Deadline
 from proxy.redact import without_query
 from proxy.relaying.channel import Channel
+from proxy.settings.client import ClientConfig
 from proxy.tls.contexts import client_context
 from proxy.tls.tlssocket import connect_tls
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import gevent
 
-from proxy.config import Overload, ServerConfig
+from proxy.settings.listener import Overload, ServerConfig
 
 log = logging.getLogger(__name__)
 

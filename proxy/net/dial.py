@@ -25,7 +25,6 @@ import gevent
 from gevent.queue import Empty, Queue
 
 from proxy.address import Address, IPAddress
-from proxy.config import ANYHOW, Egress
 from proxy.errors import (
     DialError,
     EgressError,
@@ -41,6 +40,7 @@ from proxy.net.egress import leave_by
 from proxy.net.limits import shortage
 from proxy.net.lookup import Found, look_up, look_up_all
 from proxy.net.sock import LoopSocket, set_options, sockaddr_of
+from proxy.settings.egress import ANYHOW, Egress
 
 Check = Callable[[IPAddress], None]
 

@@ -11,9 +11,9 @@ import socket as std_socket
 from contextlib import suppress
 from typing import Any
 
-from proxy.config import Egress
 from proxy.errors import EgressError, is_shortage, reason_of
 from proxy.net.sock import LoopSocket, sockaddr_of
+from proxy.settings.egress import Egress
 
 # Linux: the port is chosen when it is known where the connection leads to, so that one port serves for many.
 # Older Pythons have no name for it.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import exp
 
 from proxy.address import Address
-from proxy.config import Per
+from proxy.settings.limits import Per
 
 _ALMOST = 1e-9  # of what a bucket holds: what rounding takes away is not missing
 _MEMORY = 3.0  # seconds

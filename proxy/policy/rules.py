@@ -28,9 +28,11 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
 from proxy.address import Address, IPAddress
-from proxy.config import GUARD, Guard, RuleConfig, ServerConfig, UpstreamConfig
 from proxy.errors import DialError, Failure, ProxyError
 from proxy.policy.selectors import mismatch
+from proxy.settings.listener import Guard, ServerConfig
+from proxy.settings.rules import GUARD, RuleConfig
+from proxy.settings.upstream import UpstreamConfig
 from proxy.targets import Word, stands_for
 
 _BROADCAST = IPv4Address("255.255.255.255")

@@ -15,12 +15,12 @@ import socks
 
 from proxy.address import UNKNOWN, Address
 from proxy.client import TunnelClient, speaker_of
-from proxy.config import ClientConfig
 from proxy.errors import DialError, Failure, ProtocolError, reason_of
 from proxy.net.deadline import Deadline
 from proxy.net.limits import from_reserve
 from proxy.parsers import run
 from proxy.relaying.channel import Channel
+from proxy.settings.client import ClientConfig
 from proxy.socks5 import codec
 from proxy.socks5.codec import Command, Login, Method
 

@@ -22,7 +22,6 @@ from websocket._handshake import handshake
 
 from proxy.address import UNKNOWN, Address
 from proxy.client import Connected, TunnelClient
-from proxy.config import ClientConfig, UpstreamAuth
 from proxy.errors import ProtocolError
 from proxy.http.basic import encode_basic
 from proxy.http.heads import ResponseHead
@@ -30,6 +29,7 @@ from proxy.http.speaker import Exchange, HttpSpeaker, host_header
 from proxy.net.deadline import Deadline
 from proxy.redact import without_query
 from proxy.relaying.channel import Channel
+from proxy.settings.client import ClientConfig, UpstreamAuth
 from proxy.websocket.headers import (
     BOUND,
     HALF_CLOSE,

@@ -13,7 +13,6 @@ from typing import Any
 from geventwebsocket.handler import WebSocketHandler
 
 from proxy.address import UNKNOWN, Address
-from proxy.config import AnswerTime
 from proxy.errors import AuthError, ProxyError
 from proxy.http.forwarded import learn_client
 from proxy.http.heads import Fields, HttpError, read_request
@@ -25,6 +24,7 @@ from proxy.relaying.stream import Stream
 from proxy.runtime import Runtime
 from proxy.server import ProxyServer
 from proxy.session import Wanted
+from proxy.settings.listener import AnswerTime
 from proxy.websocket.frames import CloseCode, encode_close
 from proxy.websocket.headers import (
     BOUND,

@@ -32,7 +32,7 @@ from proxy import __version__, signals
 from proxy.accesslog import AccessLog
 from proxy.address import Address
 from proxy.app import App
-from proxy.config import ProxyConfig, ServerConfig
+from proxy.config import ProxyConfig
 from proxy.control.snapshot import Snapshot
 from proxy.errors import ProxyError, reason_of
 from proxy.limiter import Limiter
@@ -43,6 +43,7 @@ from proxy.listening.listen import Acceptor
 from proxy.listening.opening import close_to_clients, listen_on, place_of
 from proxy.metrics import Metrics
 from proxy.server import ProxyServer
+from proxy.settings.listener import ServerConfig
 from proxy.workers.handle import Handle, begin_worker
 from proxy.workers.handover import Handover, OldWorker, adopt, take_place, try_out
 from proxy.workers.limits import Ledger, share_out

@@ -9,11 +9,12 @@ has a share, by how many of its connections wait for more.
 from collections.abc import Iterable, Mapping
 
 from proxy.address import Address
-from proxy.config import Per, ServerConfig
 from proxy.control.snapshot import Snapshot
 from proxy.errors import OverLimitError
 from proxy.limiter import Account, Limiter, Stay, Who
 from proxy.policy.limits import Identity
+from proxy.settings.limits import Per
+from proxy.settings.listener import ServerConfig
 from proxy.workers.link import Answers, Link
 
 Key = tuple[str, Identity]

@@ -22,7 +22,7 @@ from gevent.event import AsyncResult
 from proxy.accesslog import AccessLog
 from proxy.address import Address, AnyPlace, IPAddress, Place
 from proxy.app import App, Companion
-from proxy.config import ProxyConfig, ServerConfig
+from proxy.config import ProxyConfig
 from proxy.console import FAILED, OK
 from proxy.control.connections import Listing, Query
 from proxy.control.snapshot import Alone, Named, Snapshot
@@ -37,6 +37,7 @@ from proxy.listening.opening import Opening, place_of
 from proxy.listening.pool import Pool
 from proxy.metrics import Metrics, Refusal
 from proxy.server import ProxyServer
+from proxy.settings.listener import ServerConfig
 from proxy.tls import tickets
 from proxy.workers import VARIABLE
 from proxy.workers.limits import Share, SharedLimiter

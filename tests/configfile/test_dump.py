@@ -7,24 +7,17 @@ from unittest import mock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.config import (
-    Family,
-    Guard,
-    LimitConfig,
-    Overload,
-    Per,
-    Protocol,
-    ProxyConfig,
-    RuleConfig,
-    ServerConfig,
-    Strategy,
-    UpstreamConfig,
-    UpstreamType,
-)
+from proxy.config import ProxyConfig
 from proxy.configfile.dump import dump
 from proxy.configfile.load import parse
 from proxy.configfile.spec import SETTINGS
 from proxy.networks import Networks
+from proxy.settings.egress import Family
+from proxy.settings.limits import LimitConfig, Per
+from proxy.settings.listener import Guard, Overload, ServerConfig, Strategy
+from proxy.settings.protocols import Protocol
+from proxy.settings.rules import RuleConfig
+from proxy.settings.upstream import UpstreamConfig, UpstreamType
 from proxy.targets import Ports, Targets
 from proxy.units import Rate
 

@@ -13,26 +13,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.config import (
-    AuthPolicy,
-    Egress,
-    Family,
-    LimitConfig,
-    Overload,
-    Per,
-    Protocol,
-    ProxyConfig,
-    ServerConfig,
-    Strategy,
-    UpstreamConfig,
-    UpstreamType,
-)
+from proxy.config import ProxyConfig
 from proxy.configfile import load as configfile
 from proxy.configfile.dump import dump
 from proxy.configfile.load import InvalidConfigError, load, parse
 from proxy.configfile.outline import Problem
 from proxy.configfile.spec import SETTINGS
 from proxy.networks import Networks
+from proxy.settings.egress import Egress, Family
+from proxy.settings.limits import LimitConfig, Per
+from proxy.settings.listener import AuthPolicy, Overload, ServerConfig, Strategy
+from proxy.settings.protocols import Protocol
+from proxy.settings.upstream import UpstreamConfig, UpstreamType
 from proxy.units import Rate
 from tests.integration.certificates import Authority
 

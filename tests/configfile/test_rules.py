@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 
 from proxy.address import Address, IPAddress
-from proxy.config import DIRECT_UPSTREAM, Guard, RuleConfig
 from proxy.configfile.document import edit
 from proxy.configfile.load import InvalidConfigError, Loaded, parse
 from proxy.explain import explain
 from proxy.networks import Networks
 from proxy.policy.rules import Machine, Policy, Query
+from proxy.settings.listener import Guard
+from proxy.settings.rules import RuleConfig
+from proxy.settings.upstream import DIRECT_UPSTREAM
 from proxy.targets import Ports, Targets
 
 BASE = """\

@@ -22,7 +22,7 @@ import pytest
 from gevent import socket
 from prometheus_client.parser import text_string_to_metric_families
 
-from proxy.config import Protocol, ProxyConfig, ServerConfig
+from proxy.config import ProxyConfig
 from proxy.configfile.dump import dump
 from proxy.control.admin import Admin
 from proxy.control.candidate import Conflict, Outcome
@@ -35,6 +35,8 @@ from proxy.errors import ProxyError
 from proxy.limiter import Limiter
 from proxy.metrics import Metrics
 from proxy.relaying.stream import Ending
+from proxy.settings.listener import ServerConfig
+from proxy.settings.protocols import Protocol
 from proxy.socks5.server import Socks5Server
 from proxy.trust import Trust
 

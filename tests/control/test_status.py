@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from proxy.address import Address
-from proxy.config import LimitConfig, Per, Protocol, ServerConfig
 from proxy.control import status
 from proxy.control.history import Version
 from proxy.control.inifile import Trouble
@@ -15,6 +14,9 @@ from proxy.control.snapshot import Alone
 from proxy.errors import OverLimitError
 from proxy.limiter import Limiter, Stay, Who
 from proxy.metrics import ListenerMetrics, Metrics, render
+from proxy.settings.limits import LimitConfig, Per
+from proxy.settings.listener import ServerConfig
+from proxy.settings.protocols import Protocol
 from proxy.socks5.server import Socks5Server
 from proxy.units import Rate
 

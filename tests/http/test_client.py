@@ -10,11 +10,12 @@ import pytest
 from proxy import __version__
 from proxy.address import Address
 from proxy.client import Connected
-from proxy.config import ClientConfig, Protocol
 from proxy.errors import DialError, Failure, UpstreamError
 from proxy.http.client import HttpClient
 from proxy.net.deadline import Deadline
 from proxy.relaying.stream import Buffer
+from proxy.settings.client import ClientConfig
+from proxy.settings.protocols import Protocol
 from tests.wire import upstreams as script
 from tests.wire.greenlets import patience
 from tests.wire.sockets import free_port, read_exact

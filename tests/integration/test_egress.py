@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from proxy.address import Address
-from proxy.config import Egress
 from proxy.errors import LimitError
 from proxy.net.deadline import Deadline
 from proxy.net.dial import dial
+from proxy.settings.egress import Egress
 from tests.integration.netns import Namespace
 from tests.integration.programs import Proxy, run_proxy, socks_door, upstream
 from tests.wire import clients

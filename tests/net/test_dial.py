@@ -18,7 +18,6 @@ from gevent import socket
 from gevent.event import Event
 
 from proxy.address import Address, Endpoint, IPAddress
-from proxy.config import ANYHOW, Egress, Family
 from proxy.errors import DialError, EgressError, Failure, LimitError
 from proxy.net import dial as module
 from proxy.net import lookup
@@ -27,6 +26,7 @@ from proxy.net.dial import dial, interleave
 from proxy.net.egress import leave_by
 from proxy.net.sock import LoopSocket
 from proxy.policy import rules
+from proxy.settings.egress import ANYHOW, Egress, Family
 from tests.wire.greenlets import settle, until
 from tests.wire.sockets import free_port
 from tests.wire.targets import blackhole

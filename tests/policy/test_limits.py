@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.address import Address
-from proxy.config import Per
 from proxy.policy.limits import Bucket, Identity, Meter, identity_of
+from proxy.settings.limits import Per
 
 MOMENTS = st.floats(0, 1e6)
 AMOUNTS = st.floats(0, 1e9)

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.address import Address
-from proxy.config import Protocol, ServerConfig
 from proxy.networks import Networks
 from proxy.policy.penalties import MOST, Penalties
+from proxy.settings.listener import ServerConfig
+from proxy.settings.protocols import Protocol
 
 NOW = 1000.0
 ALICE, EVE = Address("192.0.2.1", 0), Address("198.51.100.9", 0)

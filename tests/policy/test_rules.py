@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from proxy.address import Address, IPAddress
-from proxy.config import Protocol, RuleConfig, ServerConfig, UpstreamConfig, UpstreamType
 from proxy.errors import DialError, Failure
 from proxy.networks import Networks
 from proxy.policy import rules
@@ -26,6 +25,10 @@ from proxy.policy.rules import (
     Reason,
     Verdict,
 )
+from proxy.settings.listener import ServerConfig
+from proxy.settings.protocols import Protocol
+from proxy.settings.rules import RuleConfig
+from proxy.settings.upstream import UpstreamConfig, UpstreamType
 from proxy.targets import Ports, Targets
 
 HOME = UpstreamConfig("home", UpstreamType.SOCKS5, "192.0.2.1:1080")

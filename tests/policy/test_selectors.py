@@ -6,9 +6,9 @@ from ipaddress import ip_address
 
 import pytest
 
-from proxy.config import LimitConfig, Per
 from proxy.networks import Networks
 from proxy.policy.selectors import is_for
+from proxy.settings.limits import LimitConfig, Per
 
 HERE = ip_address("192.0.2.7")
 

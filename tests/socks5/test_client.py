@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from proxy.address import Address
-from proxy.config import ClientConfig
 from proxy.net.deadline import Deadline
+from proxy.settings.client import ClientConfig
 from proxy.socks5.client import Socks5Client
 from tests.integration.programs import COMMAND, Program, Proxy, socks_door, upstream
 from tests.wire import clients

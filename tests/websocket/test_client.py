@@ -12,10 +12,11 @@ import pytest
 from proxy import __version__
 from proxy.address import Address
 from proxy.client import Connected
-from proxy.config import ClientConfig, Protocol, UpstreamAuth
 from proxy.errors import Failure, UpstreamError
 from proxy.http import speaker
 from proxy.net.deadline import Deadline
+from proxy.settings.client import ClientConfig, UpstreamAuth
+from proxy.settings.protocols import Protocol
 from proxy.websocket import client as module
 from proxy.websocket.client import WebSocketClient
 from tests.integration.certificates import Authority

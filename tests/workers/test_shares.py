@@ -4,11 +4,14 @@ from collections import Counter
 
 import pytest
 
-from proxy.config import LimitConfig, Per, Protocol, ProxyConfig, ServerConfig
+from proxy.config import ProxyConfig
 from proxy.control.snapshot import Flow, Snapshot
 from proxy.limiter import Limiter
 from proxy.metrics import ListenerMetrics
 from proxy.policy.limits import Identity
+from proxy.settings.limits import LimitConfig, Per
+from proxy.settings.listener import ServerConfig
+from proxy.settings.protocols import Protocol
 from proxy.workers.limits import share_out
 from proxy.workers.worker import share_of
 

@@ -1,23 +1,21 @@
 """
 What a setting may be: how it is read from text, and which values are right.
 
-The kind of a setting stands beside its field in ``config.py``, and nowhere else: the file is read and checked
-by it, and so is what a program passes.
+The kind of a setting stands beside its field, and nowhere else: the file is read and checked by it, and so is
+what a program passes. Durations are seconds. Secrets stay out of every ``repr``.
 """
 
 import difflib
 import math
 import re
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from ipaddress import ip_address
-from itertools import chain
-from typing import Annotated, Any, ClassVar, get_type_hints
+from typing import Annotated, Any
 
-from proxy.errors import ConfigError
 from proxy.networks import Networks
 from proxy.targets import Ports, Targets
 from proxy.units import check_count, parse_duration, parse_rate, parse_size
@@ -45,76 +43,10 @@ class Kind:
         return value
 
 
-class SettingsError(ConfigError):
-    """All the settings of one value that cannot be right together; it reads as the first of them."""
-
-    def __init__(self, problems: tuple[ConfigError, ...]) -> None:
-        super().__init__(problems[0].field, str(problems[0]))
-        self.problems = problems
-
-
-class Settings:
-    """Settings that are checked when they come to be: one by one by their kinds, and then together."""
-
-    kinds: ClassVar[Mapping[str, Kind]]
-    _place: ClassVar[str] = ""  # what stands before a setting's name where a problem names it
-
-    def __init_subclass__(cls) -> None:
-        cls.kinds = kinds_of(cls)
-
-    def __post_init__(self) -> None:
-        self._refuse(self._take_words())
-        self._refuse(self._wrong_values(), self._problems())
-
-    def _refuse(self, *problems: Iterable[ConfigError]) -> None:
-        # One that is found in two ways, as by an upstream and by its client, is told once.
-        found = {(each.field, str(each)): each for each in chain(*problems)}
-        if found:
-            raise SettingsError(tuple(found.values()))
-
-    def _take_words(self) -> Iterator[ConfigError]:
-        """Take each word for the member that it is the value of, and complain of those that are none."""
-        for name, kind in self.kinds.items():
-            if kind.is_enum:
-                try:
-                    object.__setattr__(self, name, kind.read(getattr(self, name)))
-                except ValueError as exc:
-                    yield ConfigError(self._place + name, str(exc))
-
-    def _wrong_values(self) -> Iterator[ConfigError]:
-        for name, kind in self.kinds.items():
-            value = getattr(self, name)
-            try:
-                if value is not None:
-                    kind.check(value)
-            except ValueError as exc:
-                yield ConfigError(self._place + name, str(exc))
-
-    def _problems(self) -> Iterator[ConfigError]:
-        """Complain of what cannot be right together."""
-        yield from ()
-
-
-def kinds_of(config: type) -> dict[str, Kind]:
-    """List the fields of a class that are settings, each with its kind."""
-    hints = get_type_hints(config, localns={config.__name__: config}, include_extras=True)
-    found = {name: _kind(hint) for name, hint in hints.items()}
-    return {name: kind for name, kind in found.items() if kind}
-
-
-def _kind(hint: Any) -> Kind | None:
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        return members(*hint)
-    return {bool: SWITCH, str: TEXT}.get(hint) or next(iter(getattr(hint, "__metadata__", ())), None)
-
-
 def did_you_mean(text: str, known: Iterable[str], form: str = "{}") -> str:
     """Suggest the nearest known name, if one is near."""
     close = difflib.get_close_matches(text, list(known), n=1)
     return f"; did you mean {form.format(close[0])}?" if close else ""
-
-
-# The kinds
 
 
 def _switch(text: str) -> bool:
@@ -246,6 +178,8 @@ def _check_headers(headers: Iterable[str]) -> None:
 _HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+): *(?! )[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+(?<! )")
 _CLEAN = "without control characters, and with no blank before the colon or at its end"
 _LONGEST_HEADER = 8 << 10  # bytes: what one line of a head may have at most servers, and here
+
+
 # What frames a message, says how a connection is used, or asks for what we would not understand. A second
 # one of those that we write ourselves would be taken for an attack, or for the first.
 _OURS = (
@@ -253,7 +187,6 @@ _OURS = (
     *("te", "trailer", "transfer-encoding", "upgrade"),
 )
 _BEGINNINGS_OF_OURS = ("sec-websocket-", "x-proxy-")
-
 TEXT = Kind()
 SWITCH = Kind(_switch)
 FILE = Kind()  # its name; a relative one starts at the folder of the configuration file
@@ -268,7 +201,6 @@ TARGETS = Kind(Targets, is_list=True)
 PORTS = Kind(Ports, is_list=True)
 RATE = Kind(parse_rate)
 BANDWIDTH = Kind(parse_size, _check_bandwidth)  # bytes a second
-
 Seconds = Annotated[float, Kind(parse_duration, _check_not_negative)]
 Penalty = Annotated[float, Kind(parse_duration, _check_penalty)]
 SomeSeconds = Annotated[float, Kind(parse_duration, _check_positive)]  # more than none
