@@ -21,7 +21,7 @@ import pytest
 from proxy import cli
 from proxy.configfile.dump import dump
 from proxy.configfile.load import load
-from proxy.configfile.spec import NAMED, SETTINGS
+from proxy.configtext.sections import NAMED, SETTINGS
 from proxy.ctl import commands
 from proxy.options import Option, describe
 from scripts.manuals import markdown, roff

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import pytest
 
-from proxy.configfile.spec import is_secret
+from proxy.configtext.sections import is_secret
 from proxy.errors import ConfigError
 from proxy.settings.checked import kinds_of
 from proxy.settings.kinds import Location, Seconds, Secret, SomeSeconds, at_least, one_of

@@ -1,1 +1,1 @@
-"""The INI file: its text to a configuration, and back."""
+"""The configuration file: the configuration that its text means, and back."""

@@ -19,11 +19,12 @@ from configobj import ConfigObj, ConfigObjError
 from proxy import selfcheck
 from proxy.accesslog import quoted
 from proxy.config import ProxyConfig
-from proxy.configfile import syntax
-from proxy.configfile.outline import Outline
-from proxy.configfile.spec import CONFIGSPEC, VALIDATOR, Path, kind_of
-from proxy.configfile.syntax import NO_CLOSING_QUOTE, QUOTE_IT
+from proxy.configfile.configspec import CONFIGSPEC, VALIDATOR
 from proxy.configfile.usersfile import read_users
+from proxy.configtext import syntax
+from proxy.configtext.outline import Outline
+from proxy.configtext.sections import Path, kind_of
+from proxy.configtext.syntax import NO_CLOSING_QUOTE, QUOTE_IT
 from proxy.errors import ConfigError
 from proxy.settings.checked import SettingsError
 from proxy.settings.kinds import FILE, did_you_mean

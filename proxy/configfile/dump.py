@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any
 
 from proxy.config import ProxyConfig
-from proxy.configfile import syntax
-from proxy.configfile.spec import Path, settings_of, shown
+from proxy.configtext import syntax
+from proxy.configtext.sections import Path, settings_of, shown
 from proxy.networks import Networks
 from proxy.settings.limits import LimitConfig
 from proxy.settings.listener import ServerConfig

@@ -15,12 +15,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from proxy.config import (
-    ProxyConfig,
-)
+from proxy.config import ProxyConfig
 from proxy.configfile.build import NAMED_FILES, Builder
-from proxy.configfile.document import NOWHERE, Document
-from proxy.configfile.outline import MAX_BYTES, Outline, Problem, why_no_text_file
+from proxy.configtext.document import NOWHERE, Document
+from proxy.configtext.outline import MAX_BYTES, Outline, Problem, why_no_text_file
 from proxy.errors import ConfigError, is_shortage, reason_of
 from proxy.net.limits import from_reserve, untold_shortage
 from proxy.trust import Trust

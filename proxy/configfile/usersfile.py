@@ -11,8 +11,8 @@ import stat
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
-from proxy.configfile.outline import MAX_BYTES, Problem, why_no_text_file
-from proxy.configfile.syntax import CONTROL
+from proxy.configtext.outline import MAX_BYTES, Problem, why_no_text_file
+from proxy.configtext.syntax import CONTROL
 from proxy.errors import is_shortage, reason_of
 from proxy.net.limits import from_reserve, untold_shortage
 from proxy.trust import Trust

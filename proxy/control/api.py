@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from urllib.parse import unquote, unquote_to_bytes
 
 from proxy.address import UNIX, Address
-from proxy.configfile.document import Edit
+from proxy.configtext.document import Edit
 from proxy.control import status
 from proxy.control.candidate import Conflict, Outcome
 from proxy.control.connections import Query

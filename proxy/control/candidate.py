@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from proxy.config import ProxyConfig
-from proxy.configfile.document import edit
 from proxy.configfile.load import InvalidConfigError
-from proxy.configfile.outline import Problem
+from proxy.configtext.document import edit
+from proxy.configtext.outline import Problem
 from proxy.control.fingerprint import Fingerprint
 from proxy.control.history import Version
 from proxy.errors import ConfigError, ProxyError

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from proxy.configfile.outline import MAX_BYTES
+from proxy.configtext.outline import MAX_BYTES
 from proxy.control import files
 from proxy.errors import reason_of
 from proxy.trust import Trust, UntrustedError

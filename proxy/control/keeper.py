@@ -31,10 +31,11 @@ from typing import ParamSpec, TypeVar
 from gevent.lock import BoundedSemaphore
 
 from proxy.config import ProxyConfig
-from proxy.configfile import changes, load
-from proxy.configfile.document import Document, Edit, redact
+from proxy.configfile import load
 from proxy.configfile.dump import dump
 from proxy.configfile.load import InvalidConfigError
+from proxy.configtext import changes
+from proxy.configtext.document import Document, Edit, redact
 from proxy.control import files, fingerprint
 from proxy.control.candidate import (
     Candidate,

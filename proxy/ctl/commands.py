@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode
 
 from proxy.configfile.load import InvalidConfigError, read_file, state_dir_of
-from proxy.configfile.syntax import is_text
+from proxy.configtext.syntax import is_text
 from proxy.console import BAD_USAGE, FAILED, OK, InputError, read_secret
 from proxy.ctl import screen, show
 from proxy.ctl.ask import NOT_UNDERSTOOD, SOCKET_NAME, CtlError, ask

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from proxy.config import ProxyConfig
 from proxy.configfile.dump import dump
 from proxy.configfile.load import parse
-from proxy.configfile.spec import SETTINGS
+from proxy.configtext.sections import SETTINGS
 from proxy.networks import Networks
 from proxy.settings.egress import Family
 from proxy.settings.limits import LimitConfig, Per

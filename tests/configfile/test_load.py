@@ -17,8 +17,8 @@ from proxy.config import ProxyConfig
 from proxy.configfile import load as configfile
 from proxy.configfile.dump import dump
 from proxy.configfile.load import InvalidConfigError, load, parse
-from proxy.configfile.outline import Problem
-from proxy.configfile.spec import SETTINGS
+from proxy.configtext.outline import Problem
+from proxy.configtext.sections import SETTINGS
 from proxy.networks import Networks
 from proxy.settings.egress import Egress, Family
 from proxy.settings.limits import LimitConfig, Per

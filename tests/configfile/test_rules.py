@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from proxy.address import Address, IPAddress
-from proxy.configfile.document import edit
 from proxy.configfile.load import InvalidConfigError, Loaded, parse
+from proxy.configtext.document import edit
 from proxy.explain import explain
 from proxy.networks import Networks
 from proxy.policy.rules import Machine, Policy, Query

@@ -17,8 +17,8 @@ from proxy.config import ProxyConfig
 from proxy.configfile import build
 from proxy.configfile import load as configfile
 from proxy.configfile.load import InvalidConfigError
-from proxy.configfile.outline import MAX_BYTES
 from proxy.configfile.usersfile import UsersFile, read_users
+from proxy.configtext.outline import MAX_BYTES
 from proxy.control import files
 from proxy.control.candidate import Conflict, Outcome
 from proxy.control.keeper import Keeper

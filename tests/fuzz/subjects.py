@@ -17,7 +17,8 @@ from websockets.frames import Frame
 
 from proxy import idn, units
 from proxy.address import Address, Endpoint
-from proxy.configfile import document, load
+from proxy.configfile import load
+from proxy.configtext import document
 from proxy.errors import ConfigError, ProtocolError
 from proxy.http import bodies, heads, requests
 from proxy.parsers import Parser, run

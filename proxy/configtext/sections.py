@@ -2,31 +2,25 @@
 What a configuration file may have: its sections, their settings, and what to say of the rest.
 
 A setting is a field of a class in ``settings`` or ``config``, whose type says of what kind it is. Here they
-are put into their sections, and into a configspec, by which configobj checks their values.
+are put into their sections.
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import MISSING, fields
-from typing import Any
-
-from configobj import ConfigObj
-from configobj.validate import ValidateError, Validator
+from collections.abc import Collection, Mapping
 
 from proxy.address import is_unix
 from proxy.config import ProxyConfig
-from proxy.configfile.syntax import QUOTE_IT
 from proxy.redact import REDACTED, without_query
 from proxy.settings.kinds import ADDRESS, HEADERS, PATH, SECRET, TEXT, Kind, did_you_mean
 from proxy.settings.limits import LimitConfig
 from proxy.settings.listener import SHARED, ServerConfig
 from proxy.settings.rules import RuleConfig
-from proxy.settings.upstream import DIRECT, UpstreamConfig
+from proxy.settings.upstream import UpstreamConfig
 
 Path = tuple[str, ...]  # of a section: ("proxy",) or ("listeners", "web")
 
-_MANY = "__many__"
-_RESERVED = (_MANY, "___many___")  # in a configspec these stand for any name, so no name can be one of them
+MANY = "__many__"
+_RESERVED = (MANY, "___many___")  # in a configspec these stand for any name, so no name can be one of them
 NAMED = ("listeners", "upstreams", "rules", "limits")  # which have a section for each of them
 _CONTROL = "control_"  # with which the fields of [control] begin
 
@@ -37,7 +31,7 @@ _own = {key: kind for key, kind in _listener.items() if key != "name" and key no
 SETTINGS: Mapping[str, Mapping[str, Kind]] = {
     "proxy": {key: _listener[key] for key in SHARED}
     | {key: kind for key, kind in _program.items() if not key.startswith(_CONTROL)},
-    "auth_users": {_MANY: SECRET},
+    "auth_users": {MANY: SECRET},
     "listeners": _own | {"upstream": TEXT, "max_connections": _listener["max_connections"]},
     "control": {
         key.removeprefix(_CONTROL): kind for key, kind in _program.items() if key.startswith(_CONTROL)
@@ -46,12 +40,6 @@ SETTINGS: Mapping[str, Mapping[str, Kind]] = {
     # from is a word of Python's, so the field has a mark behind it.
     "rules": {key.rstrip("_"): kind for key, kind in RuleConfig.kinds.items() if key != "name"},
     "limits": {key.rstrip("_"): kind for key, kind in LimitConfig.kinds.items() if key != "name"},
-}
-_REQUIRED = {
-    (section, each.name)
-    for section, kind in (("listeners", ServerConfig), ("upstreams", UpstreamConfig), ("limits", LimitConfig))
-    for each in fields(kind)
-    if each.default is MISSING
 }
 
 
@@ -64,7 +52,7 @@ def settings_of(path: Path) -> Mapping[str, Kind]:
 def kind_of(path: Path, key: str) -> Kind | None:
     """Tell of what kind a setting is; None for one that there cannot be."""
     known = settings_of(path)
-    return known.get(key) or known.get(_MANY)
+    return known.get(key) or known.get(MANY)
 
 
 def is_secret(path: Path, key: str) -> bool:
@@ -138,7 +126,7 @@ def why_no_key(path: Path, key: str) -> str:
     known = settings_of(path)
     if key in _RESERVED:
         return "this name cannot be used"
-    if key in known or _MANY in known:
+    if key in known or MANY in known:
         return ""
     if key in SETTINGS:
         return f"is a section: write [{key}] on a line of its own"
@@ -153,58 +141,3 @@ def why_no_key(path: Path, key: str) -> str:
 def _homes_of(key: str) -> list[str]:
     homes = sorted((section for section, known in SETTINGS.items() if key in known), key=NAMED.__contains__)
     return [f"a section [[name]] below [{each}]" if each in NAMED else f"[{each}]" for each in homes]
-
-
-# What configobj is told
-
-
-def _check(kind: Kind, *, may_be_empty: bool = False) -> Callable[[str | list[str]], Any]:
-    """Make a check for the validator."""
-
-    def check(value: str | list[str]) -> Any:
-        if kind.has_commas:
-            value = [value] if isinstance(value, str) and value else list(value)
-        elif kind.is_list:
-            # In quotes it is one text.
-            value = ", ".join(value) if isinstance(value, list) else value
-            value = [part.strip() for part in value.split(",")] if value else []
-        elif isinstance(value, list):
-            raise ValidateError(f"has a comma: {QUOTE_IT}")
-        if may_be_empty and not value:
-            return None
-        try:
-            return kind.parse(value)
-        except ValueError as exc:
-            raise ValidateError(str(exc)) from None
-
-    return check
-
-
-def _names(value: str | list[str]) -> list[str]:
-    names = [value] if isinstance(value, str) else value
-    if not all(names) or not names:
-        raise ValidateError(f"is empty, or has an empty name: list upstreams, or write {DIRECT}")
-    if len(set(names)) < len(names):
-        raise ValidateError("has the same upstream twice")
-    return names
-
-
-def _configspec() -> tuple[ConfigObj, Validator]:
-    """Make what configobj checks a file with: its every setting has a check of its own."""
-    checks, spec = {}, {}
-    for section, known in SETTINGS.items():
-        lines = {}
-        for key, kind in known.items():
-            # The default of a setting is that of its field.
-            name = f"{section}_{key}"
-            lines[key] = name if (section, key) in _REQUIRED or key == _MANY else f"{name}(default=None)"
-            # A listener need not have a limit of its own, and [limits] need not limit everything.
-            may_be_empty = (section == "listeners" and key in SHARED) or section == "limits"
-            checks[name] = _check(kind, may_be_empty=may_be_empty and (section, key) not in _REQUIRED)
-        spec[section] = {_MANY: lines} if section in NAMED else lines
-    return ConfigObj(spec, interpolation=False, list_values=False, _inspec=True), Validator(
-        checks | {"listeners_upstream": _names}
-    )
-
-
-CONFIGSPEC, VALIDATOR = _configspec()

@@ -6,7 +6,7 @@ Above all: whatever is not known is treated as a secret. A password under a miss
 
 import pytest
 
-from proxy.configfile.spec import is_secret, knows, settings_of, shown, why_no_key, why_no_section
+from proxy.configtext.sections import is_secret, knows, settings_of, shown, why_no_key, why_no_section
 
 HIDDEN = "********"
 

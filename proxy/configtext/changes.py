@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Iterable, Iterator
 
 from proxy.accesslog import quoted
-from proxy.configfile.document import Document, Place, dotted, redact
-from proxy.configfile.spec import NAMED, Path, is_secret, shown
+from proxy.configtext.document import Document, Place, dotted, redact
+from proxy.configtext.sections import NAMED, Path, is_secret, shown
 
 _MOST_NAMES = 10
 _MOST_CHANGES = 20

@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxy.configfile import changes
+from proxy.configtext import changes
 
 GOOD = "[proxy]\ntimeout = 30s\n\n[auth_users]\nalice = wonderland\n"
 

@@ -8,9 +8,9 @@ from configobj import ConfigObj
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from proxy.configfile import changes
 from proxy.configfile import load as configfile
-from proxy.configfile.document import Document, edit, redact
+from proxy.configtext import changes
+from proxy.configtext.document import Document, edit, redact
 from proxy.errors import ConfigError
 
 TEXT = """\
@@ -226,7 +226,7 @@ def test_refuses_a_name_that_is_no_text(name: str) -> None:
 def test_a_value_that_reads_back_as_another_one_is_refused_whatever_the_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("proxy.configfile.document.syntax.quote", lambda text, **how: text.partition("#")[0])
+    monkeypatch.setattr("proxy.configtext.document.syntax.quote", lambda text, **how: text.partition("#")[0])
     with pytest.raises(ConfigError, match="read back"):
         edit(TEXT, [("auth_users.alice", "a#b")])
 

@@ -9,10 +9,10 @@ import codecs
 import re
 from dataclasses import dataclass
 
-from proxy.configfile import syntax
-from proxy.configfile.document import Document, Place
-from proxy.configfile.spec import Path, is_secret, kind_of, why_no_key, why_no_section
-from proxy.configfile.syntax import CONTROL, Fault, Header, Setting
+from proxy.configtext import syntax
+from proxy.configtext.document import Document, Place
+from proxy.configtext.sections import Path, is_secret, kind_of, why_no_key, why_no_section
+from proxy.configtext.syntax import CONTROL, Fault, Header, Setting
 from proxy.users import to_bytes
 
 MAX_BYTES = 16 << 20  # far more than any configuration; what is larger is another kind of file

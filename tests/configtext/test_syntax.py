@@ -7,7 +7,7 @@ from configobj import ConfigObj, ConfigObjError
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from proxy.configfile.syntax import Fault, Header, Setting, quote, quote_key, read_secret, read_value, scan
+from proxy.configtext.syntax import Fault, Header, Setting, quote, quote_key, read_secret, read_value, scan
 
 # What matters to an INI file, far more often than chance would bring it.
 TEXT = st.text(st.sampled_from("ab#%,;\"'=[] \t$\\\u00a0") | st.characters(codec="utf-8"), max_size=12)

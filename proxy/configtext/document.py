@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
-from proxy.configfile import syntax
-from proxy.configfile.spec import NAMED, SETTINGS, Path, is_secret, kind_of, knows, shown
-from proxy.configfile.syntax import CONTROL, Fault, Header, Setting
+from proxy.configtext import syntax
+from proxy.configtext.sections import NAMED, SETTINGS, Path, is_secret, kind_of, knows, shown
+from proxy.configtext.syntax import CONTROL, Fault, Header, Setting
 from proxy.errors import ConfigError
 from proxy.redact import REDACTED
 from proxy.settings.kinds import did_you_mean

@@ -4,8 +4,8 @@ import codecs
 
 import pytest
 
-from proxy.configfile.document import Document
-from proxy.configfile.outline import MAX_BYTES, Outline, Problem, why_no_text_file
+from proxy.configtext.document import Document
+from proxy.configtext.outline import MAX_BYTES, Outline, Problem, why_no_text_file
 
 TEXT = """\
 [proxy]
