@@ -56,19 +56,18 @@ def _make_program(keeper: Keeper) -> tuple[App, Program | None]:
         app = App(keeper.config, patient=True)
         return app, Alone(app)
     # Not where one process is enough, which is to be no bigger for it.
-    from proxy.workers.fleet import Fleet
-    from proxy.workers.handover import is_trial, received
-    from proxy.workers.together import Together
+    from proxy.supervisor.fleet import Fleet
+    from proxy.supervisor.handover import Handover, is_trial, received
+    from proxy.supervisor.together import Together
+    from proxy.supervisor.upgrade import Upgrade
 
-    handover = received()
-    fleet = Fleet(keeper.config, handover, patient=True)
+    before = received() or Handover()
+    fleet = Fleet(keeper.config, patient=True)
     if is_trial():
-        fleet.try_worker()
+        fleet.crew.try_one()
         return fleet, None
-    if handover:
-        keeper.outcomes.update(handover.outcomes)
-        fleet.take_over()
-    return fleet, Together(fleet)
+    keeper.outcomes.update(before.outcomes)
+    return fleet, Together(fleet, Upgrade(fleet, before))
 
 
 class _Control(Companion):

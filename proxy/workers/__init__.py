@@ -1,5 +1,3 @@
-"""Several processes that serve the same listeners, and the one that has these and serves no client."""
+"""One of several processes that serve the same listeners, and how it talks with the one that has these."""
 
-HANDED = "PROXY_SERVER_HANDED"  # the same of a program that takes another one's place,
-TRIAL = "PROXY_SERVER_TRIAL"  # and of one that only tries whether it could
 VARIABLE = "PROXY_SERVER_WORKER"  # of the environment, by which a process knows that it is one
