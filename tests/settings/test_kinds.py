@@ -1,16 +1,15 @@
 """A setting's kind says all that is known of its values, and stands with its field."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated, Any
 
 import pytest
 
 from proxy.configtext.sections import is_secret
-from proxy.errors import ConfigError
 from proxy.settings.checked import kinds_of
 from proxy.settings.kinds import Location, Seconds, Secret, SomeSeconds, at_least, one_of
-from proxy.settings.upstream import UpstreamConfig, UpstreamType
+from proxy.settings.upstream import UpstreamConfig
 
 
 class Colour(Enum):
@@ -112,13 +111,3 @@ def test_a_number_may_have_a_word_in_its_place(text: str, value: str | int) -> N
 def test_neither_the_word_nor_such_a_number_is_refused(text: str, why: str) -> None:
     with pytest.raises(ValueError, match=f"^{why}$"):
         UpstreamConfig.kinds["spare"].parse(text)
-
-
-def test_how_many_may_be_ready_is_what_is_set_or_eight() -> None:
-    """DESIGN 1.12; what goes out directly has nothing to be ready."""
-    way = UpstreamConfig("home", UpstreamType.SOCKS5, "127.0.0.1:1080")
-    assert [replace(way, spare=spare).most_spares for spare in ("auto", 0, 64)] == [8, 0, 64]
-    assert UpstreamConfig("line", UpstreamType.DIRECT).most_spares == 0
-    for wrong in ("many", -1, 65):
-        with pytest.raises(ConfigError):
-            replace(way, spare=wrong)
