@@ -126,8 +126,8 @@ class Outline:
             offset += len(to_bytes(f"{line.text}{line.end}\n"))
 
     def _pass_over(self) -> None:
-        """Pass over a section that is none: what stands in it, any listener and any upstream, is refused."""
-        self.refused |= {(("listeners",), ""), (("upstreams",), "")}
+        """Pass over a section that is none, and refuse what may stand in it: users, listeners, upstreams."""
+        self.refused |= {((section,), "") for section in ("auth_users", "listeners", "upstreams")}
 
     def _has_place(self, path: Path, header: Header, keys: set[str]) -> bool:
         """Tell whether there can be such a section, or report why there is none."""

@@ -590,6 +590,8 @@ tls_ca = noca.pem
     [
         (f"[auth_users]\nalice ={LISTENER}auth = required\n", 2),
         (f"[auth_users]\nalice = p#ss{LISTENER}auth = required\n", 2),
+        (f"[auth_user]\nalice = wonderland{LISTENER}auth = required\n", 1),
+        (f"[auth_users\nalice = wonderland{LISTENER}auth = required\n", 1),
         (f"[control]\nlisten_addr = 127.0.0.1:9180\ntoken = p#ss{LISTENER}", 3),
         (LISTENER.replace("127.0.0.1:1080", "127.0.0.1"), 5),
         (f"[upstreams\n[[home]]\ntype = direct{LISTENER}upstream = home\n", 1),
@@ -599,7 +601,17 @@ tls_ca = noca.pem
             9,
         ),
     ],
-    ids=["user", "password", "token", "address", "header", "proxy", "certificate"],
+    ids=[
+        "user",
+        "password",
+        "users",
+        "header of users",
+        "token",
+        "address",
+        "header",
+        "proxy",
+        "certificate",
+    ],
 )
 def test_what_follows_from_a_mistake_is_no_other_one(text: str, line: int) -> None:
     """Case 356."""
