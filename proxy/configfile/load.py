@@ -22,6 +22,7 @@ from proxy.configtext.outline import MAX_BYTES, Outline, Problem, why_no_text_fi
 from proxy.errors import ConfigError, is_shortage, reason_of
 from proxy.net.limits import from_reserve, untold_shortage
 from proxy.trust import Trust
+from proxy.users import is_hash, to_bytes
 
 
 class InvalidConfigError(ConfigError):
@@ -157,7 +158,7 @@ def _has_plain_secrets(config: ProxyConfig) -> bool:
         config.control_token
         or any(each.proxy_password or each.headers for each in config.upstreams)
         or any(
-            not password.startswith("scrypt$")
+            not is_hash(to_bytes(password))
             for name, password in config.auth_users.items()
             if name not in config.users_in_file
         )
