@@ -26,9 +26,9 @@ from proxy.errors import OverLimitError, PenaltyError
 from proxy.policy.limits import Bucket, Identity, Meter, identity_of
 from proxy.policy.penalties import Penalties
 from proxy.policy.selectors import is_for
-from proxy.relaying.throttle import Throttle
 from proxy.settings.limits import LimitConfig, Per
 from proxy.settings.listener import ServerConfig
+from proxy.sharing.throttle import Throttle
 
 _MOST_IDLE = 4096  # accounts of nobody that lives, which are kept because of what is owed to them
 # Clients a second that are heard out only to be told that no login of theirs is judged: each takes 0.5 ms,

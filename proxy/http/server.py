@@ -13,9 +13,9 @@ from proxy.http.refusals import PROXY_NAME, encode_response, refusal
 from proxy.http.requests import ProxyRequest, vet_proxy_request
 from proxy.relaying.channel import Channel
 from proxy.relaying.stream import Buffer, Stream
-from proxy.relaying.turns import TURNS
 from proxy.runtime import Runtime
 from proxy.session import Wanted
+from proxy.sharing.turns import TURNS
 
 CONNECTED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 

@@ -31,7 +31,7 @@ from typing import Any, Protocol
 from proxy.errors import ProtocolError
 from proxy.net.sock import GeventSocket, LoopSocket, take_over
 from proxy.relaying.splice import Pipe
-from proxy.relaying.turns import TURNS
+from proxy.sharing.turns import TURNS
 from proxy.tls.tlssocket import TlsSocket
 
 BUFFER_SIZE = 64 * 1024

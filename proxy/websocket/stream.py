@@ -47,7 +47,7 @@ from proxy.errors import ProtocolError, reason_of
 from proxy.net.deadline import Deadline, next_turn, wait
 from proxy.relaying.splice import Pipe
 from proxy.relaying.stream import BUFFER_SIZE, HEADROOM, Buffer, Ending, TcpStream
-from proxy.relaying.turns import TURNS
+from proxy.sharing.turns import TURNS
 from proxy.websocket.frames import (
     Close,
     CloseCode,

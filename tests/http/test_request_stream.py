@@ -15,7 +15,7 @@ from proxy.http.heads import parse_request
 from proxy.http.requests import vet_proxy_request
 from proxy.http.server import RequestStream
 from proxy.relaying.stream import Buffer, TcpStream
-from proxy.relaying.turns import FEW_FRAMES, FRAMES_AT_A_TIME, TURNS
+from proxy.sharing.turns import FEW_FRAMES, FRAMES_AT_A_TIME, TURNS
 from tests.relaying.test_relay import unread
 from tests.wire.greenlets import patience, tcp_pair, until
 

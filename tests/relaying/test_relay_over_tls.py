@@ -16,7 +16,7 @@ from gevent import socket
 from proxy.net.deadline import wait
 from proxy.relaying.relay import DataForwarder, Transfer
 from proxy.relaying.stream import Buffer, Ending, TcpStream, TlsStream
-from proxy.relaying.turns import FEW_FRAMES, FRAMES_AT_A_TIME
+from proxy.sharing.turns import FEW_FRAMES, FRAMES_AT_A_TIME
 from proxy.tls.contexts import ClientContext, client_context, server_context
 from proxy.tls.tlssocket import TlsSocket, accept_tls, connect_tls
 from proxy.websocket.stream import WebSocketStream

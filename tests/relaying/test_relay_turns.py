@@ -17,10 +17,11 @@ from gevent import socket
 from gevent import ssl as gevent_ssl
 
 from proxy.net.deadline import next_turn
-from proxy.relaying import relay as module
-from proxy.relaying import turns
-from proxy.relaying.relay import MUCH, DataForwarder
+from proxy.relaying import direction as module
+from proxy.relaying.direction import MUCH
+from proxy.relaying.relay import DataForwarder
 from proxy.relaying.stream import BUFFER_SIZE, Ending, Stream, TcpStream, TlsStream
+from proxy.sharing import turns
 from proxy.tls.contexts import server_context
 from proxy.tls.tlssocket import accept_tls
 from proxy.websocket.frames import Opcode, encode_header
@@ -181,7 +182,7 @@ def bytes_of_each_turn(
 ) -> Iterator[list[int]]:
     """Count what operations move between two looks of the event loop at its sockets."""
     counts = [0]
-    move = module._Direction._move
+    move = module.Direction._move
 
     def counting(self: Any) -> bool:
         before = self.moved
@@ -189,7 +190,7 @@ def bytes_of_each_turn(
         counts[-1] += count(self.moved - before)
         return goes_on
 
-    monkeypatch.setattr(module._Direction, "_move", counting)
+    monkeypatch.setattr(module.Direction, "_move", counting)
     look = gevent.get_hub().loop.check()
     look.start(lambda: counts.append(0))
     yield counts
@@ -200,13 +201,13 @@ def bytes_of_each_turn(
 def work_of_each_turn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Count the operations that move much, or flush."""
     with bytes_of_each_turn(monkeypatch, lambda moved: moved >= MUCH) as counts:
-        flush = module._Direction._flush
+        flush = module.Direction._flush
 
         def counting(self: Any) -> None:
             counts[-1] += 1
             flush(self)
 
-        monkeypatch.setattr(module._Direction, "_flush", counting)
+        monkeypatch.setattr(module.Direction, "_flush", counting)
         yield counts
 
 

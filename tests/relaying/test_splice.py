@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.relaying import splice
-from proxy.relaying.relay import MOST_IN_PIPES, DataForwarder
+from proxy.relaying.direction import MOST_IN_PIPES
+from proxy.relaying.relay import DataForwarder
 from proxy.relaying.splice import AVAILABLE, BIG_PIPE_SIZE, BIG_PIPES, PIPE_SIZE, PIPES, Pipe, PipePool
 from proxy.relaying.stream import Ending, Stream, TcpStream
 from proxy.websocket.stream import WebSocketStream

@@ -15,7 +15,7 @@ import pytest
 
 from proxy.relaying.relay import DataForwarder
 from proxy.relaying.stream import Buffer, Ending, TcpStream
-from proxy.relaying.turns import FEW_FRAMES, FRAMES_AT_A_TIME, TURNS
+from proxy.sharing.turns import FEW_FRAMES, FRAMES_AT_A_TIME, TURNS
 from proxy.websocket.frames import Decoder
 from proxy.websocket.stream import WebSocketStream
 from tests.wire.greenlets import PATIENCE, patience, settle, tcp_pair

@@ -8,8 +8,8 @@ import gevent
 import pytest
 from gevent import socket
 
-from proxy.relaying import turns as module
-from proxy.relaying.turns import FEW_FRAMES, FRAMES_AT_A_TIME, Turns
+from proxy.sharing import turns as module
+from proxy.sharing.turns import FEW_FRAMES, FRAMES_AT_A_TIME, Turns
 from tests.wire.greenlets import settle, until
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.relaying.throttle import CHUNK_TIME, Place, Throttle
+from proxy.sharing.throttle import CHUNK_TIME, Place, Throttle
 
 KIB, MIB = 1 << 10, 1 << 20
 SECONDS = 5.0

@@ -1,0 +1,1 @@
+"""What many connections have together, and in which order: turns of the event loop, and bandwidth."""
