@@ -1,5 +1,6 @@
 """What every test can rely on, and a certificate authority for those that speak TLS."""
 
+import gc
 import logging
 import resource
 import signal
@@ -31,6 +32,12 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 # How long an example takes is the machine's affair; what hangs has the timeout of its test.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+
+def pytest_collection_finish() -> None:
+    """Have the garbage collector look no more at thousands of tests, which stay as they are."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

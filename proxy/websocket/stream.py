@@ -9,7 +9,7 @@ What may never be violated:
   message or a Close from a peer that agreed on half-close.
 - Payload that came before a failure is good, and is given out before the failure is raised.
 - An operation decodes a bounded number of frames, and the rest is kept for a later turn
-  (``relaying.turns``). While there is such a rest nothing more is received.
+  (``sharing.turns``). While there is such a rest nothing more is received.
 
 What the peer sends:
 

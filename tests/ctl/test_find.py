@@ -42,7 +42,7 @@ def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Processes:
 @contextmanager
 def server(spelling: str = "") -> Iterator[Proxy]:
     """Run a server, perhaps with another spelling of its file's name."""
-    proxy = Proxy({"listeners": {"socks": socks_door()}})
+    proxy = Proxy({"listeners": {"socks": socks_door()}}, real=True)
     proxy.command[-1] = spelling.format(name=proxy.directory.name) or proxy.command[-1]
     with proxy:
         wait_until((proxy.directory / ".proxy" / "control.sock").exists, "the control socket")

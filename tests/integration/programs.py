@@ -13,12 +13,14 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, ClassVar, TypeVar
 
 import pytest
 
+from tests.wire.forks import Fork, Nursery
 from tests.wire.processes import listening_paths, listening_ports, sockets_of
 from tests.wire.sockets import Door, free_port
 from tests.wire.waits import wait_until
@@ -47,8 +49,17 @@ def _end_with_us() -> list[str]:
     return [str(setpriv), "--pdeathsig", "KILL", "--"] if usable else []
 
 
+@cache
+def _nursery() -> Nursery:
+    return Nursery(clean_environment("/"))
+
+
 class Program:
-    """A process and its group, with all it prints in one file."""
+    """
+    A process and its group, with all it prints in one file.
+
+    Our own program is mostly a fork (``tests.wire.forks``); with ``real`` it is a start as users have it.
+    """
 
     running: ClassVar[list["Program"]] = []
 
@@ -59,6 +70,7 @@ class Program:
         directory: Path | None = None,
         environment: Mapping[str, str] | None = None,
         stderr: int | None = None,
+        real: bool = False,
     ) -> None:
         # Not below pytest's own directory: its long names leave no room for a Unix socket's path.
         self._own_directory = None if directory else tempfile.TemporaryDirectory(prefix="pxt-")
@@ -67,10 +79,11 @@ class Program:
         self.environment = {**clean_environment(self.directory), **(environment or {})}
         self.log_path = self.directory / "output.log"
         self._stderr = stderr
-        self._process: subprocess.Popen[bytes] | None = None
+        self._real = real
+        self._process: subprocess.Popen[bytes] | Fork | None = None
 
     @property
-    def process(self) -> "subprocess.Popen[bytes]":
+    def process(self) -> "subprocess.Popen[bytes] | Fork":
         """The process, which must have been started."""
         assert self._process is not None, "not started"
         return self._process
@@ -87,16 +100,24 @@ class Program:
 
     def start(self) -> None:
         """Start the process; what it prints is appended to the log."""
-        with self.log_path.open("ab") as log:
-            self._process = subprocess.Popen(
-                [*_end_with_us(), *self.command],
-                cwd=self.directory,
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log if self._stderr is None else self._stderr,
-                start_new_session=True,
-            )
+        with self.log_path.open("ab") as log, open(os.devnull, "rb") as nothing:
+            stderr = log.fileno() if self._stderr is None else self._stderr
+            if not self._real and _can_be_a_fork(self.command, self.environment):
+                arguments, descriptors = (
+                    self.command[len(COMMAND) :],
+                    (nothing.fileno(), log.fileno(), stderr),
+                )
+                self._process = _nursery().start(arguments, self.directory, self.environment, descriptors)
+            else:
+                self._process = subprocess.Popen(
+                    [*_end_with_us(), *self.command],
+                    cwd=self.directory,
+                    env=self.environment,
+                    stdin=nothing,
+                    stdout=log,
+                    stderr=stderr,
+                    start_new_session=True,
+                )
         Program.running.append(self)
 
     def wait_listening(self, *places: int | Door) -> None:
@@ -183,8 +204,9 @@ class Proxy(Program):
         environment: Mapping[str, str] | None = None,
         stderr: int | None = None,
         starts: bool = True,
+        real: bool = False,
     ) -> None:
-        super().__init__((), environment=environment, stderr=stderr)
+        super().__init__((), environment=environment, stderr=stderr, real=real)
         self.config_path = self.directory / "proxy.ini"
         self.command = [*prefix, *COMMAND, "-c", str(self.config_path)]
         self.starts = starts  # False: it is expected to end by itself, or a test ends it
@@ -293,17 +315,44 @@ def run_proxy(
     environment: Mapping[str, str] | None = None,
     prefix: Sequence[str] = (),
     timeout: float = 90.0,
+    real: bool = False,
 ) -> "subprocess.CompletedProcess[bytes]":
     """Run our program to its end, and check that whatever it says has no traceback."""
     with tempfile.TemporaryDirectory(prefix="pxt-") as home:
-        done = subprocess.run(
-            [*prefix, *COMMAND, *arguments],
-            cwd=home,
-            env={**clean_environment(home), **(environment or {})},
-            input=stdin if isinstance(stdin, bytes) else None,
-            stdin=None if isinstance(stdin, bytes) else stdin,
-            capture_output=True,
-            timeout=timeout,
-        )
+        command = [*prefix, *COMMAND, *arguments]
+        variables = {**clean_environment(home), **(environment or {})}
+        if not real and isinstance(stdin, bytes) and _can_be_a_fork(command, variables):
+            done = _run_fork(arguments, home, variables, stdin, timeout)
+        else:
+            done = subprocess.run(
+                command,
+                cwd=home,
+                env=variables,
+                input=stdin if isinstance(stdin, bytes) else None,
+                stdin=None if isinstance(stdin, bytes) else stdin,
+                capture_output=True,
+                timeout=timeout,
+            )
     assert b"Traceback" not in done.stderr, done.stderr.decode(errors="replace")
     return done
+
+
+def _run_fork(
+    arguments: Sequence[str], home: str, environment: Mapping[str, str], stdin: bytes, timeout: float
+) -> "subprocess.CompletedProcess[bytes]":
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        given.write(stdin)
+        given.seek(0)
+        descriptors = given.fileno(), out.fileno(), err.fileno()
+        fork = _nursery().start(arguments, home, environment, descriptors)
+        try:
+            code = fork.wait(timeout)
+        finally:
+            fork.kill()
+        out.seek(0)
+        err.seek(0)
+        return subprocess.CompletedProcess(list(arguments), code, out.read(), err.read())
+
+
+def _can_be_a_fork(command: Sequence[str], environment: Mapping[str, str]) -> bool:
+    return tuple(command[: len(COMMAND)]) == COMMAND and _nursery().can_start(environment)
