@@ -57,8 +57,8 @@ class Builder:
         """Build the configuration, or report why there is none."""
         conf = self._validate()
         proxy, control = (self._values((name,), conf[name]) for name in ("proxy", "control"))
-        more = self._users_of(proxy.get("users_file", ""), conf)
-        users = Users(self._users(conf["auth_users"]) | more)
+        more = self._users_in_file(proxy.get("users_file", ""), conf)
+        users = Users(self._checked_users(conf["auth_users"]) | more)
         self._known_users = {**conf["auth_users"], **more}
         upstreams: dict[str, UpstreamConfig | None] = {}
         for name in conf["upstreams"]:
@@ -117,7 +117,8 @@ class Builder:
             if value is None or value != outline.secrets.get((path, key), value):
                 outline.report_at(path, key, f"cannot be read: {QUOTE_IT}")
 
-    def _users(self, users: Mapping[str, str]) -> dict[str, str]:
+    def _checked_users(self, users: Mapping[str, str]) -> dict[str, str]:
+        """Take the users who can be, and report the others."""
         for name, password in users.items():
             try:
                 check_user(name, password)
@@ -125,7 +126,7 @@ class Builder:
                 self._outline.report_at(("auth_users",), name, str(exc))
         return {name: users[name] for name in users if (("auth_users",), name) not in self._outline.refused}
 
-    def _users_of(self, path: str, conf: Mapping[str, Any]) -> dict[str, str]:
+    def _users_in_file(self, path: str, conf: Mapping[str, Any]) -> dict[str, str]:
         """Read the users of a file, or report what is wrong with it."""
         if not path or not self._with_files:
             return {}

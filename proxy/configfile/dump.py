@@ -32,7 +32,7 @@ def dump(config: ProxyConfig) -> str:
         _write_section(("proxy",), lambda key: getattr(config if hasattr(config, key) else first, key)),
         "\n".join(users),
         "[listeners]",
-        *(_write_section(("listeners", each.name), partial(_get, each)) for each in config.listeners),
+        *(_write_section(("listeners", each.name), partial(_of_listener, each)) for each in config.listeners),
         _write_section(("control",), lambda key: getattr(config, f"control_{key}")),
         "[upstreams]",
         *(_write_section(("upstreams", each.name), partial(_of_upstream, each)) for each in config.upstreams),
@@ -44,7 +44,7 @@ def dump(config: ProxyConfig) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def _get(listener: ServerConfig, key: str) -> Any:
+def _of_listener(listener: ServerConfig, key: str) -> Any:
     if key == "upstream":
         return [each.name for each in listener.upstream_config] or [DIRECT]
     return getattr(listener, key)
