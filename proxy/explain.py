@@ -7,11 +7,19 @@ address is judged before it is dialled. Only nothing is dialled.
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from proxy.accesslog import quoted, shortened
 from proxy.address import Address, IPAddress, split_authority
-from proxy.errors import ConfigError, DialError, LimitError, NotAClientError, ProtocolError, ProxyError
+from proxy.errors import (
+    ConfigError,
+    DialError,
+    Failure,
+    LimitError,
+    NotAClientError,
+    ProtocolError,
+    ProxyError,
+)
 from proxy.http.refusals import refusal
 from proxy.net.deadline import Deadline
 from proxy.net.dial import MOST_ADDRESSES, interleave
@@ -33,7 +41,7 @@ from proxy.policy.rules import (
 from proxy.routing import looking_up
 from proxy.settings.listener import ServerConfig, Strategy
 from proxy.settings.rules import RuleConfig
-from proxy.settings.upstream import UpstreamType
+from proxy.settings.upstream import UpstreamConfig, UpstreamType
 from proxy.socks5.codec import code_of
 
 _MOST_NAMED = 4  # entries of a list
@@ -121,71 +129,102 @@ def _judge(policy: Policy, config: ServerConfig, query: Query, look_up: LookUp, 
     if verdict.is_block:
         raise blocked(str(query.target), verdict)
     course = Course(policy, query, verdict)
-    if not _goes_directly(config, policy.ways(verdict)):
+    ways = policy.ways(verdict)
+    direct = next((way for way in ways if way.type is UpstreamType.DIRECT), None)
+    if not direct or not _goes_directly(config, ways):
         # Another way is taken first, so its addresses say only what happens if that cannot be had.
-        with suppress(DialError, LimitError):
-            ips = _addresses(policy.ways(verdict), query, look_up)
-            told["addresses"] = [_judged(course, ip)[0] for ip in ips]
-        allowed = any(each["goes"] for each in told["addresses"])
-        return _goes(policy.ways(verdict), directly=allowed)
-    ips = _addresses(policy.ways(verdict), query, look_up)
+        judged: list[_Judged] = []
+        if direct:
+            with suppress(DialError, LimitError):
+                judged = [_judge_address(course, direct, ip) for ip in _addresses(direct, query, look_up)]
+        told["addresses"] = [each.told for each in judged]
+        return _goes(ways, judged)
     try:
-        return _directly(policy, course, ips, told)
+        return _directly(policy, course, query, look_up, told)
     except ElsewhereError as exc:
         course.turn(exc.verdict)
         told["turned"] = _decided(policy, exc.verdict)
         if not _goes_directly(config, policy.ways(exc.verdict)):
-            return _goes(policy.ways(exc.verdict), directly=False)
-        return _directly(policy, course, ips, told)
+            return _goes(policy.ways(exc.verdict), [])
+        return _directly(policy, course, query, look_up, told)
 
 
 def _goes_directly(config: ServerConfig, ways: Ways) -> bool:
     """Tell whether a direct connection comes first, whatever the state of the upstreams."""
-    is_first = ways[0].type is UpstreamType.DIRECT
-    return is_first and (len(ways) == 1 or config.strategy is Strategy.FAILOVER)
+    directly = [way.type is UpstreamType.DIRECT for way in ways]
+    return all(directly) or (directly[0] and config.strategy is Strategy.FAILOVER)
 
 
-def _addresses(ways: Ways, query: Query, look_up: LookUp) -> Sequence[IPAddress]:
-    """Find the addresses that would be dialled from here."""
-    if all(way.type is not UpstreamType.DIRECT for way in ways):
-        return []
-    return [query.target.ip] if query.target.ip else interleave(look_up())[:MOST_ADDRESSES]
+def _addresses(way: UpstreamConfig, query: Query, look_up: LookUp) -> Sequence[IPAddress]:
+    """Find the addresses that a direct way would dial, and then those that it leaves out."""
+    if query.target.ip:
+        return [query.target.ip]
+    ips = interleave(look_up(), way.egress.preferred)
+    dialled = [ip for ip in ips if not way.egress.why_not(ip.version)]
+    return [*dialled[:MOST_ADDRESSES], *(ip for ip in ips if ip not in dialled)][:MOST_ADDRESSES]
 
 
-def _directly(policy: Policy, course: Course, ips: Sequence[IPAddress], told: Object) -> Object:
-    """Judge the addresses of a direct connection; raises ``ElsewhereError``, or why none is allowed."""
-    told["addresses"], refusals = [], []
-    for ip in ips:
-        judged, refusal = _judged(course, ip)
-        told["addresses"].append(judged)
-        if isinstance(refusal, ElsewhereError):
+def _directly(policy: Policy, course: Course, query: Query, look_up: LookUp, told: Object) -> Object:
+    """
+    Judge the addresses of the first direct way that does not leave out all of them.
+
+    Raises ``ElsewhereError``, or why none is dialled.
+    """
+    ways = policy.ways(course.verdict)
+    judged: list[_Judged] = []
+    for number, way in enumerate(ways):
+        if way.type is not UpstreamType.DIRECT:
+            return _goes(ways[number:], judged)
+        judged.clear()
+        for ip in _addresses(way, query, look_up):
+            judged.append(_judge_address(course, way, ip))
+            told["addresses"] = [each.told for each in judged]
+            if isinstance(judged[-1].refusal, ElsewhereError):
+                raise judged[-1].refusal
+        if any(each.told["goes"] for each in judged):
+            return _goes(ways[number:], judged)
+        if refusal := next((each.refusal for each in judged if each.refusal), None):
             raise refusal
-        refusals += [refusal] if refusal else []
-    if len(refusals) == len(ips):
-        raise refusals[0]
-    return _goes(policy.ways(course.verdict), directly=True)
+    raise DialError(f"{query.target}: {judged[0].told['why']}", Failure.NETWORK_UNREACHABLE)
 
 
-def _goes(ways: Ways, *, directly: bool) -> Object:
-    return {"goes": True, "by": [way.name for way in ways if directly or way.type is not UpstreamType.DIRECT]}
+class _Judged(NamedTuple):
+    """What becomes of an address, and what keeps it from being dialled, if a rule does."""
+
+    ip: IPAddress
+    told: Object
+    refusal: NotAllowedError | ElsewhereError | None = None
 
 
-def _judged(course: Course, ip: IPAddress) -> tuple[Object, NotAllowedError | ElsewhereError | None]:
-    """Judge an address, and say what keeps it from being dialled."""
+def _judge_address(course: Course, way: UpstreamConfig, ip: IPAddress) -> _Judged:
+    def out(rule: str, why: str, refusal: NotAllowedError | ElsewhereError | None = None) -> _Judged:
+        return _Judged(ip, {"ip": str(ip), "goes": False, "rule": rule, "why": why}, refusal)
+
+    left_out = way.egress.why_not(ip.version)
     try:
-        course.check(ip)
+        # Of those of a name, one that is left out is not even judged.
+        if not left_out or course.target.ip:
+            course.check(ip)
     except NotAllowedError as exc:
-        return {"ip": str(ip), "goes": False, "rule": exc.rule, "why": exc.why}, exc
+        return out(exc.rule, exc.why, exc)
     except ElsewhereError as exc:
         rule = exc.verdict.rule
-        return {
-            "ip": str(ip),
-            "goes": False,
-            "rule": rule.name if rule else "",
-            "why": "goes another way",
-        }, exc
+        return out(rule.name if rule else "", "goes another way", exc)
+    if left_out:
+        return out("", left_out)
     rule = course.verdict.rule
-    return {"ip": str(ip), "goes": True, "rule": rule.name if rule else "", "why": ""}, None
+    return _Judged(ip, {"ip": str(ip), "goes": True, "rule": rule.name if rule else "", "why": ""})
+
+
+def _goes(ways: Ways, judged: Sequence[_Judged]) -> Object:
+    """Name the ways by which it goes, as a direct one leaves out addresses that others do not."""
+    ips = [each.ip for each in judged if not each.refusal]
+    by = [
+        way.name
+        for way in ways
+        if way.type is not UpstreamType.DIRECT or any(not way.egress.why_not(ip.version) for ip in ips)
+    ]
+    return {"goes": True, "by": by}
 
 
 def _refused(exc: ProxyError) -> Object:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy import routing
-from proxy.address import Address, IPAddress
+from proxy.address import Address
 from proxy.client import Connected
 from proxy.ctl import show
 from proxy.errors import DialError, Failure, ProxyError
@@ -28,6 +28,7 @@ from proxy.net.lookup import Found
 from proxy.networks import Networks
 from proxy.policy.rules import Machine, Policy, Query
 from proxy.routing import Router
+from proxy.settings.egress import Family
 from proxy.settings.listener import ServerConfig
 from proxy.settings.protocols import Protocol
 from proxy.settings.rules import RuleConfig
@@ -37,7 +38,9 @@ from proxy.upstream import Ways
 
 HOME = UpstreamConfig("home", UpstreamType.SOCKS5, "192.0.2.1:1080")
 BACKUP = UpstreamConfig("backup", UpstreamType.SOCKS5, "192.0.2.2:1080")
-UPSTREAMS = {"direct": DIRECT_UPSTREAM, "home": HOME, "backup": BACKUP}
+ONLY_4 = UpstreamConfig("only4", UpstreamType.DIRECT, family=Family.IPV4_ONLY)
+FROM_6 = UpstreamConfig("from6", UpstreamType.DIRECT, source="2001:db8::1")
+UPSTREAMS = {"direct": DIRECT_UPSTREAM, "home": HOME, "backup": BACKUP, "only4": ONLY_4, "from6": FROM_6}
 CLIENT = ip_address("198.51.100.7")
 
 NAMES: Mapping[str, Sequence[str]] = {
@@ -62,7 +65,11 @@ def _resolver(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Way:
-    """A choice among upstreams of which the first answers; a direct one judges addresses as ``dial`` does."""
+    """
+    A choice among upstreams of which the first answers; a direct one judges addresses as ``dial`` does.
+
+    One that leaves out all that there are has failed.
+    """
 
     def __init__(self, ways: tuple[UpstreamConfig, ...]) -> None:
         self.ways = ways
@@ -70,15 +77,23 @@ class Way:
 
     def dial(self, target: Address, deadline: Deadline, check: Check) -> Connected:
         """Connect, in name only."""
-        first = self.ways[0]
-        return Connected(
-            cast(Any, None), None, self._directly(target, check) if first is DIRECT_UPSTREAM else first.name
-        )
+        for way in self.ways:
+            is_direct = way.type is UpstreamType.DIRECT
+            via = self._directly(way, target, check) if is_direct else way.name
+            if via:
+                return Connected(cast(Any, None), None, via)
+        raise DialError(f"{target} is left out", Failure.NETWORK_UNREACHABLE)
 
-    def _directly(self, target: Address, check: Check) -> str:
-        ips: list[IPAddress] = [target.ip] if target.ip else interleave(resolve(target.host).ips)
+    def _directly(self, way: UpstreamConfig, target: Address, check: Check) -> str:
+        out = way.egress
+        if target.ip:
+            check(target.ip)
+            return "" if out.why_not(target.ip.version) else f"{way.name} to {target.ip}"
+        ips = [ip for ip in resolve(target.host).ips if not out.why_not(ip.version)]
+        if not ips:
+            return ""
         refusals, dialled = [], []
-        for ip in ips:
+        for ip in interleave(ips, out.preferred):
             try:
                 check(ip)
                 dialled.append(ip)
@@ -86,7 +101,7 @@ class Way:
                 refusals.append(exc)
         if not dialled:
             raise refusals[0]
-        return f"direct to {' '.join(map(str, dialled))}"
+        return f"{way.name} to {' '.join(map(str, dialled))}"
 
 
 class AllWays:
@@ -234,6 +249,19 @@ def test_only_a_name_is_said_to_be_looked_up() -> None:
     assert "looked up here: 10.1.2.3\n" in show.explanation(told(config, "corp.example:80"))
 
 
+def test_addresses_that_a_direct_way_leaves_out_are_told_and_do_not_go() -> None:
+    answer = told(listener(upstream_config=(ONLY_4,), guard="self"), "public.example:80")
+    assert [(each["ip"], each["goes"]) for each in answer["addresses"]] == [
+        ("203.0.113.5", True),
+        ("2001:db8::5", False),
+    ]
+    assert "  2001:db8::5  family = ipv4_only leaves IPv6 out" in show.explanation(answer).splitlines()
+    refused = told(listener(upstream_config=(ONLY_4,), guard="self"), "[2001:db8::5]:80")
+    assert refused["failure"] == "[2001:db8::5]:80: family = ipv4_only leaves IPv6 out"
+    by_backup = told(listener(upstream_config=(FROM_6, BACKUP), guard="self"), "203.0.113.5:80")
+    assert by_backup["by"] == ["backup"]
+
+
 def test_people_are_told_which_rule_has_a_connection_go_another_way() -> None:
     config = listener(rule("intranet", to="10.0.0.0/8", action="home"))
     lines = show.explanation(told(config, "corp.example:80")).splitlines()
@@ -256,7 +284,9 @@ some_rules = st.lists(
         rule,
         st.just("some"),
         to=st.lists(st.sampled_from(_SOME_TARGETS), max_size=2, unique=True).map(", ".join),
-        action=st.sampled_from(["allow", "block", "home", "direct", "home, direct", "direct, backup"]),
+        action=st.sampled_from(
+            ["allow", "block", "home", "direct", "home, direct", "direct, backup", "only4", "from6, backup"]
+        ),
         port=st.sampled_from([Ports(), Ports(["80"]), Ports(["1-1080"])]),
         user=st.sampled_from([(), ("alice",)]),
         from_=st.sampled_from([Networks(), Networks(["198.51.100.0/24"]), Networks(["192.0.2.1"])]),
@@ -281,7 +311,17 @@ targets = st.builds(
     targets,
     st.sampled_from(["", "alice"]),
     st.sampled_from(["auto", "off", "metadata", "self", "private"]),
-    st.sampled_from([(), (HOME,), (HOME, DIRECT_UPSTREAM), (DIRECT_UPSTREAM, BACKUP)]),
+    st.sampled_from(
+        [
+            (),
+            (HOME,),
+            (HOME, DIRECT_UPSTREAM),
+            (DIRECT_UPSTREAM, BACKUP),
+            (ONLY_4,),
+            (ONLY_4, BACKUP),
+            (FROM_6, ONLY_4),
+        ]
+    ),
 )
 def test_explain_says_what_happens(
     rules: list[RuleConfig], target: str, user: str, guard: str, ways: tuple[UpstreamConfig, ...]
@@ -299,12 +339,12 @@ def test_explain_says_what_happens(
             assert by_rule == (answer["addresses"] or [{"rule": answer["decided"]["rule"]}])[0]["rule"]
         return
     assert outcome.split()[0] == answer["by"][0]
-    if outcome.startswith("direct"):
+    if " to " in outcome:
         dialled = [each["ip"] for each in answer["addresses"] if each["goes"]]
-        assert outcome == f"direct to {' '.join(dialled)}"
+        assert outcome == f"{answer['by'][0]} to {' '.join(dialled)}"
     else:
         assert by_rule == (answer.get("turned") or answer["decided"])["rule"]
 
 
 def _failure(answer: dict[str, Any]) -> str:
-    return {2: "NOT_ALLOWED", 4: "NAME_NOT_FOUND"}[answer["socks"]]
+    return {2: "NOT_ALLOWED", 3: "NETWORK_UNREACHABLE", 4: "NAME_NOT_FOUND"}[answer["socks"]]

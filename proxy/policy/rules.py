@@ -260,6 +260,11 @@ class Course:
         self._is_settled = False
         self.verdict = verdict  # the one by which it goes now
 
+    @property
+    def target(self) -> Address:
+        """The target as it was written."""
+        return self._query.target
+
     def check(self, ip: IPAddress) -> None:
         """Let an address be dialled; raises ``NotAllowedError`` if not, or else ``ElsewhereError``."""
         check(ip)
