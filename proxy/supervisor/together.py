@@ -54,7 +54,7 @@ class Together(Alone):
     def end_connection(self, name: str) -> bool:
         """End a connection by its id, and tell whether there is one."""
         number, _, _ = name.partition("-")
-        workers = [each for each in self._crew.handles if str(each.number) == number]
+        workers = [each for each in self._crew.serving if str(each.number) == number]
         try:
             return any(each.ask("end_connection", name, within=_PATIENCE) for each in workers)
         except GoneError:

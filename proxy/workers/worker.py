@@ -125,6 +125,7 @@ class Worker(Companion):
         self._limiter = SharedLimiter()
         self._app: App
         self._told: Alone
+        self._has_begun = False  # before, there is neither
         questions = (
             self.hello, self.serve, self.plan, self.change, self.forget, self.arrived_at, self.pause,
             self.resume, self.report, self.connections, self.refusals, self.end_connection, self.forgive,
@@ -154,6 +155,7 @@ class Worker(Companion):
             )
             self._told = Alone(self._app)
             self._app.companion = self
+            self._has_begun = True
             gevent.spawn(self._publish)
             self._app.run()
         except ProxyError as exc:
@@ -185,11 +187,10 @@ class Worker(Companion):
                 each.publish()
 
     def _lost(self) -> None:
-        app = getattr(self, "_app", None)
-        if app is None:
+        if not self._has_begun:
             os._exit(FAILED)  # it has served nobody yet
-        if not app.draining:
-            app.stop()
+        if not self._app.draining:
+            self._app.stop()
 
     # -- the turning points of its life
 
@@ -277,7 +278,7 @@ class Worker(Companion):
 
     def forgive(self, client: IPAddress) -> None:
         """Hold nothing against an address any more."""
-        self._told.forgive(client)
+        self._limiter.penalties.forgive(client, monotonic())
 
     def failed(self, client: Address, penalty: float) -> None:
         """Note that a login failed elsewhere."""
@@ -303,7 +304,8 @@ class Worker(Companion):
 
     def reopen_logs(self) -> None:
         """Open the log files anew; the supervisor says what there is to say of it."""
-        self._app.reopen_logs()
+        if self._has_begun:  # else they are still to be opened
+            self._app.reopen_logs()
 
     def _put(self, names: Sequence[str], sockets: Sequence[socket.socket]) -> None:
         for name, sock in zip(names, sockets, strict=True):

@@ -145,6 +145,33 @@ def test_one_that_hangs_is_killed_and_replaced(stack: ExitStack, echo: Target) -
     assert works(come(stack, node, echo))
 
 
+def starting(node: Proxy) -> int:
+    """Have a worker replaced, and stop the new one before it serves; returns its process id."""
+    known = {each["pid"] for each in workers_of(node)}
+    os.kill(workers_of(node)[0]["pid"], signal.SIGKILL)
+    (pid,) = wait_until(lambda: children(node.pid) - known, "another one")
+    os.kill(pid, signal.SIGSTOP)
+    assert [each["state"] for each in workers_of(node) if each["pid"] == pid] == ["starting"]
+    return int(pid)
+
+
+def children(pid: int) -> set[int]:
+    return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+def test_what_all_are_told_does_not_end_one_that_starts(stack: ExitStack, echo: Target) -> None:
+    node = started(stack, run())
+    pid = starting(node)
+    node.signal(signal.SIGHUP)
+    node.wait_for_log("the configuration is unchanged")
+    ctl(node, "forgive", "192.0.2.1")
+    assert ctl(node, "kill", "3-1").returncode == 1
+    os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: pid in running(node), "it to serve")
+    assert node.log.count("ended unasked") == 1
+    assert "internal error" not in node.log
+
+
 # -- what holds for all
 
 
