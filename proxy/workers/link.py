@@ -30,7 +30,7 @@ from gevent.event import AsyncResult, Event
 from proxy.errors import ProxyError
 
 _HEAD = struct.Struct("!IH")  # how long a message is, and how many sockets come with it
-_MOST_SOCKETS = 250  # with one message: Linux takes 253
+_MOST_SOCKETS = 250  # at a time: Linux takes 253
 _AT_ONCE = 1 << 18  # bytes
 _CLOSED_IN_CHILDREN: int = getattr(std_socket, "MSG_CMSG_CLOEXEC", 0)
 
@@ -126,7 +126,6 @@ class Link:
     # -- bytes
 
     def _send(self, message: tuple[int, str, Any], sockets: Sequence[socket.socket] = ()) -> None:
-        assert len(sockets) <= _MOST_SOCKETS
         data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
         self._outbox.append((_HEAD.pack(len(data), len(sockets)) + data, sockets))
         self._has_mail.set()
@@ -139,10 +138,12 @@ class Link:
                 data, sockets = self._outbox.popleft()
                 self._is_writing = True
                 try:
-                    if sockets:
-                        rights = array.array("i", [each.fileno() for each in sockets])
+                    for first in range(0, len(sockets), _MOST_SOCKETS):
+                        some = sockets[first : first + _MOST_SOCKETS]
+                        rights = array.array("i", [each.fileno() for each in some])
                         kind = (std_socket.SOL_SOCKET, std_socket.SCM_RIGHTS, rights)
-                        data = data[self._sock.sendmsg([data], [kind]) :]
+                        # Some go along with the first byte, and others with the next.
+                        data = data[self._sock.sendmsg([data[:1]], [kind]) :]
                     self._sock.sendall(data)
                 except OSError:
                     self.close()  # as its reader notices, who says so to all

@@ -94,6 +94,15 @@ def test_sockets_go_along_with_their_message(ends: Ends) -> None:
         assert [each.get(timeout=10) for each in asked] == [[name] for name in names]
 
 
+def test_a_message_takes_along_more_sockets_than_the_kernel_takes_at_a_time(ends: Ends) -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        names = [sock.getsockname()] * 600
+        asked = [gevent.spawn(ends.near.ask, "names", sockets=[sock] * 600) for _ in range(3)]
+        assert [each.get(timeout=10) for each in asked] == [names] * 3
+        assert ends.near.ask("names", sockets=[sock]) == names[:1]
+
+
 def test_no_answer_in_time_is_an_error(ends: Ends) -> None:
     with pytest.raises(GoneError, match=r"no answer for 0\.05 s"):
         ends.near.ask("wait", within=0.05)
