@@ -142,15 +142,17 @@ class Handle:
 
 def begin_worker(table: Table) -> tuple[int, socket.socket, bytes]:
     """Start a process that is a worker; raises ``ProxyError``."""
-    ours, theirs = socket.socketpair(std_socket.AF_UNIX, std_socket.SOCK_STREAM)
     gevent.get_hub().loop.install_sigchld()
     try:
-        return _spawn((theirs.fileno(), table.fd)), ours, b""
+        ours, theirs = socket.socketpair(std_socket.AF_UNIX, std_socket.SOCK_STREAM)
+        with theirs:
+            try:
+                return _spawn((theirs.fileno(), table.fd)), ours, b""
+            except OSError:
+                ours.close()
+                raise
     except OSError as exc:
-        ours.close()
         raise ProxyError(f"cannot start a worker: {reason_of(exc)}") from exc
-    finally:
-        theirs.close()
 
 
 def _spawn(descriptors: Sequence[int]) -> int:

@@ -7,6 +7,7 @@ DESIGN 1.13. Which of them serves a client is for the program to say, so no test
 import os
 import shutil
 import signal
+import subprocess
 import threading
 from collections import Counter
 from contextlib import ExitStack, closing, suppress
@@ -170,6 +171,21 @@ def test_what_all_are_told_does_not_end_one_that_starts(stack: ExitStack, echo: 
     wait_until(lambda: pid in running(node), "it to serve")
     assert node.log.count("ended unasked") == 1
     assert "internal error" not in node.log
+
+
+def test_one_that_cannot_be_started_for_now_is_started_later(stack: ExitStack) -> None:
+    node = started(stack, run())
+    dead = workers_of(node)[0]["pid"]
+    allow_files(node, 5)  # it has more, but gets no other
+    os.kill(dead, signal.SIGKILL)
+    node.wait_for_log("cannot start a worker: Too many open files")
+    allow_files(node, 4096)
+    wait_until(lambda: len(running(node)) == 2, "another one")
+    assert "internal error" not in node.log
+
+
+def allow_files(node: Proxy, most: int) -> None:
+    subprocess.run(["prlimit", f"--nofile={most}:", "-p", str(node.pid)], check=True, timeout=30)
 
 
 # -- what holds for all
