@@ -233,9 +233,12 @@ class Crew:
         self._undo(why)
         self._changed_at = None  # what was gone back to is not gone back from
 
-    def change(self, size: int) -> None:
-        """Take note that the configuration has changed, and have so many workers."""
+    def note_change(self) -> None:
+        """Take note that the configuration has become another one."""
         self._changed_at, self._deaths_since = monotonic(), 0
+
+    def resize(self, size: int) -> None:
+        """Have so many workers."""
         self._size = size
         for row, handle in list(self._by_row.items()):
             if row >= size:

@@ -152,10 +152,13 @@ class Fleet(App):
             given = [(server.config.name, sock) for server, socks in plan.sockets.items() for sock in socks]
             for each in workers:
                 self._have_changed(each, given)
+            is_other = config != self.config
             notes = self.change(config, plan)
             self._ticket_secret = secret
             self._note_handed_out()
-            self.crew.change(config.workers)
+            if is_other:  # a reload that changes nothing cannot be taken back
+                self.crew.note_change()
+            self.crew.resize(config.workers)
             return notes
 
     def _have_planned(self, workers: Sequence[Handle], config: ProxyConfig, secret: bytes) -> None:

@@ -378,6 +378,18 @@ def test_three_deaths_after_a_change_take_it_back(stack: ExitStack, echo: Target
     assert works(come(stack, node, echo))
 
 
+def test_deaths_speak_against_a_change_only(stack: ExitStack) -> None:
+    node = started(stack, run())
+    node.signal(signal.SIGHUP)
+    node.wait_for_log("the configuration is unchanged")
+    dead: set[int] = set()
+    for _ in range(3):
+        dead.add(workers_of(node)[-1]["pid"])
+        os.kill(workers_of(node)[-1]["pid"], signal.SIGKILL)
+        wait_until(lambda: len(running(node) - dead) == 2, "another one")
+    assert "taken back" not in node.log
+
+
 def test_an_operator_ends_a_connection_by_its_name(stack: ExitStack, echo: Target) -> None:
     node = started(stack, run())
     tunnels = [come(stack, node, echo) for _ in range(4)]
