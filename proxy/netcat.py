@@ -15,9 +15,9 @@ from proxy.console import FAILED, KILLED, OK
 from proxy.lines import say
 from proxy.net.deadline import Deadline
 from proxy.relaying.relay import DataForwarder, Relay
-from proxy.relaying.stdio import StdioStream
 from proxy.relaying.stream import Ending
 from proxy.settings.upstream import UpstreamConfig
+from proxy.stdio import StdioStream
 from proxy.upstream import make_client
 
 _LAST_WORD = 2.0  # seconds in which a client that is told to end says so to the far end

@@ -5,8 +5,8 @@ import os
 import gevent
 
 from proxy.relaying.relay import DataForwarder
-from proxy.relaying.stdio import StdioStream
 from proxy.relaying.stream import Ending
+from proxy.stdio import StdioStream
 from tests.wire.greenlets import Pair, send_and_end, settle
 from tests.wire.sockets import read_to_end
 
