@@ -10,9 +10,9 @@ import signal
 _FOR_SERVERS = (signal.SIGHUP, signal.SIGUSR1)
 
 
-def block() -> None:
-    """Let them wait; to be called before any thread begins."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, (*_FOR_SERVERS, signal.SIGINT))
+def block(*more: int) -> None:
+    """Let them wait, and more of them; to be called before any thread begins."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, (*_FOR_SERVERS, signal.SIGINT, *more))
 
 
 def unblock_interrupt() -> None:
@@ -22,4 +22,4 @@ def unblock_interrupt() -> None:
 
 def unblock() -> None:
     """Take the others too: by a server's handlers, or by the default action, which ends the program."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _FOR_SERVERS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (*_FOR_SERVERS, signal.SIGTERM))

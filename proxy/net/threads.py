@@ -5,6 +5,7 @@ Native threads are for what would block every connection at once: name lookups, 
 log that stalls, and whatever reads, judges or writes the configuration. Everything else runs in greenlets.
 """
 
+import signal
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from proxy.errors import LimitError
 
 T = TypeVar("T")
 
+_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _IDLE_THREAD = 10  # seconds until a thread without work ends
 
 
@@ -151,6 +153,7 @@ class _Raised:
 
 
 def _outcome(function: Callable[[], T]) -> T | _Raised:
+    _take_no_signals()
     try:
         return function()
     except Exception as exc:
@@ -160,7 +163,17 @@ def _outcome(function: Callable[[], T]) -> T | _Raised:
 def start_thread(function: Callable[[], None]) -> None:
     """Start a native thread that runs beside the event loop and ends with the process."""
     start: Callable[[Callable[[], None], tuple[()]], int] = get_original("_thread", "start_new_thread")
-    start(function, ())
+
+    def run() -> None:
+        _take_no_signals()
+        function()
+
+    start(run, ())
+
+
+def _take_no_signals() -> None:
+    """Leave them to the thread of the event loop: where that has them wait, nobody else shall take them."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
 
 
 class Task(Generic[T]):

@@ -9,6 +9,7 @@ What may never be violated:
 
 - As long as it may still fail, nothing has been given away: who cannot be replaced goes on.
 - The new program has what this one had: sockets, workers, counters, penalties, numbers.
+- A signal is for this program or for the new one, and never for neither.
 """
 
 import logging
@@ -77,27 +78,33 @@ class Upgrade:
     def _give_place(self, outcomes: Counter[str]) -> None:
         fleet = self._fleet
         with fleet.changing:
-            if fleet.draining:
-                return
-            log.info("the program is started anew, and its workers take over")
-            handles = fleet.crew.handles
-            received = {each: each.link.leave_off() for each in handles}
-            handover = self._handover(outcomes, received)
-            listening = [fd for several in handover.listening.values() for fd in several]
-            environment = fleet.companion.replaced()
-            fleet.finish_logs()
-            signals.block()
-            try:
-                take_place(handover, environment, [*listening, *(each.link.fileno() for each in handles)])
-            except OSError as exc:
-                signals.unblock()
-                signals.unblock_interrupt()
-                for each in handles:
-                    each.link.start()
+            signals.block(signal.SIGTERM)  # what comes from now on is for the new program,
+            gevent.sleep(_BREATH)  # and what has come before is taken by now
+            problem = "" if fleet.draining else self._start_anew(outcomes)
+            signals.unblock()
+            signals.unblock_interrupt()
+            if problem:
                 fleet.companion.reloaded()
-                problem = f"{sys.executable}: {reason_of(exc)}"
                 log.error("the program cannot be started anew, and this one goes on: %s", problem)
-                self._failed = _outcome(handover.upgrades, __version__, problem)
+
+    def _start_anew(self, outcomes: Counter[str]) -> str:
+        """Start the program anew in this process; returns why that was not to be."""
+        fleet = self._fleet
+        log.info("the program is started anew, and its workers take over")
+        handles = fleet.crew.handles
+        received = {each: each.link.leave_off() for each in handles}
+        handover = self._handover(outcomes, received)
+        listening = [fd for several in handover.listening.values() for fd in several]
+        environment = fleet.companion.replaced()
+        fleet.finish_logs()
+        try:
+            take_place(handover, environment, [*listening, *(each.link.fileno() for each in handles)])
+        except OSError as exc:
+            for each in handles:
+                each.link.start()
+            problem = f"{sys.executable}: {reason_of(exc)}"
+            self._failed = _outcome(handover.upgrades, __version__, problem)
+        return problem
 
     def _handover(self, outcomes: Counter[str], received: Mapping[Handle, bytes]) -> Handover:
         fleet, now = self._fleet, monotonic()

@@ -595,6 +595,40 @@ def test_a_program_that_does_not_get_ready_changes_nothing(
     assert works(come(stack, node, echo))
 
 
+def test_a_stop_in_the_midst_of_an_upgrade_is_obeyed(stack: ExitStack, tmp_path: Path) -> None:
+    # A log that nobody reads: the program waits a second for it before it is another one.
+    reader, writer = os.pipe()
+    stack.callback(os.close, reader)
+    environment = {"PYTHONPATH": str(program_of(tmp_path))}
+    config = {"proxy": {"workers": 2}, "listeners": {"socks": socks_door(auth="none")}}
+    node = Proxy(config, environment=environment, stderr=writer, starts=False)
+    started(stack, node)
+    os.close(writer)
+    fill(reader)
+    with closing(connect((str(control_socket(node)), 0))) as sock:
+        sock.sendall(b"POST /upgrade HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}")
+        assert b" 202 " in sock.recv(100)
+    began = monotonic()
+    wait_until(lambda: monotonic() - began > 0.8, "it to be under way")
+    node.signal(signal.SIGTERM)
+    threading.Thread(target=read_all, args=[os.dup(reader)], daemon=True).start()
+    assert node.wait(20) == 0
+
+
+def fill(reader: int) -> None:
+    """Fill a pipe, by an end of our own, so that the other writers wait."""
+    own = os.open(f"/proc/self/fd/{reader}", os.O_WRONLY | os.O_NONBLOCK)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(own, bytes(4096))
+    os.close(own)
+
+
+def read_all(reader: int) -> None:
+    while os.read(reader, 1 << 16):
+        pass
+
+
 def test_limits_count_those_of_the_program_before(stack: ExitStack, echo: Target, tmp_path: Path) -> None:
     node = upgradable(stack, tmp_path)
     said(ctl(node, "set", "limits.fair.per", "client", "limits.fair.connections", "5"))
