@@ -5,6 +5,7 @@ This is where the control plane meets the data plane, which knows nothing of it.
 """
 
 import logging
+import os
 from collections.abc import Mapping
 
 from proxy.app import App, Companion
@@ -18,6 +19,7 @@ from proxy.control.watcher import Watcher
 from proxy.ctl.ask import why_not_ours
 from proxy.lines import begin, say
 from proxy.net.sock import GeventSocket
+from proxy.supervisor import HANDED
 from proxy.trust import Trust
 
 
@@ -52,7 +54,8 @@ def serve(path: str, *, last_good: bool = False) -> None:
 
 def _make_program(keeper: Keeper) -> tuple[App, Program | None]:
     """Make the program; where this is only a trial whether it could be made, there is none."""
-    if keeper.config.workers == 1:
+    # In the place of a supervisor comes another one, whatever the file says by now.
+    if keeper.config.workers == 1 and HANDED not in os.environ:
         app = App(keeper.config, patient=True)
         return app, Alone(app)
     # Not where one process is enough, which is to be no bigger for it.

@@ -144,7 +144,7 @@ class Crew:
         for each in self._before:
             handle = self._handle(each.number, each.row, (each.pid, adopt(each.link), each.received))
             handle.snapshot, handle.began = each.snapshot, monotonic() - each.age
-            handle.is_serving, handle.is_leaving = True, each.is_leaving
+            handle.has_begun, handle.is_leaving = True, each.is_leaving
             handle.link.tell("count_anew")
             self._leaving.append(handle)
             if not each.is_leaving:
@@ -248,6 +248,13 @@ class Crew:
         for row in range(size):
             if row not in self._by_row:
                 gevent.spawn(self._replace, row, 0.0)
+
+    def give_up_starting(self) -> None:
+        """Have none but those that serve, until ``resize``."""
+        for each in self.handles:
+            if not each.has_begun:
+                each.is_leaving = True
+                each.kill()
 
     def leave(self, *, at_once: bool = False) -> None:
         """Have all stop in good order, or at once."""

@@ -126,7 +126,7 @@ class Fleet(App):
             names, sockets = [name for name, _ in held], [each.given for _, each in held]
             worker.ask("serve", orders, names, sockets=sockets, within=START)
             self._note_handed_out()
-            worker.is_serving = True
+            worker.has_begun = True
 
     # -- changing
 

@@ -53,7 +53,7 @@ class Handle:
         self.ledger = ledger
         self.snapshot = Snapshot()
         self.began = monotonic()
-        self.is_serving = False
+        self.has_begun = False  # to serve
         self.is_leaving = False  # as it was told to
         self._on_end = on_end
         self._code: int | None = None
@@ -64,6 +64,11 @@ class Handle:
         answers = {**answers, **ledger.answers, "last_words": self._hear}
         self.link = Link(sock, answers, on_end=lambda: gevent.spawn(self._end), received=received)
         self.link.start()
+
+    @property
+    def is_serving(self) -> bool:
+        """True when it can be asked."""
+        return self.has_begun and not self.link.is_over
 
     @property
     def is_gone(self) -> bool:
@@ -100,7 +105,7 @@ class Handle:
 
     def describe(self) -> dict[str, Any]:
         """Describe it."""
-        state = "draining" if self.is_leaving else "running" if self.is_serving else "starting"
+        state = "draining" if self.is_leaving else "running" if self.has_begun else "starting"
         return {
             "id": self.number,
             "pid": self.pid,

@@ -18,9 +18,7 @@ from proxy import __version__
 from proxy.control.snapshot import Snapshot
 from proxy.errors import ProxyError
 from proxy.listening.unixsocket import UnixSocket
-
-# Of the environment, by which a program knows that it takes another one's place, or only tries to.
-HANDED, TRIAL = "PROXY_SERVER_HANDED", "PROXY_SERVER_TRIAL"
+from proxy.supervisor import HANDED, TRIAL
 
 
 @dataclass(frozen=True)

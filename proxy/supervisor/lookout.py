@@ -63,7 +63,7 @@ class Lookout:
         silent = [each for each in serving if each.snapshot is said[each.number] and not each.is_gone]
         if not is_late and monotonic() - asked_at >= ANSWER:
             for each in silent:
-                if each.is_serving and not each.link.is_over:
+                if each.is_serving:
                     log.error("worker %d has not answered for %g s: it is killed", each.number, ANSWER)
                     each.kill()
         self._live = sum((each.snapshot for each in self._crew.serving), Snapshot())

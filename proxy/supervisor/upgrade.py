@@ -27,10 +27,11 @@ from gevent.event import AsyncResult
 
 from proxy import __version__, signals
 from proxy.errors import ProxyError, reason_of
+from proxy.supervisor import HANDED, TRIAL
 from proxy.supervisor.crew import ANSWER
 from proxy.supervisor.fleet import Fleet
 from proxy.supervisor.handle import Handle
-from proxy.supervisor.handover import HANDED, TRIAL, Handover, OldWorker, adopt
+from proxy.supervisor.handover import Handover, OldWorker, adopt
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class Upgrade:
         """Take over what the program before hands over."""
         self._fleet = fleet
         self._before = before
+        self._number = before.upgrades  # of the last one
         self._failed: dict[str, Any] | None = None
         fleet.crew.take_over(before)
         fleet.limiter.penalties.take_over(before.penalties)
@@ -91,7 +93,8 @@ class Upgrade:
         """Start the program anew in this process; returns why that was not to be."""
         fleet = self._fleet
         log.info("the program is started anew, and its workers take over")
-        handles = fleet.crew.handles
+        fleet.crew.give_up_starting()
+        handles = fleet.crew.serving
         received = {each: each.link.leave_off() for each in handles}
         handover = self._handover(outcomes, received)
         listening = [fd for several in handover.listening.values() for fd in several]
@@ -102,6 +105,8 @@ class Upgrade:
         except OSError as exc:
             for each in handles:
                 each.link.start()
+            fleet.crew.resize(fleet.config.workers)
+            self._number = handover.upgrades
             problem = f"{sys.executable}: {reason_of(exc)}"
             self._failed = _outcome(handover.upgrades, __version__, problem)
         return problem
@@ -124,12 +129,13 @@ class Upgrade:
             )
             for each in fleet.crew.serving
         ]
+        gone = [each.snapshot.what_was() for each in fleet.crew.handles if not each.is_serving]
         return Handover(
-            upgrades=self._before.upgrades + 1,
+            upgrades=self._number + 1,
             next_number=fleet.crew.take_number(),
             workers=workers,
             listening=listening,
-            past=fleet.crew.past,
+            past=sum(gone, fleet.crew.past),
             deaths=fleet.crew.deaths,
             filled={name: one.filled for name, one in fleet.metrics.listeners.items()},
             penalties=fleet.limiter.penalties.known(now),
@@ -197,9 +203,9 @@ def _wait(pid: int) -> int:
 def take_place(handover: Handover, environment: Mapping[str, str], keep: Sequence[int]) -> None:
     """Start the program anew in this process; raises ``OSError``, and then this one goes on."""
     fd = handover.write()
-    for each in (fd, *keep):
-        os.set_inheritable(each, True)
     try:
+        for each in (fd, *keep):
+            os.set_inheritable(each, True)
         os.execve(
             sys.executable,
             [sys.executable, *sys.orig_argv[1:]],

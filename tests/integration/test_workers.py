@@ -595,6 +595,26 @@ def test_a_program_that_does_not_get_ready_changes_nothing(
     assert works(come(stack, node, echo))
 
 
+def test_an_upgrade_leaves_no_process_behind_that_was_starting(stack: ExitStack, tmp_path: Path) -> None:
+    node = upgradable(stack, tmp_path)
+    pid = starting(node)
+    said(ctl(node, "upgrade"))
+    wait_until(lambda: not is_running(pid), "it to end")
+    wait_until(lambda: children(node.pid) == running(node), "two workers")
+
+
+def test_an_upgrade_goes_on_with_a_supervisor_though_one_process_is_wanted_by_now(
+    stack: ExitStack, echo: Target, tmp_path: Path
+) -> None:
+    node = upgradable(stack, tmp_path)
+    tunnel = come(stack, node, echo)
+    said(ctl(node, "set", "proxy.workers", "1"))
+    assert "upgraded from" in said(ctl(node, "upgrade"))
+    assert len(running(node)) == 1
+    assert works(tunnel)
+    assert works(come(stack, node, echo))
+
+
 def test_a_stop_in_the_midst_of_an_upgrade_is_obeyed(stack: ExitStack, tmp_path: Path) -> None:
     # A log that nobody reads: the program waits a second for it before it is another one.
     reader, writer = os.pipe()
