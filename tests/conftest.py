@@ -14,6 +14,9 @@ from hypothesis import HealthCheck, settings
 
 from proxy.net.threads import Task
 from tests.integration.certificates import Authority, Certificate
+from tests.integration.programs import Program
+
+Program.forks = True
 
 # Programs are watched through Linux's /proc, and the benchmark waits with epoll.
 collect_ignore = [] if sys.platform == "linux" else ["bench", "integration", "siege"]

@@ -58,8 +58,11 @@ class Program:
     """
     A process and its group, with all it prints in one file.
 
-    Our own program is mostly a fork (``tests.wire.forks``); with ``real`` it is a start as users have it.
+    In tests our own program is a fork (``tests.wire.forks``); what is measured, and what is ``real``, is a
+    start as users have it.
     """
+
+    forks: ClassVar[bool] = False
 
     running: ClassVar[list["Program"]] = []
 
@@ -102,7 +105,7 @@ class Program:
         """Start the process; what it prints is appended to the log."""
         with self.log_path.open("ab") as log, open(os.devnull, "rb") as nothing:
             stderr = log.fileno() if self._stderr is None else self._stderr
-            if not self._real and _can_be_a_fork(self.command, self.environment):
+            if not self._real and _is_a_fork(self.command, self.environment):
                 arguments, descriptors = (
                     self.command[len(COMMAND) :],
                     (nothing.fileno(), log.fileno(), stderr),
@@ -321,7 +324,7 @@ def run_proxy(
     with tempfile.TemporaryDirectory(prefix="pxt-") as home:
         command = [*prefix, *COMMAND, *arguments]
         variables = {**clean_environment(home), **(environment or {})}
-        if not real and isinstance(stdin, bytes) and _can_be_a_fork(command, variables):
+        if not real and isinstance(stdin, bytes) and _is_a_fork(command, variables):
             done = _run_fork(arguments, home, variables, stdin, timeout)
         else:
             done = subprocess.run(
@@ -354,5 +357,6 @@ def _run_fork(
         return subprocess.CompletedProcess(list(arguments), code, out.read(), err.read())
 
 
-def _can_be_a_fork(command: Sequence[str], environment: Mapping[str, str]) -> bool:
-    return tuple(command[: len(COMMAND)]) == COMMAND and _nursery().can_start(environment)
+def _is_a_fork(command: Sequence[str], environment: Mapping[str, str]) -> bool:
+    is_ours = tuple(command[: len(COMMAND)]) == COMMAND
+    return Program.forks and is_ours and _nursery().can_start(environment)
