@@ -115,7 +115,7 @@ class Direction:
         self._sink_name = sink_name
         self._blamed = source_name  # the end whose error it is, if the operation under way raises one
         self._reader = source.reader
-        self._zero_copy = zero_copy and sink.takes_pipes
+        self._zero_copy = zero_copy and source.gives_pipes and sink.takes_pipes
         self._bulk = False  # bulk or splicing, whichever the source allows
         self._found_much = False  # the last splice took all that one pipe holds
         self._moves_much = False  # so it takes turns with others

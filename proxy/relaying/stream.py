@@ -133,6 +133,10 @@ class Stream(Protocol):
         """Send ``count`` bytes of payload; the buffer's content is lost."""
 
     @property
+    def gives_pipes(self) -> bool:
+        """True if payload can be spliced at all; ``spliceable`` tells how much of it can be now."""
+
+    @property
     def takes_pipes(self) -> bool:
         """True if payload can be sent from a pipe."""
 
@@ -172,6 +176,7 @@ class TcpStream:
 
     __slots__ = ("_early", "_in_pipe", "_pipe", "_sock", "on_blocked", "reader")
 
+    gives_pipes = True
     takes_pipes = True
     half_closes = True
 
@@ -329,6 +334,7 @@ class TlsStream(TcpStream):
 
     __slots__ = ()
 
+    gives_pipes = False
     takes_pipes = False
     half_closes = False
 

@@ -258,7 +258,7 @@ class TlsSocket:
         self.pending = False
         filled = self._tls.read(size, view) if self._is_partly_read else 0
         data = self._rest
-        end = _end_of_record(data, 0)
+        end = _end_of_record(data, 0) if data else 0
         if not end and not filled:
             data = self._receive(size)
             end = _end_of_record(data, 0)
@@ -276,8 +276,12 @@ class TlsSocket:
                 self._has_ended = True
             except ssl.SSLError as exc:
                 self._fail(exc)
-            end = 0 if self._is_over else _end_of_record(data, start)
-        self._leave(data, start)
+            # A small message is one record, and all that there is: for it, nothing more is asked or kept.
+            end = 0 if start == len(data) or self._is_over else _end_of_record(data, start)
+        if start == len(data):
+            self._rest = _NOTHING
+        else:
+            self._leave(data, start)
         self._is_partly_read = filled == size and bool(self._tls.pending())
         self.pending = bool(end or self._is_partly_read or self._sock.pending or (filled and self._is_over))
         if filled or self._has_ended:
@@ -292,8 +296,8 @@ class TlsSocket:
         """Receive what will fit when it is decrypted, or at least a record, behind the rest that was left."""
         if self._is_over:
             return _NOTHING
-        left = len(self._rest)
-        self._wire[:left] = self._rest
+        if left := len(self._rest):
+            self._wire[:left] = self._rest
         most = size + size // _PAYLOAD * _OVERHEAD
         count = self._sock.recv_into(self._wire[left : max(most, _RECORD)])
         if not count:
@@ -303,7 +307,7 @@ class TlsSocket:
 
     def _leave(self, data: memoryview, start: int) -> None:
         """Leave what was not decrypted for the next time: a copy, if it lies in the memory of all."""
-        if self._is_over or start == len(data):
+        if self._is_over:
             self._rest = _NOTHING
         elif data is self._rest:
             self._rest = data[start:]

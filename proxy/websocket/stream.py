@@ -116,6 +116,7 @@ class WebSocketStream:
         self._keepalive = _Keepalive(ping_interval)
         self.reader = tcp.reader
         # A client's frames are masked, so they have to pass through our memory.
+        self.gives_pipes = not server and tcp.gives_pipes
         self.takes_pipes = server and tcp.takes_pipes
 
     @property

@@ -15,7 +15,7 @@ from gevent import socket
 
 from proxy.net.deadline import wait
 from proxy.relaying.relay import DataForwarder, Transfer
-from proxy.relaying.stream import Buffer, Ending, TcpStream, TlsStream
+from proxy.relaying.stream import BUFFER_SIZE, Buffer, Ending, TcpStream, TlsStream
 from proxy.sharing.turns import FEW_FRAMES, FRAMES_AT_A_TIME
 from proxy.tls.contexts import ClientContext, client_context, server_context
 from proxy.tls.tlssocket import TlsSocket, accept_tls, connect_tls
@@ -157,6 +157,26 @@ def test_an_end_of_tcp_without_a_word_of_tls_is_a_cut(contexts: Contexts, *, hal
     assert read_rest(chain.target) == (b"", "reset")
     assert chain.exit.get().ending is Ending.CUT
     chain.close()
+
+
+@both
+def test_nothing_is_looked_at_on_its_own_as_if_the_rest_could_be_spliced(
+    chain: Chain, side: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: set[int] = set()
+    receive = TlsSocket.recv_into
+
+    def note(tls: TlsSocket, view: memoryview, most: int) -> int:
+        asked.add(len(view))
+        return receive(tls, view, most)
+
+    monkeypatch.setattr(TlsSocket, "recv_into", note)
+    sending, receiving = chain.ends(side)
+    data = os.urandom(MIB)
+    greenlet = gevent.spawn(send_and_end, sending, data)
+    assert read_exact(receiving, MIB) == data
+    greenlet.get()
+    assert asked == {BUFFER_SIZE}
 
 
 @both
