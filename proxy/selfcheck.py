@@ -1,5 +1,5 @@
 """
-What the addresses of a configuration are to one another on this machine, which their texts do not tell.
+What a configuration is on this machine at this time, which its text does not tell.
 
 Two listeners may have one address, one of them by name. And a listener's upstream may be the listener
 itself, or lead back to it by way of others: then every connection would go in a circle until there is
@@ -9,6 +9,7 @@ no room for another.
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from itertools import combinations
+from time import gmtime, strftime, time
 
 from proxy.address import Endpoint, IPAddress, Place
 from proxy.config import ProxyConfig
@@ -18,6 +19,7 @@ from proxy.listening.ours import is_local, leads_to
 from proxy.net.egress import try_out
 from proxy.policy.rules import Machine
 from proxy.settings.listener import ServerConfig
+from proxy.tls.contexts import validity_of
 
 _LOOKUP = 1.0  # seconds: what takes longer is hardly a name of this machine
 
@@ -41,7 +43,11 @@ def problems(config: ProxyConfig) -> Iterator[ConfigError]:
 
 
 def warnings(config: ProxyConfig) -> Iterator[ConfigError]:
-    """Find what is not there now and may be in a moment: the addresses and interfaces to go out by."""
+    """Find what is not right now and may be in a moment: certificates, and what to go out by."""
+    for listener in config.listeners:
+        yield from _dates(f"listeners.{listener.name}", listener.tls_cert, "clients refuse it")
+    for upstream in config.upstreams:
+        yield from _dates(f"upstreams.{upstream.name}", upstream.tls_cert, "the proxy refuses it")
     for upstream in config.upstreams:
         try:
             try_out(upstream.egress)
@@ -50,6 +56,20 @@ def warnings(config: ProxyConfig) -> Iterator[ConfigError]:
             yield ConfigError(f"upstreams.{upstream.name}.{exc.setting}", f"{exc.reason}: {what}")
         except OSError:  # for want of something else, or of a family
             continue
+
+
+def _dates(section: str, cert: str, effect: str) -> Iterator[ConfigError]:
+    """Say of a certificate if its time is over, or not come yet, as where the clock of a box is wrong."""
+    validity, now = validity_of(cert) if cert else None, time()
+    if validity and not validity[0] <= now <= validity[1]:
+        is_over = now > validity[1]
+        when = strftime("%Y-%m-%d %H:%M:%S UTC", gmtime(validity[is_over]))
+        what = (
+            f"has expired, at {when}: renew it"
+            if is_over
+            else f"is not valid before {when}: is the clock right?"
+        )
+        yield ConfigError(f"{section}.tls_cert", f"{cert} {what}; {effect}")
 
 
 def machine_with(config: ProxyConfig) -> Machine:

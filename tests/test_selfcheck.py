@@ -1,16 +1,18 @@
-"""What the addresses of a configuration are to one another on this machine."""
+"""What a configuration is on this machine at this time."""
 
 import socket as std_socket
 from dataclasses import replace
 
 import pytest
 
+from proxy import selfcheck
 from proxy.config import ProxyConfig
 from proxy.listening import opening
-from proxy.selfcheck import problems
+from proxy.selfcheck import problems, warnings
 from proxy.settings.listener import ServerConfig
 from proxy.settings.protocols import Protocol
 from proxy.settings.upstream import DIRECT, UpstreamConfig, UpstreamType
+from tests.integration.certificates import Authority, Certificate
 
 NAMES = {"self.example": ["127.0.0.1"], "far.example": ["192.0.2.1"]}  # RFC 5737: no machine's
 
@@ -115,3 +117,34 @@ def test_two_spellings_of_one_address_are_found() -> None:
 def test_a_name_is_looked_up_only_where_the_ports_are_the_same(asked: list[str]) -> None:
     assert found(config(a=":1080 far.example:443", b="self.example:8080")) == []
     assert asked == []
+
+
+def test_a_certificate_whose_time_is_over_or_to_come_is_warned_of(
+    authority: Authority, good: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every client refuses it, which only they would tell."""
+    over = authority.issue("over", "localhost", expired=True)
+
+    def warned(made: Certificate) -> list[tuple[str, str]]:
+        cert, key = str(made.cert), str(made.key)
+        listener = ServerConfig("127.0.0.1:443", Protocol.WEBSOCKET, "web", tls_cert=cert, tls_key=key)
+        proxy = "wss://far.example"
+        upstream = UpstreamConfig("up", UpstreamType.WEBSOCKET, proxy, tls_cert=cert, tls_key=key)
+        config = ProxyConfig(listeners=(listener,), upstreams=(upstream,))
+        return [(each.field, str(each).removeprefix(str(made.cert))) for each in warnings(config)]
+
+    assert warned(good) == []
+    assert warned(over) == [
+        (
+            "listeners.web.tls_cert",
+            " has expired, at 2020-01-02 00:00:00 UTC: renew it; clients refuse it",
+        ),
+        (
+            "upstreams.up.tls_cert",
+            " has expired, at 2020-01-02 00:00:00 UTC: renew it; the proxy refuses it",
+        ),
+    ]
+    monkeypatch.setattr(selfcheck, "time", lambda: 1577836799.0)
+    assert {said.partition(": ")[0] for _, said in warned(over)} == {
+        " is not valid before 2020-01-01 00:00:00 UTC"
+    }

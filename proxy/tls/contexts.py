@@ -2,6 +2,7 @@
 TLS contexts, built once per configuration: reading the system's certificates takes 70 ms.
 """
 
+import _ssl
 import ssl
 from time import monotonic
 from typing import Any, TypeVar
@@ -59,6 +60,20 @@ def _load_certificate(context: ssl.SSLContext, cert: str, key: str) -> None:
         from_reserve(lambda: context.load_cert_chain(cert, key, password=_no_password))
     except ssl.SSLError as exc:
         raise ConfigError("tls_cert", f"{cert} and {key}: {_explain(exc)}") from exc
+
+
+def validity_of(cert: str) -> tuple[float, float] | None:
+    """
+    Tell from when until when the first certificate of a PEM file is valid, as Unix times.
+
+    Nothing public reads a certificate that no peer has shown. So this is None where Python has no such
+    function inside, as for a file that cannot be read.
+    """
+    try:
+        says: dict[str, str] = getattr(_ssl, "_test_decode_cert", lambda _: {})(cert)
+        return ssl.cert_time_to_seconds(says["notBefore"]), ssl.cert_time_to_seconds(says["notAfter"])
+    except (OSError, KeyError, ValueError):
+        return None
 
 
 def client_context(ca: str = "", cert: str = "", key: str = "", *, verify: bool = True) -> ClientContext:

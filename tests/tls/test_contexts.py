@@ -14,7 +14,7 @@ from gevent import socket
 from proxy.errors import ConfigError, ProtocolError
 from proxy.net.deadline import wait
 from proxy.relaying.stream import Buffer, Ending, TlsStream
-from proxy.tls.contexts import ClientContext, client_context, server_context
+from proxy.tls.contexts import ClientContext, client_context, server_context, validity_of
 from proxy.tls.tlssocket import TlsSocket, accept_tls, connect_tls
 from tests.integration.certificates import Authority, Certificate
 from tests.wire.greenlets import tcp_pair
@@ -70,6 +70,17 @@ def test_a_certificate_that_proves_nothing_is_refused_in_one_line(
     with pytest.raises(ProtocolError, match=reason) as raised:
         shake_hands(server_context(str(good.cert), str(good.key)), client_context(ca), host)
     assert "\n" not in str(raised.value)
+
+
+def test_the_dates_of_a_certificate_are_read(authority: Authority, good: Certificate, tmp_path: Path) -> None:
+    expired = authority.issue("over", "localhost", expired=True)
+    assert validity_of(str(expired.cert)) == (1577836800, 1577923200)
+    (tmp_path / "chain.pem").write_bytes(good.cert.read_bytes() + expired.cert.read_bytes())
+    assert validity_of(str(tmp_path / "chain.pem")) == validity_of(str(good.cert))
+
+
+def test_what_is_no_certificate_has_no_dates(good: Certificate, tmp_path: Path) -> None:
+    assert [validity_of(str(each)) for each in (good.key, tmp_path, tmp_path / "none.pem")] == [None] * 3
 
 
 def test_without_verification_anything_goes(good: Certificate) -> None:
