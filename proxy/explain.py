@@ -50,24 +50,24 @@ Object = dict[str, Any]
 
 
 def read_target(text: str) -> Address:
-    """Read ``host:port``; raises ``ValueError`` that says what would be right."""
+    """Read ``host:port``; raises ``ConfigError`` that says what would be right."""
     host, port = split_authority(text) or ("", None)
     if not host or not port or not port.isdecimal():
-        raise ValueError("is no host:port, and no [::1]:port")
+        raise ConfigError("target", "is no host:port, and no [::1]:port")
     try:
         return Address(host, int(port))
     except ProtocolError as exc:
-        raise ValueError(str(exc)) from None
+        raise ConfigError("target", str(exc)) from None
 
 
 def read_client(text: str) -> IPAddress | None:
-    """Read the address of a client, if there is one; raises ``ValueError``."""
+    """Read the address of a client, if there is one; raises ``ConfigError``."""
     try:
         ip = Address(text, 0).ip if text else None
     except ProtocolError:
         ip = None
     if text and ip is None:
-        raise ValueError("is no IP address")
+        raise ConfigError("from", "is no IP address")
     return ip
 
 

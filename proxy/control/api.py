@@ -17,6 +17,7 @@ from http import HTTPStatus
 from typing import Any, NoReturn
 from urllib.parse import unquote, unquote_to_bytes
 
+from proxy.accesslog import quoted
 from proxy.address import UNIX, Address
 from proxy.configtext.document import Edit
 from proxy.control import status
@@ -27,7 +28,7 @@ from proxy.control.keeper import Keeper
 from proxy.control.page import page
 from proxy.control.snapshot import Program
 from proxy.ctl.ask import CONFIG_HEADER
-from proxy.errors import ProtocolError, ProxyError
+from proxy.errors import ConfigError, ProtocolError, ProxyError
 from proxy.explain import choose, explain_request, read_client, read_target
 from proxy.http.heads import HttpError
 from proxy.metrics import render
@@ -93,7 +94,7 @@ class Api:
         except ProtocolError:
             client = UNIX
         if client.ip is None:
-            raise HttpError(400, "is no IP address")
+            raise HttpError(400, f"{quoted(unquote(address))} is no IP address")
         if not self._app.forgive(client.ip):
             raise HttpError(404, "no login from there has failed of late")
         log.info("the failed logins of %s are forgiven by an operator", client.network)
@@ -107,8 +108,8 @@ class Api:
         try:
             target, client = read_target(given.get("target", "")), read_client(given.get("from", ""))
             listener = choose(self._keeper.config.listeners, given.get("listener", ""))
-        except ValueError as exc:
-            raise HttpError(400, str(exc)) from None
+        except ConfigError as exc:
+            raise HttpError(400, f"{exc.field}: {exc}") from None
         # Those that accept clients come first.
         runtime = next(each.runtime for each in self._app.servers if each.config.name == listener.name)
         user = given.get("user", "")

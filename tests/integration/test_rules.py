@@ -256,8 +256,15 @@ def test_explain_says_what_becomes_of_a_target_and_exits_accordingly(echo: Targe
         status, body = curl(node, "/explain?target=127.0.0.1:80&listener=web&from=192.0.2.7")
         answer = json.loads(body)
         assert (status, answer["goes"], answer["socks"], answer["http"]) == (200, False, 2, 403)
-        for wrong in ("target=a", "target=a:80", "target=a:80&listener=x", "target=a:80&listener=web&from=x"):
-            assert curl(node, f"/explain?{wrong}")[0] == 400
+        for wrong, said in (
+            ("target=a", "target: is no host:port, and no [::1]:port"),
+            ("target=a:99999", "target: port 99999 is not between 0 and 65535"),
+            ("target=a:80", "listener: is one of "),
+            ("target=a:80&listener=x", "listener: there is no x, only "),
+            ("target=a:80&listener=web&from=x", "from: is no IP address"),
+        ):
+            status, body = curl(node, f"/explain?{wrong}")
+            assert (status, json.loads(body)["error"].startswith(said)) == (400, True)
         assert curl(node, "/explain?target=127.0.0.1:80&listener=web&port=7")[0] == 400
     assert ctl(node, "explain", "127.0.0.1:80", "--listener", "web").returncode == 2  # nobody answers
 
