@@ -160,11 +160,25 @@ class Crew:
     def _start(self, row: int) -> ProxyError | None:
         """Start a worker; returns why it does not serve, if so."""
         try:
-            handle = self._by_row[row] = self._handle(self.take_number(), row, begin_worker(self._table))
+            return self._make_ready(self._enlist(row))
+        except ProxyError as exc:
+            return exc
+
+    def _enlist(self, row: int) -> Handle:
+        """Begin a worker's process; raises ``ProxyError``."""
+        process = begin_worker(self._table)
+        handle = self._by_row[row] = self._handle(self.take_number(), row, process)
+        return handle
+
+    def _make_ready(self, handle: Handle) -> ProxyError | None:
+        """Have it serve; returns why it does not, if so."""
+        try:
             handle.ask("hello", within=START)
             self._have_serve(handle)
-        except GoneError:
-            why = handle.fate if handle.is_gone else "no answer"
+        except GoneError as exc:
+            if handle.link.is_over:
+                handle.ended.wait()
+            why = handle.fate if handle.is_gone else str(exc)
             return ProxyError(f"worker {handle.number} did not start: {why}")
         except ProxyError as exc:
             return exc
@@ -212,12 +226,16 @@ class Crew:
         gevent.sleep(pause)
         if self.is_stopping or row >= self._size or row in self._by_row:
             return
-        if error := self._start(row):
+        try:
+            handle = self._enlist(row)
+        except ProxyError as exc:
+            log.error("%s", exc)
+            gevent.spawn(self._replace, row, LONGEST_PAUSE)
+            return
+        error = self._make_ready(handle)
+        if error and not handle.is_gone:  # else there is nothing more to say, and nobody to end
             log.error("%s", error)
-            if row in self._by_row:
-                self._by_row[row].kill()
-            else:
-                gevent.spawn(self._replace, row, LONGEST_PAUSE)  # there was no process at all
+            handle.kill()
 
     def _hold_against_the_change(self) -> None:
         if self._changed_at is None or monotonic() - self._changed_at > AFTER_CHANGE:

@@ -14,6 +14,7 @@ from typing import Any
 
 import gevent
 from gevent import socket
+from gevent.event import Event
 from gevent.monkey import get_original
 
 from proxy.control.snapshot import Snapshot
@@ -55,6 +56,7 @@ class Handle:
         self.began = monotonic()
         self.has_begun = False  # to serve
         self.is_leaving = False  # as it was told to
+        self.ended = Event()
         self._on_end = on_end
         self._code: int | None = None
         self.pid, sock, received = process
@@ -136,6 +138,7 @@ class Handle:
             self._look()
         self.ledger.close()
         self._on_end(self)
+        self.ended.set()
 
     def _look(self) -> None:
         """Notice the end of one that ended while another program was in our place."""

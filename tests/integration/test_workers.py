@@ -146,10 +146,10 @@ def test_one_that_hangs_is_killed_and_replaced(stack: ExitStack, echo: Target) -
     assert works(come(stack, node, echo))
 
 
-def starting(node: Proxy) -> int:
+def starting(node: Proxy, which: int = 0) -> int:
     """Have a worker replaced, and stop the new one before it serves; returns its process id."""
     known = {each["pid"] for each in workers_of(node)}
-    os.kill(workers_of(node)[0]["pid"], signal.SIGKILL)
+    os.kill(workers_of(node)[which]["pid"], signal.SIGKILL)
     (pid,) = wait_until(lambda: children(node.pid) - known, "another one")
     os.kill(pid, signal.SIGSTOP)
     assert [each["state"] for each in workers_of(node) if each["pid"] == pid] == ["starting"]
@@ -171,6 +171,22 @@ def test_what_all_are_told_does_not_end_one_that_starts(stack: ExitStack, echo: 
     wait_until(lambda: pid in running(node), "it to serve")
     assert node.log.count("ended unasked") == 1
     assert "internal error" not in node.log
+
+
+def test_one_that_dies_as_it_starts_is_told_of_once(stack: ExitStack) -> None:
+    node = started(stack, run())
+    os.kill(starting(node), signal.SIGKILL)
+    wait_until(lambda: len(running(node)) == 2, "another one")
+    assert node.log.count("error") == node.log.count("ended unasked") == 2
+
+
+def test_one_that_is_not_needed_any_more_as_it_starts_ends_without_a_word(stack: ExitStack) -> None:
+    node = started(stack, run(workers=3))
+    pid = starting(node, 2)
+    said(ctl(node, "set", "proxy.workers", "2"))
+    os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: not is_running(pid) and len(workers_of(node)) == 2, "it to end")
+    assert node.log.count("error") == 1
 
 
 def test_one_that_cannot_be_started_for_now_is_started_later(stack: ExitStack) -> None:
