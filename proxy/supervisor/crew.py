@@ -12,7 +12,7 @@ What may never be violated:
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import count
 from time import monotonic
@@ -26,7 +26,7 @@ from proxy.errors import ProxyError
 from proxy.limiter import Limiter
 from proxy.listening import ours
 from proxy.supervisor.handle import Handle, begin_worker
-from proxy.supervisor.handover import Handover, OldWorker, adopt
+from proxy.supervisor.handover import Handover, adopt
 from proxy.workers.limits import Ledger
 from proxy.workers.link import GoneError
 from proxy.workers.table import Table
@@ -66,7 +66,7 @@ class Crew:
         self._size = 0
         self._by_row: dict[int, Handle] = {}
         self._leaving: list[Handle] = []
-        self._before: Sequence[OldWorker] = ()
+        self._before = Handover()
         self._has_begun = False
         self._pauses: dict[int, float] = {}  # by row
         self._changed_at: float | None = None  # a change that deaths may speak against
@@ -112,16 +112,16 @@ class Crew:
         """Go on with the workers of the program before, which give place to ours when these serve."""
         self.past, self.deaths = before.past, before.deaths
         self._numbers = count(before.next_number)
-        self._before = before.workers
+        self._before = before
 
     def begin(self, size: int) -> None:
-        """Start so many; raises ``ProxyError`` if they cannot serve, and nobody did before."""
+        """Start so many; raises ``ProxyError`` if one does not serve, but not in another program's place."""
         old = self._adopt()
         self._size = size
         started = [gevent.spawn(self._start, row) for row in range(size)]
         gevent.joinall(started)
         error = next((each.get() for each in started if each.get()), None)
-        if error:
+        if error and (old or not self._before.upgrades):
             for handle in self._by_row.values():
                 handle.is_leaving = True
                 handle.kill()
@@ -132,16 +132,22 @@ class Crew:
             self.problem = str(error)
             self._leaving = [each for each in self._leaving if each not in old]
             self._by_row = {each.row: each for each in old}
+        elif error:  # and no worker was left before, so this is a death as any other
+            log.error("%s", error)
         for handle in old if not error else ():
             handle.leave()
         self._has_begun = True
+        for handle in self._by_row.values():
+            if not handle.has_begun:
+                handle.kill()
+        self.resize(size)
         log.info("%d workers serve: %s", len(self._by_row), _pids(self._by_row.values()))
 
     def _adopt(self) -> list[Handle]:
         """Have the workers of the program before; returns those that shall give place to ours."""
         gevent.get_hub().loop.install_sigchld()
         old = []
-        for each in self._before:
+        for each in self._before.workers:
             handle = self._handle(each.number, each.row, (each.pid, adopt(each.link), each.received))
             handle.snapshot, handle.began = each.snapshot, monotonic() - each.age
             handle.has_begun, handle.is_leaving = True, each.is_leaving

@@ -151,6 +151,8 @@ def starting(node: Proxy, which: int = 0) -> int:
     known = {each["pid"] for each in workers_of(node)}
     os.kill(workers_of(node)[which]["pid"], signal.SIGKILL)
     (pid,) = wait_until(lambda: children(node.pid) - known, "another one")
+    # Until it is another program, who started it waits for that.
+    wait_until(lambda: b"PROXY_SERVER_WORKER=" in Path(f"/proc/{pid}/environ").read_bytes(), "it to begin")
     os.kill(pid, signal.SIGSTOP)
     assert [each["state"] for each in workers_of(node) if each["pid"] == pid] == ["starting"]
     return int(pid)
@@ -617,6 +619,21 @@ def test_an_upgrade_leaves_no_process_behind_that_was_starting(stack: ExitStack,
     said(ctl(node, "upgrade"))
     wait_until(lambda: not is_running(pid), "it to end")
     wait_until(lambda: children(node.pid) == running(node), "two workers")
+
+
+def test_an_upgrade_without_a_worker_to_go_on_with_lives_on(
+    stack: ExitStack, echo: Target, tmp_path: Path
+) -> None:
+    node = upgradable(stack, tmp_path)
+    starting(node)
+    starting(node)
+    threading.Thread(target=ctl, args=[node, "upgrade"], daemon=True).start()
+    node.wait_for_log("its workers take over")
+    before = children(node.pid)
+    os.kill(wait_until(lambda: children(node.pid) - before, "a new worker").pop(), signal.SIGKILL)
+    wait_until(lambda: node.log.count("2 workers serve") == 2 or "1 workers serve" in node.log, "the rest")
+    wait_until(lambda: len(running(node)) == 2, "another one")
+    assert works(come(stack, node, echo))
 
 
 def test_an_upgrade_goes_on_with_a_supervisor_though_one_process_is_wanted_by_now(
