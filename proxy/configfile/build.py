@@ -191,17 +191,26 @@ class Builder:
         values = self._chosen(path, conf)
         action = values.get("action", (ALLOW,))
         if not {ALLOW, BLOCK} & set(action):
-            values["upstream_config"] = self._ways(path, "action", action, upstreams)
+            values["upstream_config"] = self._ways(path, "action", action, upstreams, (ALLOW, BLOCK))
         return self._make(RuleConfig, [{"name": name, **values}], lambda key: (path, key.rstrip("_")))
 
     def _ways(
-        self, path: Path, key: str, wanted: Iterable[str], upstreams: Mapping[str, UpstreamConfig | None]
+        self,
+        path: Path,
+        key: str,
+        wanted: Iterable[str],
+        upstreams: Mapping[str, UpstreamConfig | None],
+        words: Sequence[str] = (),
     ) -> tuple[UpstreamConfig, ...]:
-        """Find the upstreams that a setting lists, and report those that are not there."""
+        """
+        Find the upstreams that a setting lists, and report those that are not there.
+
+        In their place the setting takes ``words``, of which a report reminds.
+        """
         known = {DIRECT: DIRECT_UPSTREAM, **upstreams}
         for unknown in (each for each in wanted if each not in known):
             if (("upstreams",), "") not in self._outline.refused:
-                self._outline.report_at(path, key, _why_no_upstream(unknown, known))
+                self._outline.report_at(path, key, _why_no_upstream(unknown, known, words))
         return tuple(one for each in wanted if (one := known.get(each)))
 
     def _look_at_rules(self, rules: Sequence[RuleConfig]) -> None:
@@ -289,12 +298,13 @@ class Builder:
         return made if len(options) == 1 and not complaints[0] else None
 
 
-def _why_no_upstream(name: str, known: Iterable[str]) -> str:
+def _why_no_upstream(name: str, known: Iterable[str], words: Sequence[str] = ()) -> str:
     if not re.fullmatch(r"[\w.; \t-]+", name):
         return "is no name from [upstreams]"  # an address, perhaps, and with a password in it
     if re.search(r"[; \t]", name):
         return f'there is no upstream "{name}": names are separated by commas'
-    return f"there is no {name} in [upstreams]{did_you_mean(name, known)}"
+    or_word = f", and it is not {' or '.join(words)}" if words else ""
+    return f"there is no {name} in [upstreams]{or_word}{did_you_mean(name, (*known, *words))}"
 
 
 def _failures(outcome: Any, path: Path = ()) -> Iterator[tuple[Path, str, Any]]:

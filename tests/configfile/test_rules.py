@@ -93,7 +93,14 @@ def test_an_empty_list_is_any() -> None:
             "[rules.x] to: '*' is no name, no *.domain, no address and no network: for any target leave it",
         ),
         ("port = http", "[rules.x] port: 'http' is no port from 1 to 65535, and no range such as 8000-8999"),
-        ("action = hom", "[rules.x] action: there is no hom in [upstreams]; did you mean home?"),
+        (
+            "action = hom",
+            "[rules.x] action: there is no hom in [upstreams], and it is not allow or block; did you mean home?",
+        ),
+        (
+            "action = blok",
+            "[rules.x] action: there is no blok in [upstreams], and it is not allow or block; did you mean block?",
+        ),
         ("action =", "[rules.x] action: is empty"),
         ("action = allow, home", "[rules.x] action: is allow, or block, or a list of ways out"),
         ("action = block, allow", "[rules.x] action: is allow, or block, or a list of ways out"),
