@@ -24,7 +24,7 @@ from proxy.net.sock import address_of
 from proxy.net.threads import NativeThreads
 from proxy.redact import without_query
 from proxy.relaying.channel import Channel
-from proxy.settings.upstream import UpstreamConfig, UpstreamType
+from proxy.settings.upstream import DIRECT_UPSTREAM, UpstreamConfig, UpstreamType
 from proxy.tls.tlssocket import RefusedCertificateError
 from proxy.upstream import LOGIN_REFUSED, PATIENCE, is_same, make_client
 
@@ -36,7 +36,7 @@ _threads = NativeThreads(1)
 def find(config: ProxyConfig, name: str) -> UpstreamConfig:
     """Find the upstream that is meant; raises ``LookupError``, which names those that there are."""
     used = (one for listener in config.listeners for one in listener.all_upstreams)
-    known = {one.name: one for one in (*config.upstreams, *used)}
+    known = {one.name: one for one in (*config.upstreams, *used, DIRECT_UPSTREAM)}
     if name not in known:
         raise LookupError(f"there is no upstream {quoted(name)}, only {', '.join(known)}")
     return known[name]

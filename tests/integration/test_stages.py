@@ -126,6 +126,12 @@ def test_a_direct_one_reaches_targets_only(node: Proxy, echo: Target) -> None:
     assert ask(node, "go")[0] == 2
 
 
+def test_the_built_in_direct_is_there_where_nothing_uses_it(node: Proxy, echo: Target) -> None:
+    assert stages(ask(node, "direct", f"127.0.0.1:{echo.port}")[1]) == [("direct", ["tcp"])]
+    done = run_proxy("-c", str(node.config_path), "-test", "direct", f"127.0.0.1:{echo.port}")
+    assert done.returncode == 0
+
+
 def test_each_hop_is_shown(node: Proxy, echo: Target) -> None:
     code, answer = ask(node, "by-both", f"127.0.0.1:{echo.port}")
     assert (code, stages(answer)) == (
