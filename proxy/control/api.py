@@ -165,14 +165,8 @@ class Api:
     def _upgrade(self, request: Request) -> Answer:
         """Begin to have the program's file started anew; what comes of it, the status says."""
         self._refuse_while_draining()
-        if self._keeper.is_volatile:
-            raise HttpError(
-                409, "volatile changes are in effect, which would be gone: write them, or unset them"
-            )
-        if trouble := self._keeper.trouble:
-            raise HttpError(409, f"the file is not what is in effect: {trouble.problem}")
         try:
-            number = self._app.begin_upgrade(self._keeper.outcomes)
+            number = self._app.begin_upgrade(self._keeper.outcomes, self._keeper.held)
         except ProxyError as exc:
             raise HttpError(409, str(exc)) from None
         return Answer({"status": "begun", "number": number}, HTTPStatus.ACCEPTED)

@@ -222,6 +222,21 @@ class Keeper:
             self._digest = self.config, hashlib.sha256(self.shown().encode()).hexdigest()[:12]
         return self._digest[1]
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Have nothing changed meanwhile; raises ``ProxyError`` if a new start would read something else."""
+        with self._lock:
+            base = self._running.layers.base
+            if self.is_volatile:
+                raise ProxyError(
+                    "volatile changes are in effect, which would be gone: write them, or unset them"
+                )
+            if self.trouble:
+                raise ProxyError(f"the file is not what is in effect: {self.trouble.problem}")
+            if not self._run(self._file.holds, base):
+                raise ProxyError(f"{self._file.path} has changes that are not in effect: reload it first")
+            yield
+
     # -- the ways to a change
 
     def reload(self, source: str = "file") -> Outcome:

@@ -9,7 +9,8 @@ import logging
 import os
 import resource
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Any, Protocol
@@ -28,6 +29,7 @@ from proxy.session import Session
 log = logging.getLogger(__name__)
 
 Named = tuple[str, str]  # a listener, and one of its upstreams
+Held = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -188,8 +190,12 @@ class Program(Running, Protocol):
     def upgrade(self) -> Mapping[str, Any] | None:
         """What came of the last upgrade."""
 
-    def begin_upgrade(self, outcomes: Counter[str]) -> int:
-        """Have another program take the place of this one, and give the number of that; or ``ProxyError``."""
+    def begin_upgrade(self, outcomes: Counter[str], held: Held) -> int:
+        """
+        Have another program take the place of this one, and give the number of that; or ``ProxyError``.
+
+        The configuration is ``held`` as it is meanwhile.
+        """
 
 
 class Alone:
@@ -282,7 +288,7 @@ class Alone:
         """What came of the last upgrade."""
         return None
 
-    def begin_upgrade(self, outcomes: Counter[str]) -> int:
+    def begin_upgrade(self, outcomes: Counter[str], held: Held) -> int:
         """Have another program take the place of this one; raises ``ProxyError``."""
         raise ProxyError(NO_WORKERS)
 

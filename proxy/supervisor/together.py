@@ -8,7 +8,7 @@ from typing import Any
 
 from proxy.address import IPAddress
 from proxy.control.connections import Listing, Query
-from proxy.control.snapshot import Alone, Snapshot
+from proxy.control.snapshot import Alone, Held, Snapshot
 from proxy.metrics import Refusal
 from proxy.supervisor.fleet import Fleet
 from proxy.supervisor.upgrade import Upgrade
@@ -65,9 +65,9 @@ class Together(Alone):
         """What came of the last upgrade."""
         return self._upgrade.outcome
 
-    def begin_upgrade(self, outcomes: Counter[str]) -> int:
+    def begin_upgrade(self, outcomes: Counter[str], held: Held) -> int:
         """Have another program take the place of this one; raises ``ProxyError``."""
-        return self._upgrade.begin(outcomes)
+        return self._upgrade.begin(outcomes, held)
 
     def forgive(self, client: IPAddress) -> bool:
         """Take away what is held against an address, and tell whether there was anything."""

@@ -26,6 +26,7 @@ import gevent
 from gevent.event import AsyncResult
 
 from proxy import __version__, signals
+from proxy.control.snapshot import Held
 from proxy.errors import ProxyError, reason_of
 from proxy.supervisor import HANDED, TRIAL
 from proxy.supervisor.crew import ANSWER
@@ -63,34 +64,40 @@ class Upgrade:
             return self._failed
         return _outcome(self._before.upgrades, self._before.version, self._fleet.crew.problem)
 
-    def begin(self, outcomes: Counter[str]) -> int:
+    def begin(self, outcomes: Counter[str], held: Held) -> int:
         """
         Have the program's file started anew in this process, and workers of it take over.
 
         Returns the number of this upgrade: ``outcome`` says what came of it, in the new program or, if it
         does not come to that, in this one. Raises ``ProxyError`` if the new program does not get ready.
         """
-        with self._fleet.changing:
+        with held(), self._fleet.changing:
             self._fleet.crew.report(within=ANSWER)
             handover = self._handover(outcomes, {})
             try_out(handover)
-        gevent.spawn_later(_BREATH, self._give_place, outcomes)
+        gevent.spawn_later(_BREATH, self._give_place, outcomes, held)
         return handover.upgrades
 
-    def _give_place(self, outcomes: Counter[str]) -> None:
+    def _give_place(self, outcomes: Counter[str], held: Held) -> None:
         fleet = self._fleet
-        with fleet.changing:
-            signals.block(signal.SIGTERM)  # what comes from now on is for the new program,
-            gevent.sleep(_BREATH)  # and what has come before is taken by now
-            problem = "" if fleet.draining else self._start_anew(outcomes)
-            signals.unblock()
-            signals.unblock_interrupt()
-            if problem:
-                fleet.companion.reloaded()
-                log.error("the program cannot be started anew, and this one goes on: %s", problem)
+        try:
+            # What is in effect is what the new program reads, whose sockets are here: nobody is in its way.
+            with held(), fleet.changing:
+                signals.block(signal.SIGTERM)  # what comes from now on is for the new program,
+                gevent.sleep(_BREATH)  # and what has come before is taken by now
+                try:
+                    if not fleet.draining:
+                        self._start_anew(outcomes)
+                finally:
+                    signals.unblock()
+                    signals.unblock_interrupt()
+        except ProxyError as exc:
+            log.error("the program cannot be started anew, and this one goes on: %s", exc)
+            self._number += 1
+            self._failed = _outcome(self._number, __version__, str(exc))
 
-    def _start_anew(self, outcomes: Counter[str]) -> str:
-        """Start the program anew in this process; returns why that was not to be."""
+    def _start_anew(self, outcomes: Counter[str]) -> None:
+        """Start the program anew in this process; raises ``ProxyError`` if that was not to be."""
         fleet = self._fleet
         log.info("the program is started anew, and its workers take over")
         fleet.crew.give_up_starting()
@@ -106,10 +113,8 @@ class Upgrade:
             for each in handles:
                 each.link.start()
             fleet.crew.resize(fleet.config.workers)
-            self._number = handover.upgrades
-            problem = f"{sys.executable}: {reason_of(exc)}"
-            self._failed = _outcome(handover.upgrades, __version__, problem)
-        return problem
+            fleet.companion.reloaded()
+            raise ProxyError(f"{sys.executable}: {reason_of(exc)}") from exc
 
     def _handover(self, outcomes: Counter[str], received: Mapping[Handle, bytes]) -> Handover:
         fleet, now = self._fleet, monotonic()

@@ -705,6 +705,22 @@ def test_an_upgrade_is_refused_where_something_would_be_lost(
     assert b"volatile" in done.stderr
 
 
+def test_an_upgrade_is_refused_where_the_file_says_something_else(
+    stack: ExitStack, echo: Target, tmp_path: Path
+) -> None:
+    node = upgradable(stack, tmp_path, reload_interval="0")
+    text = node.config_path.read_text()
+    # In its way would be what we have ourselves, so the new program could not listen.
+    node.config_path.write_text(text.replace("listen_addr = 127.0.0.1:", "listen_addr = :"))
+    done = ctl(node, "upgrade")
+    assert done.returncode == 1
+    assert b"has changes that are not in effect: reload it first" in done.stderr
+    assert works(come(stack, node, echo))
+    said(ctl(node, "reload"))
+    assert "upgraded from" in said(ctl(node, "upgrade"))
+    assert works(come(stack, node, echo))
+
+
 def test_one_process_is_not_upgraded_but_restarted(stack: ExitStack) -> None:
     node = started(stack, run(workers=1))
     done = ctl(node, "upgrade")
