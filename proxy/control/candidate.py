@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from proxy.config import ProxyConfig
-from proxy.configfile.load import InvalidConfigError
+from proxy.configfile.load import InvalidConfigError, Loaded
 from proxy.configtext.document import edit
 from proxy.configtext.outline import Problem
 from proxy.control.fingerprint import Fingerprint
@@ -61,6 +61,7 @@ class Candidate:
     files: Fingerprint  # of those that it names, taken before they are read
     version: Version | None = None  # it becomes this one; without it stays the same
     notes: tuple[str, ...] = ()
+    warned: frozenset[str] = frozenset()  # of what somebody who changes something else need not hear again
     is_to_apply: bool = True
     is_for_file: bool = False
     without_file: str = ""  # why it cannot be if the file cannot be written; empty if it can all the same
@@ -100,6 +101,11 @@ def refused_by_name(exc: InvalidConfigError) -> RefusedError:
 def is_elsewhere(problem: Problem) -> bool:
     """Tell whether a problem of a text without a name is none of its own, but of the users in their file."""
     return bool(problem.path)
+
+
+def warnings_by_name(loaded: Loaded) -> tuple[str, ...]:
+    """List what there is to say of a text that can be used, without its lines; of files beside it in full."""
+    return tuple(_by_name(each) if each.section else str(each) for each in loaded.warnings)
 
 
 def _by_name(problem: Problem) -> str:

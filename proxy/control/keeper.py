@@ -33,7 +33,7 @@ from gevent.lock import BoundedSemaphore
 from proxy.config import ProxyConfig
 from proxy.configfile import load
 from proxy.configfile.dump import dump
-from proxy.configfile.load import InvalidConfigError
+from proxy.configfile.load import InvalidConfigError, Loaded
 from proxy.configtext import changes
 from proxy.configtext.document import Document, Edit, redact
 from proxy.control import files, fingerprint
@@ -47,6 +47,7 @@ from proxy.control.candidate import (
     is_elsewhere,
     problems_of,
     refused_by_name,
+    warnings_by_name,
 )
 from proxy.control.fingerprint import Fingerprint
 from proxy.control.history import History, Version
@@ -125,7 +126,7 @@ class Keeper:
             instead = f"starting with version {self.current.number} instead, the last good one"
             warnings = (*problems_of(exc), instead)
         else:
-            self._run_with(text, loaded.config, self._file.judged.waits_for)
+            self._run_with(text, loaded, self._file.judged.waits_for)
             self._file.accept()
             self._take_first(text)
             warnings = tuple(map(str, loaded.warnings))
@@ -133,8 +134,9 @@ class Keeper:
         self._started = self.config
         return warnings
 
-    def _run_with(self, text: str, config: ProxyConfig, taken: Fingerprint) -> None:
-        self._running = Candidate(Layers.of(text), config, taken)
+    def _run_with(self, text: str, loaded: Loaded, taken: Fingerprint) -> None:
+        warned = frozenset(warnings_by_name(loaded))
+        self._running = Candidate(Layers.of(text), loaded.config, taken, warned=warned)
 
     def _take_first(self, text: str) -> None:
         last = next(iter(self._history.versions[-1:]), None)
@@ -397,9 +399,9 @@ class Keeper:
         taken = self._file.judged.waits_for
         if text != self._running.layers.base or (self._running.layers.volatile and is_asked_for):
             notes = tuple(map(str, loaded.warnings))
-            return self._candidate(source, Layers.of(text), loaded.config, taken, notes=notes)
+            return self._candidate(source, Layers.of(text), loaded, taken, notes=notes)
         # The text is as it was, but the files that it names may have changed.
-        return self._running_again(loaded.config, taken) if is_asked_for else self._unchanged()
+        return self._running_again(loaded, taken) if is_asked_for else self._unchanged()
 
     def _from_what_is_in_effect(self) -> Candidate:
         """Read the files again that what is in effect names; what the file says now is another matter."""
@@ -433,42 +435,45 @@ class Keeper:
 
     def _from_version(self, old: Version) -> Candidate:
         name = f"version {old.number}"
-        config, taken = self._parse(old.text, name)
+        loaded, taken = self._parse(old.text, name)
         if old.text == self.current.text and self._file.holds(old.text):
             return self._unchanged()
         summary = f"back to {name}: {changes.summary(self.current.text, old.text)}"
-        candidate = self._candidate("rollback", Layers.of(old.text), config, taken, summary)
+        notes = self._new_warnings(loaded)
+        candidate = self._candidate("rollback", Layers.of(old.text), loaded, taken, summary, notes)
         return replace(candidate, is_for_file=True)
 
     def _from_edits(self, edits: Edits, *, volatile: bool) -> Candidate:
         old = self._running.layers
         new = old.with_volatile(edits) if volatile else old.with_edits(edits)
         try:
-            config, taken = self._parse(new.text)
+            loaded, taken = self._parse(new.text)
         except InvalidConfigError as exc:
             raise refused_by_name(exc) from exc
         if (new.base, new.text) == (old.base, old.text):
             return self._unchanged()
+        notes = self._new_warnings(loaded)
         if volatile:
             summary = f"{changes.summary(old.text, new.text)} (volatile)"
             note = "not written to the file: the next time it is read, this is gone"
-            return self._candidate("ctl", new, config, taken, summary, (note,))
+            return self._candidate("ctl", new, loaded, taken, summary, (*notes, note))
         if not self._file.holds(old.base):
             what = "has changes that are not in effect: put them right, and reload it, first"
             raise RefusedError((f"{self._file.path} {what}", *self._file.problems()))
-        candidate = self._candidate("ctl", new, config, taken, changes.summary(old.base, new.base))
+        candidate = self._candidate("ctl", new, loaded, taken, changes.summary(old.base, new.base), notes)
         return replace(candidate, is_for_file=True, without_file="a volatile change does not need it")
 
     def _candidate(
         self,
         source: str,
         layers: Layers,
-        config: ProxyConfig,
+        loaded: Loaded,
         taken: Fingerprint,
         summary: str = "",
         notes: tuple[str, ...] = (),
     ) -> Candidate:
         """Make a candidate for a new version."""
+        config = loaded.config
         if config.state_dir != self._started.state_dir:
             raise ConfigError(
                 "proxy.state_dir",
@@ -484,23 +489,28 @@ class Keeper:
             notes += (f"volatile changes are gone: {', '.join(gone)}",)
         summary = summary or changes.summary(self.current.text, layers.text)
         version = self._version(source, layers, summary)
-        return Candidate(layers, config, taken, version, notes)
+        return Candidate(layers, config, taken, version, notes, frozenset(warnings_by_name(loaded)))
 
     def _version(self, source: str, layers: Layers, summary: str) -> Version:
         number = self._history.next_number()
         return Version(number, time.time(), source, summary, layers.text, bool(layers.volatile))
 
-    def _running_again(self, config: ProxyConfig, taken: Fingerprint) -> Candidate:
-        return Candidate(self._running.layers, config, taken)
+    def _running_again(self, loaded: Loaded, taken: Fingerprint) -> Candidate:
+        notes, warned = self._new_warnings(loaded), frozenset(warnings_by_name(loaded))
+        return Candidate(self._running.layers, loaded.config, taken, notes=notes, warned=warned)
+
+    def _new_warnings(self, loaded: Loaded) -> tuple[str, ...]:
+        """Say what there was no warning of until now; who changes one thing need not hear of all others."""
+        return tuple(each for each in warnings_by_name(loaded) if each not in self._running.warned)
 
     def _unchanged(self) -> Candidate:
         return replace(self._running, version=None, notes=(), is_for_file=False, is_to_apply=False)
 
-    def _parse(self, text: str, name: str = "") -> tuple[ProxyConfig, Fingerprint]:
+    def _parse(self, text: str, name: str = "") -> tuple[Loaded, Fingerprint]:
         """Read the text of a version, and the files that it names; raises ``InvalidConfigError``."""
         folder = self._file.folder
         taken = fingerprint.take(load.named_files_in(Document(text), folder))
-        return load.parse(text.encode(), name, folder=folder, with_files=True).config, taken
+        return load.parse(text.encode(), name, folder=folder, with_files=True), taken
 
     def _run(self, function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
         return self._workers.run(partial(function, *arguments, **options))

@@ -465,6 +465,42 @@ def with_certificate(house: House, pair: Certificate) -> str:
     )
 
 
+class TestWarnings:
+    """What can be, and is hardly meant, is told with each change that brings it about."""
+
+    STRANGER = "rules.r.user: not in [auth_users]: bbo"
+
+    def test_a_change_tells_what_it_brings_about_and_that_once(self, house: House) -> None:
+        outcome = house.keeper.change([("rules.r.user", "bbo"), ("auth_users.bob", "x")])
+        assert (outcome.status, outcome.notes) == ("applied", (self.STRANGER,))
+        assert house.keeper.change([("proxy.timeout", "9s")]).notes == ()
+        assert house.keeper.change([("rules.r.user", "bob")]).notes == ()
+        volatile = house.keeper.change([("rules.r.user", "bbo")], volatile=True)
+        assert self.STRANGER in volatile.notes
+
+    def test_so_does_a_rollback(self, house: House) -> None:
+        house.keeper.change([("rules.r.user", "bbo"), ("auth_users.bob", "x")])
+        house.keeper.change([("rules.r.user", "bob")])
+        assert house.keeper.rollback(2).notes == (self.STRANGER,)
+
+    def test_what_the_start_has_told_is_not_told_again(self, tmp_path: Path) -> None:
+        house = House(tmp_path, f"{TEXT}[rules]\n[[r]]\nuser = bbo\n")
+        assert len(house.warnings) == 1
+        assert house.keeper.change([("proxy.timeout", "9s")]).notes == ()
+
+    def test_a_certificate_that_is_renewed_with_one_that_has_expired_is_told(
+        self, tmp_path: Path, authority: Authority
+    ) -> None:
+        now, over = authority.issue("now", "localhost"), authority.issue("over", "localhost", expired=True)
+        house = House(tmp_path)
+        keys = [("listeners.socks.protocol", "mixed"), ("listeners.socks.tls_cert", str(now.cert))]
+        assert house.keeper.change([*keys, ("listeners.socks.tls_key", str(now.key))]).notes == ()
+        renew(now, over)
+        outcome = house.keeper.reload_if_changed()
+        assert outcome
+        assert outcome.notes[0].startswith(f"listeners.socks.tls_cert: {now.cert} has expired, at ")
+
+
 RENEWED = Outcome("applied", 1, notes=("the files that it names were read again",))
 
 
