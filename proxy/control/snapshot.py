@@ -123,7 +123,11 @@ class Snapshot:
 
     def what_was(self) -> "Snapshot":
         """Leave only what is counted for good, as the process is no more."""
-        gone = {key: replace(each, spares=0) for key, each in self.upstreams.items()}
+        # What it alone knew of an upstream nobody goes by any more.
+        gone = {
+            key: replace(each, spares=0, state=replace(each.state, answered_at=0.0, failed_at=0.0))
+            for key, each in self.upstreams.items()
+        }
         return replace(self, live=Counter(), upstreams=gone, flows={}, process=Process(self.process.cpu))
 
 
