@@ -92,12 +92,18 @@ def is_running(pid: int) -> bool:
 @pytest.mark.parametrize(("count", "most"), [(20, 2.0), (200, 1.3)])
 def test_long_connections_are_spread_evenly(stack: ExitStack, echo: Target, count: int, most: float) -> None:
     node = started(stack, run())
-    tunnels = [come(stack, node, echo) for _ in range(count)]
-    spread = share(node)
-    assert sum(spread.values()) == count
-    assert len(spread) == 2
-    assert max(spread.values()) / min(spread.values()) <= most
-    assert all(map(works, tunnels[:10]))
+
+    def spread_evenly() -> bool:
+        with ExitStack() as opened:
+            tunnels = [come(opened, node, echo) for _ in range(count)]
+            spread = share(node)
+            assert sum(spread.values()) == count
+            assert all(map(works, tunnels[:10]))
+        wait_until(lambda: not share(node), "the last one to end")
+        return len(spread) == 2 and max(spread.values()) / min(spread.values()) <= most
+
+    # Where other programs have the cores, one of the workers may get none for a while.
+    assert any(spread_evenly() for _ in range(3))
 
 
 def test_a_tls_session_is_resumed_at_whichever_worker_serves_the_next_connection(
@@ -302,8 +308,8 @@ def test_failed_logins_count_wherever_they_were_judged(stack: ExitStack, echo: T
     assert log_in("wonderland")
     for _ in range(5):
         assert not log_in("wrong")
-    # Wherever it comes to, the right one is not judged now.
-    assert not any(log_in("wonderland") for _ in range(6))
+    # As soon as all have heard of it, the right one is not judged, wherever it comes to.
+    wait_until(lambda: not any(log_in("wonderland") for _ in range(6)), "all to know of it")
     told = ask(node, "/penalties")
     assert [each["client"] for each in told["penalties"]] == ["192.0.2.1"]
     said(ctl(node, "forgive", "192.0.2.1"))
