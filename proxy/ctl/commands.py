@@ -21,13 +21,14 @@ from urllib.parse import quote, urlencode
 from proxy.configfile.load import InvalidConfigError, read_file, state_dir_of
 from proxy.configtext.syntax import is_text
 from proxy.console import BAD_USAGE, FAILED, OK, InputError, read_secret
-from proxy.ctl import screen, show
+from proxy.ctl import show
 from proxy.ctl.ask import NOT_UNDERSTOOD, SOCKET_NAME, CtlError, ask
 from proxy.ctl.find import find_config
 from proxy.errors import ConfigError, reason_of
 from proxy.lines import say
 from proxy.options import Option, UsageError, describe, read
 from proxy.policy.auth import hash_password
+from proxy.top import screen
 from proxy.trust import Trust, UntrustedError
 from proxy.users import check_user, is_hash, to_bytes
 

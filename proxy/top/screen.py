@@ -1,5 +1,5 @@
 """
-``ctl top``: the terminal, the clock and the server, around what ``top`` makes of them.
+``ctl top``: the terminal, the clock and the server, around the state and its picture.
 
 The terminal is given back whatever happens. So signals that end or stop us do it in their handlers, which
 run at once, also while a write waits for a terminal that takes nothing.
@@ -8,7 +8,6 @@ run at once, also while a write waits for a terminal that takes nothing.
 import codecs
 import json
 import os
-import re
 import signal
 import sys
 import termios
@@ -24,10 +23,14 @@ import gevent
 from gevent.select import select
 
 from proxy.console import OK
-from proxy.ctl import top
 from proxy.ctl.ask import NOT_UNDERSTOOD, CtlError
-from proxy.ctl.cells import width
 from proxy.net import descriptors
+from proxy.top.escapes import ENTER, LEAVE, as_ascii, encode, parse_keys
+from proxy.top.keys import End, Look, Quit, press
+from proxy.top.picture import draw, draw_all
+from proxy.top.samples import Sample
+from proxy.top.state import State, path
+from proxy.top.updates import miss, resize, take
 
 _INTERVAL = 1.0  # seconds between two samples
 _NO_SOONER = 0.2  # seconds, however fast keys ask for more
@@ -35,43 +38,6 @@ _ESCAPE_TIME = 0.05  # seconds in which the rest of a key's bytes come
 _WIDE, _ROWS = 132, 20  # of a picture for no terminal: columns, and connections
 
 Ask = Callable[[str, str], Any]  # method and path; raises ``CtlError``
-
-_ENTER = "\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J"  # the other screen, no cursor, no wrapping
-_LEAVE = "\x1b[0m\x1b[?7h\x1b[?25h\x1b[?1049l"
-_COLOURS = {
-    "strong": "1",
-    "faint": "2",
-    "bad": "31;1",
-    "good": "32",
-    "other": "36",
-    "head": "1",
-    "mark": "1;4;36",
-    "turned": "7",
-    "cursor": "7",
-}
-_NO_COLOURS = _COLOURS | {"bad": "1", "good": "0", "other": "0", "mark": "1;4"}
-
-_KEYS = {
-    "\x1b[A": "up",
-    "\x1b[B": "down",
-    "\x1bOA": "up",
-    "\x1bOB": "down",
-    "\x1b[5~": "pageup",
-    "\x1b[6~": "pagedown",
-    "\x1b[H": "home",
-    "\x1b[F": "end",
-    "\x1bOH": "home",
-    "\x1bOF": "end",
-    "\x1b[1~": "home",
-    "\x1b[4~": "end",
-    "\r": "enter",
-    "\n": "enter",
-    "\x7f": "backspace",
-    "\b": "backspace",
-    "\x1b": "escape",
-}
-_KEY = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1bO.|.", re.DOTALL)
-_PART = re.compile(r"\x1b(\[[0-?]*[ -/]*|O)?")
 
 
 def run(ask: Ask, *, as_json: bool = False) -> int:
@@ -83,51 +49,22 @@ def run(ask: Ask, *, as_json: bool = False) -> int:
     return OK
 
 
-def keys(text: str) -> tuple[list[str], str]:
-    """Read what keys a terminal has sent, and what may be the beginning of one more."""
-    found, at = [], 0
-    while at < len(text) and not _PART.fullmatch(text, at):
-        match = _KEY.match(text, at)
-        assert match
-        at = match.end()
-        key = _KEYS.get(match[0], match[0])
-        if key in _KEYS.values() or key.isprintable():
-            found.append(key)
-    return found, text[at:]
-
-
-def encode(lines: list[top.Line], *, colours: bool, encoding: str) -> bytes:
-    """Write a picture over the one before."""
-    looks = _COLOURS if colours else _NO_COLOURS
-    rows = [
-        "".join(f"\x1b[{looks[look]}m{text}\x1b[0m" if look else text for text, look in line)
-        for line in lines
-    ]
-    # What was there is erased before a line: after one that fills it that would take its last character.
-    text = "\x1b[H" + "\r\n".join(f"\x1b[K{row}" for row in rows)
-    return text.encode() if encoding == "utf-8" else _ascii(text).encode()
-
-
-def _ascii(text: str) -> str:
-    return text if text.isascii() else "".join(c if c.isascii() else "?" * width(c) for c in text)
-
-
-def _sample(ask: Ask, state: top.State) -> top.Sample:
-    return top.Sample(monotonic(), ask("GET", "/status"), ask("GET", top.path(state)))
+def _sample(ask: Ask, state: State) -> Sample:
+    return Sample(monotonic(), ask("GET", "/status"), ask("GET", path(state)))
 
 
 def _show_once(ask: Ask, *, as_json: bool) -> int:
     columns = os.environ.get("COLUMNS", "")
-    state = top.State(columns=int(columns) if columns.isdecimal() else _WIDE, lines=_ROWS // 2)
+    state = State(columns=int(columns) if columns.isdecimal() else _WIDE, lines=_ROWS // 2)
     first = _sample(ask, state)
     sleep(_INTERVAL)
     second = _sample(ask, state)
     if as_json:
         print(json.dumps({"status": second.status, "connections": second.listing}, indent=2))
         return OK
-    lines = top.picture(top.take(state, first), second)
+    lines = draw_all(take(take(state, first), second))
     text = "\n".join("".join(span.text for span in line).rstrip() for line in lines)
-    print(text if _encoding() == "utf-8" else _ascii(text))
+    print(text if _encoding() == "utf-8" else as_ascii(text))
     return OK
 
 
@@ -140,7 +77,7 @@ class _Live:
 
     def __init__(self, ask: Ask) -> None:
         self._ask = ask
-        self._state = top.State()
+        self._state = State()
         self._saved: list[Any] = []
         self._wakes, self._waker = os.pipe()
         self._due = 0.0  # when the next sample is to be taken
@@ -185,14 +122,14 @@ class _Live:
         if not self._saved:
             self._saved = termios.tcgetattr(0)
         tty.setcbreak(0, termios.TCSADRAIN)  # Ctrl-C and Ctrl-Z still are signals
-        descriptors.write_all(1, _ENTER.encode())
+        descriptors.write_all(1, ENTER.encode())
 
     def _leave(self) -> None:
         # A terminal that is gone, or was stopped by Ctrl-S, keeps nobody.
         with suppress(OSError, termios.error):
             termios.tcflow(1, termios.TCOON)
             termios.tcflush(1, termios.TCOFLUSH)
-            descriptors.write_all(1, _LEAVE.encode())
+            descriptors.write_all(1, LEAVE.encode())
         with suppress(OSError, termios.error):
             termios.tcsetattr(0, termios.TCSADRAIN, self._saved)
 
@@ -201,7 +138,7 @@ class _Live:
         self._leave()
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
-        # Here we are again after a stop.
+        # Here we are again after a s
         signal.signal(number, self._obey)
         self._resume(number, frame)
 
@@ -231,8 +168,8 @@ class _Live:
             columns, lines = os.get_terminal_size(1)
         except OSError:
             columns, lines = 80, 24
-        self._state = top.resize(self._state, columns or 80, lines or 24)
-        picture = encode(top.draw(self._state), colours=self._colours, encoding=self._encoding)
+        self._state = resize(self._state, columns or 80, lines or 24)
+        picture = encode(draw(self._state), colours=self._colours, encoding=self._encoding)
         descriptors.write_all(1, picture)
 
     def _read(self) -> None:
@@ -240,17 +177,17 @@ class _Live:
         if not data:
             self._is_done = True  # the terminal is gone
         text = self._typed + self._decoder.decode(data)
-        found, self._typed = keys(text)
+        found, self._typed = parse_keys(text)
         self._take_keys(found)
 
     def _take_keys(self, found: list[str]) -> None:
         for key in found:
-            self._state, action = top.press(self._state, key)
-            if isinstance(action, top.Quit):
+            self._state, action = press(self._state, key)
+            if isinstance(action, Quit):
                 self._is_done = True
-            elif isinstance(action, top.End):
+            elif isinstance(action, End):
                 self._end(action)
-            elif isinstance(action, top.Look):
+            elif isinstance(action, Look):
                 self._due = 0.0
 
     # -- the server
@@ -267,20 +204,20 @@ class _Live:
         self._asking = gevent.spawn(self._take_sample, self._state)
         return None
 
-    def _take_sample(self, state: top.State) -> None:
+    def _take_sample(self, state: State) -> None:
         try:
             sample = _sample(self._ask, state)
-            top.draw(top.take(state, sample))  # fails here, if ever
-            self._state = top.take(self._state, sample)
+            draw(take(state, sample))  # fails here, if ever
+            self._state = take(self._state, sample)
         except CtlError as exc:
-            self._state = top.miss(self._state, str(exc))
+            self._state = miss(self._state, str(exc))
         except (LookupError, TypeError, ValueError):
-            self._state = top.miss(self._state, NOT_UNDERSTOOD)
+            self._state = miss(self._state, NOT_UNDERSTOOD)
         finally:
             self._asking = None
             self._wake()
 
-    def _end(self, action: top.End) -> None:
+    def _end(self, action: End) -> None:
         def end() -> None:
             try:
                 self._ask("DELETE", action.path)

@@ -1,0 +1,1 @@
+"""``ctl top``: the live picture of a server."""
