@@ -96,12 +96,13 @@ class Keeper:
         self._workers = NativeThreads(1)
         self._running: Candidate
         self._is_new = False
+        self._trouble_beside: Trouble | None = None  # with files that the one in effect names
         self._digest: tuple[ProxyConfig | None, str] = (None, "")
 
     @property
     def trouble(self) -> Trouble | None:
-        """Why the file is not what is in effect, as long as it is not."""
-        return self._file.judged.trouble
+        """Why the file, with those that it names, is not what is in effect, as long as it is not."""
+        return self._file.judged.trouble or self._trouble_beside
 
     @property
     def config(self) -> ProxyConfig:
@@ -293,6 +294,8 @@ class Keeper:
                 outcome = self._commit(self._from_what_is_in_effect, is_asked_for=False)
                 if outcome.status == "rejected":  # which is said once, until they change again
                     self._running = replace(self._running, files=taken)
+                    since = self._trouble_beside.since if self._trouble_beside else time.time()
+                    self._trouble_beside = Trouble(outcome.problems[0], since)
         return outcome
 
     def fingerprint(self) -> Fingerprint:
@@ -351,6 +354,8 @@ class Keeper:
             return self._tell(outcome)
         # From here on it is in effect.
         self._running = new
+        if new.is_to_apply:  # so all files that it names have been read
+            self._trouble_beside = None
         notes = told + new.notes
         if undo:
             file.accept(new.layers.base)

@@ -1132,6 +1132,27 @@ class TestUsersInAFile:
         with pytest.raises(InvalidConfigError, match="tiemout"):
             house.start(last_good=True)
 
+    def test_a_bad_one_is_trouble_until_it_is_mended(self, house: House) -> None:
+        """A start with it would fail, so nobody should be told that one is safe."""
+        replaced(house.path.parent, "bob\n")
+        house.keeper.reload_if_changed()
+        assert house.keeper.trouble
+        first = house.keeper.trouble
+        assert first.problem == f"{house.path.parent / 'users'}:1: has no colon: write name:password"
+        replaced(house.path.parent, "bob\ncarol\n")
+        house.keeper.reload_if_changed()
+        assert house.keeper.trouble == first
+        replaced(house.path.parent, "bob:builder\n")
+        house.keeper.reload_if_changed()
+        assert house.keeper.trouble is None
+
+    def test_a_bad_one_is_trouble_until_another_file_needs_none(self, house: House) -> None:
+        replaced(house.path.parent, "bob\n")
+        house.keeper.reload_if_changed()
+        house.write(TEXT)
+        house.keeper.reload_if_changed()
+        assert house.keeper.trouble is None
+
     def test_with_a_good_one_the_last_good_version_is_taken_with_the_users_of_now(self, house: House) -> None:
         house.write(BAD)
         replaced(house.path.parent, "carol:sesame\n")
