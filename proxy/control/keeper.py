@@ -294,8 +294,7 @@ class Keeper:
                 outcome = self._commit(self._from_what_is_in_effect, is_asked_for=False)
                 if outcome.status == "rejected":  # which is said once, until they change again
                     self._running = replace(self._running, files=taken)
-                    since = self._trouble_beside.since if self._trouble_beside else time.time()
-                    self._trouble_beside = Trouble(outcome.problems[0], since)
+                    self._note_beside(outcome)
         return outcome
 
     def fingerprint(self) -> Fingerprint:
@@ -348,13 +347,20 @@ class Keeper:
             elif is_of_file:
                 file.note(problems_of(exc)[0])
             outcome = Outcome("rejected", self.current.number, problems_of(exc))
-            if cure and file.judged.is_rejected:
+            is_beside = (
+                isinstance(exc, InvalidConfigError)
+                and all(each.path != file.path for each in exc.problems)
+                and self._run(file.holds, running.layers.base)  # else another file names another one
+            )
+            if is_of_file and is_beside:  # which is so whatever the file itself says
+                self._note_beside(outcome)
+            elif cure and file.judged.is_rejected and not is_beside:
                 note = f"proxy-server ctl rollback puts version {outcome.version} back into the file"
                 outcome = replace(outcome, notes=(note,))
             return self._tell(outcome)
         # From here on it is in effect.
         self._running = new
-        if new.is_to_apply:  # so all files that it names have been read
+        if new.is_to_apply or is_of_file:  # so all files that it names have been read
             self._trouble_beside = None
         notes = told + new.notes
         if undo:
@@ -384,6 +390,10 @@ class Keeper:
             left = f"{self._file.path} could not be put back, and holds what was refused: {reason_of(exc)}"
             self._file.note(left)
             raise RefusedError((*problems_of(cause), left)) from cause
+
+    def _note_beside(self, outcome: Outcome) -> None:
+        since = self._trouble_beside.since if self._trouble_beside else time.time()
+        self._trouble_beside = Trouble(outcome.problems[0], since)
 
     def _tell(self, outcome: Outcome) -> Outcome:
         for problem in outcome.problems:

@@ -1153,6 +1153,27 @@ class TestUsersInAFile:
         house.keeper.reload_if_changed()
         assert house.keeper.trouble is None
 
+    def test_a_rollback_is_no_cure_for_a_bad_one(self, house: House) -> None:
+        """Each version takes the users as they are now."""
+        replaced(house.path.parent, "bob\n")
+        outcome = house.keeper.reload()
+        rejected(house, outcome)
+        assert outcome.notes == ()
+        house.keeper.rollback()
+        assert house.keeper.trouble
+        replaced(house.path.parent, "bob:builder\n")
+        house.keeper.reload()
+        assert house.keeper.trouble is None
+
+    def test_a_rollback_is_the_cure_for_a_file_that_names_a_bad_one(self, house: House) -> None:
+        (house.path.parent / "others").write_text("bob\n")
+        house.write(self.TEXT.replace("users_file = users", "users_file = others"))
+        outcome = house.keeper.reload()
+        rejected(house, outcome)
+        assert outcome.notes == ("proxy-server ctl rollback puts version 1 back into the file",)
+        house.keeper.rollback()
+        assert house.keeper.trouble is None
+
     def test_with_a_good_one_the_last_good_version_is_taken_with_the_users_of_now(self, house: House) -> None:
         house.write(BAD)
         replaced(house.path.parent, "carol:sesame\n")
