@@ -61,6 +61,7 @@ class Pool:
         self._is_empty = Event()
         self._is_empty.set()
         self._waiting: list[Callable[[], object]] = []  # what to call when there is room
+        self.watchers: list[Callable[[], object]] = []  # what to call when a job has left
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -129,6 +130,8 @@ class Pool:
         self._jobs.discard(job)
         if not self._jobs:
             self._is_empty.set()
+        for tell in self.watchers:
+            tell()
         self._tell_of_room()
 
     def _lose(self, greenlet: "_PooledGreenlet") -> None:

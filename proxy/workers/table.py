@@ -54,9 +54,7 @@ class Table:
 class Seat:
     """What one worker does with the clients of one listener."""
 
-    def __init__(self, table: Table, row: int, listener: str, most: int) -> None:
-        """Take how many the worker may have; the others have as many, or one more or less."""
-        self.most = most
+    def __init__(self, table: Table, row: int, listener: str) -> None:
         self._table = table
         self._row = row
         self._column = crc32(listener.encode()) % _COLUMNS
@@ -66,9 +64,11 @@ class Seat:
         """Say how many there are."""
         self._table.put(self._row, self._column, count)
 
-    def leaves(self, count: int) -> bool:
+    def leaves(self, count: int, most: int) -> bool:
         """
         Tell whether the next client is left to others in this turn, who have fewer than this ``count``.
+
+        ``most`` is how many the worker may have; the others have as many, or one more or less.
 
         The further ahead, the more turns it is left for: as many as it takes to wake somebody up. But if
         nobody comes by then, it is taken.
@@ -79,7 +79,7 @@ class Seat:
         if ahead < _LEAST_AHEAD or ahead < least // 8:
             self._left = 0
             return False
-        is_full = count >= self.most > least + 1
+        is_full = count >= most > least + 1
         self._left += 1
         if self._left <= (_MORE_TURNS if is_full else min(ahead, _MOST_TURNS)):
             return True

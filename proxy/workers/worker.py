@@ -46,7 +46,6 @@ from proxy.workers.table import Seat, Table
 
 log = logging.getLogger(__name__)
 
-_PUBLISH = 0.1  # seconds between two looks at how many connections have ended
 _LAST_WORDS = 1.0  # seconds for them to be heard
 
 # What the supervisor says, for all, would be said here once more.
@@ -90,19 +89,35 @@ class SharingAcceptor(Acceptor):
     max_accept = 16
 
     def __init__(
-        self, seat: Seat, sock: socket.socket, handler: Handler, pool: Pool, passes_over: PassesOver
+        self,
+        seat: Seat,
+        server: ProxyServer,
+        sock: socket.socket,
+        handler: Handler,
+        pool: Pool,
+        passes_over: PassesOver,
     ) -> None:
         super().__init__(sock, handler, pool, passes_over)
-        self.seat = seat
+        self._seat = seat
+        self._server = server
         self._jobs = pool
+        self._publish()
+        pool.watchers.append(self._publish)
+
+    def close(self) -> None:
+        """Close the listening socket; what goes on after that is nothing to the others."""
+        super().close()
+        if self._publish in self._jobs.watchers:
+            self._jobs.watchers.remove(self._publish)
 
     def do_read(self) -> Any:
         """Accept a client, if one is there that is not for others."""
-        return None if self.seat.leaves(len(self._jobs)) else super().do_read()
+        is_for_others = self._seat.leaves(len(self._jobs), self._server.config.max_connections)
+        return None if is_for_others else super().do_read()
 
-    def publish(self) -> None:
+    def _publish(self) -> None:
         """Have the others know how many connections there are."""
-        self.seat.publish(len(self._jobs))
+        self._seat.publish(len(self._jobs))
 
     def pause(self) -> None:
         """Accept nobody until ``resume``; the supervisor has the kernel refuse them."""
@@ -156,7 +171,6 @@ class Worker(Companion):
             self._told = Alone(self._app)
             self._app.companion = self
             self._has_begun = True
-            gevent.spawn(self._publish)
             self._app.run()
         except ProxyError as exc:
             self._ready.set_exception(exc)
@@ -167,24 +181,15 @@ class Worker(Companion):
         self, row: int, config: ServerConfig, access_log: AccessLog, metrics: Metrics, limiter: Limiter
     ) -> ProxyServer:
         server = make_server(config, access_log, metrics, limiter)
-        # Of the configuration as it is then: a listener may get other limits.
-        server.make_acceptor = lambda *given: SharingAcceptor(
-            Seat(self._table, row, config.name, server.config.max_connections), *given
-        )
+        seat = Seat(self._table, row, config.name)
+        server.make_acceptor = partial(SharingAcceptor, seat, server)
         return server
 
     def _acceptors(self) -> Iterable[SharingAcceptor]:
         for server in self._app.servers:
             for each in server.acceptors:
                 assert isinstance(each, SharingAcceptor)
-                each.seat.most = server.config.max_connections
                 yield each
-
-    def _publish(self) -> None:
-        while True:
-            gevent.sleep(_PUBLISH)
-            for each in self._acceptors():
-                each.publish()
 
     def _lost(self) -> None:
         if not self._has_begun:
