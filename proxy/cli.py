@@ -7,28 +7,17 @@ Every error is one line on standard error, and none is a traceback.
 import os
 import shlex
 import signal
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from itertools import count
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
 
-from proxy import __version__, console, signals
-from proxy.address import Address
-from proxy.config import ProxyConfig
+from proxy import __version__, console, modes, signals
 from proxy.console import BAD_USAGE, FAILED, KILLED, OK, InputError, OutputError
-from proxy.errors import ConfigError, ProtocolError, ProxyError
+from proxy.errors import ConfigError, ProxyError
 from proxy.lines import say
 from proxy.options import Option, UsageError, describe, read
-from proxy.redact import without_query
-from proxy.settings.listener import ServerConfig
-from proxy.settings.protocols import LISTENER_SCHEMES, PROXY_SCHEMES, Protocol
-from proxy.settings.upstream import UpstreamConfig, UpstreamType
+from proxy.settings.protocols import Protocol
+from proxy.settings.upstream import UpstreamType
 from proxy.users import to_bytes
 from proxy.workers import VARIABLE as WORKER
-
-T = TypeVar("T")
-
-CLIENT_TIMEOUT = 30.0  # seconds for -mode client to reach its target
 
 # What a command line is about; each option belongs to some of these.
 _FILE, _SERVER, _CLIENT, _INIT, _HASH = "-c FILE", "-mode server", "-mode client", "-init", "-hash-password"
@@ -89,25 +78,6 @@ OPTIONS = (
     Option("help", "", "print this help", also=("h",)),
 )
 
-# What a configuration value is called on the command line.
-_NAMES = {
-    _SERVER: {
-        "listen_addr": "-addr",
-        "proxy_address": "-upstream-address",
-        "proxy_username": "-upstream-username",
-        "proxy_password": "-upstream-password",
-        "tls_ca": "-upstream-tls-ca",
-        "type": "-upstream-type",
-    },
-    _CLIENT: {
-        "listen_addr": "-listen",
-        "proxy_address": "-addr",
-        "proxy_username": "-username",
-        "proxy_password": "-password",
-        "tls_ca": "-tls-ca",
-    },
-}
-
 
 def run(arguments: Sequence[str]) -> int:
     """Run the program with these arguments, and return its exit code."""
@@ -158,7 +128,7 @@ def _run(arguments: Sequence[str]) -> int:
     try:
         return _MODES[mode](given)
     except ConfigError as exc:
-        say(f"proxy-server: {_NAMES.get(mode, {}).get(exc.field, exc.field)}: {exc}")
+        say(f"proxy-server: {exc.field}: {exc}")
         return BAD_USAGE
 
 
@@ -203,48 +173,13 @@ def _stray(word: str) -> str:
     return "an argument belongs to no option: a value with blanks goes into quotes"
 
 
-def _require(given: Mapping[str, str], *names: str) -> None:
-    for name in names:
-        if not given.get(name):
-            raise ConfigError(f"-{name}", f"-mode {given['mode']} needs it")
-
-
-def _protocol(given: Mapping[str, str], known: Iterable[Protocol]) -> Protocol:
-    words = [each.value for each in known]
-    if given["protocol"] not in words:
-        raise ConfigError("-protocol", f"with -mode {given['mode']} it is one of {', '.join(words)}")
-    return Protocol(given["protocol"])
-
-
-def _login(given: Mapping[str, str], prefix: str = "") -> tuple[str, str]:
-    """Give a user name and password, of which the second can come from the environment; or neither."""
-    variable = f"PROXY_{prefix.upper().replace('-', '_')}PASSWORD"
-    username, password = given.get(f"{prefix}username", ""), given.get(f"{prefix}password", "")
-    if username and not password:
-        password = os.environ.get(variable, "")
-        if not password:
-            raise ConfigError(f"-{prefix}password", f"the user needs one: give it here, or in {variable}")
-    elif password and not username:
-        raise ConfigError(f"-{prefix}username", f"-{prefix}password is given, so this is needed too")
-    elif not username and os.environ.get(variable):
-        raise ConfigError(f"-{prefix}username", f"{variable} is set, so this is needed too; or unset it")
-    return username, password
-
-
-# -- serving
-
-
 def _run_file(given: Mapping[str, str]) -> int:
     # The control plane is imported only here: without it there is still a proxy.
     from proxy.configfile.load import InvalidConfigError
 
     try:
-        if given.keys() & {"check", "dump"}:
-            return _inspect(given)
-        if "explain" in given:
-            return _explain(given)
-        if "test" in given:
-            return _test(given)
+        if given.keys() & _LOOKS:
+            return _look(given)
         from proxy import live
 
         live.serve(given["config"], last_good="last-good" in given)
@@ -255,82 +190,18 @@ def _run_file(given: Mapping[str, str]) -> int:
         return BAD_USAGE
 
 
-def _inspect(given: Mapping[str, str]) -> int:
-    from proxy.accesslog import NO_LOG
-    from proxy.configfile.dump import dump
-    from proxy.configfile.load import load
-    from proxy.listeners import Listeners, make_server
-    from proxy.metrics import Metrics
-    from proxy.policy.rules import openness
-    from proxy.server import ProxyServer
+def _look(given: Mapping[str, str]) -> int:
+    from proxy import offline
 
-    with console.progress() as tell:
-        tell("reading the configuration")
-        loaded = load(given["config"])
-    for warning in loaded.warnings:
-        say(f"warning: {warning}")
+    path = given["config"]
     if "dump" in given:
-        print(dump(loaded.config), end="")
-    else:
-        with console.progress() as tell:
-            numbers = count(1)
-
-            def make(listener: ServerConfig, *others: Any) -> ProxyServer:
-                tell(f"building listener {next(numbers)} of {len(loaded.config.listeners)}")
-                return make_server(listener, *others)
-
-            # Build what a start would, and open nothing.
-            Listeners(make, NO_LOG, Metrics()).plan(loaded.config)
-        for listener in loaded.config.listeners:
-            if not listener.is_local:
-                say(f"note: {listener.name}: {openness(listener)}")
-        print("ok")
-    return OK
-
-
-def _explain(given: Mapping[str, str]) -> int:
-    """Say what the rules of a file make of a target; exit code 1 if they refuse it."""
-    from proxy.configfile.load import load
-    from proxy.ctl import show
-    from proxy.explain import choose, explain_request, read_client, read_target
-    from proxy.policy.rules import Policy
-    from proxy.selfcheck import machine_with
-
-    config = load(given["config"]).config
-    target = _read("-explain", read_target, given["explain"])
-    client = _read("-from", read_client, given.get("from", ""))
-    try:
-        listener = choose(config.listeners, given.get("listener", ""))
-    except ConfigError as exc:
-        raise UsageError(f"-listener: {exc}") from None
-    policy = Policy(listener, machine_with(config))
-    told = explain_request(policy, listener, target, given.get("user", ""), client)
-    print(show.text(show.explanation(told)))
-    return OK if told["goes"] else FAILED
-
-
-def _test(given: Mapping[str, str]) -> int:
-    """Reach an upstream of a file stage by stage; exit code 1 if that fails."""
-    from proxy.configfile.load import load
-    from proxy.ctl import show
-    from proxy.explain import read_target
-    from proxy.stages import examine, find
-
-    config = load(given["config"]).config
-    target = _read("-test", read_target, given[_TARGET]) if _TARGET in given else None
-    try:
-        told = examine(find(config, given["test"]), target)
-    except (LookupError, ValueError) as exc:
-        raise UsageError(f"-test: {exc}") from None
-    print(show.text(show.trial(told)))
-    return OK if told["ok"] else FAILED
-
-
-def _read(option: str, read: Callable[[str], T], text: str) -> T:
-    try:
-        return read(text)
-    except ValueError as exc:
-        raise UsageError(f"{option}: {exc}") from None
+        return offline.dump(path)
+    if "check" in given:
+        return offline.check(path)
+    if "explain" in given:
+        listener, user, client = (given.get(each, "") for each in ("listener", "user", "from"))
+        return offline.explain(path, given["explain"], listener, user, client)
+    return offline.test(path, given["test"], given.get(_TARGET))
 
 
 def _control(arguments: Sequence[str]) -> int:
@@ -344,107 +215,6 @@ def _work(descriptors: str) -> int:
     from proxy.workers.worker import run
 
     return run(descriptors)
-
-
-def _run_server(given: Mapping[str, str]) -> int:
-    from proxy.app import App
-
-    _require(given, "protocol", "addr")
-    username, password = _login(given)
-    listener = ServerConfig(
-        name=given["protocol"],
-        listen_addr=given["addr"],
-        protocol=_protocol(given, LISTENER_SCHEMES),
-        auth_users={username: password} if username else {},
-        upstream_config=_upstreams(given),
-    )
-    App(_without_circle(listener)).run()
-    return OK
-
-
-def _without_circle(listener: ServerConfig) -> ProxyConfig:
-    """Make the configuration of a single listener, whose upstream must not be the listener."""
-    from proxy import selfcheck
-
-    config = ProxyConfig(listeners=(listener,), auth_users=listener.auth_users)
-    if any(selfcheck.problems(config)):
-        raise ConfigError(
-            "proxy_address", "this program itself listens there: connections would go in a circle"
-        )
-    return config
-
-
-def _upstreams(given: Mapping[str, str]) -> tuple[UpstreamConfig, ...]:
-    if not given.get("upstream-type"):
-        lonely = [name for name in given if name.startswith("upstream-")]
-        if lonely:
-            raise ConfigError("-upstream-type", f"-{lonely[0]} needs it")
-        return ()
-    username, password = _login(given, "upstream-")
-    return (
-        UpstreamConfig(
-            name=given["upstream-type"],
-            type=UpstreamType(given["upstream-type"]),
-            proxy_address=given.get("upstream-address", ""),
-            proxy_username=username,
-            proxy_password=password,
-            tls_ca=given.get("upstream-tls-ca", ""),
-        ),
-    )
-
-
-# -- being a client
-
-
-def _run_client(given: Mapping[str, str]) -> int:
-    _require(given, "protocol", "addr", "host", "port")
-    target = _target(given)
-    username, password = _login(given)
-    # The proxy that a client asks is an upstream that is asked once.
-    proxy = UpstreamConfig(
-        name=without_query(given["addr"]),
-        type=UpstreamType(_protocol(given, PROXY_SCHEMES).value),
-        proxy_address=given["addr"],
-        proxy_username=username,
-        proxy_password=password,
-        tls_ca=given.get("tls-ca", ""),
-        timeout=CLIENT_TIMEOUT,
-        retry_count=0,
-    )
-    proxy = replace(proxy, via=_proxy_on_the_way(given.get("proxy", ""), proxy))
-    if "listen" in given:
-        return _listen(given["listen"], target, proxy)
-    from proxy import netcat
-
-    return netcat.join(target, proxy)
-
-
-def _proxy_on_the_way(url: str, proxy: UpstreamConfig) -> UpstreamConfig | None:
-    from proxy.proxyurl import ENVIRONMENT, parse_proxy_url, proxy_for
-
-    if url == ENVIRONMENT:
-        url = proxy_for(proxy.client_config.endpoint, os.environ)
-    return replace(parse_proxy_url(url), timeout=CLIENT_TIMEOUT) if url else None
-
-
-def _target(given: Mapping[str, str]) -> Address:
-    if not given["port"].isdecimal() or not 0 < int(given["port"]) < 65536:
-        raise ConfigError("-port", "not a number from 1 to 65535")
-    try:
-        return Address(given["host"], int(given["port"]))
-    except ProtocolError as exc:
-        raise ConfigError("-host", str(exc)) from None
-
-
-def _listen(address: str, target: Address, proxy: UpstreamConfig) -> int:
-    from proxy.app import App
-    from proxy.portforward import PortForwarder
-
-    config = ServerConfig(
-        name="listen", listen_addr=address, protocol=Protocol.SOCKS5, upstream_config=(proxy,)
-    )
-    App(_without_circle(config), lambda config, *told: PortForwarder(config, target, *told)).run()
-    return OK
 
 
 # -- what helps to write a configuration
@@ -475,8 +245,8 @@ def _hash_password(given: Mapping[str, str]) -> int:
 
 _MODES = {
     _FILE: _run_file,
-    _SERVER: _run_server,
-    _CLIENT: _run_client,
+    _SERVER: modes.run_server,
+    _CLIENT: modes.run_client,
     _INIT: _init,
     _HASH: _hash_password,
 }

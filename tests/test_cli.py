@@ -149,19 +149,6 @@ def test_a_file_that_exists_is_suggested_whatever_its_name(
     assert f"write -c {path}" in refused(capsys, str(path))
 
 
-def test_a_check_makes_no_program_of_what_it_looks_at(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def start(app: App, *arguments: object, **options: object) -> None:
-        raise AssertionError("a program, with its threads")
-
-    monkeypatch.setattr(App, "__init__", start)
-    file = tmp_path / "proxy.ini"
-    file.write_text("[listeners]\n[[socks]]\nprotocol = socks5\nlisten_addr = 127.0.0.1:0\n")
-    assert cli.run(["-c", str(file), "-check"]) == 0
-    assert capsys.readouterr().out == "ok\n"
-
-
 # -- a configuration to start from
 
 
