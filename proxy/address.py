@@ -144,6 +144,18 @@ def _read_host(host: str) -> tuple[str, IPAddress | None]:
     return name, None
 
 
+def read_ip(text: str) -> IPAddress | None:
+    """
+    Read an IP address that is written in full, as a log has it; None for what is none.
+
+    The short spellings of the C library are refused: ``1.2.3`` would be 1.2.0.3, which hardly anybody means.
+    """
+    try:
+        return Address(text, 0).ip if _parse_ip(text) else None
+    except ProtocolError:
+        return None
+
+
 def _parse_ip(host: str) -> IPAddress | None:
     try:
         return ip_address(host)

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from proxy.accesslog import quoted, shortened
-from proxy.address import Address, IPAddress, split_authority
+from proxy.address import Address, IPAddress, read_ip, split_authority
 from proxy.errors import (
     ConfigError,
     DialError,
@@ -62,10 +62,7 @@ def read_target(text: str) -> Address:
 
 def read_client(text: str) -> IPAddress | None:
     """Read the address of a client, if there is one; raises ``ConfigError``."""
-    try:
-        ip = Address(text, 0).ip if text else None
-    except ProtocolError:
-        ip = None
+    ip = read_ip(text)
     if text and ip is None:
         raise ConfigError("from", "is no IP address")
     return ip

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy import address as module
-from proxy.address import Address, Endpoint, canonical_host
+from proxy.address import Address, Endpoint, canonical_host, read_ip
 from proxy.errors import ProtocolError
 
 
@@ -160,6 +160,24 @@ def test_refuses_a_port_that_does_not_exist(port: int) -> None:
 )
 def test_an_ipv6_client_is_known_by_the_network_that_it_has_to_itself(host: str, network: str) -> None:
     assert Address(host, 0).network == network
+
+
+@pytest.mark.parametrize(
+    ("text", "ip"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:DB8::7", "2001:db8::7"),
+        ("1.2.3", "None"),  # to the C library it is 1.2.0.3
+        ("2130706433", "None"),
+        ("0x7f.1", "None"),
+        ("fe80::1%eth0", "None"),
+        ("a.example", "None"),
+        ("", "None"),
+    ],
+)
+def test_an_ip_address_that_an_operator_writes_is_written_in_full(text: str, ip: str) -> None:
+    assert str(read_ip(text)) == ip
 
 
 def test_an_address_shows_an_ipv6_host_in_brackets() -> None:

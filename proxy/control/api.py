@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from urllib.parse import unquote, unquote_to_bytes
 
 from proxy.accesslog import quoted
-from proxy.address import UNIX, Address
+from proxy.address import Address, read_ip
 from proxy.configtext.document import Edit
 from proxy.control import status
 from proxy.control.candidate import Conflict, Outcome
@@ -28,7 +28,7 @@ from proxy.control.keeper import Keeper
 from proxy.control.page import page
 from proxy.control.snapshot import Program
 from proxy.ctl.ask import CONFIG_HEADER
-from proxy.errors import ConfigError, ProtocolError, ProxyError
+from proxy.errors import ConfigError, ProxyError
 from proxy.explain import choose, explain_request, read_client, read_target
 from proxy.http.heads import HttpError
 from proxy.metrics import render
@@ -89,14 +89,12 @@ class Api:
         return Answer(status.penalties(self._app))
 
     def _forgive(self, request: Request, address: str) -> Answer:
-        try:
-            client = Address(unquote(address), 0)
-        except ProtocolError:
-            client = UNIX
-        if client.ip is None:
+        ip = read_ip(unquote(address))
+        if ip is None:
             raise HttpError(400, f"{quoted(unquote(address))} is no IP address")
-        if not self._app.forgive(client.ip):
+        if not self._app.forgive(ip):
             raise HttpError(404, "no login from there has failed of late")
+        client = Address(str(ip), 0)
         log.info("the failed logins of %s are forgiven by an operator", client.network)
         return Answer({"status": "forgiven", "client": client.network})
 

@@ -176,7 +176,8 @@ def test_an_operator_sees_and_forgives_it(node: Proxy) -> None:
     assert said(ctl(node, "forgive", EVE)).strip() == f"{EVE} is forgiven"
     assert by_socks(node, EVE, "builder") == 0
     assert ctl(node, "forgive", EVE).returncode == 1
-    assert b"eve is no IP address" in ctl(node, "forgive", "eve").stderr
+    for word in ("eve", "127.1"):  # the second is no address as a log has it
+        assert f"{word} is no IP address".encode() in ctl(node, "forgive", word).stderr
     fail(node, "2001:db8::7")
     assert said(ctl(node, "forgive", "2001:db8::/64")).strip() == "2001:db8::/64 is forgiven"
 

@@ -262,6 +262,7 @@ def test_explain_says_what_becomes_of_a_target_and_exits_accordingly(echo: Targe
             ("target=a:80", "listener: is one of "),
             ("target=a:80&listener=x", "listener: there is no x, only "),
             ("target=a:80&listener=web&from=x", "from: is no IP address"),
+            ("target=a:80&listener=web&from=1.2.3", "from: is no IP address"),
         ):
             status, body = curl(node, f"/explain?{wrong}")
             assert (status, json.loads(body)["error"].startswith(said)) == (400, True)
