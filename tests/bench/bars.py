@@ -90,6 +90,7 @@ BARS = [
     Bar("short connections: CPU each", ["short"], "cpu", "ours", 0.55, "dante"),
     Bar("short connections: CPU each", ["short"], "cpu", "chain", 0.85, "v2ray"),
     Bar("short connections: CPU each", ["short"], "cpu", "chain-tls", 1.15, "v2ray-tls"),
+    Bar("short connections, busy all the time: CPU each", ["busy"], "cpu", "ours-workers", 1.05, "ours"),
     Bar("idle connection, SOCKS5 → direct", ["idle"], "each", "ours", 8, scale=1 / 1024, unit=" KiB"),
     Bar(
         "idle connection, WebSocket → direct",

@@ -6,7 +6,8 @@ Its columns say how the figures of a work are shown.
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from tests.bench import load, meter
@@ -86,15 +87,34 @@ def one_core(contender: Running, length: Length) -> Sample:
     Nothing can be done at the same time here, so this takes nothing away. On several cores each step
     wakes one up, which may take longer than all the rest, above all in a virtual machine.
     """
-    cores = os.sched_getaffinity(0)
-    here = {max(cores)}
-    os.sched_setaffinity(0, here)  # the load inherits it
-    try:
-        meter.pin(contender.sessions, here)
+    core = max(os.sched_getaffinity(0))
+    with pinned(contender, {core}, {core}):
         return round_trips(contender, length, 1)
-    finally:
+
+
+def busy_visits(contender: Running, length: Length) -> Sample:
+    """
+    Make short connections to programs that share one core, while the load has the other.
+
+    So however many processes there are, they are busy all the time, and each does as much in a turn of its
+    loop as it can: what a connection costs with several processes and with one can be compared.
+    """
+    load_core, *_, core = sorted(os.sched_getaffinity(0))
+    with pinned(contender, {load_core}, {core}):
+        return visits(contender, length)
+
+
+@contextmanager
+def pinned(contender: Running, load_cores: set[int], cores: set[int]) -> Iterator[None]:
+    """Have the load, and the programs of a contender, run on some cores only."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, load_cores)  # the load inherits it
+    try:
         meter.pin(contender.sessions, cores)
-        os.sched_setaffinity(0, cores)
+        yield
+    finally:
+        meter.pin(contender.sessions, before)
+        os.sched_setaffinity(0, before)
 
 
 def visits(contender: Running, length: Length) -> Sample:
@@ -255,6 +275,13 @@ WORKS: dict[str, Work] = {
     "trips-1-core": Work("64-byte round trips, 1 connection, all on one core", PIECES, one_core, NEAR),
     "trips-64": Work("64-byte round trips, 64 connections", PIECES, lambda c, n: round_trips(c, n, 64), NEAR),
     "short": Work("Short connections, 32 at a time", PIECES, visits, [*NEAR, *SPREAD], overhead=0.9),
+    "busy": Work(
+        "Short connections, the programs on one core and the load on another",
+        PIECES,
+        busy_visits,
+        ["ours", SPREAD[0]],
+        overhead=0.9,
+    ),
     "idle": Work("Idle connections", IDLE, idle, [*NEAR, "openssl"], rounds=2, overhead=1.2, each=0.003),
     "under-bulk": Work("Latency beside 4 downloads and 4 uploads", UNDER_BULK, under_bulk, NEAR),
     "first-1": far_visits("1 client", 1),
@@ -268,4 +295,6 @@ WORKS: dict[str, Work] = {
         "upload at 200 Mbit/s, 0.1 % of the packets lost", LOSSY_BULK, FAR_OURS, upload=True
     ),
 }
-QUICK = [name for name in WORKS if not name.startswith("far-") and not name.endswith(("-16", "-core"))]
+QUICK = [
+    name for name in WORKS if not name.startswith("far-") and not name.endswith(("-16", "-core", "busy"))
+]
