@@ -195,9 +195,12 @@ class UpstreamClient(Way):
 
     def not_reached(self, exc: DialError) -> UpstreamError:
         """Make the error that says that the way to it failed; raises like ``as_upstream_error``."""
-        # That one could not reach this proxy, or could do nothing itself.
-        reason, passes = (f"via {exc}", exc.transient) if isinstance(exc, UpstreamError) else (str(exc), True)
-        return self.as_upstream_error(reason, exc, transient=passes)
+        if not isinstance(exc, UpstreamError):
+            return self.as_upstream_error(str(exc), exc)  # that one could not reach this proxy
+        # It may be just what it was asked for that it does not like, such as the port.
+        is_about_this = exc.unclear or (exc.well and exc.status)
+        reason = f"{self._endpoint.address} via {exc}" if is_about_this else f"via {exc}"
+        return self.as_upstream_error(reason, exc, transient=exc.transient)
 
     @abstractmethod
     def prepare(self, channel: Channel, deadline: Deadline) -> None:

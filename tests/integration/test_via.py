@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
@@ -15,7 +16,7 @@ from tests.integration.programs import Proxy, mixed_door, run_proxy, socks_door,
 from tests.wire import clients, targets
 from tests.wire import upstreams as script
 from tests.wire.clients import SocksRefused
-from tests.wire.sockets import free_port, read_to_end
+from tests.wire.sockets import free_port, read_exact, read_to_end
 from tests.wire.targets import Target
 from tests.wire.upstreams import hear_head, switch
 from tests.wire.waits import wait_until
@@ -161,16 +162,36 @@ def home(corporate: dict[str, object]) -> Proxy:
     [
         (
             b"HTTP/1.1 407 No\r\nProxy-Authenticate: NTLM\r\n\r\n",
-            "wants a login, and none is set; it takes NTLM",
+            "via upstream corporate: wants a login, and none is set; it takes NTLM",
         ),
-        (b"HTTP/1.1 403 Forbidden\r\n\r\n", "answered CONNECT with 403"),
-        (b"SSH-2.0-x\r\n", "this is no HTTP server: an SSH server answered"),
+        (
+            b"HTTP/1.1 403 Forbidden\r\n\r\n",
+            "gateway.example:80 via upstream corporate: answered CONNECT with 403",
+        ),
+        (
+            b"HTTP/1.1 400 Bad Request\r\n\r\n",
+            "gateway.example:80 via upstream corporate: answered CONNECT with 400",
+        ),
+        (b"SSH-2.0-x\r\n", "via upstream corporate: this is no HTTP server: an SSH server answered"),
+        (b"", "gateway.example:80 via upstream corporate: it closed the connection without an answer"),
     ],
 )
 def test_what_the_proxy_on_the_way_refuses_is_told_as_its(answer: bytes, reason: str) -> None:
     port = free_port()
     with script.upstream(port, hear_head, answer, script.end), home(corporate(port)) as node:
-        assert refusal_by(node).startswith(f"upstream gateway: via upstream corporate: {reason}")
+        assert refusal_by(node).startswith(f"upstream gateway: {reason}")
+
+
+def test_what_a_socks5_proxy_on_the_way_was_asked_for_is_told_when_it_hangs_up() -> None:
+    port = free_port()
+    corporate = upstream("socks5", f"127.0.0.1:{port}")
+    sizes = 3, 4 + 1 + len("gateway.example") + 2
+    greeting, request = (partial(read_exact, size=size) for size in sizes)
+    with script.upstream(port, greeting, b"\x05\x00", request, script.end), home(corporate) as node:
+        assert refusal_by(node) == (
+            "upstream gateway: gateway.example:80 via upstream corporate: "
+            "it closed the connection during the SOCKS5 handshake"
+        )
 
 
 def test_a_gateway_that_cannot_be_reached_from_there_is_told_as_that() -> None:
