@@ -46,15 +46,21 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A client that got no connection, and why; what is not known is empty."""
+    """
+    A client that got no connection, and why; what is not known is empty.
+
+    ``cause`` is one of the few that are counted, ``reason`` what the access log says.
+    """
 
     time: float  # Unix time, in seconds
     client: str
     user: str
     listener: str
     target: str
+    upstream: str
     stage: str
     cause: str
+    reason: str
     rule: str
     limit: str
 

@@ -361,8 +361,10 @@ class Session:
             user=shortened(user, MOST_OF_A_USER),
             listener=self.runtime.config.name,
             target=str(self.wanted.target) if self.wanted else "",
+            upstream=self.via,
             stage=TARGET if self.wanted else HANDSHAKE,
             cause=error.failure.value,
+            reason=shortened(self._end.removeprefix("refused: ")),
             rule=self.rule,
             limit=str(error).removeprefix("limit ") if isinstance(error, OverLimitError) else "",
         )

@@ -309,7 +309,7 @@ def refusals(answer: Object) -> str:
     if not answer["refusals"]:
         return "nobody was refused"
     rows = [_refusal(each) for each in answer["refusals"]]
-    return table(("TIME", "CLIENT", "USER", "LISTENER", "TARGET", "CAUSE", "BY"), rows)
+    return table(("TIME", "CLIENT", "USER", "LISTENER", "TARGET", "UPSTREAM", "BY", "CAUSE"), rows)
 
 
 def _refusal(each: Object) -> list[str]:
@@ -322,8 +322,9 @@ def _refusal(each: Object) -> list[str]:
         quoted(each["user"]) if each["user"] else "-",
         each["listener"],
         quoted(each["target"]) if each["target"] else "-",
-        each["cause"],
+        each["upstream"] or "-",
         by or "-",
+        each["cause"] if each["limit"] else each["reason"],  # a limit's reason is its name
     ]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.programs import Proxy, mixed_door, socks_door, web_door
+from tests.integration.programs import Proxy, mixed_door, socks_door, upstream, web_door
 from tests.integration.test_control import ask, ctl, said
 from tests.wire import clients, targets
 from tests.wire.clients import HttpRefused, LoginRefused, SocksRefused
@@ -44,7 +44,7 @@ def last(node: Proxy) -> dict[str, Any]:
     return found
 
 
-NOTHING = {"user": "", "target": "", "rule": "", "limit": ""}
+NOTHING = {"user": "", "target": "", "upstream": "", "rule": "", "limit": ""}
 
 
 def test_each_is_told_with_its_stage_and_its_cause(node: Proxy) -> None:
@@ -53,17 +53,25 @@ def test_each_is_told_with_its_stage_and_its_cause(node: Proxy) -> None:
         clients.socks5(node.door("socks"), "127.0.0.1", port)
     wait_until(lambda: refusals(node), "the first one")
     there = {**NOTHING, "listener": "socks", "stage": "target"}
-    assert last(node) == {**there, "target": f"127.0.0.1:{port}", "cause": "connection refused"}
+    to = f"127.0.0.1:{port}"
+    told = {"target": to, "upstream": "direct", "cause": "connection refused"}
+    assert last(node) == {**there, **told, "reason": f"{to}: Connection refused"}
     with pytest.raises(SocksRefused):
         clients.socks5(node.door("users"), "192.0.2.7", 80, ("alice", "wonderland"))
     wait_until(lambda: len(refusals(node)) == 2, "the second one")
     refused = {"user": "alice", "target": "192.0.2.7:80", "cause": "not allowed", "rule": "no"}
+    refused["reason"] = "192.0.2.7:80: not allowed by rule no"
     assert last(node) == {**there, "listener": "users", **refused}
     with pytest.raises(LoginRefused):
         clients.socks5(node.door("users"), "192.0.2.7", 80, ("eve", "x"))
     wait_until(lambda: len(refusals(node)) == 3, "the third one")
     handshake = {**NOTHING, "listener": "users", "stage": "handshake"}
-    assert last(node) == {**handshake, "user": "eve", "cause": "credentials refused"}
+    assert last(node) == {
+        **handshake,
+        "user": "eve",
+        "cause": "credentials refused",
+        "reason": "login refused",
+    }
 
 
 def test_a_limit_is_named_and_all_of_it_is_shown_to_people(node: Proxy) -> None:
@@ -76,7 +84,25 @@ def test_a_limit_is_named_and_all_of_it_is_shown_to_people(node: Proxy) -> None:
         assert last(node)["limit"] == "few"
         held.close()
     line = said(ctl(node, "refusals")).splitlines()[-1]
-    assert line.endswith(f"web       127.0.0.1:{target.port}  too many requests  limit few")
+    assert line.endswith(f"web       127.0.0.1:{target.port}  -         limit few  too many requests")
+
+
+def test_a_failed_upstream_is_named_with_what_the_access_log_says_of_it() -> None:
+    port = free_port()
+    gateway = upstream("websocket", f"ws://127.0.0.1:{port}/?token=sesame", retry_count=0)
+    node = Proxy({"listeners": {"socks": socks_door(upstream="gateway")}, "upstreams": {"gateway": gateway}})
+    with node:
+        with pytest.raises(SocksRefused):
+            clients.socks5(node.door("socks"), "a.example", 80)
+        line = node.wait_for_log(" access ")
+        reason = line.partition('end="refused: ')[2].partition('"')[0]
+        assert reason.startswith("upstream gateway: ")
+        found = last(node)
+        assert (found["upstream"], found["cause"]) == ("gateway", "upstream proxy failed")
+        assert found["reason"] == reason
+        shown = said(ctl(node, "refusals"))
+        assert shown.splitlines()[-1].endswith(f"a.example:80  gateway   -   {reason}")
+        assert "sesame" not in shown + said(ctl(node, "--json", "refusals"))
 
 
 def test_hostile_names_stay_text_and_no_password_is_kept(node: Proxy) -> None:
