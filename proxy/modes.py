@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
-from proxy.address import Address
+from proxy.address import Address, read_ip
 from proxy.config import ProxyConfig
 from proxy.console import OK
 from proxy.errors import ConfigError, ProtocolError
@@ -149,8 +149,11 @@ def _proxy_on_the_way(url: str, proxy: UpstreamConfig) -> UpstreamConfig | None:
 def _target(given: Given) -> Address:
     if not given["port"].isdecimal() or not 0 < int(given["port"]) < 65536:
         raise ConfigError("-port", "not a number from 1 to 65535")
+    host = given["host"]
+    if host[:1] == "[" and host[-1:] == "]" and read_ip(host[1:-1]):
+        raise ConfigError("-host", f"brackets are for an address with a port in one: write {host[1:-1]}")
     try:
-        return Address(given["host"], int(given["port"]))
+        return Address(host, int(given["port"]))
     except ProtocolError as exc:
         raise ConfigError("-host", str(exc)) from None
 

@@ -89,6 +89,10 @@ def test_an_option_that_would_have_no_effect_is_refused(
         ([*SERVER, "-password", SECRET], "-username: -password is given"),
         ([*SERVER, "-username", "", "-password", ""], "-username has an empty value"),
         ([*SERVER, "-username", "bob", "-password="], "-password has an empty value"),
+        (
+            ["-mode", "client", "-protocol", "socks5", "-addr", "h:1", "-host", "[::1]", "-port", "80"],
+            "-host: brackets are for an address with a port in one: write ::1\n",
+        ),
         ([*CLIENT, "-tls-ca", ""], "-tls-ca has an empty value"),
         (["proxy.ini"], "write -c proxy.ini"),
         (["proxy.ini", "-check"], "write -c proxy.ini"),
