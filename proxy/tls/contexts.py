@@ -4,6 +4,7 @@ TLS contexts, built once per configuration: reading the system's certificates ta
 
 import _ssl
 import ssl
+from pathlib import Path
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from proxy.tls import tickets
 # Of OpenSSL's X509_V_ERR_...: unable to get an issuer (2, 20, 21), self-signed (18, 19).
 _NOT_TRUSTED = (2, 18, 19, 20, 21)
 _AUTHORITIES = "the authorities to trust are those in tls_ca, or the system's where that is not set"
+_CERTIFICATE, _PRIVATE_KEY = b"-----BEGIN CERTIFICATE-----", b"PRIVATE KEY-----"  # in PEM (RFC 7468)
 _Context = TypeVar("_Context", bound=ssl.SSLContext)
 _SESSION = 3600.0  # seconds for which a session is resumed, before the certificate is looked at again
 
@@ -59,7 +61,17 @@ def _load_certificate(context: ssl.SSLContext, cert: str, key: str) -> None:
     try:
         from_reserve(lambda: context.load_cert_chain(cert, key, password=_no_password))
     except ssl.SSLError as exc:
-        raise ConfigError("tls_cert", f"{cert} and {key}: {_explain(exc)}") from exc
+        why = "the two are swapped" if _are_swapped(cert, key) else _explain(exc)
+        raise ConfigError("tls_cert", f"{cert} and {key}: {why}") from exc
+
+
+def _are_swapped(cert: str, key: str) -> bool:
+    try:
+        contents = [Path(path).read_bytes() for path in (cert, key)]
+    except OSError:
+        return False
+    has_cert, has_key = ([word in text for text in contents] for word in (_CERTIFICATE, _PRIVATE_KEY))
+    return has_cert == [False, True] and has_key == [True, False]
 
 
 def validity_of(cert: str) -> tuple[float, float] | None:

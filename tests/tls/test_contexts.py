@@ -154,6 +154,14 @@ def test_a_missing_file_is_named(good: Certificate) -> None:
     assert raised.value.field == "tls_ca"
 
 
+def test_a_certificate_and_its_key_that_are_swapped_are_called_so(good: Certificate) -> None:
+    cert, key = str(good.cert), str(good.key)
+    for build in (server_context, lambda *files: client_context("", *files)):
+        with pytest.raises(ConfigError, match=r"\.key and .*\.pem: the two are swapped$") as raised:
+            build(key, cert)
+        assert raised.value.field == "tls_cert"
+
+
 def test_a_file_that_is_no_certificate_is_named(good: Certificate, rubbish: str) -> None:
     for files in ((rubbish, str(good.key)), (str(good.cert), rubbish)):
         with pytest.raises(ConfigError, match=f"{rubbish}.*: not a PEM certificate chain with its key"):
