@@ -12,9 +12,8 @@ How an upstream is:
     at rest        It failed last (``failures``), and comes behind all others until it has given a sign of
                    life. ``cooldown_until`` is 1 s later, then twice as long with each failure, 60 s at most.
     probed         At rest, and it may come back by itself (``may_return``): it is asked for a sign of life
-                   every half second, though nobody needs it, and less often, up to every 10 s, as long as
-                   it takes connections and ends them without a word. What may not is asked when somebody
-                   comes after ``cooldown_until``, who goes another way meanwhile.
+                   every half second, though nobody needs it. Otherwise it is asked when somebody comes
+                   after ``cooldown_until``, who goes another way meanwhile.
     due            That time is over, and it answers, though what it says is no sign of life. To try it
                    costs no wait, so it has its place again, for one connection at a time.
 """

@@ -65,7 +65,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PROBE_INTERVAL = 0.5  # seconds between two looks at an upstream that is down
-LONGEST_PROBE_INTERVAL = 10.0  # seconds; between looks at one that takes connections only to end them
 MOST_LOOKS = 2  # at a time
 PATIENCE = 3.0  # seconds for a sign of life
 JUST_NOW = 1.0  # seconds for which an answer to others is one
@@ -164,8 +163,6 @@ class Upstream:
         self._goes_directly = config.type is UpstreamType.DIRECT
         self._asking: Task[int | UpstreamError | None] | None = None
         self._is_probing = False
-        self._hang_ups = 0  # looks in a row at which it ended the connection without an answer
-        self._look_at = 0.0
         if health is None:
             self.begin()
 
@@ -410,7 +407,8 @@ class Upstream:
         except UpstreamError as exc:
             log.debug("%s: no sign of life", exc)
             life = exc
-        self.health.answers = hung_up(life) or (isinstance(life, int) and life not in LOGIN_REFUSED)
+        is_odd = isinstance(life, UpstreamError) and life.unclear and life.failure is not Failure.TIMED_OUT
+        self.health.answers = is_odd or (isinstance(life, int) and life not in LOGIN_REFUSED)
         return life
 
     def _failed(self, exc: UpstreamError, started: float) -> None:
@@ -452,30 +450,14 @@ class Upstream:
         """Find out when it is back, though nobody needs it meanwhile."""
         health, pace = self.health, Deadline(PROBE_INTERVAL)
         looks: list[Task[None]] = []
-        self._hang_ups, self._look_at = 0, 0.0
         while health.may_return and health.keeper is self:
             pace.pause(PROBE_INTERVAL)
             pace = Deadline(PROBE_INTERVAL)
             # What vanished on the way is not waited for: another one is sent behind it.
             looks = [each for each in looks if each.is_running]
-            if len(looks) < MOST_LOOKS and monotonic() >= self._look_at:
-                looks.append(Task(self._look_out))
+            if len(looks) < MOST_LOOKS:
+                looks.append(Task(lambda: self._note_return(self._look())))
         self._is_probing = False
-
-    def _look_out(self) -> None:
-        life = self._look()
-        self._note_return(life)
-        # It may be the wrong place, as a TLS server that is spoken to in the clear, and each look may be a
-        # line in its log. But a gateway that is away for a moment behind a balancer looks the same: its
-        # return is seen no later than after as long again as it was away.
-        self._hang_ups = self._hang_ups + 1 if hung_up(life) else 0
-        pause = min(PROBE_INTERVAL * 2 ** min(self._hang_ups, 10), LONGEST_PROBE_INTERVAL)
-        self._look_at = monotonic() + pause if self._hang_ups else 0.0
-
-
-def hung_up(life: int | UpstreamError | None) -> bool:
-    """Tell whether one that was asked for a sign of life took the connection, and ended it without a word."""
-    return isinstance(life, UpstreamError) and life.unclear and life.failure is not Failure.TIMED_OUT
 
 
 def is_same(one: int, other: int) -> bool:

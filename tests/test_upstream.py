@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import gevent
@@ -31,7 +30,6 @@ from proxy.settings.upstream import UpstreamConfig, UpstreamType
 from proxy.upstream import Selector, Upstream, Ways
 from tests.wire.greenlets import patience, until
 
-PROBE = Upstream._probe
 TARGET = Address("target.example", 443)
 BUDGET = 30.0  # seconds
 
@@ -366,58 +364,6 @@ def test_one_that_answers_nothing_is_tried_by_no_client(clients: dict[str, Clien
     clock.now += 3600
     assert way_taken(selector) == "b"
     assert clients["a"].attempts == 1
-
-
-def looks_at(
-    clients: dict[str, Client], clock: Clock, monkeypatch: pytest.MonkeyPatch, *why_not: UpstreamError
-) -> list[float]:
-    """Give the pauses between the looks at one that is down, by what comes of them; the last goes on."""
-    moments: list[float] = []
-    reasons = iter(why_not)
-
-    class Down(Client):
-        def sign_of_life(self, deadline: Deadline) -> int:
-            moments.append(clock.now)
-            self.why_not = next(reasons, why_not[-1])
-            return super().sign_of_life(deadline)
-
-    def pause(deadline: Deadline, seconds: float) -> None:
-        gevent.sleep(0)  # a look has begun, and takes no time
-        clock.pause(deadline, seconds)
-        if clock.now >= end:
-            upstream.health.answered()
-
-    clients["a"] = Down("a", broken())
-    (upstream,) = select(clients, "a").upstreams
-    upstream.health.failed(broken(), clock.now)
-    end = clock.now + 60
-    monkeypatch.setattr(Deadline, "pause", pause)
-    PROBE(upstream)
-    return [later - earlier for earlier, later in pairwise(moments)]
-
-
-def hang_up() -> UpstreamError:
-    """Make the error of one that takes a connection and ends it when it is asked."""
-    return UpstreamError("upstream a: it closed the connection without an answer", unclear=True)
-
-
-def test_one_that_hangs_up_is_asked_less_and_less_often(
-    clients: dict[str, Client], clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each look is a line in the log of a gateway that is spoken to in the clear and wants TLS."""
-    pauses = looks_at(clients, clock, monkeypatch, hang_up())
-    assert pauses[:7] == [1, 2, 4, 8, 10, 10, 10]
-    assert len(pauses) < 10
-
-
-@pytest.mark.parametrize("why_not", [silent(), broken()], ids=["silent", "not there"])
-def test_one_that_is_gone_is_asked_twice_a_second_also_after_it_hung_up(
-    clients: dict[str, Client], clock: Clock, monkeypatch: pytest.MonkeyPatch, why_not: UpstreamError
-) -> None:
-    """DESIGN 1.12: so it is used again within a second of its return."""
-    pauses = looks_at(clients, clock, monkeypatch, hang_up(), hang_up(), why_not)
-    assert pauses[:2] == [1, 2]
-    assert set(pauses[2:]) == {0.5}
 
 
 def has_failed(health: Health, times: int) -> bool:
