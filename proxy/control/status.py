@@ -22,9 +22,11 @@ from proxy.metrics import Family, ListenerMetrics, listener_families
 from proxy.policy.penalties import FREE
 from proxy.redact import without_query
 from proxy.server import ProxyServer
+from proxy.settings.listener import ServerConfig
 from proxy.settings.rules import BLOCK, GUARD
 from proxy.settings.upstream import UpstreamConfig
 from proxy.spares import OUTCOMES as OUTCOMES_OF_SPARES
+from proxy.tls.contexts import validity_of
 
 _MOST_ACCOUNTS = 100  # of limits, that are told
 _TRIMMED = 1.0  # seconds by which a clock may go wrong in all
@@ -165,6 +167,7 @@ def _listener(server: ProxyServer, counted: ListenerMetrics, live: int) -> dict[
         "name": config.name,
         "protocol": config.protocol.value,
         "tls": bool(config.tls_cert),
+        "certificate_ends": _certificate_end(config),
         "addresses": [str(address) for address in server.addresses],
         "waits_for": server.missing,
         "problem": server.opening.problem if server.opening and server.missing else "",
@@ -175,6 +178,12 @@ def _listener(server: ProxyServer, counted: ListenerMetrics, live: int) -> dict[
         "received": counted.received,
         "failed": sum(counted.failures.values()),
     }
+
+
+def _certificate_end(config: ServerConfig) -> float | None:
+    """Tell until when the certificate in a listener's file is valid, as a Unix time, if that can be read."""
+    validity = validity_of(config.tls_cert) if config.tls_cert else None
+    return validity[1] if validity else None
 
 
 def _upstreams(app: Program, counted: Snapshot) -> Iterator[dict[str, Any]]:
@@ -212,16 +221,19 @@ def families(app: Program, keeper: Keeper) -> Iterator[Family]:
     both = ("sent", "received")
     moved = {(name, way): getattr(one, way) for name, one in counted.listeners.items() for way in both}
     yield _family("proxy_bytes_total", "counter", "Payload moved.", ("listener", "direction"), moved)
-    live, most = dict[tuple[str], int](), dict[tuple[str], int]()
+    live, most, ends = dict[tuple[str], int](), dict[tuple[str], int](), dict[tuple[str], int]()
     for server in app.servers:
         # By name: one that was replaced may still have connections, but lets in no more.
         live[(server.config.name,)] = counted.live[server.config.name]
         most.setdefault((server.config.name,), server.config.max_connections)
+        if end := _certificate_end(server.config):
+            ends.setdefault((server.config.name,), int(end))
     up = {(server.config.name,): bool(server.acceptors) for server in app.servers if server.opening}
     for name, text, values in (
         ("proxy_connections", "Live connections.", live),
         ("proxy_connections_max", "The most there may be.", most),
         ("proxy_listener_up", "0 while none of its addresses is there.", up),
+        ("proxy_tls_certificate_expiry_timestamp_seconds", "When its certificate expires.", ends),
     ):
         yield _family(name, "gauge", text, ("listener",), values)
     known = (rule for server in app.servers for rule in server.config.rules)

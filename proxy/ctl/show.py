@@ -16,6 +16,7 @@ _SIZES = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _SPANS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 
 _MOST_NAMES = 4  # of a certificate
+_SOON = 14 * 86400.0  # seconds before its end in which a certificate should have been renewed
 _GAP = 2  # columns between those of a table
 _LEAST = 8  # columns that are left of a text
 _columns: ContextVar[int] = ContextVar("columns", default=0)  # that there are; 0: as many as it takes
@@ -126,6 +127,7 @@ def _summary(answer: Object) -> str:
         f"{answer['program']}, process {answer['pid']}, {answer['state']} for {span(since)}",
         f"configuration: version {version['number']} from {version['source']}, {when}",
         *_trouble(answer.get("file", {"in_effect": True})),  # an older server says nothing of it
+        *_certificates(answer["listeners"]),
         f"connections: {answer['live']} live, {answer['total']} in all",
         f"bytes: {size(answer['sent'])} sent, {size(answer['received'])} received",
     ]
@@ -136,6 +138,15 @@ def _trouble(file: Object) -> list[str]:
     if file["in_effect"]:
         return []
     return [f"the file is not in effect, since {moment(file['since'])}: {_plain(file['problem'])}"]
+
+
+def _certificates(listeners: Sequence[Object]) -> Iterator[str]:
+    for each in listeners:
+        end = each.get("certificate_ends")  # an older server says nothing of it
+        left = end - time.time() if end else _SOON
+        if end and left < _SOON:
+            when = f"expires in {span(left)}" if left > 0 else f"has expired, {span(-left)} ago"
+            yield f"the certificate of {each['name']} {when}: {moment(end)}"
 
 
 def _listeners(listeners: Sequence[Object]) -> str:

@@ -1,6 +1,7 @@
 """What the control interface answers, as people like to read it."""
 
 import re
+import time
 from typing import Any
 
 import pytest
@@ -89,6 +90,23 @@ def test_draining_is_counted_from_the_signal() -> None:
     """Case 354."""
     text = show.render_status({**STATUS, "state": "draining", "draining_for": 12.0})
     assert "draining for 12 s" in text
+
+
+@pytest.mark.parametrize(
+    ("left", "said"),
+    [
+        (15 * 86400, ""),
+        (13.5 * 86400, "the certificate of socks expires in 13 d 11 h: "),
+        (-2.5 * 86400, "the certificate of socks has expired, 2 d 12 h ago: "),
+        (None, ""),
+    ],
+)
+def test_a_certificate_that_ends_soon_is_a_line_of_the_status(left: float | None, said: str) -> None:
+    end = time.time() + left if left else None
+    (listener,) = STATUS["listeners"]
+    text = show.render_status({**STATUS, "listeners": [{**listener, "certificate_ends": end}]})
+    line = next((line for line in text.splitlines() if "certificate" in line), "")
+    assert line == (said and f"{said}{show.moment(end or 0)}")
 
 
 def test_status_is_for_people() -> None:
