@@ -56,8 +56,11 @@ def run_client(given: Given) -> int:
 @contextmanager
 def _named(options: Mapping[str, str]) -> Iterator[None]:
     """Have what is wrong with a setting named by its option."""
+    from proxy.tls.contexts import authorities_set_by
+
     try:
-        yield
+        with authorities_set_by(options["tls_ca"]):
+            yield
     except ConfigError as exc:
         raise ConfigError(options.get(exc.field, exc.field), str(exc)) from exc
 

@@ -4,6 +4,8 @@ TLS contexts, built once per configuration: reading the system's certificates ta
 
 import _ssl
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any, TypeVar
@@ -14,9 +16,10 @@ from proxy.tls import tickets
 
 # Of OpenSSL's X509_V_ERR_...: unable to get an issuer (2, 20, 21), self-signed (18, 19).
 _NOT_TRUSTED = (2, 18, 19, 20, 21)
-_AUTHORITIES = "the authorities to trust are those in tls_ca, or the system's where that is not set"
+_AUTHORITIES = "the authorities to trust are those in {}, or the system's where that is not set"
 _CERTIFICATE, _PRIVATE_KEY = b"-----BEGIN CERTIFICATE-----", b"PRIVATE KEY-----"  # in PEM (RFC 7468)
 _Context = TypeVar("_Context", bound=ssl.SSLContext)
+_setting = "tls_ca"  # what names the authorities, where the user of this program sets it
 _SESSION = 3600.0  # seconds for which a session is resumed, before the certificate is looked at again
 
 
@@ -119,10 +122,21 @@ def _secured(context: _Context) -> _Context:
     return context
 
 
+@contextmanager
+def authorities_set_by(option: str) -> Iterator[None]:
+    """Have advice about authorities name an option, as long as the program runs without a file."""
+    global _setting
+    before, _setting = _setting, option
+    try:
+        yield
+    finally:
+        _setting = before
+
+
 def describe(exc: ssl.SSLError) -> str:
     """Say why a TLS handshake failed, in one line."""
     if isinstance(exc, ssl.SSLCertVerificationError):
-        cure = f"; {_AUTHORITIES}" if exc.verify_code in _NOT_TRUSTED else ""
+        cure = f"; {_AUTHORITIES.format(_setting)}" if exc.verify_code in _NOT_TRUSTED else ""
         return f"certificate refused: {exc.verify_message.rstrip('.')}{cure}"
     if exc.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"):
         return "the peer does not speak TLS"

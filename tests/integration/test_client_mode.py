@@ -14,6 +14,7 @@ import pytest
 from websockets.sync.server import ServerConnection, serve
 
 from tests.integration import peers
+from tests.integration.certificates import Authority
 from tests.integration.netns import Namespace
 from tests.integration.programs import (
     COMMAND,
@@ -478,3 +479,23 @@ class TestAsPrinted:
             for host in ("127.0.0.1", "::1"):
                 tunnel = space.run(lambda host=host: clients.socks5((host, 1080), THERE, 80))  # type: ignore[misc]
                 tunnel.close()
+
+
+@pytest.mark.parametrize("listens", [False, True], ids=["pipe", "listen"])
+def test_a_certificate_that_is_not_trusted_has_the_option_named(
+    authority: Authority, *, listens: bool
+) -> None:
+    """Nobody can set tls_ca on a command line."""
+    made = authority.issue("untrusted", "localhost")
+    with Proxy({"listeners": {"web": web_door(**made.settings)}}) as node:
+        url = f"wss://localhost:{node.door('web')[1]}/"
+        arguments = ["-mode", "client", "-protocol", "websocket", "-addr", url, *to_target(9)]
+        if not listens:
+            said = reason(run_proxy(*arguments))
+        else:
+            port = free_port()
+            with Program([*COMMAND, *arguments, "-listen", f"127.0.0.1:{port}"]) as program:
+                program.wait_listening(port)
+                with connect(("127.0.0.1", port)):
+                    said = program.wait_for_log("certificate refused")
+    assert "the authorities to trust are those in -tls-ca, or the system's" in said
