@@ -76,7 +76,7 @@ def test_an_option_that_would_have_no_effect_is_refused(
         ([*SERVER, "-upstream-address", "h:1"], "-upstream-type: -upstream-address needs it"),
         ([*SERVER, "-upstream-username", "bob"], "-upstream-type: -upstream-username needs it"),
         ([*SERVER, "-upstream-type", "direct", "-upstream-tls-ca", "ca.pem"], "-upstream-type: a direct"),
-        ([*CLIENT, "-tls-ca", "ca.pem"], "-tls-ca: only a wss://"),
+        ([*CLIENT, "-tls-ca", "ca.pem"], "-tls-ca: only a wss:// or https:// proxy is reached by TLS\n"),
         (
             ["-mode", "server", "-protocol", "http", "-addr", ":1"],
             "-protocol: with -mode server it is one of socks5, websocket, mixed",

@@ -66,7 +66,7 @@ class ClientConfig(Settings):
         if endpoint.scheme not in SECURE.values():
             for name in ("sni", "tls_ca", "tls_cert", "tls_key"):
                 if getattr(self, name):
-                    yield ConfigError(name, "only a wss:// or https:// proxy_address uses TLS")
+                    yield ConfigError(name, "only a wss:// or https:// proxy is reached by TLS")
         if self.protocol is not Protocol.WEBSOCKET:
             for name in ("auth", "host"):
                 if getattr(self, name) not in ("", UpstreamAuth.HEADERS):

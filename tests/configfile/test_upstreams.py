@@ -20,7 +20,7 @@ from tests.configfile.reading import LISTENER, problems, read
         ("type = websocket", "2: [upstreams.x] proxy_address: a websocket upstream needs one"),
         (
             "type = websocket\nproxy_address = ws://h\ntls_ca = ca.pem",
-            "5: [upstreams.x] tls_ca: only a wss:// or https:// proxy_address uses TLS",
+            "5: [upstreams.x] tls_ca: only a wss:// or https:// proxy is reached by TLS",
         ),
         (
             "type = socks5\nproxy_address = h",
@@ -36,7 +36,7 @@ from tests.configfile.reading import LISTENER, problems, read
         ),
         (
             "type = http\nproxy_address = h:1\nsni = gateway.example",
-            "5: [upstreams.x] sni: only a wss:// or https:// proxy_address uses TLS",
+            "5: [upstreams.x] sni: only a wss:// or https:// proxy is reached by TLS",
         ),
         (
             "type = websocket\nproxy_address = wss://h\nsni = gateway.example:443",
