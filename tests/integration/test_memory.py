@@ -38,7 +38,7 @@ def test_without_memory_the_program_lives_and_so_do_its_connections() -> None:
     proxy = {"max_connections": MOST, "access_log": "off"}
     with ExitStack() as stack:
         target = stack.enter_context(Target(targets.echo, backlog=4096))
-        node = stack.enter_context(Proxy({"proxy": proxy, "listeners": {"socks": socks_door()}}))
+        node = stack.enter_context(Proxy({"proxy": proxy, "listeners": {"socks": socks_door()}}, real=True))
         old = [clients.socks5(node.door("socks"), "127.0.0.1", target.port) for _ in range(20)]
         for tunnel in old:
             stack.callback(tunnel.close)
