@@ -23,7 +23,7 @@ from proxy.relaying.relay import DataForwarder
 from proxy.routing import Router
 from proxy.settings.listener import ServerConfig
 from proxy.settings.upstream import UpstreamConfig
-from proxy.tls.contexts import server_context
+from proxy.tls.contexts import server_context, validity_of
 from proxy.upstream import Upstream, Ways
 
 # Seconds for which a client that has ended its side is waited for: it may have said all it has to say.
@@ -61,6 +61,7 @@ class Runtime:
     metrics: ListenerMetrics = field(default_factory=ListenerMetrics)
     limiter: Limiter = field(default_factory=Limiter)  # of all listeners
     memory: Memory = field(default_factory=Memory)
+    certificate_ends: float | None = None  # until when the certificate that is shown is valid, as a Unix time
 
     @property
     def needs_auth(self) -> bool:
@@ -118,6 +119,7 @@ def build_runtime(
     memory = (before or Memory()).under(config)
     counted, shared = metrics or ListenerMetrics(), limiter or Limiter()
     check_apart = partial(_check_apart, config, shared)
+    validity = validity_of(config.tls_cert) if config.tls_cert else None
     return Runtime(
         config=config,
         authenticator=Authenticator(config.auth_users, check_apart, memory.logins),
@@ -128,6 +130,7 @@ def build_runtime(
         metrics=counted,
         limiter=shared,
         memory=memory,
+        certificate_ends=validity[1] if validity else None,
     )
 
 

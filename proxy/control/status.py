@@ -22,11 +22,9 @@ from proxy.metrics import Family, ListenerMetrics, listener_families
 from proxy.policy.penalties import FREE
 from proxy.redact import without_query
 from proxy.server import ProxyServer
-from proxy.settings.listener import ServerConfig
 from proxy.settings.rules import BLOCK, GUARD
 from proxy.settings.upstream import UpstreamConfig
 from proxy.spares import OUTCOMES as OUTCOMES_OF_SPARES
-from proxy.tls.contexts import validity_of
 
 _MOST_ACCOUNTS = 100  # of limits, that are told
 _TRIMMED = 1.0  # seconds by which a clock may go wrong in all
@@ -167,7 +165,7 @@ def _listener(server: ProxyServer, counted: ListenerMetrics, live: int) -> dict[
         "name": config.name,
         "protocol": config.protocol.value,
         "tls": bool(config.tls_cert),
-        "certificate_ends": _certificate_end(config),
+        "certificate_ends": server.runtime.certificate_ends,
         "addresses": [str(address) for address in server.addresses],
         "waits_for": server.missing,
         "problem": server.opening.problem if server.opening and server.missing else "",
@@ -178,12 +176,6 @@ def _listener(server: ProxyServer, counted: ListenerMetrics, live: int) -> dict[
         "received": counted.received,
         "failed": sum(counted.failures.values()),
     }
-
-
-def _certificate_end(config: ServerConfig) -> float | None:
-    """Tell until when the certificate in a listener's file is valid, as a Unix time, if that can be read."""
-    validity = validity_of(config.tls_cert) if config.tls_cert else None
-    return validity[1] if validity else None
 
 
 def _upstreams(app: Program, counted: Snapshot) -> Iterator[dict[str, Any]]:
@@ -226,7 +218,7 @@ def families(app: Program, keeper: Keeper) -> Iterator[Family]:
         # By name: one that was replaced may still have connections, but lets in no more.
         live[(server.config.name,)] = counted.live[server.config.name]
         most.setdefault((server.config.name,), server.config.max_connections)
-        if end := _certificate_end(server.config):
+        if end := server.runtime.certificate_ends:
             ends.setdefault((server.config.name,), int(end))
     up = {(server.config.name,): bool(server.acceptors) for server in app.servers if server.opening}
     for name, text, values in (
