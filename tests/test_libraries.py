@@ -27,7 +27,9 @@ from websocket._handshake import handshake
 from proxy.address import Endpoint
 from proxy.listening.opening import bind
 from proxy.tls import tickets
+from proxy.tls.contexts import validity_of
 from proxy.websocket.server import switch_protocols
+from tests.integration.certificates import Certificate
 from tests.integration.programs import clean_environment
 
 KEY, ACCEPT = "dGhlIHNhbXBsZSBub25jZQ==", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="  # RFC 6455, section 1.3
@@ -186,6 +188,20 @@ def test_the_first_field_of_a_context_points_to_that_of_openssl() -> None:
         pointer = tickets._pointer(context)
         assert get_options(pointer) == context.options & 0xFFFFFFFFFFFFFFFF
         assert control(pointer, tickets._KEYS, 0, None) == 80  # a name, and two keys
+
+
+def test_python_reads_a_certificate_that_no_peer_has_shown(good: Certificate) -> None:
+    """By a function that is there for Python's own tests."""
+    told = subprocess.run(
+        ["openssl", "x509", "-in", good.cert, "-noout", "-enddate"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    ends = ssl.cert_time_to_seconds(told.stdout.strip().removeprefix("notAfter="))
+    validity = validity_of(str(good.cert))
+    assert validity
+    assert validity[1] == ends
 
 
 def test_gevent_looks_for_no_plugins_where_the_program_starts() -> None:
