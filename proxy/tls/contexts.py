@@ -6,7 +6,6 @@ import _ssl
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -20,6 +19,7 @@ _AUTHORITIES = "the authorities to trust are those in {}, or the system's where 
 _CERTIFICATE, _PRIVATE_KEY = b"-----BEGIN CERTIFICATE-----", b"PRIVATE KEY-----"  # in PEM (RFC 7468)
 _Context = TypeVar("_Context", bound=ssl.SSLContext)
 _setting = "tls_ca"  # what names the authorities, where the user of this program sets it
+_MOST = 1 << 20  # bytes that are looked at of a file in which something is wrong
 _SESSION = 3600.0  # seconds for which a session is resumed, before the certificate is looked at again
 
 
@@ -70,7 +70,10 @@ def _load_certificate(context: ssl.SSLContext, cert: str, key: str) -> None:
 
 def _are_swapped(cert: str, key: str) -> bool:
     try:
-        contents = [Path(path).read_bytes() for path in (cert, key)]
+        contents = []
+        for path in (cert, key):
+            with open(path, "rb") as file:
+                contents.append(file.read(_MOST))
     except OSError:
         return False
     has_cert, has_key = ([word in text for text in contents] for word in (_CERTIFICATE, _PRIVATE_KEY))

@@ -51,7 +51,7 @@ def _control() -> Any:
     """Give OpenSSL's ``SSL_CTX_ctrl``, of that OpenSSL which ``ssl`` has, or None."""
     try:
         import _ssl
-        import ctypes  # takes a megabyte, and some distributions have it in a package of its own
+        import ctypes  # takes half a megabyte, and some distributions have it in a package of its own
 
         control = ctypes.CDLL(_ssl.__file__).SSL_CTX_ctrl
     except (ImportError, AttributeError, OSError):
