@@ -102,8 +102,8 @@ def test_long_connections_are_spread_evenly(stack: ExitStack, echo: Target, coun
         wait_until(lambda: not share(node), "the last one to end")
         return len(spread) == 2 and max(spread.values()) / min(spread.values()) <= most
 
-    # Where other programs have the cores, one of the workers may get none for a while.
-    assert any(spread_evenly() for _ in range(3))
+    # Where other programs have the cores, one of the workers may get none for a while: it is so mostly.
+    assert sum(spread_evenly() for _ in range(5)) >= 3
 
 
 def test_a_tls_session_is_resumed_at_whichever_worker_serves_the_next_connection(
