@@ -386,6 +386,7 @@ def test_without_descriptors_for_pipes_bytes_are_copied(mode: str) -> None:
     """CASES G178."""
     go = threading.Event()
     with Node() as node, Target(when(go, both_ways(16 * MIB))) as target:
+        stands_still(lambda: node.pipes)  # a program that starts has one for a moment
         own = node.pipes
         tunnels = [node.open(mode, target.port) for _ in range(4)]
         limits = resource.prlimit(node.pid, resource.RLIMIT_NOFILE)
