@@ -60,7 +60,7 @@ class SocketServer(StreamServer):
         listening: Any = self.socket
         if RESERVE.is_short:
             RESERVE.fill()
-        if BALLAST.is_given_up:
+        if not BALLAST.allows_another():
             self.rest()
             return None
         try:

@@ -378,16 +378,37 @@ def test_what_finds_no_memory_has_nobody_let_in_until_there_is_as_much_again(
     ballast = limits.Ballast(lambda: now[0])
     ballast.keep()
     monkeypatch.setattr(limits, "bytes", allocate, raising=False)
-    assert not ballast.is_given_up
+    assert ballast.allows_another()
     ballast.give_up()
     assert "no memory is left" in caplog.text
-    assert ballast.is_given_up
+    assert not ballast.allows_another()
     now[0] += 1.1
-    assert ballast.is_given_up  # it was asked for in vain
+    assert not ballast.allows_another()  # it was asked for in vain
     is_there[0] = True
-    assert ballast.is_given_up  # and is not again before a second has gone
+    assert not ballast.allows_another()  # and is not again before a second has gone
     now[0] += 1.1
-    assert not ballast.is_given_up
+    assert ballast.allows_another()
+
+
+def test_little_memory_is_seen_before_anything_fails_for_want_of_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Greenlets end the program where one cannot be switched to another for want of memory."""
+    now = [1000.0]
+    ballast = limits.Ballast(lambda: now[0])
+    ballast.keep()
+
+    def allocate(size: int) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr(limits, "bytes", allocate, raising=False)
+    let_in = 0
+    while ballast.allows_another():
+        let_in += 1
+        assert let_in < 100
+    assert "no memory is left: new clients wait" in caplog.text
+    now[0] += 1.1
+    assert not ballast.allows_another()  # what was held is in use, so that it does not do alone
 
 
 HOLD = """
