@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 _M_MMAP_THRESHOLD, _LARGE_BLOCK = -3, 1 << 20  # mallopt(3); bytes
 _MOST_ROOM = 8192  # 16 bytes for each, and as many for its timer
 _NEW_OBJECTS = 10_000  # before the collector looks at them; some are always new when many clients come
+_WITHOUT_SUPERVISOR = (
+    "proxy.workers takes effect at the next start: several need a supervisor, which begins then"
+)
 
 
 class Companion:
@@ -184,7 +187,9 @@ class App:
         except ProxyError:
             self._listeners.close(plan)
             raise
-        return self.change(config, plan)
+        is_later = config.workers > 1 and config.workers != self.config.workers
+        notes = self.change(config, plan)
+        return (*notes, _WITHOUT_SUPERVISOR) if is_later else notes
 
     def plan(self, config: ProxyConfig) -> Plan:
         """Build what a configuration needs, in a thread; raises ``ProxyError``."""

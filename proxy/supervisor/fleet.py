@@ -46,6 +46,9 @@ T = TypeVar("T")
 
 _SECRET_BYTES = 32
 _PARTING = 3.0  # seconds for workers to end, beyond the drain
+_STILL_SUPERVISED = (
+    "proxy.workers: one worker serves from now on, but its supervisor ends at the next restart only"
+)
 
 
 class HeldAcceptor(Acceptor):
@@ -153,13 +156,14 @@ class Fleet(App):
             for each in workers:
                 self._have_changed(each, given)
             is_other = config != self.config
+            is_last = config.workers == 1 < self.config.workers
             notes = self.change(config, plan)
             self._ticket_secret = secret
             self._note_handed_out()
             if is_other:  # a reload that changes nothing cannot be taken back
                 self.crew.note_change()
             self.crew.resize(config.workers)
-            return notes
+            return (*notes, _STILL_SUPERVISED) if is_last else notes
 
     def _have_planned(self, workers: Sequence[Handle], config: ProxyConfig, secret: bytes) -> None:
         asked = [

@@ -378,7 +378,27 @@ def test_there_may_be_more_workers_and_fewer(stack: ExitStack, echo: Target) -> 
     said(ctl(node, "rollback"))
     said(ctl(node, "set", "proxy.workers", "2"))
     assert all(map(works, tunnels))
-    assert "takes effect at the next start" in said(ctl(node, "set", "proxy.workers", "1"))
+
+
+def test_one_worker_alone_keeps_its_supervisor_and_more_come_back_at_once(
+    stack: ExitStack, echo: Target
+) -> None:
+    node = started(stack, run())
+    told = said(ctl(node, "set", "proxy.workers", "1"))
+    assert "one worker serves from now on, but its supervisor ends at the next restart only" in told
+    wait_until(lambda: len(workers_of(node)) == 1, "one worker")
+    assert "note" not in said(ctl(node, "set", "proxy.idle_timeout", "9s"))
+    assert "note" not in said(ctl(node, "set", "proxy.workers", "2"))
+    wait_until(lambda: len(running(node)) == 2, "two workers")
+    assert works(come(stack, node, echo))
+
+
+def test_one_process_gets_workers_at_the_next_start_and_says_so(stack: ExitStack, echo: Target) -> None:
+    node = started(stack, run(workers=1))
+    assert "proxy.workers takes effect at the next start" in said(ctl(node, "set", "proxy.workers", "2"))
+    assert children(node.pid) == set()
+    assert "note" not in said(ctl(node, "set", "proxy.workers", "1"))
+    assert works(come(stack, node, echo))
 
 
 def test_three_deaths_after_a_change_take_it_back(stack: ExitStack, echo: Target) -> None:
@@ -658,6 +678,9 @@ def test_an_upgrade_goes_on_with_a_supervisor_though_one_process_is_wanted_by_no
     assert len(running(node)) == 1
     assert works(tunnel)
     assert works(come(stack, node, echo))
+    # So there may be more again, and at once.
+    assert "note" not in said(ctl(node, "set", "proxy.workers", "2"))
+    wait_until(lambda: len(running(node)) == 2, "two workers")
 
 
 def test_a_stop_in_the_midst_of_an_upgrade_is_obeyed(stack: ExitStack, tmp_path: Path) -> None:
