@@ -14,7 +14,7 @@ from proxy.configfile.load import peek, state_dir_of
 from proxy.control.admin import Admin
 from proxy.control.keeper import Keeper
 from proxy.control.notify import Notifier, inherited_sockets
-from proxy.control.snapshot import Alone, Program
+from proxy.control.program import Program
 from proxy.control.watcher import Watcher
 from proxy.ctl.ask import why_not_ours
 from proxy.lines import begin, say
@@ -57,7 +57,7 @@ def _make_program(keeper: Keeper) -> tuple[App, Program | None]:
     # In the place of a supervisor comes another one, whatever the file says by now.
     if keeper.config.workers == 1 and HANDED not in os.environ:
         app = App(keeper.config, patient=True)
-        return app, Alone(app)
+        return app, Program(app)
     # Not where one process is enough, which is to be no bigger for it.
     from proxy.supervisor.fleet import Fleet
     from proxy.supervisor.handover import Handover, is_trial, received

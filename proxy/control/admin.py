@@ -19,7 +19,7 @@ from proxy.address import Address, Endpoint
 from proxy.control.api import TOLD_TO_ANYBODY, Api
 from proxy.control.http import HttpServer
 from proxy.control.keeper import Keeper
-from proxy.control.snapshot import Program
+from proxy.control.program import Program
 from proxy.ctl.ask import SOCKET_NAME, is_taken, why_not_ours
 from proxy.errors import reason_of
 from proxy.http.heads import HttpError, RequestHead
@@ -38,7 +38,7 @@ class Admin:
 
     def __init__(
         self,
-        app: Program,
+        program: Program,
         keeper: Keeper,
         config: str,
         state_dir: Path,
@@ -49,8 +49,8 @@ class Admin:
         """Take the path of the file that is served, and a folder for the socket, or why it is not ours."""
         self._keeper = keeper
         self._config = os.path.abspath(config)
-        self._api = Api(app, keeper, self._config)
-        self._api_on_tcp = Api(app, keeper, self._config, needs_token=True)
+        self._api = Api(program, keeper, self._config)
+        self._api_on_tcp = Api(program, keeper, self._config, needs_token=True)
         self._path = state_dir / SOCKET_NAME
         self._trust = trust
         self._why_not_ours = why_not_ours

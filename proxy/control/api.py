@@ -26,7 +26,7 @@ from proxy.control.connections import Query
 from proxy.control.http import Answer, Request
 from proxy.control.keeper import Keeper
 from proxy.control.page import page
-from proxy.control.snapshot import Program
+from proxy.control.program import Program
 from proxy.ctl.ask import CONFIG_HEADER
 from proxy.errors import ConfigError, ProxyError
 from proxy.explain import choose, explain_request, read_client, read_target
@@ -44,9 +44,9 @@ TOLD_TO_ANYBODY = ("/healthz", "/livez", "/")
 class Api:
     """Answers requests, whoever may ask."""
 
-    def __init__(self, app: Program, keeper: Keeper, config: str, *, needs_token: bool = False) -> None:
+    def __init__(self, program: Program, keeper: Keeper, config: str, *, needs_token: bool = False) -> None:
         """Take the path of the file that is served, and whether a token is needed to ask."""
-        self._app = app
+        self._program = program
         self._keeper = keeper
         self._config = config
         self._needs_token = needs_token
@@ -70,29 +70,29 @@ class Api:
         return page(needs_token=self._needs_token)
 
     def _status(self, request: Request) -> Answer:
-        return Answer(status.describe(self._app, self._keeper))
+        return Answer(status.describe(self._program, self._keeper))
 
     def _connections(self, request: Request) -> Answer:
         try:
             query = Query.parse(request.query)
         except ValueError as exc:
             raise HttpError(400, str(exc)) from None
-        return Answer(self._app.connections(query).describe(query))
+        return Answer(self._program.connections(query).describe(query))
 
     def _limits(self, request: Request) -> Answer:
-        return Answer(status.limits(self._app))
+        return Answer(status.limits(self._program))
 
     def _refusals(self, request: Request) -> Answer:
-        return Answer({"refusals": status.refusals(self._app)})
+        return Answer({"refusals": status.refusals(self._program)})
 
     def _penalties(self, request: Request) -> Answer:
-        return Answer(status.penalties(self._app))
+        return Answer(status.penalties(self._program))
 
     def _forgive(self, request: Request, address: str) -> Answer:
         ip = read_ip(unquote(address))
         if ip is None:
             raise HttpError(400, f"{quoted(unquote(address))} is no IP address")
-        if not self._app.forgive(ip):
+        if not self._program.forgive(ip):
             raise HttpError(404, "no login from there has failed of late")
         client = Address(str(ip), 0)
         log.info("the failed logins of %s are forgiven by an operator", client.network)
@@ -109,7 +109,9 @@ class Api:
         except ConfigError as exc:
             raise HttpError(400, f"{exc.field}: {exc}") from None
         # Those that accept clients come first.
-        runtime = next(each.runtime for each in self._app.servers if each.config.name == listener.name)
+        runtime = next(
+            each.runtime for each in self._program.app.servers if each.config.name == listener.name
+        )
         user = given.get("user", "")
         return Answer(explain_request(runtime.router.policy, runtime.config, target, user, client))
 
@@ -128,7 +130,7 @@ class Api:
             raise HttpError(400, f"target: {exc}") from None
 
     def _kill(self, request: Request, name: str) -> Answer:
-        if not self._app.end_connection(name):
+        if not self._program.end_connection(name):
             raise HttpError(404, "there is no such connection")
         return Answer({"status": "ended", "id": int(name) if name.isdecimal() else name})
 
@@ -155,7 +157,7 @@ class Api:
         return Answer({"version": self._keeper.current.number, "text": self._keeper.shown()})
 
     def _reload(self, request: Request) -> Answer:
-        for note in self._app.reopen_logs():  # whatever becomes of the file
+        for note in self._program.app.reopen_logs():  # whatever becomes of the file
             log.warning("%s", note)
         self._refuse_while_draining()
         return _told(self._keeper.reload("ctl"))
@@ -164,7 +166,7 @@ class Api:
         """Begin to have the program's file started anew; what comes of it, the status says."""
         self._refuse_while_draining()
         try:
-            number = self._app.begin_upgrade(self._keeper.outcomes, self._keeper.held)
+            number = self._program.begin_upgrade(self._keeper.outcomes, self._keeper.held)
         except ProxyError as exc:
             raise HttpError(409, str(exc)) from None
         return Answer({"status": "begun", "number": number}, HTTPStatus.ACCEPTED)
@@ -190,13 +192,13 @@ class Api:
         return _told(outcome)
 
     def _metrics(self, request: Request) -> Answer:
-        return Answer(render(status.families(self._app, self._keeper)))
+        return Answer(render(status.families(self._program, self._keeper)))
 
     def _health(self, request: Request) -> Answer:
-        waiting = status.waiting(self._app)
+        waiting = status.waiting(self._program)
         # As long as one listener serves, it is not out of service because of another.
-        nothing_serves = waiting and not any(server.acceptors for server in self._app.servers)
-        state = "draining" if self._app.draining else "waiting" if nothing_serves else "ok"
+        nothing_serves = waiting and not any(server.acceptors for server in self._program.app.servers)
+        state = "draining" if self._program.app.draining else "waiting" if nothing_serves else "ok"
         return Answer({"status": state}, 200 if state == "ok" else 503)
 
     def _life(self, request: Request) -> Answer:
@@ -204,7 +206,7 @@ class Api:
         return Answer({"status": "alive"})
 
     def _refuse_while_draining(self) -> None:
-        if self._app.draining:
+        if self._program.app.draining:
             raise HttpError(409, "the server is stopping, so its configuration stays as it is")
 
     def _check_config(self, given: str | None) -> None:

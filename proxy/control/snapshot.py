@@ -1,35 +1,23 @@
 """
 What a process has counted until now, and what it has at the moment: plain numbers, which can be added up.
 
-``Program`` is what the control interface needs of a running program, and ``Alone`` is one of a single
-process. Where several serve, each takes its own snapshot, and what is told is their sum.
+Where several processes serve, each takes its own snapshot, and what is told is their sum. Snapshots also go
+from one version of the program to another (``ctl upgrade``), pickled: what has changed its name, its place or
+its fields cannot be read there.
 """
 
-import logging
 import os
 import resource
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from time import monotonic
-from typing import Any, Protocol
+from typing import Any
 
-from proxy.address import IPAddress
-from proxy.control.connections import Listing, Query, Rates, list_connections, moved
-from proxy.errors import ProxyError
 from proxy.health import State
-from proxy.limiter import Limiter
-from proxy.metrics import ListenerMetrics, Metrics, Refusal
+from proxy.metrics import ListenerMetrics
 from proxy.policy.limits import Identity
-from proxy.relaying.stream import Ending
-from proxy.server import ProxyServer
-from proxy.session import Session
-
-log = logging.getLogger(__name__)
 
 Named = tuple[str, str]  # a listener, and one of its upstreams
-Held = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -134,168 +122,3 @@ class Snapshot:
 def _merged(one: Mapping[Any, Any], other: Mapping[Any, Any]) -> dict[Any, Any]:
     both = {key: one[key] + other[key] for key in one.keys() & other.keys()}
     return {**one, **other, **both}
-
-
-class Running(Protocol):
-    """The running program, as far as it is looked at."""
-
-    metrics: Metrics
-
-    @property
-    def limiter(self) -> Limiter:
-        """What is kept of the limits."""
-
-    @property
-    def servers(self) -> Sequence[ProxyServer]:
-        """The servers of all listeners, and those that still have connections."""
-
-    @property
-    def draining(self) -> bool:
-        """True once it has been told to stop."""
-
-    @property
-    def draining_for(self) -> float:
-        """How many seconds ago it was told so."""
-
-    def reopen_logs(self) -> Sequence[str]:
-        """Open the log files anew; returns what there is to say of it."""
-
-
-NO_WORKERS = "there are no workers that could take over: set workers in [proxy], or restart it"
-
-
-class Program(Running, Protocol):
-    """The same, whether it serves by itself or has others that do."""
-
-    @property
-    def workers(self) -> Sequence[Mapping[str, Any]]:
-        """The processes that serve, if they are others than this one."""
-
-    @property
-    def deaths(self) -> int:
-        """How many of these have ended unasked."""
-
-    def snapshot(self) -> Snapshot:
-        """Count all up."""
-
-    def connections(self, query: Query) -> Listing:
-        """Describe the live connections that are asked for."""
-
-    def refusals(self) -> Iterable[Refusal]:
-        """Give the latest clients that got no connection, the last one at the end."""
-
-    def end_connection(self, name: str) -> bool:
-        """End a connection by its id, and tell whether there is one."""
-
-    def forgive(self, client: IPAddress) -> bool:
-        """Take away what is held against an address, and tell whether there was anything."""
-
-    @property
-    def upgrade(self) -> Mapping[str, Any] | None:
-        """What came of the last upgrade."""
-
-    def begin_upgrade(self, outcomes: Counter[str], held: Held) -> int:
-        """
-        Have another program take the place of this one, and give the number of that; or ``ProxyError``.
-
-        The configuration is ``held`` as it is meanwhile.
-        """
-
-
-class Alone:
-    """A program of one process."""
-
-    def __init__(self, app: Running) -> None:
-        self._app = app
-        self._rates = Rates()
-        self.metrics = app.metrics
-        self.reopen_logs = app.reopen_logs
-
-    @property
-    def servers(self) -> Sequence[ProxyServer]:
-        """The servers of all listeners, and those that still have connections."""
-        return self._app.servers
-
-    @property
-    def limiter(self) -> Limiter:
-        """What is kept of the limits."""
-        return self._app.limiter
-
-    @property
-    def draining(self) -> bool:
-        """True once it has been told to stop."""
-        return self._app.draining
-
-    @property
-    def draining_for(self) -> float:
-        """How many seconds ago it was told so."""
-        return self._app.draining_for
-
-    @property
-    def workers(self) -> Sequence[Mapping[str, Any]]:
-        """The processes that serve, if they are others than this one."""
-        return ()
-
-    @property
-    def deaths(self) -> int:
-        """How many of these have ended unasked."""
-        return 0
-
-    def snapshot(self) -> Snapshot:
-        """Count all up."""
-        # Copies, to which is added what the connections have moved that live.
-        listeners = {name: ListenerMetrics() + one for name, one in self._app.metrics.listeners.items()}
-        live = Counter[str]()
-        for session in self._sessions():
-            name, (sent, received) = session.runtime.config.name, moved(session)
-            live[name] += 1
-            listeners[name].sent += sent
-            listeners[name].received += received
-        upstreams = {
-            (server.config.name, each.name): Ready(
-                each.health.state, len(each.health.spares), Counter(each.health.spares.counts)
-            )
-            for server in reversed(self._app.servers)  # of those with the same name the first counts
-            for each in server.runtime.upstreams
-        }
-        flows = {
-            account.key: Flow(
-                account.sent.used, account.received.used, account.sent.waiting, account.received.waiting
-            )
-            for account in self._app.limiter.accounts
-            if account.sent and account.received
-        }
-        return Snapshot(listeners, live, upstreams, flows, self._app.limiter.penalties.refused, measure())
-
-    def connections(self, query: Query) -> Listing:
-        """Describe the live connections that are asked for."""
-        return list_connections(self._sessions(), self._rates, query)
-
-    def refusals(self) -> Iterable[Refusal]:
-        """Give the latest clients that got no connection, the last one at the end."""
-        return self._app.metrics.refusals
-
-    def end_connection(self, name: str) -> bool:
-        """End a connection by its id, and tell whether there is one."""
-        session = next((each for each in self._sessions() if str(each.id) == name), None)
-        if session:
-            log.info("%s: connection %s is ended by an operator", session, session.id)
-            session.stop(Ending.EVICTED)
-        return session is not None
-
-    def forgive(self, client: IPAddress) -> bool:
-        """Take away what is held against an address, and tell whether there was anything."""
-        return self._app.limiter.penalties.forgive(client, monotonic())
-
-    @property
-    def upgrade(self) -> Mapping[str, Any] | None:
-        """What came of the last upgrade."""
-        return None
-
-    def begin_upgrade(self, outcomes: Counter[str], held: Held) -> int:
-        """Have another program take the place of this one; raises ``ProxyError``."""
-        raise ProxyError(NO_WORKERS)
-
-    def _sessions(self) -> Iterator[Session]:
-        for server in self._app.servers:
-            yield from server.sessions

@@ -8,7 +8,7 @@ import os
 import resource
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from time import monotonic
 from typing import Any
@@ -16,7 +16,8 @@ from typing import Any
 from proxy import __version__
 from proxy.control.history import Version
 from proxy.control.keeper import Keeper
-from proxy.control.snapshot import Flow, Process, Program, Ready, Snapshot
+from proxy.control.program import Program
+from proxy.control.snapshot import Flow, Process, Ready, Snapshot
 from proxy.limiter import Account, Limiter
 from proxy.metrics import Family, ListenerMetrics, listener_families
 from proxy.policy.penalties import FREE
@@ -54,45 +55,45 @@ class _Start:
 started = _Start()
 
 
-def describe(app: Program, keeper: Keeper) -> dict[str, Any]:
+def describe(program: Program, keeper: Keeper) -> dict[str, Any]:
     """Describe the whole."""
-    counted, trouble = app.snapshot(), keeper.trouble
+    counted, trouble = program.snapshot(), keeper.trouble
     return {
         "program": f"proxy-server {__version__}",
-        "state": "draining" if app.draining else "running",
+        "state": "draining" if program.app.draining else "running",
         "pid": os.getpid(),
         "started": started(),
         "uptime": uptime(),
-        "draining_for": app.draining_for if app.draining else 0.0,
+        "draining_for": program.app.draining_for if program.app.draining else 0.0,
         "version": describe_version(keeper.current),
         "file": asdict(trouble) | {"in_effect": False} if trouble else {"in_effect": True},
-        "restart": _restart(app, keeper),
+        "restart": _restart(program, keeper),
         "live": counted.live.total(),
         "total": sum(each.accepted for each in counted.listeners.values()),
         "sent": sum(each.sent for each in counted.listeners.values()),
         "received": sum(each.received for each in counted.listeners.values()),
-        "listeners": list(_listeners(app, counted)),
-        "upstreams": list(_upstreams(app, counted)),
-        "workers": list(app.workers),
-        "upgrade": app.upgrade,
+        "listeners": list(_listeners(program.app.servers, counted)),
+        "upstreams": list(_upstreams(program.app.servers, counted)),
+        "workers": list(program.workers),
+        "upgrade": program.upgrade,
     }
 
 
-def _restart(app: Program, keeper: Keeper) -> dict[str, Any]:
+def _restart(program: Program, keeper: Keeper) -> dict[str, Any]:
     """Say what would be lost if it were started anew now, beside the connections."""
     because = []
     if keeper.trouble:
         because.append(f"the file is not what is in effect: {keeper.trouble.problem}")
     if keeper.current.volatile:
         because.append("a change that is not in the file would be lost")
-    if app.draining:
+    if program.app.draining:
         because.append("it is stopping already")
     return {"safe": not because, "because": because}
 
 
-def waiting(app: Program) -> list[str]:
+def waiting(program: Program) -> list[str]:
     """Name the listeners that serve nobody, because none of their addresses is there yet."""
-    return [server.config.name for server in app.servers if server.missing and not server.acceptors]
+    return [server.config.name for server in program.app.servers if server.missing and not server.acceptors]
 
 
 def describe_version(version: Version) -> dict[str, Any]:
@@ -100,14 +101,14 @@ def describe_version(version: Version) -> dict[str, Any]:
     return {name: value for name, value in asdict(version).items() if name != "text"}
 
 
-def limits(app: Program) -> dict[str, Any]:
+def limits(program: Program) -> dict[str, Any]:
     """Describe who has how much of which limit: those who have most connections, or else move most."""
-    now, flows = monotonic(), app.snapshot().flows
-    accounts = [_account(each, flows.get(each.key, Flow()), now) for each in app.limiter.accounts]
+    now, flows = monotonic(), program.snapshot().flows
+    accounts = [_account(each, flows.get(each.key, Flow()), now) for each in program.app.limiter.accounts]
     accounts.sort(key=lambda each: (each["live"], each["sent"] + each["received"]), reverse=True)
     return {
-        "limits": [each.name for each in app.limiter.limits],
-        "refused": dict(app.limiter.refusals),
+        "limits": [each.name for each in program.app.limiter.limits],
+        "refused": dict(program.app.limiter.refusals),
         "total": len(accounts),
         "accounts": accounts[:_MOST_ACCOUNTS],
     }
@@ -132,25 +133,25 @@ def _account(account: Account, flow: Flow, now: float) -> dict[str, Any]:
     }
 
 
-def refusals(app: Program) -> list[dict[str, Any]]:
+def refusals(program: Program) -> list[dict[str, Any]]:
     """Describe the latest clients that got no connection, and why, the last one at the end."""
-    return [asdict(each) for each in app.refusals()]
+    return [asdict(each) for each in program.refusals()]
 
 
-def penalties(app: Program) -> dict[str, Any]:
+def penalties(program: Program) -> dict[str, Any]:
     """Describe who failed to log in of late, the latest first, and how long that is held against them."""
     now = monotonic()
-    penalty = max((server.config.login_penalty for server in app.servers), default=0.0)
+    penalty = max((server.config.login_penalty for server in program.app.servers), default=0.0)
     rows = [
         {"client": network, "seconds": left, "refused_for": max(0.0, left - FREE * penalty)}
-        for network, left in app.limiter.penalties.latest(now)
+        for network, left in program.app.limiter.penalties.latest(now)
     ]
-    return {"login_penalty": penalty, "refused": app.snapshot().penalized, "penalties": rows}
+    return {"login_penalty": penalty, "refused": program.snapshot().penalized, "penalties": rows}
 
 
-def _listeners(app: Program, counted: Snapshot) -> Iterator[dict[str, Any]]:
+def _listeners(servers: Sequence[ProxyServer], counted: Snapshot) -> Iterator[dict[str, Any]]:
     named: set[str] = set()
-    for server in app.servers:
+    for server in servers:
         name = server.config.name
         # Of one that was replaced its successor tells all.
         is_first = name not in named
@@ -178,8 +179,8 @@ def _listener(server: ProxyServer, counted: ListenerMetrics, live: int) -> dict[
     }
 
 
-def _upstreams(app: Program, counted: Snapshot) -> Iterator[dict[str, Any]]:
-    for server in app.servers:
+def _upstreams(servers: Sequence[ProxyServer], counted: Snapshot) -> Iterator[dict[str, Any]]:
+    for server in servers:
         for each in server.runtime.upstreams:
             if known := counted.upstreams.get((server.config.name, each.name)):
                 yield _upstream(server, each.config, known)
@@ -204,23 +205,23 @@ def _upstream(server: ProxyServer, config: UpstreamConfig, known: Ready) -> dict
 # Metrics
 
 
-def families(app: Program, keeper: Keeper) -> Iterator[Family]:
+def families(program: Program, keeper: Keeper) -> Iterator[Family]:
     """Make all that ``GET /metrics`` tells."""
-    counted = app.snapshot()
+    servers, counted = program.app.servers, program.snapshot()
     yield _gauge("proxy_info", "The version of the program.", 1, version=__version__)
-    yield _gauge("proxy_draining", "1 while it stops.", int(app.draining))
+    yield _gauge("proxy_draining", "1 while it stops.", int(program.app.draining))
     yield from listener_families(counted.listeners)
     both = ("sent", "received")
     moved = {(name, way): getattr(one, way) for name, one in counted.listeners.items() for way in both}
     yield _family("proxy_bytes_total", "counter", "Payload moved.", ("listener", "direction"), moved)
     live, most, ends = dict[tuple[str], int](), dict[tuple[str], int](), dict[tuple[str], int]()
-    for server in app.servers:
+    for server in servers:
         # By name: one that was replaced may still have connections, but lets in no more.
         live[(server.config.name,)] = counted.live[server.config.name]
         most.setdefault((server.config.name,), server.config.max_connections)
         if end := server.runtime.certificate_ends:
             ends.setdefault((server.config.name,), int(end))
-    up = {(server.config.name,): bool(server.acceptors) for server in app.servers if server.opening}
+    up = {(server.config.name,): bool(server.acceptors) for server in servers if server.opening}
     for name, text, values in (
         ("proxy_connections", "Live connections.", live),
         ("proxy_connections_max", "The most there may be.", most),
@@ -228,7 +229,7 @@ def families(app: Program, keeper: Keeper) -> Iterator[Family]:
         ("proxy_tls_certificate_expiry_timestamp_seconds", "When its certificate expires.", ends),
     ):
         yield _family(name, "gauge", text, ("listener",), values)
-    known = (rule for server in app.servers for rule in server.config.rules)
+    known = (rule for server in servers for rule in server.config.rules)
     decided = Counter({(GUARD, BLOCK): 0} | {(rule.name, rule.effect): 0 for rule in known})
     for one in counted.listeners.values():
         decided.update(one.rules)
@@ -236,14 +237,14 @@ def families(app: Program, keeper: Keeper) -> Iterator[Family]:
     yield _family("proxy_rule_total", "counter", what, ("rule", "action"), decided)
     what = "Logins that were not judged, as too many from there had failed."
     yield Family("proxy_logins_penalized_total", "counter", what, [({}, counted.penalized)])
-    yield from _limit_families(app.limiter, counted)
-    yield from _upstream_families(app, counted)
+    yield from _limit_families(program.app.limiter, counted)
+    yield from _upstream_families(servers, counted)
     yield _gauge("proxy_config_version", "The configuration in effect.", keeper.current.number)
     what = "A hash of the configuration in effect, without its secrets."
     yield _gauge("proxy_config_info", what, 1, hash=keeper.digest())
-    yield _gauge("proxy_workers", "Processes that serve.", len(app.workers) or 1)
+    yield _gauge("proxy_workers", "Processes that serve.", len(program.workers) or 1)
     what = "Workers that ended unasked."
-    yield Family("proxy_worker_deaths_total", "counter", what, [({}, app.deaths)])
+    yield Family("proxy_worker_deaths_total", "counter", what, [({}, program.deaths)])
     is_rejected = int(keeper.trouble is not None)
     yield _gauge("proxy_config_file_rejected", "1 while the file is not what is in effect.", is_rejected)
     yield _gauge("proxy_config_time_seconds", "When it was applied.", keeper.current.time)
@@ -253,8 +254,8 @@ def families(app: Program, keeper: Keeper) -> Iterator[Family]:
     yield from _process(counted.process)
 
 
-def _upstream_families(app: Program, counted: Snapshot) -> Iterator[Family]:
-    in_use = {(server.config.name, each.name) for server in app.servers for each in server.runtime.upstreams}
+def _upstream_families(servers: Sequence[ProxyServer], counted: Snapshot) -> Iterator[Family]:
+    in_use = {(server.config.name, each.name) for server in servers for each in server.runtime.upstreams}
     known = {key: each for key, each in counted.upstreams.items() if key in in_use}
     labels = ("listener", "upstream")
     failures = {key: each.state.failures for key, each in known.items()}

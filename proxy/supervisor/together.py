@@ -8,7 +8,8 @@ from typing import Any
 
 from proxy.address import IPAddress
 from proxy.control.connections import Listing, Query
-from proxy.control.snapshot import Alone, Held, Snapshot
+from proxy.control.program import Held, Program
+from proxy.control.snapshot import Snapshot
 from proxy.metrics import Refusal
 from proxy.supervisor.fleet import Fleet
 from proxy.supervisor.upgrade import Upgrade
@@ -18,7 +19,7 @@ _PATIENCE = 2.0  # seconds for a worker to answer; of one that does not, what it
 _MOST_REFUSALS = 200
 
 
-class Together(Alone):
+class Together(Program):
     """What all workers are and have, together."""
 
     def __init__(self, fleet: Fleet, upgrade: Upgrade) -> None:

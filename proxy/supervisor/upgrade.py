@@ -26,7 +26,7 @@ import gevent
 from gevent.event import AsyncResult
 
 from proxy import __version__, signals
-from proxy.control.snapshot import Held
+from proxy.control.program import Held
 from proxy.errors import ProxyError, reason_of
 from proxy.supervisor import HANDED, TRIAL
 from proxy.supervisor.crew import ANSWER

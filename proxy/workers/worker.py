@@ -25,7 +25,8 @@ from proxy.app import App, Companion
 from proxy.config import ProxyConfig
 from proxy.console import FAILED, OK
 from proxy.control.connections import Listing, Query
-from proxy.control.snapshot import Alone, Named, Snapshot
+from proxy.control.program import Program
+from proxy.control.snapshot import Named, Snapshot
 from proxy.errors import ProxyError
 from proxy.health import State
 from proxy.limiter import Limiter
@@ -139,7 +140,7 @@ class Worker(Companion):
         self._planned: tuple[ProxyConfig, Plan] | None = None
         self._limiter = SharedLimiter()
         self._app: App
-        self._told: Alone
+        self._told: Program
         self._has_begun = False  # before, there is neither
         questions = (
             self.hello, self.serve, self.plan, self.change, self.forget, self.arrived_at, self.pause,
@@ -168,7 +169,7 @@ class Worker(Companion):
                 make_opening=partial(Given, shelf=self._shelf),
                 limiter=self._limiter,
             )
-            self._told = Alone(self._app)
+            self._told = Program(self._app)
             self._app.companion = self
             self._has_begun = True
             self._app.run()

@@ -29,7 +29,7 @@ from proxy.control.candidate import Conflict, Outcome
 from proxy.control.history import Version
 from proxy.control.http import MAX_BODY, PLACES
 from proxy.control.inifile import Trouble
-from proxy.control.snapshot import Alone
+from proxy.control.program import Program
 from proxy.ctl.ask import SOCKET_NAME, ask, is_taken
 from proxy.errors import ProxyError
 from proxy.limiter import Limiter
@@ -117,7 +117,7 @@ class House:
         self.path = directory / SOCKET_NAME
         self.config = directory / "proxy.ini"
         self.admin = Admin(
-            Alone(self.app),
+            Program(self.app),
             self.keeper,  # type: ignore[arg-type]
             str(self.config),
             directory,

@@ -12,7 +12,7 @@ from proxy.address import Address
 from proxy.control import status
 from proxy.control.history import Version
 from proxy.control.inifile import Trouble
-from proxy.control.snapshot import Alone
+from proxy.control.program import Program
 from proxy.errors import OverLimitError
 from proxy.limiter import Limiter, Stay, Who
 from proxy.metrics import ListenerMetrics, Metrics, render
@@ -37,7 +37,7 @@ def program(*servers: Socks5Server, metrics: Metrics) -> Any:
     app = SimpleNamespace(
         servers=servers, metrics=metrics, limiter=Limiter(), draining=False, reopen_logs=tuple
     )
-    return Alone(app)
+    return Program(app)
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def under_a_limit(*clients: tuple[str, int]) -> Limiter:
 def test_of_many_who_have_part_of_a_limit_the_biggest_are_told() -> None:
     limiter = under_a_limit(*((f"192.0.2.{number}", 1) for number in range(150)), ("198.51.100.1", 3))
     app = program(metrics=Metrics())
-    app._app.limiter = limiter
+    app.app.limiter = limiter
     told = status.limits(app)
     assert (told["total"], len(told["accounts"])) == (151, 100)
     first = told["accounts"][0]
@@ -150,15 +150,15 @@ def test_of_many_who_have_part_of_a_limit_the_biggest_are_told() -> None:
 def test_metrics_of_limits_name_no_client(versions: Any) -> None:
     metrics = Metrics()
     app = program(server(metrics), metrics=metrics)
-    app._app.limiter = under_a_limit(("192.0.2.1", 7), ("192.0.2.2", 1))
+    app.app.limiter = under_a_limit(("192.0.2.1", 7), ("192.0.2.2", 1))
     with pytest.raises(OverLimitError):
-        app.limiter.admit(Stay(), Who(Address("192.0.2.1", 1), "", "socks"))
+        app.app.limiter.admit(Stay(), Who(Address("192.0.2.1", 1), "", "socks"))
     told = samples(app, versions)
     assert told['proxy_limited_total{limit="fair"}'] == "1"
     assert told['proxy_limit_identities{limit="fair"}'] == "2"
     assert told['proxy_limit_waiting{limit="fair"}'] == "0"
     assert not [name for name in told if "192.0.2" in name]
-    app.limiter.change([])
+    app.app.limiter.change([])
     told = samples(app, versions)
     assert told['proxy_limited_total{limit="fair"}'] == "1"  # a counter never falls
     assert 'proxy_limit_identities{limit="fair"}' not in told
