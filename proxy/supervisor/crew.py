@@ -6,7 +6,8 @@ beside these.
 
 What may never be violated:
 
-- A worker that ends unasked is replaced after a pause, which doubles as long as they do not live.
+- A worker that ends unasked is replaced after a pause, which doubles as long as they do not live. Nothing but
+  another configuration cuts it short.
 - What was counted stays counted: of a worker that is gone, what it said last (``past``).
 - Deaths soon after a change speak against it, and take it back.
 """
@@ -69,6 +70,7 @@ class Crew:
         self._before = Handover()
         self._has_begun = False
         self._pauses: dict[int, float] = {}  # by row
+        self._awaited: dict[int, gevent.Greenlet[..., None]] = {}  # that come after a pause, by row
         self._changed_at: float | None = None  # a change that deaths may speak against
         self._deaths_since = 0
 
@@ -225,18 +227,21 @@ class Crew:
         )
         pause = FIRST_PAUSE if lived > LONGEST_PAUSE else self._pauses.get(handle.row, FIRST_PAUSE)
         self._pauses[handle.row] = min(2 * pause, LONGEST_PAUSE)
-        gevent.spawn(self._replace, handle.row, pause)
+        self._replace_after(pause, handle.row)
         self._hold_against_the_change()
 
-    def _replace(self, row: int, pause: float) -> None:
-        gevent.sleep(pause)
+    def _replace_after(self, pause: float, row: int) -> None:
+        self._awaited[row] = gevent.spawn_later(pause, self._replace, row)
+
+    def _replace(self, row: int) -> None:
+        del self._awaited[row]
         if self.is_stopping or row >= self._size or row in self._by_row:
             return
         try:
             handle = self._enlist(row)
         except ProxyError as exc:
             log.error("%s", exc)
-            gevent.spawn(self._replace, row, LONGEST_PAUSE)
+            self._replace_after(LONGEST_PAUSE, row)
             return
         error = self._make_ready(handle)
         if error and not handle.is_gone:  # else there is nothing more to say, and nobody to end
@@ -258,11 +263,18 @@ class Crew:
         self._changed_at = None  # what was gone back to is not gone back from
 
     def note_change(self) -> None:
-        """Take note that the configuration has become another one."""
+        """Take note that the configuration has become another one, with which those may live that did not."""
         self._changed_at, self._deaths_since = monotonic(), 0
+        self._await_none()
+        self._pauses.clear()
+
+    def _await_none(self) -> None:
+        for each in self._awaited.values():
+            each.kill(block=False)
+        self._awaited.clear()
 
     def resize(self, size: int) -> None:
-        """Have so many workers."""
+        """Have so many workers; those that come after a pause come then."""
         self._size = size
         for row, handle in list(self._by_row.items()):
             if row >= size:
@@ -270,11 +282,12 @@ class Crew:
                 self._table.leave(row)
                 handle.leave()
         for row in range(size):
-            if row not in self._by_row:
-                gevent.spawn(self._replace, row, 0.0)
+            if row not in self._by_row and row not in self._awaited:
+                self._replace_after(0.0, row)
 
     def give_up_starting(self) -> None:
         """Have none but those that serve, until ``resize``."""
+        self._await_none()
         for each in self.handles:
             if not each.has_begun:
                 each.is_leaving = True
