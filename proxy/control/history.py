@@ -13,7 +13,7 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from proxy.configtext.outline import MAX_BYTES
@@ -26,14 +26,6 @@ log = logging.getLogger(__name__)
 _MARK = "# proxy-server version "
 _NAME = re.compile(r"(\d+)\.ini")
 _SOURCES = ("file", "ctl", "rollback", "start")
-_KINDS = {
-    "number": (int,),
-    "time": (int, float),
-    "source": (str,),
-    "summary": (str,),
-    "text": (str,),
-    "volatile": (bool,),
-}
 _MOST_BYTES = MAX_BYTES + (1 << 16)  # of a text, and of what is known of it
 _END_OF_TIME = 1e11  # a clock with four digits for the year can show what is before it
 
@@ -54,10 +46,11 @@ class Version:
     volatile: bool = False
 
     def __post_init__(self) -> None:
-        for name, kind in _KINDS.items():
+        for each in fields(self):
+            kinds = (int, float) if each.type is float else (each.type,)
             # Not isinstance: to Python, True is a number.
-            if type(getattr(self, name)) not in kind:
-                raise ValueError(f"{name} is of the wrong kind")
+            if type(getattr(self, each.name)) not in kinds:
+                raise ValueError(f"{each.name} is of the wrong kind")
         if self.number < 1 or not 0 <= self.time < _END_OF_TIME or self.source not in _SOURCES:
             raise ValueError("no version has such a number, time or source")
 
