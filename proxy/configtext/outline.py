@@ -34,6 +34,13 @@ class Problem:
         key = f"{self.key}: " if self.key else ""
         return f"{place}{section}{key}{self.message}"
 
+    @property
+    def by_name(self) -> str:
+        """The same without its line, which means nothing where nobody has seen the text."""
+        if self.path and not self.section:
+            return str(self)  # of a file beside it, or as a whole
+        return f"{'.'.join(filter(None, (self.section, self.key)))}: {self.message}"
+
 
 class Outline:
     """

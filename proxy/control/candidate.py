@@ -5,10 +5,8 @@ What may come into effect, and what became of the attempt: plain values.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from proxy.config import ProxyConfig
 from proxy.configfile.load import InvalidConfigError, Loaded
 from proxy.configtext.document import edit
-from proxy.configtext.outline import Problem
 from proxy.control.fingerprint import Fingerprint
 from proxy.control.history import Version
 from proxy.errors import ConfigError, ProxyError
@@ -53,15 +51,26 @@ class Layers:
 
 
 @dataclass(frozen=True)
+class State:
+    """What is in effect, or may come to be."""
+
+    layers: Layers
+    loaded: Loaded
+    files: Fingerprint  # of those that it names, taken before they are read
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What there is to say of it, for somebody who has not its text before him."""
+        return tuple(each.by_name for each in self.loaded.warnings)
+
+
+@dataclass(frozen=True)
 class Candidate:
     """All that a change needs, made in a native thread; nothing of it is in effect yet."""
 
-    layers: Layers
-    config: ProxyConfig
-    files: Fingerprint  # of those that it names, taken before they are read
+    state: State
     version: Version | None = None  # it becomes this one; without it stays the same
     notes: tuple[str, ...] = ()
-    warned: frozenset[str] = frozenset()  # of what somebody who changes something else need not hear again
     is_to_apply: bool = True
     is_for_file: bool = False
     without_file: str = ""  # why it cannot be if the file cannot be written; empty if it can all the same
@@ -93,30 +102,9 @@ class RefusedError(ProxyError):
         self.problems = problems
 
 
-def refused_by_name(exc: InvalidConfigError) -> RefusedError:
-    """Say what is wrong with a text that nobody has seen: its lines would mean nothing."""
-    return RefusedError(tuple(str(each) if is_elsewhere(each) else _by_name(each) for each in exc.problems))
-
-
-def is_elsewhere(problem: Problem) -> bool:
-    """Tell whether a problem of a text without a name is none of its own, but of the users in their file."""
-    return bool(problem.path)
-
-
-def warnings_by_name(loaded: Loaded) -> tuple[str, ...]:
-    """List what there is to say of a text that can be used, without its lines; of files beside it in full."""
-    return tuple(_by_name(each) if each.section else str(each) for each in loaded.warnings)
-
-
-def _by_name(problem: Problem) -> str:
-    return f"{'.'.join(filter(None, (problem.section, problem.key)))}: {problem.message}"
-
-
 def problems_of(exc: Exception) -> tuple[str, ...]:
     """List the reasons of a failure, each on a line."""
-    if isinstance(exc, RefusedError):
-        return exc.problems
-    if isinstance(exc, InvalidConfigError):
+    if isinstance(exc, (RefusedError, InvalidConfigError)):
         return tuple(map(str, exc.problems))
     if isinstance(exc, ConfigError) and exc.field:
         return (f"{exc.field}: {exc}",)

@@ -43,6 +43,11 @@ class Trouble:
     since: float  # Unix time, in seconds
 
 
+def still(before: Trouble | None, problem: str) -> Trouble:
+    """Say what is wrong now, of what has been so since it began."""
+    return Trouble(problem, before.since if before else time.time())
+
+
 @dataclass(frozen=True)
 class Judged:
     """
@@ -73,8 +78,7 @@ class IniFile:
 
     def note(self, problem: str) -> None:
         """Note why the file is not in effect."""
-        since = self.judged.trouble.since if self.judged.trouble else time.time()
-        self.judged = replace(self.judged, trouble=Trouble(problem, since))
+        self.judged = replace(self.judged, trouble=still(self.judged.trouble, problem))
 
     def judge(self) -> tuple[str, Loaded]:
         """Read the text of the file, and what it means. Raises ``InvalidConfigError``."""

@@ -33,7 +33,7 @@ from gevent.lock import BoundedSemaphore
 from proxy.config import ProxyConfig
 from proxy.configfile import load
 from proxy.configfile.dump import dump
-from proxy.configfile.load import InvalidConfigError, Loaded
+from proxy.configfile.load import InvalidConfigError
 from proxy.configtext import changes
 from proxy.configtext.document import Document, Edit, redact
 from proxy.control import files, fingerprint
@@ -44,14 +44,12 @@ from proxy.control.candidate import (
     Layers,
     Outcome,
     RefusedError,
-    is_elsewhere,
+    State,
     problems_of,
-    refused_by_name,
-    warnings_by_name,
 )
 from proxy.control.fingerprint import Fingerprint
 from proxy.control.history import History, Version
-from proxy.control.inifile import IniFile, Trouble
+from proxy.control.inifile import IniFile, Trouble, still
 from proxy.errors import ConfigError, Failure, ProxyError, reason_of
 from proxy.net.threads import NativeThreads
 from proxy.trust import Trust
@@ -94,7 +92,7 @@ class Keeper:
         self._apply = apply
         self._lock = BoundedSemaphore()
         self._workers = NativeThreads(1)
-        self._running: Candidate
+        self._running: State
         self._is_new = False
         self._trouble_beside: Trouble | None = None  # with files that the one in effect names
         self._digest: tuple[ProxyConfig | None, str] = (None, "")
@@ -107,7 +105,7 @@ class Keeper:
     @property
     def config(self) -> ProxyConfig:
         """The configuration in effect."""
-        return self._running.config
+        return self._running.loaded.config
 
     # -- the first one
 
@@ -127,17 +125,13 @@ class Keeper:
             instead = f"starting with version {self.current.number} instead, the last good one"
             warnings = (*problems_of(exc), instead)
         else:
-            self._run_with(text, loaded, self._file.judged.waits_for)
+            self._running = State(Layers.of(text), loaded, self._file.judged.waits_for)
             self._file.accept()
             self._take_first(text)
             warnings = tuple(map(str, loaded.warnings))
         self._history.size = self.config.history_size
         self._started = self.config
         return warnings
-
-    def _run_with(self, text: str, loaded: Loaded, taken: Fingerprint) -> None:
-        warned = frozenset(warnings_by_name(loaded))
-        self._running = Candidate(Layers.of(text), loaded.config, taken, warned=warned)
 
     def _take_first(self, text: str) -> None:
         last = next(iter(self._history.versions[-1:]), None)
@@ -153,10 +147,10 @@ class Keeper:
             if version.volatile:
                 continue
             try:
-                self._run_with(version.text, *self._parse(version.text))
+                self._running = self._parse(Layers.of(version.text))
             except InvalidConfigError as exc:
-                # The versions before it may be of a time in which nobody had to log in.
-                if any(map(is_elsewhere, exc.problems)):
+                # Of the users in their file; and the versions before may be of a time without logins.
+                if any(each.path for each in exc.problems):
                     return False
             else:
                 self.current = version
@@ -294,7 +288,7 @@ class Keeper:
                 outcome = self._commit(self._from_what_is_in_effect, is_asked_for=False)
                 if outcome.status == "rejected":  # which is said once, until they change again
                     self._running = replace(self._running, files=taken)
-                    self._note_beside(outcome)
+                    self._trouble_beside = still(self._trouble_beside, outcome.problems[0])
         return outcome
 
     def fingerprint(self) -> Fingerprint:
@@ -325,13 +319,13 @@ class Keeper:
                 new = self._run(make)
                 if new.is_for_file:
                     try:
-                        undo = self._run(files.exchange, file.path, new.layers.base.encode())
+                        undo = self._run(files.exchange, file.path, new.state.layers.base.encode())
                     except OSError as exc:
                         unwritten = ProxyError(f"{file.path} could not be written: {reason_of(exc)}")
                         if new.without_file:
                             raise ProxyError(f"{unwritten}; {new.without_file}") from exc
                 try:
-                    told = self._apply(new.config) if new.is_to_apply else ()
+                    told = self._apply(new.state.loaded.config) if new.is_to_apply else ()
                 except Exception as exc:
                     # Not for one who merely does not wait for the end: by then it may be in effect.
                     if is_of_file:
@@ -353,18 +347,18 @@ class Keeper:
                 and self._run(file.holds, running.layers.base)  # else another file names another one
             )
             if is_of_file and is_beside:  # which is so whatever the file itself says
-                self._note_beside(outcome)
+                self._trouble_beside = still(self._trouble_beside, outcome.problems[0])
             elif cure and file.judged.is_rejected and not is_beside:
                 note = f"proxy-server ctl rollback puts version {outcome.version} back into the file"
                 outcome = replace(outcome, notes=(note,))
             return self._tell(outcome)
         # From here on it is in effect.
-        self._running = new
+        self._running = new.state
         if new.is_to_apply or is_of_file:  # so all files that it names have been read
             self._trouble_beside = None
         notes = told + new.notes
         if undo:
-            file.accept(new.layers.base)
+            file.accept(new.state.layers.base)
         elif is_of_file:
             file.accept()
         elif unwritten:
@@ -374,13 +368,13 @@ class Keeper:
             notes = (f"{unwritten}; it is as it was", *notes)
         if new.version:
             self.current = new.version
-            self._history.size = new.config.history_size
+            self._history.size = self.config.history_size
             told_of = new.version.number, new.version.source, new.version.summary
             log.info("version %d of the configuration (%s): %s", *told_of)
             self._remember()
-        elif new.files != running.files:
+        elif new.state.files != running.files:
             notes += ("the files that it names were read again",)
-        is_other = new.version or new.files != running.files
+        is_other = new.version or new.state.files != running.files
         return self._tell(Outcome("applied" if is_other else "unchanged", self.current.number, notes=notes))
 
     def _put_back(self, undo: Callable[[], None], cause: Exception) -> None:
@@ -390,10 +384,6 @@ class Keeper:
             left = f"{self._file.path} could not be put back, and holds what was refused: {reason_of(exc)}"
             self._file.note(left)
             raise RefusedError((*problems_of(cause), left)) from cause
-
-    def _note_beside(self, outcome: Outcome) -> None:
-        since = self._trouble_beside.since if self._trouble_beside else time.time()
-        self._trouble_beside = Trouble(outcome.problems[0], since)
 
     def _tell(self, outcome: Outcome) -> Outcome:
         for problem in outcome.problems:
@@ -411,18 +401,18 @@ class Keeper:
 
     def _from_file(self, source: str, *, is_asked_for: bool = True) -> Candidate:
         text, loaded = self._file.judge()
-        taken = self._file.judged.waits_for
+        new = State(Layers.of(text), loaded, self._file.judged.waits_for)
         if text != self._running.layers.base or (self._running.layers.volatile and is_asked_for):
-            notes = tuple(map(str, loaded.warnings))
-            return self._candidate(source, Layers.of(text), loaded, taken, notes=notes)
+            return self._candidate(source, new, tuple(map(str, loaded.warnings)))
         # The text is as it was, but the files that it names may have changed.
-        return self._running_again(loaded, taken) if is_asked_for else self._unchanged()
+        return Candidate(new, notes=self._news(new)) if is_asked_for else self._unchanged()
 
     def _from_what_is_in_effect(self) -> Candidate:
         """Read the files again that what is in effect names; what the file says now is another matter."""
         text, number = self.current.text, self.current.number
         name = self._file.path if self._file.holds(text) else f"version {number}"
-        return self._running_again(*self._parse(text, name))
+        new = self._parse(self._running.layers, name)
+        return Candidate(new, notes=self._news(new))
 
     def _from_before(self) -> Candidate:
         """Go back to the version before; or have a rejected file hold what is in effect again."""
@@ -450,45 +440,34 @@ class Keeper:
 
     def _from_version(self, old: Version) -> Candidate:
         name = f"version {old.number}"
-        loaded, taken = self._parse(old.text, name)
+        new = self._parse(Layers.of(old.text), name)
         if old.text == self.current.text and self._file.holds(old.text):
             return self._unchanged()
         summary = f"back to {name}: {changes.summary(self.current.text, old.text)}"
-        notes = self._new_warnings(loaded)
-        candidate = self._candidate("rollback", Layers.of(old.text), loaded, taken, summary, notes)
-        return replace(candidate, is_for_file=True)
+        return replace(self._candidate("rollback", new, self._news(new), summary), is_for_file=True)
 
     def _from_edits(self, edits: Edits, *, volatile: bool) -> Candidate:
         old = self._running.layers
-        new = old.with_volatile(edits) if volatile else old.with_edits(edits)
+        layers = old.with_volatile(edits) if volatile else old.with_edits(edits)
         try:
-            loaded, taken = self._parse(new.text)
+            new = self._parse(layers)
         except InvalidConfigError as exc:
-            raise refused_by_name(exc) from exc
-        if (new.base, new.text) == (old.base, old.text):
+            raise RefusedError(tuple(each.by_name for each in exc.problems)) from exc
+        if (layers.base, layers.text) == (old.base, old.text):
             return self._unchanged()
-        notes = self._new_warnings(loaded)
         if volatile:
-            summary = f"{changes.summary(old.text, new.text)} (volatile)"
+            summary = f"{changes.summary(old.text, layers.text)} (volatile)"
             note = "not written to the file: the next time it is read, this is gone"
-            return self._candidate("ctl", new, loaded, taken, summary, (*notes, note))
+            return self._candidate("ctl", new, (*self._news(new), note), summary)
         if not self._file.holds(old.base):
             what = "has changes that are not in effect: put them right, and reload it, first"
             raise RefusedError((f"{self._file.path} {what}", *self._file.problems()))
-        candidate = self._candidate("ctl", new, loaded, taken, changes.summary(old.base, new.base), notes)
+        candidate = self._candidate("ctl", new, self._news(new), changes.summary(old.base, layers.base))
         return replace(candidate, is_for_file=True, without_file="a volatile change does not need it")
 
-    def _candidate(
-        self,
-        source: str,
-        layers: Layers,
-        loaded: Loaded,
-        taken: Fingerprint,
-        summary: str = "",
-        notes: tuple[str, ...] = (),
-    ) -> Candidate:
+    def _candidate(self, source: str, new: State, notes: tuple[str, ...], summary: str = "") -> Candidate:
         """Make a candidate for a new version."""
-        config = loaded.config
+        config, layers = new.loaded.config, new.layers
         if config.state_dir != self._started.state_dir:
             raise ConfigError(
                 "proxy.state_dir",
@@ -497,33 +476,31 @@ class Keeper:
             )
         if config.control_listen_addr != self._started.control_listen_addr:
             notes += ("control.listen_addr takes effect at the next start",)
+        if (config.workers > 1) is not (self._started.workers > 1):
+            notes += ("proxy.workers takes effect at the next start: it begins or ends a supervisor",)
         gone = self._running.layers.volatile
         if gone and not layers.volatile:
             notes += (f"volatile changes are gone: {', '.join(gone)}",)
         summary = summary or changes.summary(self.current.text, layers.text)
-        version = self._version(source, layers, summary)
-        return Candidate(layers, config, taken, version, notes, frozenset(warnings_by_name(loaded)))
+        return Candidate(new, self._version(source, layers, summary), notes)
 
     def _version(self, source: str, layers: Layers, summary: str) -> Version:
         number = self._history.next_number()
         return Version(number, time.time(), source, summary, layers.text, bool(layers.volatile))
 
-    def _running_again(self, loaded: Loaded, taken: Fingerprint) -> Candidate:
-        notes, warned = self._new_warnings(loaded), frozenset(warnings_by_name(loaded))
-        return Candidate(self._running.layers, loaded.config, taken, notes=notes, warned=warned)
-
-    def _new_warnings(self, loaded: Loaded) -> tuple[str, ...]:
+    def _news(self, new: State) -> tuple[str, ...]:
         """Say what there was no warning of until now; who changes one thing need not hear of all others."""
-        return tuple(each for each in warnings_by_name(loaded) if each not in self._running.warned)
+        known = self._running.warnings
+        return tuple(each for each in new.warnings if each not in known)
 
     def _unchanged(self) -> Candidate:
-        return replace(self._running, version=None, notes=(), is_for_file=False, is_to_apply=False)
+        return Candidate(self._running, is_to_apply=False)
 
-    def _parse(self, text: str, name: str = "") -> tuple[Loaded, Fingerprint]:
+    def _parse(self, layers: Layers, name: str = "") -> State:
         """Read the text of a version, and the files that it names; raises ``InvalidConfigError``."""
-        folder = self._file.folder
+        folder, text = self._file.folder, layers.text
         taken = fingerprint.take(load.named_files_in(Document(text), folder))
-        return load.parse(text.encode(), name, folder=folder, with_files=True), taken
+        return State(layers, load.parse(text.encode(), name, folder=folder, with_files=True), taken)
 
     def _run(self, function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
         return self._workers.run(partial(function, *arguments, **options))
