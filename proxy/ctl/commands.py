@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
@@ -166,27 +167,29 @@ def _columns() -> int:
 
 
 def _explain(call: _Call) -> int:
-    """Ask what becomes of a target; no answer is no refusal, so a script can tell the two apart."""
+    """Ask what becomes of a target."""
     query = urlencode({"target": call.arguments[0], **call.about})
-    try:
-        status, text = call.ask("GET", f"/explain?{query}")
-        code = call.tell(status, text, show.explanation)
-        return code if json.loads(text)["goes"] else FAILED
-    except CtlError as exc:
-        say(f"proxy-server: {exc}")
-        return BAD_USAGE
+    return _judge(call, lambda: call.ask("GET", f"/explain?{query}"), show.explanation, "goes")
 
 
 def _test(call: _Call) -> int:
-    """Have the server reach an upstream; that there is none or no answer is told apart, as by ``explain``."""
+    """Have the server reach an upstream."""
     content = dict(zip(("upstream", "target"), call.arguments, strict=False))
+    ask = partial(call.ask, "POST", "/test", content, patience=_PATIENCE_OF_TEST)
+    return _judge(call, ask, show.trial, "ok")
+
+
+def _judge(call: _Call, ask: Callable[[], tuple[int, str]], form: Callable[[Any], str], verdict: str) -> int:
+    """Print an answer with a verdict in it; no answer is no bad one, so a script can tell the two apart."""
     try:
-        status, text = call.ask("POST", "/test", content, patience=_PATIENCE_OF_TEST)
-        code = call.tell(status, text, show.trial)
-        return code if json.loads(text).get("ok") else BAD_USAGE if status >= 400 else FAILED
+        status, text = ask()
+        call.tell(status, text, form)
+        return BAD_USAGE if status >= 400 else OK if json.loads(text)[verdict] else FAILED
+    except (LookupError, TypeError):
+        say(f"proxy-server: {NOT_UNDERSTOOD}")
     except CtlError as exc:
         say(f"proxy-server: {exc}")
-        return BAD_USAGE
+    return BAD_USAGE
 
 
 def _set(call: _Call) -> int:

@@ -268,6 +268,14 @@ def test_an_answer_that_makes_no_sense_is_one_line(
     assert "internal error" not in said.err
 
 
+@pytest.mark.parametrize("arguments", [["explain", "example.com"], ["test", "home"]], ids=" ".join)
+@pytest.mark.parametrize(("status", "answer"), [(400, {"error": "no port"}), (200, {}), (200, [])])
+def test_no_verdict_is_no_refusal_for_a_script_either(
+    folder: Path, arguments: list[str], status: int, answer: object
+) -> None:
+    assert run(folder, "--json", *arguments, status=status, answer=answer)[0] == 2
+
+
 @pytest.mark.parametrize(
     "arguments", [["status"], ["metrics"], ["show"], ["reload"], ["kill", "1"]], ids=" ".join
 )
