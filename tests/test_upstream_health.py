@@ -43,7 +43,9 @@ def _bounded() -> Iterator[None]:
 def made(kind: str, port: int, *, path: str = "", health: Health | None = None, **settings: Any) -> Upstream:
     """Make an upstream on a port of this machine."""
     settings = {"retry_count": 0, "timeout": 5.0, "spare": 0, **settings}  # connections are counted here
-    address = path or (f"127.0.0.1:{port}" if kind == "socks5" else f"ws://127.0.0.1:{port}/tunnel")
+    schemes = {"socks5": "", "http": "http://", "websocket": "ws://"}
+    end = "/tunnel" if kind == "websocket" else ""
+    address = path or f"{schemes[kind]}127.0.0.1:{port}{end}"
     return Upstream(UpstreamConfig("home", UpstreamType(kind), address, **settings), health)
 
 
@@ -364,6 +366,12 @@ def test_a_promise_is_passed_on_as_one(kind: str, steps: tuple[Step, ...], confi
 
 # -- what its messages name
 
+# Whole bodies, or the line of one that says it.
+AT_TLS = {
+    "nginx": b"<center>The plain HTTP request was sent to HTTPS port</center>\r\n",
+    "Apache": b"Reason: You're speaking plain HTTP to an SSL-enabled server port.<br />\n",
+    "Go": b"Client sent an HTTP request to an HTTPS server.\n",
+}
 NAMES: dict[str, tuple[str, dict[str, Any], tuple[Step, ...], str]] = {
     "SOCKS5 at HTTP": (
         *("socks5", {}, (hear_greeting, http_answer(400), script.end)),
@@ -397,6 +405,14 @@ NAMES: dict[str, tuple[str, dict[str, Any], tuple[Step, ...], str]] = {
         *("websocket", {}, (hear_head, http_answer(400), script.end)),
         "answered 400 instead of 101: does it want TLS (wss://)? (ws://127.0.0.1:",
     ),
+    **{
+        f"{kind} at TLS of {server} that says so": (
+            *(kind, {}, (hear_head, http_answer(400, body=body), script.end)),
+            f"it speaks TLS: its address has to begin with {scheme}s://, not {scheme}://",
+        )
+        for server, body in AT_TLS.items()
+        for kind, scheme in (("websocket", "ws"), ("http", "http"))
+    },
     "WebSocket at SSH": (
         *("websocket", {}, (b"SSH-2.0-OpenSSH_9.9\r\n", script.stall)),
         "no HTTP server: an SSH server answered",

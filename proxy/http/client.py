@@ -46,9 +46,10 @@ class HttpClient(HttpSpeaker, TunnelClient):
         try:
             with deadline.limit("HTTP handshake"):
                 exchange.send("\r\n".join([*lines, "", ""]).encode())
-                return exchange.read_answer()
+                answer = exchange.read_answer()
         except (ProtocolError, EOFError, OSError) as exc:
             raise self.broken(exc, waits=exchange.waits) from exc
+        return self.check_plain(answer)
 
     def describe(self, status: int) -> str:
         """Say what an answer says that is not of our kind."""

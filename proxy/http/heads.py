@@ -120,6 +120,7 @@ class ResponseHead:
 
     status: int
     headers: Headers
+    behind: bytes = b""  # what came along with it
 
 
 class HeadBuffer:

@@ -2,7 +2,9 @@
 What is the same of all upstreams that are spoken to in HTTP: TLS, answers, and whose fault they tell of.
 """
 
+import re
 import ssl
+from dataclasses import replace
 
 from proxy import __version__
 from proxy.address import DEFAULT_PORTS, Address, Endpoint
@@ -21,6 +23,10 @@ _MAX_INTERIM = 8  # answers
 _FULL = (Failure.LIMIT, Failure.TOO_MANY)
 _OF_ITS_OWN = (*_FULL, Failure.UPSTREAM)  # what a proxy of our kind says of itself, not of a target
 _SECURE = {"ws": "wss", "http": "https"}
+# What servers say, in an answer 400, to one that speaks plain HTTP where they speak TLS: nginx and we, Apache
+# ("You're speaking plain HTTP to an SSL-enabled server port"), and Go's ("Client sent an HTTP request to an
+# HTTPS server").
+_WANTS_TLS = re.compile(rb"plain HTTP|HTTP request to an HTTPS")
 
 
 class Exchange:
@@ -59,7 +65,7 @@ class Exchange:
                 raise
             raise ProtocolError(f"this is no HTTP server: {speaker_of(first)} answered") from exc
         self._channel.push_back(buffer.leftover)
-        return parse_response(buffer.head)
+        return replace(parse_response(buffer.head), behind=buffer.leftover)
 
 
 class HttpSpeaker(UpstreamClient):
@@ -105,6 +111,15 @@ class HttpSpeaker(UpstreamClient):
         elif waits:
             reason = "it closed the connection without an answer"
         return self.as_upstream_error(reason + (self.tls_hint() if waits else ""), unclear=waits)
+
+    def check_plain(self, answer: ResponseHead) -> ResponseHead:
+        """Give an answer back; raises ``UpstreamError`` for one that says that TLS is wanted."""
+        if self._tls or answer.status != 400 or not _WANTS_TLS.search(answer.behind):
+            return answer
+        ours = self._endpoint.scheme
+        reason = f"it speaks TLS: its address has to begin with {_SECURE[ours]}://, not {ours}://"
+        # A sign of life has to say the same: what a client asks for must not make it rest.
+        raise self.as_upstream_error(reason, transient=False, unclear=True, status=answer.status)
 
     def tls_hint(self) -> str:
         """Ask whether TLS is wanted, where there is none."""

@@ -85,7 +85,7 @@ class WebSocketClient(HttpSpeaker):
             with deadline.limit("WebSocket handshake"):
                 return self._upgrade(mouthpiece, self._headers(target, deadline))
         except _NotSwitchedError as exc:
-            return exc.answer
+            return self.check_plain(exc.answer)
         except WebSocketTimeoutException as exc:
             # The kernel's: ours is not an Exception before it leaves the block.
             raise self.as_upstream_error(

@@ -178,6 +178,36 @@ class TestTrust:
                 assert refused.value.reply in (1, 6)
                 silent.results.get(timeout=20)  # it sees our end: nothing is left open
 
+    @pytest.mark.parametrize("whose", ["ours", "nginx"])
+    def test_who_speaks_plain_http_to_a_tls_port_is_told_the_cure(
+        self, node: Proxy, good: Certificate, whose: str
+    ) -> None:
+        """CASES 360. It rests, as somebody has to mend it, and is not asked for each client."""
+        with ExitStack() as stack:
+            door = node.door("web")
+            if whose == "nginx":
+                door = stack.enter_context(peers.nginx(door, (good.cert, good.key)))
+            chain = stack.enter_context(front(f"ws://localhost:{door[1]}/"))
+            expect_refused(chain, "it speaks tls: its address has to begin with wss://, not ws://")
+            assert chain.log.count("it rests for 1 s") == 1
+            plain = f"ws://localhost:{door[1]}/"
+            client = [
+                "-mode",
+                "client",
+                "-protocol",
+                "websocket",
+                "-addr",
+                plain,
+                "-host",
+                "h",
+                "-port",
+                "80",
+            ]
+            done = run_proxy(*client)
+            assert done.returncode == 1
+            assert b"its address has to begin with wss://, not ws://" in done.stderr
+            assert done.stderr.count(b"\n") == 1
+
     def test_the_servers_name_is_sent(self, authority: Authority, good: Certificate) -> None:
         with (
             tls_server(good) as (port, names),
@@ -238,6 +268,23 @@ class TestServing:
             tunnel.sendall(PAYLOAD[:100_000])
             assert read_exact(tunnel, 100_000) == PAYLOAD[:100_000]
             tunnel.close()
+
+    def test_a_client_that_speaks_plain_http_is_told_so(self, node: Proxy, authority: Authority) -> None:
+        with connect(node.door("web")) as plain:
+            plain.sendall(b"GET / HTTP/1.1\r\nHost: h\r\nX: " + b"x" * 20_000)
+            answer = read_to_end(plain)  # and no reset overtakes it
+        assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+        assert b"use wss:// or https://\n" in answer
+        line = node.wait_for_log("the client speaks plain HTTP")
+        assert " info " in line
+        node.wait_for_log('end="malformed: TLS handshake: the client speaks plain HTTP')
+        self.test_a_client_that_trusts_the_authority_is_served(node, authority)
+
+    def test_a_client_that_says_half_a_method_is_cut_in_time(self, node: Proxy) -> None:
+        """CASES 35."""
+        with connect(node.door("web")) as plain:
+            plain.sendall(b"GET")
+            assert read_to_end(plain) == b""
 
     @pytest.mark.parametrize("ending", ["Close", "a refusal"])
     def test_the_end_is_told_by_tls_too(self, node: Proxy, authority: Authority, ending: str) -> None:
