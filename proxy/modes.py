@@ -15,6 +15,7 @@ from proxy.config import ProxyConfig
 from proxy.console import OK
 from proxy.errors import ConfigError, ProtocolError
 from proxy.redact import without_query
+from proxy.settings.client import Term
 from proxy.settings.listener import ServerConfig
 from proxy.settings.protocols import LISTENER_SCHEMES, PROXY_SCHEMES, Protocol
 from proxy.settings.upstream import UpstreamConfig, UpstreamType
@@ -56,11 +57,8 @@ def run_client(given: Given) -> int:
 @contextmanager
 def _named(options: Mapping[str, str]) -> Iterator[None]:
     """Have what is wrong with a setting named by its option."""
-    from proxy.tls.contexts import authorities_set_by
-
     try:
-        with authorities_set_by(options["tls_ca"]):
-            yield
+        yield
     except ConfigError as exc:
         raise ConfigError(options.get(exc.field, exc.field), str(exc)) from exc
 
@@ -111,6 +109,7 @@ def _upstreams(given: Given) -> tuple[UpstreamConfig, ...]:
             proxy_username=username,
             proxy_password=password,
             tls_ca=given.get("upstream-tls-ca", ""),
+            authorities=Term(_OF_SERVER["tls_ca"]),
         ),
     )
 
@@ -130,6 +129,7 @@ def _connect(given: Given) -> int:
         proxy_username=username,
         proxy_password=password,
         tls_ca=given.get("tls-ca", ""),
+        authorities=Term(_OF_CLIENT["tls_ca"]),
         timeout=CLIENT_TIMEOUT,
         retry_count=0,
     )

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 from proxy.address import Endpoint
 from proxy.errors import ConfigError
+from proxy.settings.client import Term
 from proxy.settings.upstream import UpstreamConfig, UpstreamType
 
 ENVIRONMENT = "env"  # what is written in the place of a URL that stands there
@@ -48,6 +49,7 @@ def parse_proxy_url(url: str) -> UpstreamConfig:
             proxy_address=f"{own_scheme}://{match['place']}",
             proxy_username=unquote(username),
             proxy_password=unquote(password),
+            authorities=Term("SSL_CERT_FILE"),  # as no option does it
         )
     except ConfigError as exc:
         raise ConfigError("-proxy", str(exc)) from None

@@ -75,7 +75,11 @@ class HttpSpeaker(UpstreamClient):
         super().__init__(config, name or without_query(str(config.endpoint)), via)
         secure = self._endpoint.scheme in _SECURE.values()
         files = config.tls_ca, config.tls_cert, config.tls_key
-        self._tls = client_context(*files, verify=config.tls_verify) if secure else None
+        self._tls = (
+            client_context(*files, verify=config.tls_verify, authorities=config.authorities)
+            if secure
+            else None
+        )
         self._server_name = config.sni or self._endpoint.server_name
         names = {header.partition(":")[0].lower() for header in config.headers}
         ours = [] if "user-agent" in names else [f"User-Agent: {PROXY_NAME}/{__version__}"]

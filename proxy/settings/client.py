@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, NewType
 
 from proxy.address import Endpoint, canonical_host, split_authority
 from proxy.errors import ConfigError, ProtocolError
@@ -17,6 +17,8 @@ from proxy.settings.protocols import PROXY_SCHEMES, SECURE, Protocol, ProxyProto
 from proxy.users import to_bytes
 
 Headers = Annotated[tuple[str, ...], HEADERS]
+Term = NewType("Term", str)  # no setting, but what messages call one
+TLS_CA = Term("tls_ca")
 _NO_HEADER = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
@@ -46,6 +48,7 @@ class ClientConfig(Settings):
     tls_key: File = ""
     headers: Headers = field(default=(), repr=False)
     egress: Egress = ANYHOW
+    authorities: Term = TLS_CA
 
     def _problems(self) -> Iterator[ConfigError]:
         yield from credential_problems("username", self.username, "password", self.password, self.protocol)

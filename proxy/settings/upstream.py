@@ -9,7 +9,7 @@ from typing import Annotated
 
 from proxy.errors import ConfigError
 from proxy.settings.checked import Settings, SettingsError
-from proxy.settings.client import ClientConfig, Headers, UpstreamAuth, credential_problems
+from proxy.settings.client import TLS_CA, ClientConfig, Headers, Term, UpstreamAuth, credential_problems
 from proxy.settings.egress import ANYHOW, Egress, Family
 from proxy.settings.kinds import (
     TEXT,
@@ -51,7 +51,7 @@ class UpstreamConfig(Settings):
     ``retry_count`` is how many further attempts follow a failed one, and ``spare`` how many connections to
     the proxy may be ready at most, or ``auto``. ``via`` is another one, by which its proxy is reached.
     ``source``, ``interface`` and ``family`` say how connections leave this machine: those to the proxy, or
-    those of a direct one to its targets.
+    those of a direct one to its targets. ``authorities`` is what messages call ``tls_ca``.
     """
 
     name: str
@@ -75,6 +75,7 @@ class UpstreamConfig(Settings):
     source: SourceAddress = ""
     interface: Interface = ""
     family: Family = Family.AUTO
+    authorities: Term = TLS_CA
 
     def _problems(self) -> Iterator[ConfigError]:
         if self.type is UpstreamType.DIRECT:
@@ -151,6 +152,7 @@ class UpstreamConfig(Settings):
             tls_key=self.tls_key,
             headers=self.headers,
             egress=self.egress,
+            authorities=self.authorities,
         )
 
     @property

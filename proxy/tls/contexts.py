@@ -4,8 +4,6 @@ TLS contexts, built once per configuration: reading the system's certificates ta
 
 import _ssl
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -18,7 +16,6 @@ _NOT_TRUSTED = (2, 18, 19, 20, 21)
 _AUTHORITIES = "the authorities to trust are those in {}, or the system's where that is not set"
 _CERTIFICATE, _PRIVATE_KEY = b"-----BEGIN CERTIFICATE-----", b"PRIVATE KEY-----"  # in PEM (RFC 7468)
 _Context = TypeVar("_Context", bound=ssl.SSLContext)
-_setting = "tls_ca"  # what names the authorities, where the user of this program sets it
 _MOST = 1 << 20  # bytes that are looked at of a file in which something is wrong
 _SESSION = 3600.0  # seconds for which a session is resumed, before the certificate is looked at again
 
@@ -33,6 +30,7 @@ class ClientContext(ssl.SSLContext):
 
     def __init__(self, *_: Any) -> None:
         super().__init__()
+        self.authorities = ""  # what the user of this program names them by
         self._sessions: dict[str, tuple[ssl.SSLSession, float]] = {}
 
     def session_with(self, host: str) -> ssl.SSLSession | None:
@@ -94,13 +92,17 @@ def validity_of(cert: str) -> tuple[float, float] | None:
         return None
 
 
-def client_context(ca: str = "", cert: str = "", key: str = "", *, verify: bool = True) -> ClientContext:
+def client_context(
+    ca: str = "", cert: str = "", key: str = "", *, verify: bool = True, authorities: str = "tls_ca"
+) -> ClientContext:
     """
     Build the context of a client; ``ca`` is a PEM file that replaces the system's authorities.
 
-    ``cert`` and ``key`` say who we are, to a server that asks. Raises ``ConfigError``.
+    ``cert`` and ``key`` say who we are, to a server that asks. What the user of this program names ``ca`` by
+    is in advice. Raises ``ConfigError``.
     """
     context = _secured(ClientContext(ssl.PROTOCOL_TLS_CLIENT))
+    context.authorities = authorities
     if not verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -125,21 +127,10 @@ def _secured(context: _Context) -> _Context:
     return context
 
 
-@contextmanager
-def authorities_set_by(option: str) -> Iterator[None]:
-    """Have advice about authorities name an option, as long as the program runs without a file."""
-    global _setting
-    before, _setting = _setting, option
-    try:
-        yield
-    finally:
-        _setting = before
-
-
-def describe(exc: ssl.SSLError) -> str:
-    """Say why a TLS handshake failed, in one line."""
+def describe(exc: ssl.SSLError, authorities: str = "") -> str:
+    """Say why a TLS handshake failed, in one line; and what names the authorities, if others would help."""
     if isinstance(exc, ssl.SSLCertVerificationError):
-        cure = f"; {_AUTHORITIES.format(_setting)}" if exc.verify_code in _NOT_TRUSTED else ""
+        cure = f"; {_AUTHORITIES.format(authorities)}" if exc.verify_code in _NOT_TRUSTED else ""
         return f"certificate refused: {exc.verify_message.rstrip('.')}{cure}"
     if is_plain_http(exc):
         return "the client speaks plain HTTP: it needs an address that begins with wss:// or https://"

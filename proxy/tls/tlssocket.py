@@ -92,19 +92,20 @@ def connect_tls(sock: Any, context: ClientContext, host: str) -> "TlsSocket":
     session = context.session_with(host)
     try:
         tls = TlsSocket(take_over(sock), context, keep, server_hostname=host, session=session)
-        return _shake_hands(tls)
+        return _shake_hands(tls, context.authorities)
     except BaseException:
         context.forget_session(host)  # it may be what the server does not like
         raise
 
 
-def _shake_hands(tls: "TlsSocket") -> "TlsSocket":
+def _shake_hands(tls: "TlsSocket", authorities: str = "") -> "TlsSocket":
     try:
         tls.do_handshake()
     except ssl.SSLError as exc:
         if isinstance(exc, ssl.SSLCertVerificationError):
             check_descriptors("TLS handshake")  # authorities are read from files when they are wanted
-            raise RefusedCertificateError(f"TLS handshake: {describe(exc)}", tls.certificate) from exc
+            why = describe(exc, authorities)
+            raise RefusedCertificateError(f"TLS handshake: {why}", tls.certificate) from exc
         raise ProtocolError(f"TLS handshake: {describe(exc)}") from exc
     return tls
 

@@ -21,6 +21,7 @@ from tests.integration.programs import (
     Program,
     Proxy,
     clean_environment,
+    mixed_door,
     run_proxy,
     socks_door,
     web_door,
@@ -499,3 +500,22 @@ def test_a_certificate_that_is_not_trusted_has_the_option_named(
                 with connect(("127.0.0.1", port)):
                     said = program.wait_for_log("certificate refused")
     assert "the authorities to trust are those in -tls-ca, or the system's" in said
+
+
+def test_for_the_proxy_on_the_way_the_variable_is_named_that_helps(authority: Authority) -> None:
+    """-tls-ca is for the proxy behind it."""
+    made = authority.issue("on the way", "localhost")
+    with (
+        Proxy({"listeners": {"web": web_door()}}) as node,
+        Proxy(
+            {"listeners": {"way": mixed_door(auth="none", **made.settings)}, "proxy": {"guard": "off"}}
+        ) as way,
+    ):
+        url = f"https://localhost:{way.door('way')[1]}"
+        arguments = ["-mode", "client", "-protocol", "websocket", "-addr", node.url("web"), *to_target(9)]
+        arguments += ["-proxy", url]
+        said = reason(run_proxy(*arguments))
+        assert "the authorities to trust are those in SSL_CERT_FILE, or the system's" in said
+        assert "-tls-ca" not in said
+        environment = {"SSL_CERT_FILE": str(authority.root.cert)}
+        assert "certificate" not in reason(run_proxy(*arguments, environment=environment))
