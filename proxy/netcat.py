@@ -11,7 +11,8 @@ import signal
 import gevent
 
 from proxy.address import Address
-from proxy.console import FAILED, KILLED, OK
+from proxy.console import FAILED, KILLED, OK, OutputError
+from proxy.errors import reason_of
 from proxy.lines import say
 from proxy.net.deadline import Deadline
 from proxy.relaying.relay import DataForwarder, Relay
@@ -49,11 +50,17 @@ def join(target: Address, proxy: UpstreamConfig) -> int:
     if not connected.confirmed:
         say(f"proxy-server: warning: {proxy.name} did not confirm that {target} is connected: is it a proxy?")
     forwarder = DataForwarder()
-    relay = forwarder.relay(StdioStream(), connected.stream)
+    stdio = StdioStream()
+    relay = forwarder.relay(stdio, connected.stream)
     transfer = forwarder.run(relay)
     watchers.clear()  # until here they had to be kept: a watcher that nobody has watches no more
     if ended_by:
         return KILLED + ended_by
+    if stdio.not_written:
+        raise OutputError(stdio.not_written)
+    if stdio.not_read:
+        say(f"proxy-server: standard input: {reason_of(stdio.not_read)}")
+        return FAILED
     if transfer.ending is Ending.FINISHED:
         return OK
     say(f"proxy-server: {target}: {transfer.detail or transfer.ending.value}")

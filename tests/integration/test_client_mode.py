@@ -100,6 +100,55 @@ class TestPipe:
         assert done.stdout == PAYLOAD
         assert done.returncode == 0
 
+    def test_output_that_cannot_be_written_is_no_success(
+        self, node: Proxy, protocol: str, tmp_path: Path
+    ) -> None:
+        """Also where all of a short answer was on its way before the disk was found to be full."""
+        if not os.path.exists("/dev/full"):
+            pytest.skip("no /dev/full here")
+        with Target(targets.banner(b"hello")) as target, open("/dev/full", "wb") as full:
+            command = [*COMMAND, *client_arguments(node, protocol), *to_target(target.port)]
+            done = subprocess.run(
+                command,
+                input=b"",
+                stdout=full,
+                stderr=subprocess.PIPE,
+                env=clean_environment(tmp_path),
+                timeout=60,
+            )
+        assert reason(done) == "proxy-server: standard output: No space left on device"
+        assert done.returncode == 1
+
+    def test_a_reader_that_has_had_enough_is_told_by_the_exit_code_alone(
+        self, node: Proxy, protocol: str, tmp_path: Path
+    ) -> None:
+        with Target(targets.banner(b"hello")) as target:
+            nobody, stdout = os.pipe()
+            os.close(nobody)
+            command = [*COMMAND, *client_arguments(node, protocol), *to_target(target.port)]
+            done = subprocess.run(
+                command,
+                input=b"",
+                stdout=stdout,
+                stderr=subprocess.PIPE,
+                env=clean_environment(tmp_path),
+                timeout=60,
+            )
+            os.close(stdout)
+        assert (done.returncode, done.stderr) == (1, b"")
+
+    def test_input_that_cannot_be_read_to_its_end_is_no_end(
+        self, node: Proxy, protocol: str, tmp_path: Path
+    ) -> None:
+        """The target would take the half of a file for all of it."""
+        unreadable = tmp_path / "in"
+        with Target(targets.sink) as target, unreadable.open("wb") as stdin:
+            done = run_proxy(*client_arguments(node, protocol), *to_target(target.port), stdin=stdin)
+            with pytest.raises(ConnectionResetError):
+                target.result()
+        assert reason(done) == "proxy-server: standard input: Bad file descriptor"
+        assert done.returncode == 1
+
     def test_long_options_may_have_two_dashes(self, node: Proxy, protocol: str) -> None:
         with Target(targets.banner(b"hello")) as target:
             arguments = [*client_arguments(node, protocol), *to_target(target.port, "127.0.0.1")]
