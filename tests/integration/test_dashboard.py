@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.integration.programs import REPOSITORY, Proxy, run_proxy, socks_door, upstream
+from tests.integration.certificates import Certificate
+from tests.integration.programs import REPOSITORY, Proxy, run_proxy, socks_door, upstream, web_door
 from tests.wire.sockets import free_port
 from tests.wire.waits import wait_until
 
@@ -25,10 +26,10 @@ def dashboard() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def told() -> dict[str, set[str]]:
+def told(good: Certificate) -> dict[str, set[str]]:
     """Give the labels of each metric of a server."""
     config = {
-        "listeners": {"socks": socks_door(upstream="home")},
+        "listeners": {"socks": socks_door(upstream="home"), "web": web_door(**good.settings)},
         "upstreams": {"home": upstream("socks5", ("127.0.0.1", free_port()))},
         "rules": {"none": {"port": "25", "action": "block"}},
         "limits": {"each": {"per": "user", "connections": "9", "bandwidth": "1m"}},
@@ -67,6 +68,14 @@ def test_it_asks_for_nothing_that_is_not_told(dashboard: dict[str, Any], told: d
             name for inside in re.findall(r"\{([^}]*)\}", plain) for name in re.findall(r"\w+", inside)
         }
         assert wanted | matched <= told[metric] | ADDED, query
+
+
+def test_it_shows_what_an_operator_is_woken_up_by(dashboard: dict[str, Any]) -> None:
+    """The gauges of the alerts in docs/operations.md."""
+    text = (REPOSITORY / "docs" / "operations.md").read_text("utf-8")
+    woken_by = set(re.findall(r"proxy_\w+", " ".join(re.findall(r"^ +expr: (.*)$", text, re.MULTILINE))))
+    assert len(woken_by) > 5
+    assert woken_by - set(re.findall(r"proxy_\w+", " ".join(queries(dashboard)))) == set()
 
 
 def test_its_choices_are_labels_that_are_told(dashboard: dict[str, Any], told: dict[str, set[str]]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.browser import DevTools, browsing, forwarded
+from tests.integration.certificates import Authority
 from tests.integration.programs import Proxy, run_proxy, socks_door
 from tests.wire import clients, targets
 from tests.wire.sockets import free_port
@@ -163,6 +164,25 @@ def test_a_server_that_is_started_anew_is_looked_at_again(page: DevTools, node: 
     page.wait_for("document.getElementById('said').innerText === 'the server was started anew'")
     page.wait_for("document.getElementById('trouble').innerText === ''")
     assert page.run("document.getElementById('filter').value") == "al"
+
+
+def test_a_certificate_that_ends_soon_is_told(
+    page: DevTools, node: Proxy, address: str, authority: Authority
+) -> None:
+    """As `ctl status` tells it."""
+    page.visit(address)
+    page.wait_for("!document.getElementById('all').hidden")
+    told = "document.getElementById('certificates').innerText"
+    assert page.run(told) == ""
+    for name, is_over in (("soon", False), ("over", True)):
+        made = authority.issue(name, "localhost", expired=is_over)
+        listener = {"protocol": "mixed", "listen_addr": f"127.0.0.1:{free_port()}", **made.settings}
+        words = [word for key, value in listener.items() for word in (f"listeners.{name}.{key}", value)]
+        ctl(node, "set", *words)
+    # Two days from when it was made; and until 2020-01-02, as the authority says of those that are over.
+    page.wait_for(f"/the certificate of soon expires in (2 d|1 d \\d+ h): /.test({told})")
+    page.wait_for(f"/the certificate of over has expired, \\d+ d( \\d+ h)? ago: .*20/.test({told})")
+    assert page.errors == []
 
 
 def test_the_token_is_typed_in_and_stands_in_no_address(page: DevTools, node: Proxy) -> None:
