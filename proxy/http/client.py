@@ -19,7 +19,9 @@ from proxy.relaying.channel import Channel
 _BASIC = "basic"
 # They log in as whoever uses the machine, by ways that a small program on it knows.
 _OF_THE_SYSTEM = {"negotiate", "ntlm", "kerberos"}
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,30}(?=$|[ ,])")
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"?')
+# A member of the list that begins a challenge; one that goes on with an equals sign is a parameter.
+_CHALLENGE = re.compile(r"[ \t]*([A-Za-z][A-Za-z0-9-]{0,30})[ \t]*(?:$|(?<=[ \t])[^ \t=])")
 _MOST_SCHEMES = 5  # that are named
 
 
@@ -57,10 +59,11 @@ class HttpClient(HttpSpeaker, TunnelClient):
 
     def login_hint(self, answer: ResponseHead) -> str:
         """Name the ways to log in that the proxy offers, and what helps where ours is not among them."""
-        offered = [_SCHEME.match(value) for value in answer.headers.get_all("Proxy-Authenticate")]
-        schemes = [match[0] for match in offered if match][:_MOST_SCHEMES]
+        # One field may hold several (RFC 9110, section 11.6.1), and commas in what is quoted divide nothing.
+        offered = _QUOTED.sub('""', ",".join(answer.headers.get_all("Proxy-Authenticate"))).split(",")
+        schemes = [match[1] for match in map(_CHALLENGE.match, offered) if match]
         lowered = {scheme.lower() for scheme in schemes}
         if not schemes or _BASIC in lowered:
             return ""
         cure = ": a local px or cntlm can do that part" if lowered & _OF_THE_SYSTEM else ""
-        return f"; it takes {', '.join(schemes)}, and what we have is Basic{cure}"
+        return f"; it takes {', '.join(schemes[:_MOST_SCHEMES])}, and what we have is Basic{cure}"

@@ -208,6 +208,18 @@ def test_a_proxy_of_our_kind_tells_the_targets_fault() -> None:
             "refused our credentials; it takes Digest, and what we have is Basic",
         ),
         (["NTLM", "Basic realm=x"], {"username": "u", "password": "s3cret"}, "refused our credentials"),
+        # RFC 9110, section 11.6.1: one field may hold a list of challenges, each with a list of parameters.
+        (["Negotiate, NTLM"], {}, f"wants a login, and none is set{OF_THE_SYSTEM}"),
+        (
+            ['Digest realm="a, Basic b", nonce="y", Negotiate dG9rZW4='],
+            {"username": "u", "password": "s3cret"},
+            f"refused our credentials{OF_THE_SYSTEM.replace('Negotiate, NTLM', 'Digest, Negotiate')}",
+        ),
+        (
+            ['Digest realm = "a", nonce=y, , bASIC realm="b"'],
+            {"username": "u", "password": "s3cret"},
+            "refused our credentials",
+        ),
         (["\x7f\x1b[31m", "<script>"], {}, None),
     ],
 )
