@@ -26,6 +26,11 @@ _STATUS_LINE = re.compile(r"HTTP/1\.[01] ([1-5][0-9]{2})(?: [^\r\n]*)?")
 # Of the first byte alone, as it is asked again and again.
 _FIRST_OF_REQUEST = re.compile(_TOKEN.removesuffix("+").encode())
 _FIRST_OF_RESPONSE = re.compile(b"H")
+# What may stand in Host (RFC 9110, section 7.2; RFC 3986, section 3.2.2); it may be empty.
+_SUB_DELIMS = r"!$&'()*+,;="
+_HOST = re.compile(
+    rf"(?:\[[0-9A-Za-z._~{_SUB_DELIMS}:%-]+\]|(?:[0-9A-Za-z._~{_SUB_DELIMS}-]|%[0-9A-Fa-f]{{2}})*)(?::[0-9]*)?"
+)
 # Control characters but HTAB, a CR or an LF without the other.
 _CONTROL = rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"
 _UNCLEAN = re.compile(_CONTROL + rb"|(?<!\r)\n|\r[^\n]")
@@ -222,6 +227,16 @@ def parse_request(head: bytes) -> RequestHead:
     start, headers = _parse_head(head)
     method, target, version = _parse_request_line(start)
     return RequestHead(method, target, version, headers)
+
+
+def vet_host(head: RequestHead) -> None:
+    """Check that Host is there, once, and can be right (RFC 9112, section 3.2); raises ``HttpError``."""
+    host = head.headers.get("Host")
+    if host is None:
+        if head.version != "HTTP/1.0":
+            raise malformed("the Host header is missing")
+    elif not _HOST.fullmatch(host):
+        raise malformed("the Host header is no host and port")
 
 
 def parse_response(head: bytes) -> ResponseHead:

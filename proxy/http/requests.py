@@ -9,7 +9,7 @@ from proxy.address import Address, split_authority
 from proxy.errors import ProtocolError
 from proxy.http.basic import parse_basic
 from proxy.http.bodies import Body, Sized, body_of
-from proxy.http.heads import HttpError, RequestHead, answer_to_question, malformed
+from proxy.http.heads import HttpError, RequestHead, answer_to_question, malformed, vet_host
 from proxy.http.refusals import PROXY_NAME
 
 HTTP_PORT = 80
@@ -51,9 +51,7 @@ class ProxyRequest:
 
 def vet_proxy_request(head: RequestHead) -> ProxyRequest:
     """Check a request, but for its credentials and its target's host; raises ``HttpError``."""
-    host = head.headers.get("Host")  # which may stand there once
-    if host is None and head.version != "HTTP/1.0":
-        raise malformed("the Host header is missing")
+    vet_host(head)
     credentials = parse_basic(head.headers.get("Proxy-Authorization"))
     if head.method == "CONNECT":
         return ProxyRequest(*_tunnel(head), credentials)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from proxy.address import Address, asks_for
 from proxy.errors import ProtocolError
 from proxy.http.basic import MAX_CREDENTIAL, parse_basic
-from proxy.http.heads import Headers, HttpError, RequestHead, answer_to_question, malformed
+from proxy.http.heads import Headers, HttpError, RequestHead, answer_to_question, malformed, vet_host
 
 TARGET_HOST = "X-Proxy-Target-Host"
 TARGET_PORT = "X-Proxy-Target-Port"
@@ -82,8 +82,7 @@ def _vet_http(head: RequestHead) -> None:
         raise malformed("only HTTP/1.1 will do")
     if not head.target.startswith("/"):
         raise malformed("the request target is not a path")
-    if head.headers.get("Host") is None:
-        raise malformed("the Host header is missing")
+    vet_host(head)
     # Content-Length: 0 is no body, too (RFC 9112, section 6.3), and some clients and proxies say it.
     lengths = head.headers.get_all("Content-Length")
     if lengths not in ([], ["0"]) or head.headers.get_all("Transfer-Encoding"):

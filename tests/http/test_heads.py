@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from proxy.errors import ProtocolError
-from proxy.http.heads import HeadBuffer, HttpError, parse_request, parse_response
+from proxy.http.heads import HeadBuffer, HttpError, parse_request, parse_response, vet_host
 
 REQUEST = b"GET /chat HTTP/1.1\r\nHost: server.example.com\r\nA: b\r\n\r\n"
 
@@ -204,3 +204,46 @@ def test_a_response_is_collected_like_a_request() -> None:
     assert buffer.feed(b"socket\r\n\r\n\x82\x00")
     assert buffer.leftover == b"\x82\x00"
     assert parse_response(buffer.head).headers.tokens("Upgrade") == {"websocket"}
+
+
+# RFC 9110, section 7.2: uri-host [ ":" port ], of which either may be empty (RFC 3986, section 3.2).
+HOSTS = [
+    "a.example",
+    "a_b.example:80",
+    "192.0.2.7:",
+    "[2001:db8::1]:8080",
+    "[v1.x:y]",
+    "xn--b.example",
+    "a%C3%BC",
+    "",
+]
+NO_HOSTS = [
+    "a b",
+    "a/b",
+    "u@a",
+    "a:b",
+    "a:80:80",
+    "::1",
+    "[::1",
+    "[]",
+    "a?",
+    "a#",
+    "a%",
+    "a%g0",
+    "\xfc",
+    '"a"',
+]
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_host_header_that_can_be_right_is_taken(host: str) -> None:
+    vet_host(parse_request(f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode("latin-1")))
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+@pytest.mark.parametrize("host", NO_HOSTS)
+def test_a_host_header_that_cannot_be_right_is_refused(host: str, version: str) -> None:
+    """RFC 9112, section 3.2: a server MUST answer 400 to a Host with an invalid value."""
+    with pytest.raises(HttpError) as caught:
+        vet_host(parse_request(f"GET / HTTP/{version}\r\nHost: {host}\r\n\r\n".encode("latin-1")))
+    assert caught.value.status == 400

@@ -174,7 +174,9 @@ def test_options_that_may_go_no_further_ends_here(value: str) -> None:
 
 
 @pytest.mark.parametrize("first", ["CONNECT a.example:1 HTTP/1.1", "GET http://a.example/ HTTP/1.1"])
-@pytest.mark.parametrize("lines", [[], ["Host: a", "Host: b"]], ids=["none", "two"])
+@pytest.mark.parametrize(
+    "lines", [[], ["Host: a", "Host: b"], ["Host: a b"]], ids=["none", "two", "none that is one"]
+)
 def test_there_is_one_host_header(first: str, lines: list[str]) -> None:
     """RFC 9112, section 3.2."""
     with pytest.raises(HttpError) as caught:

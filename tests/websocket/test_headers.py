@@ -201,6 +201,11 @@ def test_refuses_a_wait_that_is_no_number_above_0(value: str) -> None:
     assert status_of(request(X_Proxy_Timeout=value)) == 400
 
 
+def test_a_host_that_is_none_is_malformed() -> None:
+    """RFC 9112, section 3.2."""
+    assert status_of(request(Host="a b")) == 400
+
+
 @pytest.mark.parametrize("name", ["Host", "Upgrade", "Connection", "Sec-WebSocket-Key"])
 def test_each_header_of_the_handshake_is_needed(name: str) -> None:
     """CASES C63."""
