@@ -8,7 +8,6 @@ is what one wants.
 import http.client
 import json
 import re
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -151,8 +150,7 @@ class _Call:
         try:
             answer = json.loads(text)
             problem = "" if self.as_json else answer.get("error", "")
-            with show.across(_columns()):
-                shown = json.dumps(answer, indent=2) if self.as_json or problem else form(answer)
+            shown = json.dumps(answer, indent=2) if self.as_json or problem else form(answer)
         except (ValueError, LookupError, TypeError, AttributeError):
             raise CtlError(NOT_UNDERSTOOD) from None
         if problem:
@@ -161,15 +159,10 @@ class _Call:
         return OK if status < 400 else FAILED
 
 
-def _columns() -> int:
-    """Tell how wide the terminal is; 0 if what is printed goes elsewhere, where nothing may be missing."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
-
-
 def _explain(call: _Call) -> int:
     """Ask what becomes of a target."""
     query = urlencode({"target": call.arguments[0], **call.about})
-    return _judge(call, lambda: call.ask("GET", f"/explain?{query}"), show.explanation, "goes")
+    return _judge(call, partial(call.ask, "GET", f"/explain?{query}"), show.explanation, "goes")
 
 
 def _test(call: _Call) -> int:

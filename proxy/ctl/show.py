@@ -1,122 +1,33 @@
 """
 What the control interface answers, as people like to read it: aligned, in units, one thing a line.
+
+Each answer has a function here that makes a text of it, and each kind of row one that gives its cells by
+the heads of their columns, as ``table`` takes them.
 """
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from textwrap import wrap
 from typing import Any
 
 from proxy.accesslog import quoted
-from proxy.ctl.cells import harmless, pad, width
-
-_SIZES = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
-_SPANS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
+from proxy.ctl.cells import table
+from proxy.ctl.units import moment, size, span
 
 _MOST_NAMES = 4  # of a certificate
 _SOON = 14 * 86400.0  # seconds before its end in which a certificate should have been renewed
-_GAP = 2  # columns between those of a table
-_LEAST = 8  # columns that are left of a text
-_columns: ContextVar[int] = ContextVar("columns", default=0)  # that there are; 0: as many as it takes
 
 Object = dict[str, Any]
-
-
-def size(count: int) -> str:
-    """Write a number of bytes with three digits or so: 0 B, 1.5 KiB, 23 MiB."""
-    value, power = float(count), 0
-    while value >= 999.5 and power < len(_SIZES) - 1:
-        value, power = value / 1024, power + 1
-    return f"{value:.1f} {_SIZES[power]}" if power and value < 9.95 else f"{value:.0f} {_SIZES[power]}"
-
-
-def span(seconds: float) -> str:
-    """Write a duration in its two largest units: 5 s, 2 m 10 s, 3 d 4 h."""
-    whole = max(0, int(seconds))
-    parts = []
-    for unit, length in _SPANS:
-        count, whole = divmod(whole, length)
-        parts.append((count, unit))
-    first = next((at for at, (count, _) in enumerate(parts) if count), len(parts) - 1)
-    shown = [part for part in parts[first : first + 2] if part[0] or part is parts[first]]
-    return " ".join(f"{count} {unit}" for count, unit in shown)
-
-
-def moment(seconds: float) -> str:
-    """Write a time of day, as the clock here shows it."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
-
-
-@contextmanager
-def across(columns: int) -> Iterator[None]:
-    """Have tables in a block take no more columns than so many, if they can."""
-    before = _columns.set(columns)
-    try:
-        yield
-    finally:
-        _columns.reset(before)
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """
-    Align columns; a head that begins with > has its column flush right.
-
-    Where there is no room for all of it, texts are cut, the longest first, and numbers never. A text in the
-    last column, such as a reason, goes on below instead.
-    """
-    rights = [head.startswith(">") for head in heads]
-    lines = [[head.lstrip(">") for head in heads], *rows]
-    lines = [[harmless(text) for text in line] for line in lines]
-    widths = [max(map(width, column)) for column in zip(*lines, strict=True)]
-    if room := _columns.get():
-        texts = [at for at, right in enumerate(rights) if not right]
-        _fit(widths, texts, room - _GAP * (len(widths) - 1))
-    return "\n".join(
-        (" " * _GAP)
-        .join(pad(text, size, right=right) for right, text, size in zip(rights, line, widths, strict=True))
-        .rstrip()
-        for whole in lines
-        for line in _wrapped(whole, widths[-1])
-    )
-
-
-def _fit(widths: list[int], texts: Sequence[int], room: int) -> None:
-    """Take from the widest of the texts what is too much, but leave something of each."""
-    while sum(widths) > room and texts:
-        widest = max(texts, key=widths.__getitem__)
-        if widths[widest] <= _LEAST:
-            return
-        widths[widest] -= 1
-
-
-def _wrapped(line: Sequence[str], columns: int) -> Iterator[Sequence[str]]:
-    """Give a line of a table, and those below it that the last text takes."""
-    *others, last = line
-    # Only of these is it sure that each takes one column.
-    pieces = wrap(last, columns) if last.isascii() and len(last) > columns else [last]
-    yield [*others, pieces[0]]
-    for piece in pieces[1:]:
-        yield [*("" for _ in others), piece]
+Row = dict[str, object]
 
 
 def render_status(answer: Object) -> str:
     """Show ``GET /status``."""
-    blocks = [_summary(answer), _listeners(answer["listeners"])]
+    blocks = [_summary(answer), table([_listener(each) for each in answer["listeners"]])]
     if answer["upstreams"]:
-        rows = [_upstream(each) for each in answer["upstreams"]]
-        blocks.append(table(("LISTENER", "UPSTREAM", "ADDRESS", ">READY", "HEALTH"), rows))
+        blocks.append(table([_upstream(each) for each in answer["upstreams"]]))
     if answer.get("workers"):
-        rows = [_worker(each) for each in answer["workers"]]
-        blocks.append(table((">WORKER", ">PROCESS", "STATE", ">LIVE", ">AGE", ">CPU", ">MEMORY"), rows))
+        blocks.append(table([_worker(each) for each in answer["workers"]]))
     return "\n\n".join(blocks)
-
-
-def _worker(each: Object) -> list[str]:
-    memory = size(each["memory"]) if each["memory"] is not None else "-"
-    ids = str(each["id"]), str(each["pid"])
-    return [*ids, each["state"], str(each["live"]), span(each["uptime"]), span(each["cpu"]), memory]
 
 
 def _summary(answer: Object) -> str:
@@ -149,26 +60,41 @@ def _certificates(listeners: Sequence[Object]) -> Iterator[str]:
             yield f"the certificate of {each['name']} {when}: {moment(end)}"
 
 
-def _listeners(listeners: Sequence[Object]) -> str:
-    heads = ("LISTENER", "SPEAKS", "ADDRESS", ">LIVE", ">LIMIT", ">TOTAL", ">FAILED", ">SENT", ">RECEIVED")
-    return table(heads, [_listener(each) for each in listeners])
-
-
-def _listener(each: Object) -> list[str]:
+def _listener(each: Object) -> Row:
     missing = [f"{one} (waiting: {_plain(each['problem'])})" for one in each.get("waits_for", ())]
-    return [
-        each["name"],
-        each["protocol"] + (" (TLS)" if each["tls"] else ""),
-        ", ".join([*each["addresses"], *missing]) or "closed",
-        *(str(each[key]) for key in ("live", "max_connections", "total", "failed")),
-        size(each["sent"]),
-        size(each["received"]),
-    ]
+    return {
+        "LISTENER": each["name"],
+        "SPEAKS": each["protocol"] + (" (TLS)" if each["tls"] else ""),
+        "ADDRESS": ", ".join([*each["addresses"], *missing]) or "closed",
+        ">LIVE": each["live"],
+        ">LIMIT": each["max_connections"],
+        ">TOTAL": each["total"],
+        ">FAILED": each["failed"],
+        ">SENT": size(each["sent"]),
+        ">RECEIVED": size(each["received"]),
+    }
 
 
-def _upstream(each: Object) -> list[str]:
-    spares = str(each.get("spares", 0))  # an older server has none
-    return [each["listener"], each["name"], each["address"] or each["type"], spares, health(each)]
+def _upstream(each: Object) -> Row:
+    return {
+        "LISTENER": each["listener"],
+        "UPSTREAM": each["name"],
+        "ADDRESS": each["address"] or each["type"],
+        ">READY": each.get("spares", 0),  # an older server has none
+        "HEALTH": health(each),
+    }
+
+
+def _worker(each: Object) -> Row:
+    return {
+        ">WORKER": each["id"],
+        ">PROCESS": each["pid"],
+        "STATE": each["state"],
+        ">LIVE": each["live"],
+        ">AGE": span(each["uptime"]),
+        ">CPU": span(each["cpu"]),
+        ">MEMORY": "-" if each["memory"] is None else size(each["memory"]),
+    }
 
 
 def health(each: Object) -> str:
@@ -194,26 +120,26 @@ def upgrade(told: Object) -> str:
 
 def connections(answer: Object) -> str:
     """Show ``GET /connections``."""
-    rows = [_connection(each) for each in answer["connections"]]
-    if not rows:
-        return "no connections"
-    return table(
-        (">ID", "USER", "CLIENT", "LISTENER", "TARGET", "UPSTREAM", ">AGE", ">SENT", ">RECEIVED"), rows
-    )
+    return table([_connection(each) for each in answer["connections"]]) or "no connections"
 
 
-def _connection(each: Object) -> list[str]:
-    return [
-        str(each["id"]),
-        quoted(each["user"]) if each["user"] else "-",
-        each["client"],
-        each["listener"],
-        quoted(each["target"]) if each["target"] else "-",
-        each["upstream"] or f"({each['state']})",
-        span(each["age"]),
-        size(each["sent"]),
-        size(each["received"]),
-    ]
+def _connection(each: Object) -> Row:
+    return {
+        ">ID": each["id"],
+        "USER": _name(each["user"]),
+        "CLIENT": each["client"],
+        "LISTENER": each["listener"],
+        "TARGET": _name(each["target"]),
+        "UPSTREAM": each["upstream"] or f"({each['state']})",
+        ">AGE": span(each["age"]),
+        ">SENT": size(each["sent"]),
+        ">RECEIVED": size(each["received"]),
+    }
+
+
+def _name(given: str) -> str:
+    """Show a name that a client gave."""
+    return quoted(given) if given else "-"
 
 
 def limits(answer: Object) -> str:
@@ -223,11 +149,64 @@ def limits(answer: Object) -> str:
     lines = [f"limit {name}: {count} refused" for name, count in answer["refused"].items() if count]
     if not answer["accounts"]:
         return "\n".join([*lines, "nobody has any of a limit"])
-    heads = ("LIMIT", "WHO", ">LIVE", ">NEW/S", ">SENT/S", ">RECEIVED/S", ">WAITING")
-    blocks = [table(heads, [_account(each) for each in answer["accounts"]])]
+    blocks = [table([_account(each) for each in answer["accounts"]])]
     if more := answer["total"] - len(answer["accounts"]):
         blocks.append(f"and {more} more with less")
     return "\n\n".join([*blocks, *(["\n".join(lines)] if lines else [])])
+
+
+def _account(each: Object) -> Row:
+    most = size(each["bandwidth"]) if each["bandwidth"] else ""
+    return {
+        "LIMIT": each["limit"],
+        "WHO": quoted(each["user"]) if each["user"] else each["client"] or "all",
+        ">LIVE": _of(each["live"], each["connections"]),
+        ">NEW/S": _of(f"{each['rate']:.1f}", each["new"]),
+        ">SENT/S": _of(size(each["sent"]), most) if most else "-",
+        ">RECEIVED/S": _of(size(each["received"]), most) if most else "-",
+        ">WAITING": each["waiting"],
+    }
+
+
+def _of(used: object, most: object) -> str:
+    return f"{used} of {most}" if most else str(used)
+
+
+def refusals(answer: Object) -> str:
+    """Show ``GET /refusals``, the newest last, as one reads a log."""
+    return table([_refusal(each) for each in answer["refusals"]]) or "nobody was refused"
+
+
+def _refusal(each: Object) -> Row:
+    # The penalty for failed logins is no section of [limits], whose names have no blanks.
+    limit = each["limit"] if " " in each["limit"] else each["limit"] and f"limit {each['limit']}"
+    by = f"rule {each['rule']}" if each["rule"] else limit
+    return {
+        "TIME": moment(each["time"]),
+        "CLIENT": each["client"],
+        "USER": _name(each["user"]),
+        "LISTENER": each["listener"],
+        "TARGET": _name(each["target"]),
+        "UPSTREAM": each["upstream"] or "-",
+        "BY": by or "-",
+        "CAUSE": each["cause"] if each["limit"] else each["reason"],  # a limit's reason is its name
+    }
+
+
+def penalties(answer: Object) -> str:
+    """Show ``GET /penalties``."""
+    refused = f"{answer['refused']} logins were not judged"
+    if not answer["penalties"]:
+        return f"no login has failed of late; {refused}"
+    return f"{table([_penalty(each) for each in answer['penalties']])}\n\n{refused}"
+
+
+def _penalty(each: Object) -> Row:
+    return {
+        "CLIENT": each["client"],
+        ">SUM": f"{each['seconds']:.0f} s",
+        ">REFUSED FOR": span(each["refused_for"] + 1) if each["refused_for"] else "-",
+    }
 
 
 def explanation(answer: Object) -> str:
@@ -303,74 +282,18 @@ def _certificate(each: Object) -> str:
     return f"certificate for {whom} by {each['by']}, {trust}, ends {moment(each['until'])} ({when})"
 
 
-def _account(each: Object) -> list[str]:
-    most = size(each["bandwidth"]) if each["bandwidth"] else ""
-    return [
-        each["limit"],
-        quoted(each["user"]) if each["user"] else each["client"] or "all",
-        _of(str(each["live"]), each["connections"]),
-        _of(f"{each['rate']:.1f}", each["new"]),
-        *(_of(size(each[way]), most) if most else "-" for way in ("sent", "received")),
-        str(each["waiting"]),
-    ]
-
-
-def refusals(answer: Object) -> str:
-    """Show ``GET /refusals``, the newest last, as one reads a log."""
-    if not answer["refusals"]:
-        return "nobody was refused"
-    rows = [_refusal(each) for each in answer["refusals"]]
-    return table(("TIME", "CLIENT", "USER", "LISTENER", "TARGET", "UPSTREAM", "BY", "CAUSE"), rows)
-
-
-def _refusal(each: Object) -> list[str]:
-    # The penalty for failed logins is no section of [limits], whose names have no blanks.
-    limit = each["limit"] if " " in each["limit"] else each["limit"] and f"limit {each['limit']}"
-    by = f"rule {each['rule']}" if each["rule"] else limit
-    return [
-        moment(each["time"]),
-        each["client"],
-        quoted(each["user"]) if each["user"] else "-",
-        each["listener"],
-        quoted(each["target"]) if each["target"] else "-",
-        each["upstream"] or "-",
-        by or "-",
-        each["cause"] if each["limit"] else each["reason"],  # a limit's reason is its name
-    ]
-
-
-def penalties(answer: Object) -> str:
-    """Show ``GET /penalties``."""
-    refused = f"{answer['refused']} logins were not judged"
-    if not answer["penalties"]:
-        return f"no login has failed of late; {refused}"
-    rows = [
-        [
-            each["client"],
-            f"{each['seconds']:.0f} s",
-            span(each["refused_for"] + 1) if each["refused_for"] else "-",
-        ]
-        for each in answer["penalties"]
-    ]
-    return "\n\n".join([table(("CLIENT", ">SUM", ">REFUSED FOR"), rows), refused])
-
-
-def _of(used: str, most: object) -> str:
-    return f"{used} of {most}" if most else used
-
-
 def versions(answer: Object) -> str:
     """Show ``GET /versions``, the newest last, as one reads a log."""
     rows = [
-        [
-            str(each["number"]) + ("*" if each["number"] == answer["current"] else " "),
-            moment(each["time"]),
-            each["source"],
-            _plain(each["summary"]) + (" (not in the file)" if each["volatile"] else ""),
-        ]
+        {
+            ">VERSION ": str(each["number"]) + ("*" if each["number"] == answer["current"] else " "),
+            "TIME": moment(each["time"]),
+            "SOURCE": each["source"],
+            "CHANGE": _plain(each["summary"]) + (" (not in the file)" if each["volatile"] else ""),
+        }
         for each in sorted(answer["versions"], key=lambda each: each["number"])
     ]
-    return table((">VERSION ", "TIME", "SOURCE", "CHANGE"), rows)
+    return table(rows)
 
 
 def diff(answer: Object) -> str:

@@ -4,8 +4,8 @@ The picture that is made of a state: lines, exactly as many and as wide as the t
 
 from dataclasses import replace
 
-from proxy.ctl import show
 from proxy.ctl.cells import harmless
+from proxy.ctl.units import size, span
 from proxy.top import rows
 from proxy.top.samples import Rate, Sample, name_of
 from proxy.top.state import State
@@ -73,7 +73,7 @@ def _summary(state: State, sample: Sample) -> list[Line]:
         [
             Span(f" {harmless(status['program'])}", "strong"),
             Span(f"  process {status['pid']}"),
-            Span(f"  {status['state']} for {show.span(since)}", "" if is_well else "bad"),
+            Span(f"  {status['state']} for {span(since)}", "" if is_well else "bad"),
             Span(f"  configuration {version['number']} from {harmless(version['source'])}"),
         ]
     ]
@@ -95,7 +95,7 @@ def _each(count: float) -> str:
 def _curve(state: State, rate: Rate | None, way: str) -> Line:
     """Show how fast it goes one way, and how it came there."""
     name = "up" if way == "sent" else "down"
-    value = f"{show.size(int(getattr(rate, way)))}/s" if rate else "-"
+    value = f"{size(int(getattr(rate, way)))}/s" if rate else "-"
     head = f" {name:4} {value:>10}  "
     values = [getattr(each, way) for each in state.rates[-max(0, state.columns - len(head) - 1) :]]
     # A curve of less than a KiB a second would make a mountain of a ping.

@@ -5,6 +5,7 @@ The tables of the picture: listeners, upstreams, connections and their groups, a
 from collections.abc import Sequence
 
 from proxy.ctl import show
+from proxy.ctl.units import size, span
 from proxy.top.samples import Object, Sample, listener_rates
 from proxy.top.tables import Column, Row
 
@@ -104,7 +105,7 @@ def connection(each: Object) -> list[str]:
         each["listener"],
         each["target"] or "-",
         each["upstream"] or f"({each['state']})",
-        show.span(each["age"]),
+        span(each["age"]),
         *_amounts(each),
     ]
 
@@ -116,8 +117,8 @@ def group(each: Object) -> list[str]:
 
 def _amounts(each: Object) -> list[str]:
     rates = [_speed(each[f"{way}_rate"]) for way in ("sent", "received")]
-    return [*rates, *(show.size(each[way]) for way in ("sent", "received"))]
+    return [*rates, *(size(each[way]) for way in ("sent", "received"))]
 
 
 def _speed(rate: float | None) -> str:
-    return "-" if rate is None else show.size(int(rate))
+    return "-" if rate is None else size(int(rate))

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.ctl import cells
 from proxy.ctl.cells import cut, harmless, pad, width
 
 
@@ -59,3 +60,23 @@ def test_what_is_cut_says_so() -> None:
     assert cut("漢字漢字", 6) == "漢字…"  # no half of a letter
     assert cut("ab", 2) == "ab"
     assert cut("ab", 0) == ""
+
+
+def test_columns_are_aligned() -> None:
+    assert cells.table([{"NAME": "a", ">COUNT": 1}, {"NAME": "longer", ">COUNT": 1000000}]) == (
+        "NAME      COUNT\na             1\nlonger  1000000"
+    )
+
+
+def test_a_reason_at_the_end_of_a_table_goes_on_below(monkeypatch: pytest.MonkeyPatch) -> None:
+    reason = "down: upstream home: 192.0.2.1:1080: Connection refused, and it was so for a long time"
+    monkeypatch.setattr(cells, "room", lambda: 60)
+    rows = [
+        {"UPSTREAM": "home", ">READY": 2, "HEALTH": reason},
+        {"UPSTREAM": "b", ">READY": 0, "HEALTH": "up"},
+    ]
+    lines = cells.table(rows).splitlines()
+    assert all(len(line) <= 60 for line in lines)
+    assert " ".join(line[len("UPSTREAM  READY  ") :] for line in lines[1:-1]) == reason
+    assert all(not line[: len("UPSTREAM  READY  ")].strip() for line in lines[2:-1])
+    assert lines[-1] == "b             0  up"

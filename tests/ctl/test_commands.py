@@ -14,7 +14,7 @@ import pytest
 
 from proxy import cli, console
 from proxy.ctl import commands as ctl
-from proxy.ctl.show import moment
+from proxy.ctl.units import moment
 from proxy.policy.auth import Authenticator, hash_password
 from tests.ctl.answers import STATUS
 
