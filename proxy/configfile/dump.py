@@ -2,7 +2,7 @@
 A configuration as the text of a file.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -18,6 +18,8 @@ from proxy.settings.upstream import DIRECT, UpstreamConfig
 from proxy.targets import Ports, Targets
 from proxy.units import write_duration
 
+_Named = ServerConfig | UpstreamConfig | RuleConfig | LimitConfig
+
 
 def dump(config: ProxyConfig) -> str:
     """Write a configuration with all its defaults as the text of a file, its secrets redacted."""
@@ -31,33 +33,28 @@ def dump(config: ProxyConfig) -> str:
     blocks = [
         _write_section(("proxy",), lambda key: getattr(config if hasattr(config, key) else first, key)),
         "\n".join(users),
-        "[listeners]",
-        *(_write_section(("listeners", each.name), partial(_of_listener, each)) for each in config.listeners),
+        *_write_sections("listeners", config.listeners),
         _write_section(("control",), lambda key: getattr(config, f"control_{key}")),
-        "[upstreams]",
-        *(_write_section(("upstreams", each.name), partial(_of_upstream, each)) for each in config.upstreams),
-        "[rules]",
-        *(_write_section(("rules", each.name), partial(_of_section, each)) for each in config.rules),
-        "[limits]",
-        *(_write_section(("limits", each.name), partial(_of_section, each)) for each in config.limits),
+        *_write_sections("upstreams", config.upstreams),
+        *_write_sections("rules", config.rules),
+        *_write_sections("limits", config.limits),
     ]
     return "\n\n".join(blocks) + "\n"
 
 
-def _of_listener(listener: ServerConfig, key: str) -> Any:
-    if key == "upstream":
-        return [each.name for each in listener.upstream_config] or [DIRECT]
-    return getattr(listener, key)
+def _write_sections(kind: str, sections: Sequence[_Named]) -> Iterator[str]:
+    yield f"[{kind}]"
+    for each in sections:
+        yield _write_section((kind, each.name), partial(_value_of, each))
 
 
-def _of_upstream(upstream: UpstreamConfig, key: str) -> Any:
-    if key == "via":
-        return upstream.via.name if upstream.via else ""
-    return getattr(upstream, key)
-
-
-def _of_section(section: RuleConfig | LimitConfig, key: str) -> Any:
+def _value_of(section: _Named, key: str) -> Any:
+    """Give what stands in the file for a field, which is called otherwise where Python has such a word."""
+    if isinstance(section, ServerConfig) and key == "upstream":
+        return [each.name for each in section.upstream_config] or [DIRECT]
     value = getattr(section, "from_" if key == "from" else key)
+    if isinstance(value, UpstreamConfig):  # via
+        return value.name
     return "" if value is None else value
 
 
