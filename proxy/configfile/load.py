@@ -11,6 +11,7 @@ import errno
 import os
 import pathlib
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -43,10 +44,10 @@ class Loaded(NamedTuple):
 
 @dataclass(frozen=True)
 class Content:
-    """What a file had when it was read, and what is known of it."""
+    """What a file had when it was read, and what is known of it; that is nothing of a text from elsewhere."""
 
     data: bytes
-    found: os.stat_result
+    found: os.stat_result | None = None
 
     @property
     def text(self) -> str:
@@ -55,13 +56,13 @@ class Content:
 
     @cached_property
     def document(self) -> Document:
-        """The text, parsed."""
-        return _parsed(self.data)
+        """The text, parsed; what is too large for a configuration is not looked at."""
+        return Document(self.data.decode("utf-8", "surrogateescape") if len(self.data) <= MAX_BYTES else "")
 
 
 def load(path: str) -> Loaded:
     """Read a configuration file. Raises ``InvalidConfigError``, also for a file that cannot be read."""
-    return understand(read_file(path), path)
+    return understand(read_file(path), path, folder_of(path))
 
 
 def read_file(path: str) -> Content:
@@ -77,22 +78,45 @@ def read_file(path: str) -> Content:
         if is_shortage(exc):
             raise untold_shortage(f"{path} cannot be read now", exc) from exc
         reason = "is a folder" if exc.errno == errno.EISDIR else f"cannot be read: {reason_of(exc)}"
-        raise InvalidConfigError((Problem(path, 0, "", "", reason),)) from exc
+        raise InvalidConfigError((Problem(path, reason),)) from exc
     except ValueError as exc:
-        raise InvalidConfigError((Problem(path, 0, "", "", "this cannot be a file name"),)) from exc
+        raise InvalidConfigError((Problem(path, "this cannot be a file name"),)) from exc
 
 
-def understand(content: Content, path: str) -> Loaded:
-    """Read the configuration from a file's content, with all that there is to say of the file itself."""
-    config, warnings = _build(content.document, content.data, path, folder_of(path), with_files=True)
-    mode, told = content.found.st_mode, []
-    if mode & 0o077 and _has_plain_secrets(config):
+def understand(content: Content, path: str, folder: str = "", *, with_files: bool = True) -> Loaded:
+    """
+    Read the configuration from a file's content, or raise ``InvalidConfigError``; problems call it ``path``.
+
+    Relative paths in it start at ``folder``. The files that it names, and the names of listeners, are
+    looked up only ``with_files``.
+    """
+    outline = Outline(content.document, path, why_no_text_file(content.data))
+    config = Builder(outline, folder, with_files=with_files).build()
+    if outline.problems or config is None:
+        raise InvalidConfigError(tuple(sorted(outline.problems, key=lambda problem: problem.line)))
+    told = _exposures(content.found, path, config) if content.found else ()
+    return Loaded(config, (*(Problem(path, each) for each in told), *outline.warnings))
+
+
+def _exposures(found: os.stat_result, path: str, config: ProxyConfig) -> Iterator[str]:
+    """Say what other users of this machine may do with a file, and should not."""
+    if found.st_mode & 0o077 and _has_plain_secrets(config):
         what = "has passwords in plain text, and other users of this machine may access it"
-        told.append(f"{what}: chmod 600 {path}")
-    if stat.S_ISREG(mode) and Trust(path).others_may_write(content.found):
-        what = "other users of this machine may write it, and so control the server"
-        told.append(f"{what}: chmod go-w {path}")
-    return Loaded(config, (*(Problem(path, 0, "", "", each) for each in told), *warnings))
+        yield f"{what}: chmod 600 {path}"
+    if stat.S_ISREG(found.st_mode) and Trust(path).others_may_write(found):
+        yield f"other users of this machine may write it, and so control the server: chmod go-w {path}"
+
+
+def _has_plain_secrets(config: ProxyConfig) -> bool:
+    return bool(
+        config.control_token
+        or any(each.proxy_password or each.headers for each in config.upstreams)
+        or any(
+            not is_hash(to_bytes(password))
+            for name, password in config.auth_users.items()
+            if name not in config.users_in_file
+        )
+    )
 
 
 def named_files_in(document: Document, folder: str) -> list[str]:
@@ -110,14 +134,10 @@ def folder_of(path: str) -> str:
     return os.path.dirname(os.path.abspath(path))
 
 
-def state_dir(config_path: str, configured: str) -> pathlib.Path:
-    """Tell where the state of a server is kept; a relative folder starts at the file's own."""
-    return pathlib.Path(os.path.abspath(config_path)).parent / (os.path.expanduser(configured) or ".proxy")
-
-
-def state_dir_of(config_path: str) -> pathlib.Path:
-    """The same, best effort, for a file that may be missing or invalid."""
-    return state_dir(config_path, peek(config_path, "state_dir"))
+def state_dir_of(path: str) -> pathlib.Path:
+    """Tell where the state of a server is kept whose file may be missing or invalid."""
+    # A relative folder starts at the file's own.
+    return pathlib.Path(folder_of(path)) / (os.path.expanduser(peek(path, "state_dir")) or ".proxy")
 
 
 def peek(config_path: str, key: str) -> str:
@@ -128,38 +148,3 @@ def peek(config_path: str, key: str) -> str:
         return ""
     homes = (("proxy",), NOWHERE)  # also below a header that is broken, which may be that of [proxy]
     return next((value for path, name, value in document.values() if path in homes and name == key), "")
-
-
-def parse(data: bytes, path: str, *, folder: str = "", with_files: bool = False) -> Loaded:
-    """
-    Read a configuration from a file's content; ``path`` is what problems call it.
-
-    Relative paths in it start at ``folder``. The TLS files that it names, and the names of listeners,
-    are looked up only ``with_files``.
-    """
-    return _build(_parsed(data), data, path, folder, with_files=with_files)
-
-
-def _parsed(data: bytes) -> Document:
-    # What is too large for a configuration is not looked at.
-    return Document(data.decode("utf-8", "surrogateescape") if len(data) <= MAX_BYTES else "")
-
-
-def _build(document: Document, data: bytes, path: str, folder: str, *, with_files: bool) -> Loaded:
-    outline = Outline(document, path, why_no_text_file(data))
-    config = Builder(outline, folder, with_files=with_files).build()
-    if outline.problems or config is None:
-        raise InvalidConfigError(tuple(sorted(outline.problems, key=lambda problem: problem.line)))
-    return Loaded(config, tuple(outline.warnings))
-
-
-def _has_plain_secrets(config: ProxyConfig) -> bool:
-    return bool(
-        config.control_token
-        or any(each.proxy_password or each.headers for each in config.upstreams)
-        or any(
-            not is_hash(to_bytes(password))
-            for name, password in config.auth_users.items()
-            if name not in config.users_in_file
-        )
-    )

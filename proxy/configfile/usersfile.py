@@ -43,18 +43,18 @@ def read_users(path: str, others: Collection[str] = ()) -> UsersFile:
     except OSError as exc:
         if is_shortage(exc):
             raise untold_shortage(f"{path} cannot be read now", exc) from exc
-        read.problems.append(Problem(path, 0, "", "", f"cannot be read: {reason_of(exc)}"))
+        read.problems.append(Problem(path, f"cannot be read: {reason_of(exc)}"))
         return read
     except ValueError:
-        read.problems.append(Problem(path, 0, "", "", "this cannot be a file name"))
+        read.problems.append(Problem(path, "this cannot be a file name"))
         return read
     # An empty one has no users yet, and lets nobody in.
     complaint = why_no_text_file(data) if data.removeprefix(codecs.BOM_UTF8).strip() else ""
     if complaint:
-        read.problems.append(Problem(path, 0, "", "", complaint))
+        read.problems.append(Problem(path, complaint))
         return read
     _read_lines(read, data.decode("utf-8-sig", "surrogateescape"), others)
-    read.warnings += (Problem(path, 0, "", "", each) for each in _warnings(read, found))
+    read.warnings += (Problem(path, each) for each in _warnings(read, found))
     return read
 
 
@@ -82,13 +82,13 @@ def _read_lines(read: UsersFile, text: str, others: Collection[str]) -> None:
         if not problem and name in others:
             problem = "this user is in [auth_users] too"
         if problem:
-            read.problems.append(Problem(read.path, number, "", "", problem))
+            read.problems.append(Problem(read.path, problem, number))
         else:
             places[name] = number
             read.users[name] = password
     if (more := len(read.problems) - _MOST_PROBLEMS) > 0:
         del read.problems[_MOST_PROBLEMS:]
-        read.problems.append(Problem(read.path, 0, "", "", f"and {more} more lines that are wrong"))
+        read.problems.append(Problem(read.path, f"and {more} more lines that are wrong"))
 
 
 def _problems(name: str, colon: str, password: str) -> Iterator[str]:

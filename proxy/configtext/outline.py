@@ -23,10 +23,10 @@ class Problem:
     """What is wrong in one place; line 0 is the whole file."""
 
     path: str
-    line: int
-    section: str
-    key: str
     message: str
+    line: int = 0
+    section: str = ""
+    key: str = ""
 
     def __str__(self) -> str:
         place = f"{self.path}:{self.line}: " if self.line else f"{self.path}: "
@@ -91,7 +91,7 @@ class Outline:
         # With a missing or misplaced = a password can be where a name should be, so no odd name is printed.
         shown = [each if re.fullmatch(r"[\w.@+-]+", each) else "" for each in (*path, key)]
         section = ".".join(shown[:-1]) if all(shown[:-1]) else ""
-        return Problem(self.path, line, section, shown[-1], message)
+        return Problem(self.path, message, line, section, shown[-1])
 
     def _read(self, document: Document) -> None:
         self._check_characters(document)

@@ -88,7 +88,7 @@ class IniFile:
         # Before they are read: one that appears right after that is another one than this.
         waits_for = fingerprint.take(load.named_files_in(content.document, self.folder))
         self.judged = Judged(_digest(content.data), waits_for, is_rejected=True, trouble=trouble)
-        return content.text, load.understand(content, self.path)
+        return content.text, load.understand(content, self.path, self.folder)
 
     def is_new(self) -> bool:
         """Tell whether it is another file than was judged, or one that it names is."""

@@ -35,7 +35,7 @@ from proxy.configfile import load
 from proxy.configfile.dump import dump
 from proxy.configfile.load import InvalidConfigError
 from proxy.configtext import changes
-from proxy.configtext.document import Document, Edit, redact
+from proxy.configtext.document import Edit, redact
 from proxy.control import files, fingerprint
 from proxy.control.candidate import (
     Candidate,
@@ -498,9 +498,9 @@ class Keeper:
 
     def _parse(self, layers: Layers, name: str = "") -> State:
         """Read the text of a version, and the files that it names; raises ``InvalidConfigError``."""
-        folder, text = self._file.folder, layers.text
-        taken = fingerprint.take(load.named_files_in(Document(text), folder))
-        return State(layers, load.parse(text.encode(), name, folder=folder, with_files=True), taken)
+        content, folder = load.Content(layers.text.encode()), self._file.folder
+        taken = fingerprint.take(load.named_files_in(content.document, folder))
+        return State(layers, load.understand(content, name, folder), taken)
 
     def _run(self, function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
         return self._workers.run(partial(function, *arguments, **options))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxy.configfile.load import InvalidConfigError, Loaded, parse
+from proxy.configfile.load import Content, InvalidConfigError, Loaded, understand
 
 LISTENER = """
 [listeners]
@@ -14,7 +14,7 @@ listen_addr = 127.0.0.1:1080
 
 def read(text: bytes | str) -> Loaded:
     data = text if isinstance(text, bytes) else text.encode()
-    return parse(data, "proxy.ini")
+    return understand(Content(data), "proxy.ini", with_files=False)
 
 
 def problems(text: bytes | str) -> list[str]:

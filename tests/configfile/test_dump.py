@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from proxy.config import ProxyConfig
 from proxy.configfile.dump import dump
-from proxy.configfile.load import parse
 from proxy.configtext.sections import SETTINGS
 from proxy.networks import Networks
 from proxy.settings.egress import Family
@@ -20,6 +19,7 @@ from proxy.settings.rules import RuleConfig
 from proxy.settings.upstream import UpstreamConfig, UpstreamType
 from proxy.targets import Ports, Targets
 from proxy.units import Rate
+from tests.configfile import reading
 
 DIRECT = UpstreamConfig("direct", UpstreamType.DIRECT)
 LISTENER = "[listeners]\n[[one]]\nprotocol = socks5\nlisten_addr = 127.0.0.1:0\n"
@@ -27,7 +27,7 @@ LISTENER = "[listeners]\n[[one]]\nprotocol = socks5\nlisten_addr = 127.0.0.1:0\n
 
 def read(text: str) -> ProxyConfig:
     """Read the text of a file."""
-    return parse(text.encode(), "proxy.ini").config
+    return reading.read(text).config
 
 
 SECRETS = st.text(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from proxy.address import Address, IPAddress
-from proxy.configfile.load import InvalidConfigError, Loaded, parse
+from proxy.configfile.load import Content, InvalidConfigError, Loaded, understand
 from proxy.configtext.document import edit
 from proxy.explain import explain
 from proxy.networks import Networks
@@ -19,6 +19,7 @@ from proxy.settings.listener import Guard
 from proxy.settings.rules import RuleConfig
 from proxy.settings.upstream import DIRECT_UPSTREAM
 from proxy.targets import Ports, Targets
+from tests.configfile import reading
 
 BASE = """\
 [auth_users]
@@ -42,7 +43,7 @@ proxy_address = 192.0.2.2:1080
 
 
 def read(rules: str) -> Loaded:
-    return parse(f"{BASE}[rules]\n{rules}\n".encode(), "proxy.ini")
+    return reading.read(f"{BASE}[rules]\n{rules}\n")
 
 
 def problems(rules: str) -> list[str]:
@@ -155,12 +156,12 @@ def test_what_makes_sense_gets_none(rules: str) -> None:
 def test_ctl_makes_a_rule_that_is_the_last_one() -> None:
     text = f"{BASE}[rules]\n[[a]]\naction = block\n[limits]\n"
     changed = edit(text, [("rules.b.to", "*.example.com, 10.0.0.0/8"), ("rules.b.port", "22, 80-90")])
-    assert [each.name for each in parse(changed.encode(), "proxy.ini").config.rules] == ["a", "b"]
+    assert [each.name for each in reading.read(changed).config.rules] == ["a", "b"]
     assert "to = *.example.com, 10.0.0.0/8\nport = 22, 80-90\n" in changed
 
 
 def test_the_guard_is_a_setting_of_all_listeners() -> None:
-    config = parse(f"{BASE}[proxy]\nguard = private\n".encode(), "proxy.ini").config
+    config = reading.read(f"{BASE}[proxy]\nguard = private\n").config
     assert {each.guard for each in config.listeners} == {Guard.PRIVATE}
 
 
@@ -169,7 +170,7 @@ def test_a_circle_by_way_of_a_rule_is_one() -> None:
         BASE.replace("192.0.2.1:1080", "127.0.0.1:1080") + "[rules]\n[[x]]\nto = a.example\naction = home\n"
     )
     with pytest.raises(InvalidConfigError) as refused:
-        parse(text.encode(), "proxy.ini", with_files=True)
+        understand(Content(text.encode()), "proxy.ini")
     (told,) = refused.value.problems
     assert "connections would go in a circle: from socks by upstream home to socks" in str(told)
 

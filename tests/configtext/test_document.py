@@ -8,10 +8,10 @@ from configobj import ConfigObj
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from proxy.configfile import load as configfile
 from proxy.configtext import changes
 from proxy.configtext.document import Document, edit, redact
 from proxy.errors import ConfigError
+from tests.configfile.reading import read
 
 TEXT = """\
 # What this file is about.
@@ -261,7 +261,7 @@ def test_a_password_reads_back_the_same_for_every_reader_or_is_refused(password:
     assert conf["auth_users"]["alice"] == password
     assert conf["upstreams"]["home"]["proxy_password"] == password
     if 0 < len(password.encode()) <= 255 and not password.startswith("scrypt$"):
-        assert configfile.parse(text.encode(), "").config.listeners[0].auth_users == {"alice": password}
+        assert read(text).config.listeners[0].auth_users == {"alice": password}
 
 
 def shown(text: str) -> str:

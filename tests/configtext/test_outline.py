@@ -45,7 +45,7 @@ def problems(text: str) -> list[str]:
 def test_a_problem_says_as_much_of_its_place_as_is_known(
     line: int, section: str, key: str, said: str
 ) -> None:
-    assert str(Problem("proxy.ini", line, section, key, "must begin with /")) == said
+    assert str(Problem("proxy.ini", "must begin with /", line, section, key)) == said
 
 
 # What is there

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.configfile.load import state_dir, state_dir_of
+from proxy.configfile.load import state_dir_of
 from proxy.control.history import History, Version
 
 TEXT = "[auth_users]\nalice = wonderland\n"
@@ -188,7 +188,7 @@ def test_the_state_lives_next_to_the_file_unless_it_says_otherwise(
     (tmp_path / "etc").mkdir()
     path = tmp_path / "etc" / "proxy.ini"
     path.write_text(f"[proxy]\nstate_dir = {configured}  # here\n[listeners\n")
-    assert state_dir(str(path), configured) == state_dir_of(str(path)) == tmp_path / folder
+    assert state_dir_of(str(path)) == tmp_path / folder
 
 
 @pytest.mark.parametrize("above", ["[proxy", "[proxy]\n[oops"])

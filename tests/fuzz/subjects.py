@@ -322,7 +322,7 @@ SETTINGS = (
 
 def _read_config(pieces: Sequence[bytes]) -> Outcome:
     data = b"".join(pieces)
-    loaded = _attempt(lambda: load.parse(data, "proxy.ini"), ConfigError)
+    loaded = _attempt(lambda: load.understand(load.Content(data), "proxy.ini", with_files=False), ConfigError)
     text = _text(data)
     assert str(document.Document(text)) == text
     document.redact(text)
