@@ -11,14 +11,14 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from proxy.configtext.outline import MAX_BYTES
 from proxy.control import files
-from proxy.errors import reason_of
+from proxy.errors import ProxyError, reason_of
 from proxy.trust import Trust, UntrustedError
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,22 @@ class Version:
                 raise ValueError(f"{each.name} is of the wrong kind")
         if self.number < 1 or not 0 <= self.time < _END_OF_TIME or self.source not in _SOURCES:
             raise ValueError("no version has such a number, time or source")
+
+
+def version_before(current: Version, versions: Sequence[Version]) -> Version:
+    """
+    Find the version before the current one; after a rollback, before the one which it went back to.
+
+    Raises ``ProxyError`` if there is none.
+    """
+    here: Version | None = current
+    while here and here.source == "rollback":
+        same = [each for each in versions if each.number < here.number and each.text == here.text]
+        here = same[-1] if same else None
+    for each in reversed(versions):
+        if here and each.number < here.number and each.text != current.text:
+            return each
+    raise ProxyError("there is no version before this one")
 
 
 class History:

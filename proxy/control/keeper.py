@@ -15,10 +15,8 @@ Whatever wants a change comes here: the watcher, a signal, the control interface
   another one at the next look. After it, a user who was taken out would stay in until the next change.
 """
 
-import gc
 import hashlib
 import logging
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -48,16 +46,13 @@ from proxy.control.candidate import (
     problems_of,
 )
 from proxy.control.fingerprint import Fingerprint
-from proxy.control.history import History, Version
+from proxy.control.history import History, Version, version_before
 from proxy.control.inifile import IniFile, Trouble, still
 from proxy.errors import ConfigError, Failure, ProxyError, reason_of
-from proxy.net.threads import NativeThreads
+from proxy.net.threads import NativeThreads, politely
 from proxy.trust import Trust
 
 log = logging.getLogger(__name__)
-
-_USUAL_TURN = sys.getswitchinterval()
-_TURN = 0.0005  # seconds for which a thread may keep the interpreter while others wait for it
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -315,7 +310,7 @@ class Keeper:
         file, before, running = self._file, self._file.judged, self._running
         undo = unwritten = None
         try:
-            with _politely():
+            with politely():
                 new = self._run(make)
                 if new.is_for_file:
                     try:
@@ -417,7 +412,7 @@ class Keeper:
     def _from_before(self) -> Candidate:
         """Go back to the version before; or have a rejected file hold what is in effect again."""
         if not self._file.is_rejected():
-            return self._from_version(self._before())
+            return self._from_version(version_before(self.current, self.versions()))
         number = self.current.number
         return replace(
             self._unchanged(),
@@ -425,18 +420,6 @@ class Keeper:
             notes=(f"{self._file.path} is as version {number} again",),
             without_file=f"version {number} is in effect all the same",
         )
-
-    def _before(self) -> Version:
-        """Find the one before; after a rollback, that is before the one which it went back to."""
-        newest_first = self.versions()[::-1]
-        here: Version | None = self.current
-        while here and here.source == "rollback":
-            number = here.number
-            here = next((one for one in newest_first if one.number < number and one.text == here.text), None)
-        for one in newest_first:
-            if here and one.number < here.number and one.text != self.current.text:
-                return one
-        raise ProxyError("there is no version before this one")
 
     def _from_version(self, old: Version) -> Candidate:
         name = f"version {old.number}"
@@ -504,17 +487,3 @@ class Keeper:
 
     def _run(self, function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
         return self._workers.run(partial(function, *arguments, **options))
-
-
-@contextmanager
-def _politely() -> Iterator[None]:
-    """Keep the threads that work on a large file from holding up the connections."""
-    # Every system call of the event loop gives the interpreter away, and has to get it back; and to
-    # collect the garbage of a file takes longer than anybody should wait.
-    sys.setswitchinterval(_TURN)
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-        sys.setswitchinterval(_USUAL_TURN)

@@ -5,7 +5,9 @@ Native threads are for what would block every connection at once: name lookups, 
 log that stalls, and whatever reads, judges or writes the configuration. Everything else runs in greenlets.
 """
 
+import gc
 import signal
+import sys
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +23,8 @@ from proxy.errors import LimitError
 T = TypeVar("T")
 
 _SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_USUAL_TURN = sys.getswitchinterval()
+_TURN = 0.0005  # seconds for which a thread may keep the interpreter while others wait for it
 _IDLE_THREAD = 10  # seconds until a thread without work ends
 
 
@@ -203,3 +207,17 @@ class Task(Generic[T]):
 def first_of(tasks: Sequence[Task[Any]], seconds: float | None) -> None:
     """Wait until one of them has ended, but no longer than so many seconds."""
     gevent.wait([task._greenlet for task in tasks], timeout=seconds, count=1)
+
+
+@contextmanager
+def politely() -> Iterator[None]:
+    """Keep threads that compute, such as on a large file, from holding up the connections."""
+    # Every system call of the event loop gives the interpreter away, and has to get it back; and to
+    # collect the garbage of a file takes longer than anybody should wait.
+    sys.setswitchinterval(_TURN)
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        sys.setswitchinterval(_USUAL_TURN)
