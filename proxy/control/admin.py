@@ -56,7 +56,7 @@ class Admin:
         self._why_not_ours = why_not_ours
         self._tcp: list[HttpServer] = []
         self._unix: UnixSocket | None = None
-        self._local: list[HttpServer] = []
+        self._local: HttpServer | None = None
         self._latecomers = Latecomers()
         self._hosts = {"localhost"}
 
@@ -70,7 +70,13 @@ class Admin:
         # Once more, as another one may have come since; and before anything is written there.
         self._why_not_ours = self._why_not_ours or why_not_ours(self._path.parent, self._trust)
         if self._why_not_ours:
-            self._leave_folder()
+            self._keeper.leave_folder()
+            log.warning(
+                "%s: this server has no control socket, and keeps its versions in memory only; set another "
+                "state_dir in %s, and start it again",
+                self._why_not_ours,
+                self._config,
+            )
         if self._keeper.config.control_listen_addr:
             self._open_tcp(Endpoint.parse(self._keeper.config.control_listen_addr))
         if not self._why_not_ours:
@@ -79,28 +85,18 @@ class Admin:
     def stop(self) -> None:
         """Close it."""
         self._latecomers.stop()
-        for server in self._tcp + self._local:
-            server.stop()
+        for server in [*self._tcp, self._local]:
+            if server:
+                server.stop()
 
     def reopen(self) -> None:
         """Open the control socket anew if it is gone, or could not be had before."""
-        if self._why_not_ours or self._is_open() or is_taken(self._path.parent):
+        is_open = self._unix is not None and self._unix.has_file
+        if self._why_not_ours or is_open or is_taken(self._path.parent):
             return
-        for server in self._local:
-            server.stop()
+        if self._local:
+            self._local.stop()
         self._open_unix()
-
-    def _is_open(self) -> bool:
-        return self._unix is not None and self._unix.has_file
-
-    def _leave_folder(self) -> None:
-        self._keeper.leave_folder()
-        log.warning(
-            "%s: this server has no control socket, and keeps its versions in memory only; set another "
-            "state_dir in %s, and start it again",
-            self._why_not_ours,
-            self._config,
-        )
 
     def _open_tcp(self, endpoint: Endpoint) -> None:
         self._hosts.add(endpoint.host or "localhost")
@@ -122,8 +118,8 @@ class Admin:
     def _open_unix(self) -> None:
         try:
             self._unix = self._bind_unix()
-            self._local = [HttpServer(self._unix, self._api.answer, _guard_socket)]
-            self._local[0].start()
+            self._local = HttpServer(self._unix, self._api.answer, _guard_socket)
+            self._local.start()
         except OSError as exc:
             # A proxy that cannot be controlled is still a proxy.
             log.warning(
