@@ -32,13 +32,18 @@ _TEXTS: dict[str, Callable[[Session], str]] = {
 }
 # A client comes from many ports, and is the same.
 _GROUPS = _TEXTS | {"client": lambda session: session.client.host}
-_RATES: dict[str, Callable[[Pair], float]] = {
-    "rate": sum,
-    "sent_rate": itemgetter(0),
-    "received_rate": itemgetter(1),
+_NUMBERS: dict[str, Callable[[Session, "Rates"], float]] = {
+    # Ids may be names; who came first has the lowest one.
+    "id": lambda session, rates: session.started,
+    "age": lambda session, rates: -session.started,
+    "sent": lambda session, rates: moved(session)[0],
+    "received": lambda session, rates: moved(session)[1],
+    "rate": lambda session, rates: sum(rates.of(session.id) or _NOTHING),
+    "sent_rate": lambda session, rates: (rates.of(session.id) or _NOTHING)[0],
+    "received_rate": lambda session, rates: (rates.of(session.id) or _NOTHING)[1],
 }
-_SORTS = ("id", "age", "sent", "received", *_RATES, *_TEXTS)
-_GROUP_SORTS = ("name", "live", "sent", "received", *_RATES)
+_SORTS = (*_NUMBERS, *_TEXTS)
+_GROUP_SORTS = ("name", "live", "sent", "received", "rate", "sent_rate", "received_rate")
 
 
 class Rates:
@@ -48,7 +53,7 @@ class Rates:
         self._time: float | None = None  # of the last look
         self._moved: dict[int | str, Pair] = {}  # until then
         self._is_known = False
-        self._rates: dict[int | str, tuple[float, float]] = {}  # of those that moved anything
+        self._rates: dict[int | str, Pair] = {}  # of those that moved anything
 
     def look(self, live: Iterable[Session], now: float) -> None:
         """Take a look at all of them, unless there was one just now."""
@@ -64,7 +69,7 @@ class Rates:
                     rates = (sent - sent_before) / seconds, (received - received_before) / seconds
                     self._rates[number] = rates
 
-    def of(self, number: int | str) -> tuple[float, float] | None:
+    def of(self, number: int | str) -> Pair | None:
         """Tell what a connection sends and receives; None if that is not known yet."""
         if not self._is_known or number not in self._moved:
             return None
@@ -147,9 +152,13 @@ def list_connections(sessions: Iterable[Session], rates: Rates, query: Query) ->
     found = [session for session in live if _matches(session, query)] if query.is_choosy else live
     if query.group:
         return Listing(len(live), len(found), groups=_groups(found, rates, query.group))
-    # Whose value is the same are sorted by age.
-    read = _reader(rates, query.sort)
-    keyed = [((read(session), session.started), session) for session in found]
+    sort = query.sort
+
+    def key(session: Session) -> Key:
+        value = _TEXTS[sort](session) if sort in _TEXTS else _NUMBERS[sort](session, rates)
+        return value, session.started  # whose value is the same are sorted by age
+
+    keyed = [(key(session), session) for session in found]
     rows = tuple((key, _row(session, rates, now)) for key, session in _first(keyed, query, itemgetter(0)))
     return Listing(len(live), len(found), rows)
 
@@ -172,52 +181,34 @@ def _first(rows: Iterable[T], query: Query, key: Callable[[T], Any]) -> list[T]:
     return (nlargest if query.is_descending else nsmallest)(query.limit, rows, key)
 
 
-def _reader(rates: Rates, sort: str) -> Callable[[Session], Any]:
-    """Give what tells of a connection what it is sorted by."""
-    if sort in _TEXTS:
-        return _TEXTS[sort]
-    if sort in _RATES:
-        choose, of = _RATES[sort], rates.of
-        return lambda session: choose(of(session.id) or _NOTHING)
-    if sort in ("sent", "received"):
-        at = ("sent", "received").index(sort)
-        return lambda session: moved(session)[at]
-    # Ids may be names; who came first has the lowest one.
-    return lambda session: -session.started if sort == "age" else session.started
-
-
 def _value(row: Mapping[str, Any], sort: str) -> Any:
     """Give what a group is sorted by, and its name where that is the same."""
-    if sort in _RATES:
-        rates = (row["sent_rate"] or 0.0, row["received_rate"] or 0.0)
-        return _RATES[sort](rates), row["name"]
-    return row[sort], row["name"]
+    if sort == "rate":
+        return (row["sent_rate"] or 0.0) + (row["received_rate"] or 0.0), row["name"]
+    return 0.0 if row[sort] is None else row[sort], row["name"]
 
 
 def _row(session: Session, rates: Rates, now: float) -> dict[str, Any]:
-    sent, received = moved(session)
-    sent_rate, received_rate = rates.of(session.id) or (None, None)
     return {
         "id": session.id,
         "state": "open" if session.relay else "dialling" if session.wanted else "handshake",
         **{name: read(session) for name, read in _TEXTS.items()},
         "age": now - session.started,
-        "sent": sent,
-        "received": received,
-        "sent_rate": sent_rate,
-        "received_rate": received_rate,
+        **_amounts(session, rates),
     }
 
 
 def _groups(found: Iterable[Session], rates: Rates, by: str) -> dict[str, dict[str, Any]]:
     groups: dict[str, dict[str, Any]] = {}
-    read = _GROUPS[by]
     for session in found:
-        name, (sent, received) = read(session), moved(session)
-        sent_rate, received_rate = rates.of(session.id) or (None, None)
-        one = {"live": 1, "sent": sent, "received": received}
-        _add(groups, name, one | {"sent_rate": sent_rate, "received_rate": received_rate})
+        _add(groups, _GROUPS[by](session), {"live": 1, **_amounts(session, rates)})
     return groups
+
+
+def _amounts(session: Session, rates: Rates) -> dict[str, Any]:
+    sent, received = moved(session)
+    sent_rate, received_rate = rates.of(session.id) or (None, None)
+    return {"sent": sent, "received": received, "sent_rate": sent_rate, "received_rate": received_rate}
 
 
 def _add(groups: dict[str, dict[str, Any]], name: str, more: Mapping[str, Any]) -> None:
