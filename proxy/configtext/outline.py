@@ -11,7 +11,15 @@ from dataclasses import dataclass
 
 from proxy.configtext import syntax
 from proxy.configtext.document import Document, Place
-from proxy.configtext.sections import Path, is_secret, kind_of, why_no_key, why_no_section
+from proxy.configtext.sections import (
+    Path,
+    is_secret,
+    kind_of,
+    meant_by,
+    settings_of,
+    why_no_key,
+    why_no_section,
+)
 from proxy.configtext.syntax import CONTROL, Fault, Header, Setting
 from proxy.users import to_bytes
 
@@ -107,9 +115,12 @@ class Outline:
                 if item.depth == 1:
                     parent_is_known = is_known
             elif isinstance(item, Setting):
-                stays = is_known and self._can_stay(line.path, item)
+                stays = is_known and self._can_stay(line.path, item, keys[line.path])
             elif isinstance(item, Fault):
                 self.report(number, item.message)
+                word = re.match(r"\s*(\w*)", line.text)
+                if word and word[1] in settings_of(line.path) and word[1] not in keys[line.path]:
+                    self.refused.add((line.path, word[1]))  # as below: it is not missing, but cannot be read
                 if item.hides_more:
                     is_known = parent_is_known = False
             if stays:
@@ -147,10 +158,12 @@ class Outline:
         self.places[path, ""] = header.line
         return True
 
-    def _can_stay(self, path: Path, setting: Setting) -> bool:
-        """Tell whether a setting can be here and can be read, or refuse it."""
+    def _can_stay(self, path: Path, setting: Setting, keys: set[str]) -> bool:
+        """Tell whether a setting can be here, beside these, and can be read; or refuse it."""
         place = path, setting.key
         complaint = why_no_key(path, setting.key)
+        if complaint and (meant := meant_by(path, setting.key)) and meant not in keys:
+            self.refused.add((path, meant))  # that it is missing follows from this
         if not complaint and place in self.places:
             complaint = f"is there already, in line {self.places[place]}"
         if not complaint:

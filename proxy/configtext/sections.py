@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from proxy.address import is_unix
 from proxy.config import ProxyConfig
 from proxy.redact import REDACTED, without_query
-from proxy.settings.kinds import ADDRESS, HEADERS, PATH, SECRET, TEXT, Kind, did_you_mean
+from proxy.settings.kinds import ADDRESS, HEADERS, PATH, SECRET, TEXT, Kind, did_you_mean, nearest
 from proxy.settings.limits import LimitConfig
 from proxy.settings.listener import SHARED, ServerConfig
 from proxy.settings.rules import RuleConfig
@@ -136,6 +136,11 @@ def why_no_key(path: Path, key: str) -> str:
     if homes:
         return f"unknown key here: it belongs into {' or '.join(homes)}"
     return f"unknown key{did_you_mean(key, known)}" if path else "stands before the first section"
+
+
+def meant_by(path: Path, key: str) -> str:
+    """Give the setting that a key is likely to be which is unknown everywhere; nothing, if none is near."""
+    return "" if key in SETTINGS or _homes_of(key) else nearest(key, settings_of(path))
 
 
 def _homes_of(key: str) -> list[str]:

@@ -45,8 +45,13 @@ class Kind:
 
 def did_you_mean(text: str, known: Iterable[str], form: str = "{}") -> str:
     """Suggest the nearest known name, if one is near."""
-    close = difflib.get_close_matches(text, list(known), n=1)
-    return f"; did you mean {form.format(close[0])}?" if close else ""
+    name = nearest(text, known)
+    return f"; did you mean {form.format(name)}?" if name else ""
+
+
+def nearest(text: str, known: Iterable[str]) -> str:
+    """Give the nearest known name; nothing, if none is near."""
+    return next(iter(difflib.get_close_matches(text, list(known), n=1)), "")
 
 
 def _switch(text: str) -> bool:

@@ -437,6 +437,24 @@ def test_refuses_a_wrong_value(setting: str, hint: str) -> None:
         ("protocol = socks5", ["1: [listeners.x] listen_addr: is missing"]),
         ("listen_addr = :1", ["1: [listeners.x] protocol: is missing"]),
         (
+            "protocl = socks5\nlisten_adr = :1",
+            [
+                "2: [listeners.x] protocl: unknown key; did you mean protocol?",
+                "3: [listeners.x] listen_adr: unknown key; did you mean listen_addr?",
+            ],
+        ),
+        (
+            "protocol socks5\nlisten_addr: :1",
+            ["2: has no =: write key = value", "3: has no =: write key = value"],
+        ),
+        (  # what is there is looked at all the same
+            "protocl = socks5\nprotocol = socks6\nlisten_addr = :1",
+            [
+                "2: [listeners.x] protocl: unknown key; did you mean protocol?",
+                "3: [listeners.x] protocol: is none of socks5, websocket, mixed; did you mean socks5?",
+            ],
+        ),
+        (
             "protocol = socks4\nlisten_addr = :1",
             ["2: [listeners.x] protocol: is none of socks5, websocket, mixed; did you mean socks5?"],
         ),
