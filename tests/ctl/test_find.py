@@ -11,7 +11,6 @@ import pytest
 from proxy import cli
 from proxy.ctl import find
 from tests.integration.programs import Proxy, socks_door
-from tests.wire.waits import wait_until
 
 
 class Processes:
@@ -45,7 +44,7 @@ def server(spelling: str = "") -> Iterator[Proxy]:
     proxy = Proxy({"listeners": {"socks": socks_door()}}, real=True)
     proxy.command[-1] = spelling.format(name=proxy.directory.name) or proxy.command[-1]
     with proxy:
-        wait_until((proxy.directory / ".proxy" / "control.sock").exists, "the control socket")
+        proxy.wait_for_control()
         yield proxy
 
 

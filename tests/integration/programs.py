@@ -236,6 +236,15 @@ class Proxy(Program):
         return f"{scheme}://localhost:{self.door(name)[1]}/"
 
     @property
+    def control_socket(self) -> Path:
+        """Where the control interface listens, unless the file says something else."""
+        return self.directory / ".proxy" / "control.sock"
+
+    def wait_for_control(self) -> None:
+        """Wait until the control interface accepts: its socket is there a moment before."""
+        self.wait_listening((str(self.control_socket), 0))
+
+    @property
     def connections(self) -> int:
         """How many TCP sockets the program holds, its listeners among them."""
         return len(sockets_of(self.pid))

@@ -52,12 +52,8 @@ SECRETS = (b"wonderland", b"looking-glass", b"cheshire", TOKEN.encode())
 def node() -> Iterator[Proxy]:
     with Proxy({"listeners": {"socks": socks_door(), "web": web_door()}}) as node:
         # It comes after the listeners, for which the start waits.
-        wait_until(control_socket(node).exists, "the control socket")
+        node.wait_for_control()
         yield node
-
-
-def control_socket(node: Proxy) -> Path:
-    return node.directory / ".proxy" / "control.sock"
 
 
 def ctl(node: Proxy, *arguments: str, stdin: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
@@ -75,7 +71,7 @@ def curl(node: Proxy, path: str, *options: str) -> tuple[int, str]:
     """Ask by curl, and give status and body."""
     command = [peers.find("curl"), "-sS", "-m", "10", "-w", "\n%{http_code}", *options]
     if not path.startswith("http"):
-        command += ["--unix-socket", str(control_socket(node)), f"http://localhost{path}"]
+        command += ["--unix-socket", str(node.control_socket), f"http://localhost{path}"]
     else:
         command.append(path)
     done = subprocess.run(command, capture_output=True, timeout=60, env=clean_environment("/"))
@@ -88,7 +84,7 @@ def ask(node: Proxy, path: str) -> Any:
     """Ask for JSON on the control socket; a program for each question would take long."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(10)
-        sock.connect(str(control_socket(node)))
+        sock.connect(str(node.control_socket))
         sock.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         peer = Peer(sock)
         status, headers = peer.read_answer()
@@ -216,7 +212,7 @@ class TestLooking:
             assert 0 < told["draining_for"] < told["uptime"]  # case 354
             tunnel.close()
             assert node.wait(30) == 0
-            assert not control_socket(node).exists()
+            assert not node.control_socket.exists()
 
 
 class TestWithoutAServer:
@@ -229,7 +225,7 @@ class TestWithoutAServer:
 
     def test_also_after_a_crash(self, node: Proxy) -> None:
         node.kill()
-        assert control_socket(node).exists()
+        assert node.control_socket.exists()
         done = ctl(node, "status")
         assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
         node.start()
@@ -500,8 +496,8 @@ class TestTcp:
 
 def test_the_socket_is_for_its_owner_alone(node: Proxy) -> None:
     """CASES J224."""
-    assert stat.S_IMODE(control_socket(node).stat().st_mode) == 0o600
-    assert stat.S_IMODE(control_socket(node).parent.stat().st_mode) == 0o700
+    assert stat.S_IMODE(node.control_socket.stat().st_mode) == 0o600
+    assert stat.S_IMODE(node.control_socket.parent.stat().st_mode) == 0o700
 
 
 def test_where_the_state_can_have_no_place_the_proxy_runs_on() -> None:
@@ -623,7 +619,7 @@ def test_the_tool_of_systemd_starts_it() -> None:
             assert read_exact(tunnel, 5) == b"hello"
             tunnel.close()
             # A signal that comes during the start ends it without a drain.
-            wait_until(control_socket(node).exists, "the control socket")
+            node.wait_for_control()
             assert curl(node, "/healthz")[0] == 200
 
 
@@ -692,6 +688,6 @@ def test_a_stalled_control_client_costs_nobody_anything(node: Proxy) -> None:
     with ExitStack() as stack, Target(targets.echo) as target:
         for _ in range(17):
             sock = stack.enter_context(socket.socket(socket.AF_UNIX))
-            sock.connect(str(control_socket(node)))
+            sock.connect(str(node.control_socket))
             sock.sendall(b"GET /sta")
         clients.socks5(node.door("socks"), "127.0.0.1", target.port).close()

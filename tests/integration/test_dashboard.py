@@ -12,7 +12,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.integration.certificates import Certificate
 from tests.integration.programs import REPOSITORY, Proxy, run_proxy, socks_door, upstream, web_door
 from tests.wire.sockets import free_port
-from tests.wire.waits import wait_until
 
 FILE = REPOSITORY / "conf" / "grafana" / "proxy-server.json"
 FUNCTIONS = {"sum", "min", "max", "count", "rate", "increase", "changes", "time", "histogram_quantile", "by"}
@@ -35,7 +34,7 @@ def told(good: Certificate) -> dict[str, set[str]]:
         "limits": {"each": {"per": "user", "connections": "9", "bandwidth": "1m"}},
     }
     with Proxy(config) as node:
-        wait_until((node.directory / ".proxy" / "control.sock").exists, "the control socket")
+        node.wait_for_control()
         text = run_proxy("ctl", "-c", str(node.config_path), "metrics").stdout.decode()
     labels: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(text):

@@ -109,7 +109,7 @@ class TestLater:
         }
         with Proxy(config, prefix=space.prefix, starts=False) as node:
             node.wait_for_log(f"the control interface waits for {LATER}:{control}")
-            wait_until((node.directory / ".proxy" / "control.sock").exists, "the control socket")
+            node.wait_for_control()
             assert json.loads(ctl(node, "--json", "status"))["listeners"][0]["addresses"] == []
             space.ip("addr", "add", f"{LATER}/32", "dev", "lo")
             node.wait_listening(door, control)
@@ -151,7 +151,7 @@ class TestLater:
             starts=False,
         ) as node:
             node.wait_for_log("away waits for")
-            wait_until((node.directory / ".proxy" / "control.sock").exists, "the control socket")
+            node.wait_for_control()
             node.signal(signal.SIGTERM)
             assert node.wait(30) == 0
 

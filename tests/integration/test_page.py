@@ -16,7 +16,6 @@ from tests.integration.programs import Proxy, run_proxy, socks_door
 from tests.wire import clients, targets
 from tests.wire.sockets import free_port
 from tests.wire.targets import Target
-from tests.wire.waits import wait_until
 
 TOKEN = "open sesame"
 HOSTILE = '<img src=x onerror="document.title=1">'
@@ -51,17 +50,13 @@ def node() -> Iterator[Proxy]:
     users.write_text("".join(f"{name}:{password}\n" for name, password in USERS.items()), "utf-8")
     users.chmod(0o600)
     with node:
-        wait_until(control_socket(node).exists, "the control socket")
+        node.wait_for_control()
         yield node
-
-
-def control_socket(node: Proxy) -> Path:
-    return node.directory / ".proxy" / "control.sock"
 
 
 @pytest.fixture
 def address(node: Proxy) -> Iterator[str]:
-    with forwarded(control_socket(node)) as address:
+    with forwarded(node.control_socket) as address:
         yield address
 
 

@@ -23,7 +23,7 @@ ENVIRONMENT = f"PYTHONPATH={REPOSITORY}"
 @pytest.fixture
 def node() -> Iterator[Proxy]:
     with Proxy({"listeners": {"socks": socks_door()}, "auth_users": USERS}) as node:
-        wait_until(Path(node.directory, ".proxy", "control.sock").exists, "the control socket")
+        node.wait_for_control()
         yield node
 
 

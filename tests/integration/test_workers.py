@@ -27,7 +27,7 @@ from tests.integration.programs import (
     upstream,
     web_door,
 )
-from tests.integration.test_control import ask, connections_of, control_socket, ctl, metrics, said
+from tests.integration.test_control import ask, connections_of, ctl, metrics, said
 from tests.wire import clients, targets
 from tests.wire.clients import SocksRefused, Tunnel
 from tests.wire.sockets import connect, free_port, read_exact
@@ -46,7 +46,7 @@ def run(doors: dict[str, Any] | None = None, workers: int = 2, **sections: Any) 
 
 def started(stack: ExitStack, node: Proxy) -> Proxy:
     stack.enter_context(node)
-    wait_until(control_socket(node).exists, "the control socket")
+    node.wait_for_control()
     return node
 
 
@@ -81,7 +81,7 @@ def files_of(pid: int) -> list[str]:
 
 
 def is_running(pid: int) -> bool:
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, ProcessLookupError):  # the latter, as it ends between two system calls
         return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     return False
 
@@ -693,7 +693,7 @@ def test_a_stop_in_the_midst_of_an_upgrade_is_obeyed(stack: ExitStack, tmp_path:
     started(stack, node)
     os.close(writer)
     fill(reader)
-    with closing(connect((str(control_socket(node)), 0))) as sock:
+    with closing(connect((str(node.control_socket), 0))) as sock:
         sock.sendall(b"POST /upgrade HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}")
         assert b" 202 " in sock.recv(100)
     began = monotonic()

@@ -21,7 +21,7 @@ def main() -> None:
         command = [*COMMAND, "ctl", "-c", str(node.config_path), "top"]
         terminal.run(*command, environment=f"PYTHONPATH={REPOSITORY}")
         terminal.wait_for("q quit", "video.example.net")
-        with forwarded(node.directory / ".proxy" / "control.sock") as address:
+        with forwarded(node.control_socket) as address:
             page.call("Emulation.setScrollbarsHidden", hidden=True)
             page.resize(*DESKTOP)
             page.visit(address)

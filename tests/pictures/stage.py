@@ -25,7 +25,6 @@ from tests.wire.socks5 import (
     socks_request,
 )
 from tests.wire.targets import Target
-from tests.wire.waits import wait_until
 
 USERS = {"alice": "wonderland", "bob": "builder", "carol": "carols", "backup-job": "tape"}
 
@@ -68,7 +67,7 @@ def proxy_at_work() -> Iterator[Proxy]:
             "auth_users": USERS,
         }
         node = stack.enter_context(Proxy(config))
-        wait_until((node.directory / ".proxy" / "control.sock").exists, "the control socket")
+        node.wait_for_control()
         run_proxy("ctl", "-c", str(node.config_path), "set", "listeners.web.max_connections", "200")
         run_proxy("ctl", "-c", str(node.config_path), "set", "proxy.idle_timeout", "1h")
         for user, client, target, up, _ in CLIENTS:
