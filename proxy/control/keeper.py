@@ -459,8 +459,6 @@ class Keeper:
             )
         if config.control_listen_addr != self._started.control_listen_addr:
             notes += ("control.listen_addr takes effect at the next start",)
-        if (config.workers > 1) is not (self._started.workers > 1):
-            notes += ("proxy.workers takes effect at the next start: it begins or ends a supervisor",)
         gone = self._running.layers.volatile
         if gone and not layers.volatile:
             notes += (f"volatile changes are gone: {', '.join(gone)}",)
