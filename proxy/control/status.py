@@ -208,49 +208,46 @@ def _upstream(server: ProxyServer, config: UpstreamConfig, known: Ready) -> dict
 def families(program: Program, keeper: Keeper) -> Iterator[Family]:
     """Make all that ``GET /metrics`` tells."""
     servers, counted = program.app.servers, program.snapshot()
-    yield _gauge("proxy_info", "The version of the program.", 1, version=__version__)
-    yield _gauge("proxy_draining", "1 while it stops.", int(program.app.draining))
+    yield _one("proxy_info", "The version of the program.", 1, version=__version__)
+    yield _one("proxy_draining", "1 while it stops.", int(program.app.draining))
     yield from listener_families(counted.listeners)
     both = ("sent", "received")
     moved = {(name, way): getattr(one, way) for name, one in counted.listeners.items() for way in both}
-    yield _family("proxy_bytes_total", "counter", "Payload moved.", ("listener", "direction"), moved)
-    live, most, ends = dict[tuple[str], int](), dict[tuple[str], int](), dict[tuple[str], int]()
+    yield _many("proxy_bytes_total", "Payload moved.", moved, "listener", "direction")
+    live, most, ends = dict[str, int](), dict[str, int](), dict[str, int]()
     for server in servers:
         # By name: one that was replaced may still have connections, but lets in no more.
-        live[(server.config.name,)] = counted.live[server.config.name]
-        most.setdefault((server.config.name,), server.config.max_connections)
+        live[server.config.name] = counted.live[server.config.name]
+        most.setdefault(server.config.name, server.config.max_connections)
         if end := server.runtime.certificate_ends:
-            ends.setdefault((server.config.name,), int(end))
-    up = {(server.config.name,): bool(server.acceptors) for server in servers if server.opening}
-    for name, text, values in (
-        ("proxy_connections", "Live connections.", live),
-        ("proxy_connections_max", "The most there may be.", most),
-        ("proxy_listener_up", "0 while none of its addresses is there.", up),
-        ("proxy_tls_certificate_expiry_timestamp_seconds", "When its certificate expires.", ends),
-    ):
-        yield _family(name, "gauge", text, ("listener",), values)
+            ends.setdefault(server.config.name, int(end))
+    up = {server.config.name: bool(server.acceptors) for server in servers if server.opening}
+    yield _many("proxy_connections", "Live connections.", live, "listener")
+    yield _many("proxy_connections_max", "The most there may be.", most, "listener")
+    yield _many("proxy_listener_up", "0 while none of its addresses is there.", up, "listener")
+    name = "proxy_tls_certificate_expiry_timestamp_seconds"
+    yield _many(name, "When its certificate expires.", ends, "listener")
     known = (rule for server in servers for rule in server.config.rules)
     decided = Counter({(GUARD, BLOCK): 0} | {(rule.name, rule.effect): 0 for rule in known})
     for one in counted.listeners.values():
         decided.update(one.rules)
     what = "Connections that a rule decided about, or would have."
-    yield _family("proxy_rule_total", "counter", what, ("rule", "action"), decided)
+    yield _many("proxy_rule_total", what, decided, "rule", "action")
     what = "Logins that were not judged, as too many from there had failed."
-    yield Family("proxy_logins_penalized_total", "counter", what, [({}, counted.penalized)])
+    yield _one("proxy_logins_penalized_total", what, counted.penalized)
     yield from _limit_families(program.app.limiter, counted)
     yield from _upstream_families(servers, counted)
-    yield _gauge("proxy_config_version", "The configuration in effect.", keeper.current.number)
+    yield _one("proxy_config_version", "The configuration in effect.", keeper.current.number)
     what = "A hash of the configuration in effect, without its secrets."
-    yield _gauge("proxy_config_info", what, 1, hash=keeper.digest())
-    yield _gauge("proxy_workers", "Processes that serve.", len(program.workers) or 1)
-    what = "Workers that ended unasked."
-    yield Family("proxy_worker_deaths_total", "counter", what, [({}, program.deaths)])
+    yield _one("proxy_config_info", what, 1, hash=keeper.digest())
+    yield _one("proxy_workers", "Processes that serve.", len(program.workers) or 1)
+    yield _one("proxy_worker_deaths_total", "Workers that ended unasked.", program.deaths)
     is_rejected = int(keeper.trouble is not None)
-    yield _gauge("proxy_config_file_rejected", "1 while the file is not what is in effect.", is_rejected)
-    yield _gauge("proxy_config_time_seconds", "When it was applied.", keeper.current.time)
-    outcomes = {(outcome,): keeper.outcomes[outcome] for outcome in OUTCOMES}
+    yield _one("proxy_config_file_rejected", "1 while the file is not what is in effect.", is_rejected)
+    yield _one("proxy_config_time_seconds", "When it was applied.", keeper.current.time)
+    outcomes = {outcome: keeper.outcomes[outcome] for outcome in OUTCOMES}
     what = "Reloads, changes and rollbacks, by what came of them."
-    yield _family("proxy_reloads_total", "counter", what, ("outcome",), outcomes)
+    yield _many("proxy_reloads_total", what, outcomes, "outcome")
     yield from _process(counted.process)
 
 
@@ -260,53 +257,51 @@ def _upstream_families(servers: Sequence[ProxyServer], counted: Snapshot) -> Ite
     labels = ("listener", "upstream")
     failures = {key: each.state.failures for key, each in known.items()}
     works = {key: not count for key, count in failures.items()}
-    yield _family("proxy_upstream_up", "gauge", "0 if its last attempt failed.", labels, works)
-    yield _family("proxy_upstream_failures", "gauge", "Attempts that failed in a row.", labels, failures)
+    yield _many("proxy_upstream_up", "0 if its last attempt failed.", works, *labels)
+    yield _many("proxy_upstream_failures", "Attempts that failed in a row.", failures, *labels)
     spares = {key: each.spares for key, each in known.items()}
-    yield _family("proxy_upstream_spares", "gauge", "Connections that are ready.", labels, spares)
-    ends = {
-        (*key, outcome): each.outcomes[outcome]
-        for key, each in known.items()
-        for outcome in OUTCOMES_OF_SPARES
-    }
+    yield _many("proxy_upstream_spares", "Connections that are ready.", spares, *labels)
+    ends = {(*key, end): each.outcomes[end] for key, each in known.items() for end in OUTCOMES_OF_SPARES}
     what = "Connections that were ready, by what became of them."
-    yield _family("proxy_upstream_spares_total", "counter", what, (*labels, "outcome"), ends)
+    yield _many("proxy_upstream_spares_total", what, ends, *labels, "outcome")
 
 
 def _limit_families(limiter: Limiter, counted: Snapshot) -> Iterator[Family]:
+    none = {each.name: 0 for each in limiter.limits}
     # Those that are no more have their counts still: a counter never falls.
-    refused = {(name,): 0 for name in (each.name for each in limiter.limits)}
-    refused |= {(name,): count for name, count in limiter.refusals.items()}
-    used, waiting = (Counter({(each.name,): 0 for each in limiter.limits}) for _ in range(2))
-    for account in limiter.live:
-        used[(account.settings.name,)] += 1
+    refused = none | dict(limiter.refusals)
+    yield _many("proxy_limited_total", "Connections that a limit refused.", refused, "limit")
+    used = Counter(none)
+    used.update(account.settings.name for account in limiter.live)
+    yield _many("proxy_limit_identities", "Who has connections under a limit.", used, "limit")
+    waiting = Counter(none)
     for (name, _), flow in counted.flows.items():
-        waiting[(name,)] += flow.waiting
-    for name, kind, text, values in (
-        ("proxy_limited_total", "counter", "Connections that a limit refused.", refused),
-        ("proxy_limit_identities", "gauge", "Who has connections under a limit.", used),
-        ("proxy_limit_waiting", "gauge", "Directions of connections that wait for bandwidth.", waiting),
-    ):
-        yield _family(name, kind, text, ("limit",), values)
-
-
-def _gauge(name: str, text: str, value: float, **labels: str) -> Family:
-    return Family(name, "gauge", text, [(labels, value)])
-
-
-def _family(name: str, kind: str, text: str, labels: tuple[str, ...], values: Mapping[Any, int]) -> Family:
-    """Make a family of a sample for each tuple of labels."""
-    return Family(
-        name, kind, text, [(dict(zip(labels, key, strict=True)), int(value)) for key, value in values.items()]
-    )
+        waiting[name] += flow.waiting
+    what = "Directions of connections that wait for bandwidth."
+    yield _many("proxy_limit_waiting", what, waiting, "limit")
 
 
 def _process(used: Process) -> Iterator[Family]:
     """Make what the client libraries of Prometheus tell of every process, under the same names."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    yield Family("process_cpu_seconds_total", "counter", "Processor time.", [({}, used.cpu)])
-    yield _gauge("process_start_time_seconds", "When it was started.", started())
-    yield _gauge("process_max_fds", "The most descriptors it may have.", soft)
+    yield _one("process_cpu_seconds_total", "Processor time.", used.cpu)
+    yield _one("process_start_time_seconds", "When it was started.", started())
+    yield _one("process_max_fds", "The most descriptors it may have.", soft)
     if used.files is not None and used.memory is not None:
-        yield _gauge("process_open_fds", "The descriptors it has.", used.files)
-        yield _gauge("process_resident_memory_bytes", "Memory in use.", used.memory)
+        yield _one("process_open_fds", "The descriptors it has.", used.files)
+        yield _one("process_resident_memory_bytes", "Memory in use.", used.memory)
+
+
+def _one(name: str, text: str, value: float, **labels: str) -> Family:
+    return Family(name, _kind_of(name), text, [(labels, value)])
+
+
+def _many(name: str, text: str, values: Mapping[Any, int], *labels: str) -> Family:
+    """Make a family of a sample for each key, which is a tuple where there are several labels."""
+    keys = [key if isinstance(key, tuple) else (key,) for key in values]
+    named = [dict(zip(labels, key, strict=True)) for key in keys]
+    return Family(name, _kind_of(name), text, [*zip(named, map(int, values.values()), strict=True)])
+
+
+def _kind_of(name: str) -> str:
+    return "counter" if name.endswith("_total") else "gauge"
