@@ -19,10 +19,11 @@ Settings = dict[Place, str]
 def summary(old: str, new: str) -> str:
     """Name what changed, on one line."""
     before, after = Document(old), Document(new)
+    was, now = before.settings(), after.settings()
     changes = [
-        *_users(_passwords(before.settings()), _passwords(after.settings())),
+        *_users(_passwords(was), _passwords(now)),
         *_sections(before.sections, after.sections),
-        *_settings(before, after),
+        *_settings(was, now, {*before.sections} & {*after.sections}),
     ]
     if not changes:
         return "comments and order only" if old != new else "nothing"
@@ -52,36 +53,36 @@ def _passwords(found: Settings) -> dict[str, str]:
     return {key: value for (path, key), value in found.items() if path == ("auth_users",)}
 
 
-def _users(before: dict[str, str], after: dict[str, str]) -> Iterator[str]:
-    signed = [f"+{quoted(name)}" for name in after if name not in before]
-    signed += [f"-{quoted(name)}" for name in before if name not in after]
-    if signed:
+def _users(was: dict[str, str], now: dict[str, str]) -> Iterator[str]:
+    if signed := _signed(map(quoted, was), map(quoted, now)):
         yield f"users {_some(signed)}"
-    others = [quoted(name) for name in after if name in before and before[name] != after[name]]
+    others = [quoted(name) for name in now if name in was and was[name] != now[name]]
     if others:
         yield f"password of {_some(others)}"
 
 
 def _sections(before: Iterable[Path], after: Iterable[Path]) -> Iterator[str]:
     for kind in NAMED:
-        old, new = (
+        was, now = (
             [path[1] for path in each if path[0] == kind and len(path) > 1] for each in (before, after)
         )
-        signed = [f"+{name}" for name in new if name not in old]
-        signed += [f"-{name}" for name in old if name not in new]
-        if signed:
+        if signed := _signed(was, now):
             yield f"{kind} {_some(signed)}"
 
 
-def _settings(before: Document, after: Document) -> Iterator[str]:
-    old, new = before.settings(), after.settings()
-    both = set(before.sections) & set(after.sections)
+def _signed(was: Iterable[str], now: Iterable[str]) -> list[str]:
+    """Name what came and what went."""
+    old, new = dict.fromkeys(was), dict.fromkeys(now)
+    return [f"+{name}" for name in new if name not in old] + [f"-{name}" for name in old if name not in new]
+
+
+def _settings(was: Settings, now: Settings, in_both: set[Path]) -> Iterator[str]:
     # What stands in a section that came or went is said by its name; [proxy] and [control] have none.
-    for place in dict.fromkeys((*new, *old)):
+    for place in dict.fromkeys((*now, *was)):
         path, _ = place
-        is_told = len(path) > 1 and path not in both
-        if path != ("auth_users",) and not is_told and old.get(place) != new.get(place):
-            yield _change(place, old.get(place), new.get(place))
+        is_told = len(path) > 1 and path not in in_both
+        if path != ("auth_users",) and not is_told and was.get(place) != now.get(place):
+            yield _change(place, was.get(place), now.get(place))
 
 
 def _change(place: Place, old: str | None, new: str | None) -> str:
