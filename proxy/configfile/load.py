@@ -10,8 +10,6 @@ one reading finds every mistake. A configuration comes out only if there was non
 import errno
 import os
 import pathlib
-import stat
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -94,17 +92,11 @@ def understand(content: Content, path: str, folder: str = "", *, with_files: boo
     config = Builder(outline, folder, with_files=with_files).build()
     if outline.problems or config is None:
         raise InvalidConfigError(tuple(sorted(outline.problems, key=lambda problem: problem.line)))
-    told = _exposures(content.found, path, config) if content.found else ()
-    return Loaded(config, (*(Problem(path, each) for each in told), *outline.warnings))
-
-
-def _exposures(found: os.stat_result, path: str, config: ProxyConfig) -> Iterator[str]:
-    """Say what other users of this machine may do with a file, and should not."""
-    if found.st_mode & 0o077 and _has_plain_secrets(config):
-        what = "has passwords in plain text, and other users of this machine may access it"
-        yield f"{what}: chmod 600 {path}"
-    if stat.S_ISREG(found.st_mode) and Trust(path).others_may_write(found):
-        yield f"other users of this machine may write it, and so control the server: chmod go-w {path}"
+    warnings = tuple(outline.warnings)
+    if found := content.found:
+        told = Trust(path).exposures(found, "control the server", has_passwords=_has_plain_secrets(config))
+        warnings = (*(Problem(path, each) for each in told), *warnings)
+    return Loaded(config, warnings)
 
 
 def _has_plain_secrets(config: ProxyConfig) -> bool:

@@ -54,7 +54,9 @@ def read_users(path: str, others: Collection[str] = ()) -> UsersFile:
         read.problems.append(Problem(path, complaint))
         return read
     _read_lines(read, data.decode("utf-8-sig", "surrogateescape"), others)
-    read.warnings += (Problem(path, each) for each in _warnings(read, found))
+    is_plain = any(not is_hash(to_bytes(password)) for password in read.users.values())
+    told = Trust(path).exposures(found, "let themselves in", has_passwords=is_plain)
+    read.warnings += (Problem(path, each) for each in told)
     return read
 
 
@@ -103,12 +105,3 @@ def _problems(name: str, colon: str, password: str) -> Iterator[str]:
     if name != name.strip() or password != password.strip():
         yield "has a blank at an end of the name or the password: such a user goes into [auth_users]"
     yield from (str(problem) for problem in user_problems(name, password))
-
-
-def _warnings(read: UsersFile, found: os.stat_result) -> Iterator[str]:
-    is_plain = any(not is_hash(to_bytes(password)) for password in read.users.values())
-    if found.st_mode & 0o077 and is_plain:
-        what = "has passwords in plain text, and other users of this machine may access it"
-        yield f"{what}: chmod 600 {read.path}"
-    if Trust(read.path).others_may_write(found):
-        yield f"other users of this machine may write it, and so let themselves in: chmod go-w {read.path}"
