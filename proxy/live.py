@@ -12,11 +12,11 @@ from proxy.app import App, Companion
 from proxy.config import ProxyConfig
 from proxy.configfile.load import peek, state_dir_of
 from proxy.control.admin import Admin
-from proxy.control.keeper import Keeper
 from proxy.control.notify import Notifier, inherited_sockets
 from proxy.control.program import Program
-from proxy.control.watcher import Watcher
 from proxy.ctl.ask import why_not_ours
+from proxy.keeping.keeper import Keeper
+from proxy.keeping.watcher import Watcher
 from proxy.lines import begin, say
 from proxy.net.sock import GeventSocket
 from proxy.supervisor import HANDED

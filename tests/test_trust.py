@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from proxy import cli
-from proxy.control.history import History, Version
+from proxy.keeping.history import History, Version
 from proxy.trust import Trust, UntrustedError
 from tests.integration.programs import run_proxy
 

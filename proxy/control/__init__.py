@@ -1,1 +1,1 @@
-"""The control plane: what changes a running proxy. Nothing below imports it."""
+"""The control interface: what a running program is asked, and what it tells. Nothing below imports it."""

@@ -18,11 +18,11 @@ from pathlib import Path
 from proxy.address import Address, Endpoint
 from proxy.control.api import TOLD_TO_ANYBODY, Api
 from proxy.control.http import HttpServer
-from proxy.control.keeper import Keeper
 from proxy.control.program import Program
 from proxy.ctl.ask import SOCKET_NAME, is_taken, why_not_ours
 from proxy.errors import reason_of
 from proxy.http.heads import HttpError, RequestHead
+from proxy.keeping.keeper import Keeper
 from proxy.listening.opening import PATIENCE, Latecomers, Opening
 from proxy.listening.unixsocket import UnixSocket
 from proxy.net.sock import GeventSocket

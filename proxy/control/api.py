@@ -21,16 +21,16 @@ from proxy.accesslog import quoted
 from proxy.address import Address, read_ip
 from proxy.configtext.document import Edit
 from proxy.control import status
-from proxy.control.candidate import Conflict, Outcome
 from proxy.control.connections import Query
 from proxy.control.http import Answer, Request
-from proxy.control.keeper import Keeper
 from proxy.control.page import page
 from proxy.control.program import Program
 from proxy.ctl.ask import CONFIG_HEADER
 from proxy.errors import ConfigError, ProxyError
 from proxy.explain import choose, explain_request, read_client, read_target
 from proxy.http.heads import HttpError
+from proxy.keeping.candidate import Conflict, Outcome
+from proxy.keeping.keeper import Keeper
 from proxy.metrics import render
 from proxy.stages import examine, find
 

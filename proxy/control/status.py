@@ -14,10 +14,10 @@ from time import monotonic
 from typing import Any
 
 from proxy import __version__
-from proxy.control.history import Version
-from proxy.control.keeper import Keeper
 from proxy.control.program import Program
 from proxy.control.snapshot import Flow, Process, Ready, Snapshot
+from proxy.keeping.history import Version
+from proxy.keeping.keeper import Keeper
 from proxy.limiter import Account, Limiter
 from proxy.metrics import Family, ListenerMetrics, listener_families
 from proxy.policy.penalties import FREE

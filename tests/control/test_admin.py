@@ -25,13 +25,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from proxy.config import ProxyConfig
 from proxy.configfile.dump import dump
 from proxy.control.admin import Admin
-from proxy.control.candidate import Conflict, Outcome
-from proxy.control.history import Version
 from proxy.control.http import MAX_BODY, PLACES
-from proxy.control.inifile import Trouble
 from proxy.control.program import Program
 from proxy.ctl.ask import SOCKET_NAME, ask, is_taken
 from proxy.errors import ProxyError
+from proxy.keeping.candidate import Conflict, Outcome
+from proxy.keeping.history import Version
+from proxy.keeping.inifile import Trouble
 from proxy.limiter import Limiter
 from proxy.metrics import Metrics
 from proxy.relaying.stream import Ending

@@ -10,10 +10,10 @@ import pytest
 
 from proxy.address import Address
 from proxy.control import status
-from proxy.control.history import Version
-from proxy.control.inifile import Trouble
 from proxy.control.program import Program
 from proxy.errors import OverLimitError
+from proxy.keeping.history import Version
+from proxy.keeping.inifile import Trouble
 from proxy.limiter import Limiter, Stay, Who
 from proxy.metrics import ListenerMetrics, Metrics, render
 from proxy.settings.limits import LimitConfig, Per

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from proxy.configfile.load import state_dir_of
-from proxy.control.history import History, Version
+from proxy.keeping.history import History, Version
 
 TEXT = "[auth_users]\nalice = wonderland\n"
 
@@ -144,7 +144,7 @@ def test_a_disk_that_was_full_and_has_room_again_gets_what_it_missed(
 
     history = History(tmp_path, 3)
     with monkeypatch.context() as full:
-        full.setattr("proxy.control.history.files.replace", refuse)
+        full.setattr("proxy.keeping.history.files.replace", refuse)
         said = [history.add(version(number)) for number in (1, 2, 3, 4)]
     assert "No space left" in said[0]
     if at == "end":
@@ -153,7 +153,7 @@ def test_a_disk_that_was_full_and_has_room_again_gets_what_it_missed(
         assert history.add(version(5)) == ""
     assert History(tmp_path, 3).versions == history.versions
     with monkeypatch.context() as full:
-        full.setattr("proxy.control.history.files.replace", refuse)
+        full.setattr("proxy.keeping.history.files.replace", refuse)
         assert "No space left" in history.add(version(6))  # another shortage is said again
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.control.fingerprint import take
+from proxy.keeping.fingerprint import take
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from time import monotonic
 import gevent
 from gevent.event import Event
 
-from proxy.control.fingerprint import Fingerprint
 from proxy.errors import ProxyError
+from proxy.keeping.fingerprint import Fingerprint
 
 log = logging.getLogger(__name__)
 

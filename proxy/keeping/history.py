@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from proxy.configtext.outline import MAX_BYTES
-from proxy.control import files
 from proxy.errors import ProxyError, reason_of
+from proxy.keeping import files
 from proxy.trust import Trust, UntrustedError
 
 log = logging.getLogger(__name__)

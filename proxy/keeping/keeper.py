@@ -34,8 +34,9 @@ from proxy.configfile.dump import dump
 from proxy.configfile.load import InvalidConfigError
 from proxy.configtext import changes
 from proxy.configtext.document import Edit, redact
-from proxy.control import files, fingerprint
-from proxy.control.candidate import (
+from proxy.errors import ConfigError, Failure, ProxyError, reason_of
+from proxy.keeping import files, fingerprint
+from proxy.keeping.candidate import (
     Candidate,
     Conflict,
     Edits,
@@ -45,10 +46,9 @@ from proxy.control.candidate import (
     State,
     problems_of,
 )
-from proxy.control.fingerprint import Fingerprint
-from proxy.control.history import History, Version, version_before
-from proxy.control.inifile import IniFile, Trouble, still
-from proxy.errors import ConfigError, Failure, ProxyError, reason_of
+from proxy.keeping.fingerprint import Fingerprint
+from proxy.keeping.history import History, Version, version_before
+from proxy.keeping.inifile import IniFile, Trouble, still
 from proxy.net.threads import NativeThreads, politely
 from proxy.trust import Trust
 

@@ -19,10 +19,10 @@ from proxy.configfile import load as configfile
 from proxy.configfile.load import InvalidConfigError
 from proxy.configfile.usersfile import UsersFile, read_users
 from proxy.configtext.outline import MAX_BYTES
-from proxy.control import files
-from proxy.control.candidate import Conflict, Outcome
-from proxy.control.keeper import Keeper
 from proxy.errors import LimitError, ProxyError
+from proxy.keeping import files
+from proxy.keeping.candidate import Conflict, Outcome
+from proxy.keeping.keeper import Keeper
 from tests.integration.certificates import Authority, Certificate
 
 TEXT = """\
@@ -819,7 +819,7 @@ def deny_writing(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: str, data: bytes) -> None:
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr("proxy.control.files.replace", refuse)
+    monkeypatch.setattr("proxy.keeping.files.replace", refuse)
 
 
 class TestChanging:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from proxy.configfile.load import InvalidConfigError, Loaded
 from proxy.configtext.document import edit
-from proxy.control.fingerprint import Fingerprint
-from proxy.control.history import Version
 from proxy.errors import ConfigError, ProxyError
+from proxy.keeping.fingerprint import Fingerprint
+from proxy.keeping.history import Version
 
 Edits = Mapping[str, str | None]  # values by their dotted names; None takes a setting away
 

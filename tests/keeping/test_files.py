@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.control import files
+from proxy.keeping import files
 
 OLD, NEW = b"old", b"new"
 
@@ -158,7 +158,7 @@ class TestMountedAsAFile:
         target = tmp_path / "inside" / "proxy.ini"
         target.parent.mkdir()
         target.touch()
-        code = f"from proxy.control import files; files.replace({str(target)!r}, b'a longer one than before')"
+        code = f"from proxy.keeping import files; files.replace({str(target)!r}, b'a longer one than before')"
         script = f'mount --bind "{path}" "{target}" && "{sys.executable}" -c "{code}"'
         command = ["unshare", "--mount", "--map-root-user", "sh", "-c", script]
         if not shutil.which("unshare") or subprocess.run([*command[:-3], "true"], timeout=60).returncode:

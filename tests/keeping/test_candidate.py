@@ -2,8 +2,8 @@
 
 import pytest
 
-from proxy.control.candidate import Layers
 from proxy.errors import ConfigError
+from proxy.keeping.candidate import Layers
 
 TEXT = "[proxy]\ntimeout = 30s\n[auth_users]\nalice = wonderland\n"
 FILE = Layers.of(TEXT)

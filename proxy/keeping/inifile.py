@@ -30,9 +30,9 @@ from dataclasses import dataclass, field, replace
 
 from proxy.configfile import load
 from proxy.configfile.load import InvalidConfigError, Loaded
-from proxy.control import fingerprint
-from proxy.control.candidate import problems_of
-from proxy.control.fingerprint import Fingerprint
+from proxy.keeping import fingerprint
+from proxy.keeping.candidate import problems_of
+from proxy.keeping.fingerprint import Fingerprint
 
 
 @dataclass(frozen=True)

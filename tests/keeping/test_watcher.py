@@ -7,9 +7,9 @@ from pathlib import Path
 import gevent
 import pytest
 
-from proxy.control.fingerprint import take
-from proxy.control.watcher import Watcher
 from proxy.errors import LimitError
+from proxy.keeping.fingerprint import take
+from proxy.keeping.watcher import Watcher
 from tests.wire.greenlets import until
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from proxy.configfile import load
 from proxy.configfile.load import InvalidConfigError
-from proxy.control.inifile import IniFile
 from proxy.errors import LimitError
+from proxy.keeping.inifile import IniFile
 
 TEXT = "[listeners]\n[[socks]]\nprotocol = socks5\nlisten_addr = 127.0.0.1:0\n"
 MISTAKE = TEXT + "tiemout = 3\n"
@@ -96,7 +96,7 @@ def test_a_mistake_is_its_trouble_until_it_is_mended(
 ) -> None:
     """Since when is the moment of the first, whatever others come behind it."""
     now = 1000.0
-    monkeypatch.setattr("proxy.control.inifile.time.time", lambda: now)
+    monkeypatch.setattr("proxy.keeping.inifile.time.time", lambda: now)
     path.write_text(MISTAKE)
     reject(file)
     assert file.judged.trouble is not None

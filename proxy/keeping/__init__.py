@@ -1,0 +1,1 @@
+"""The configuration in effect: how it is kept, watched and changed."""
