@@ -2,6 +2,8 @@ PYTHON_IN_VENV = .venv/bin/python
 # Four files of tests at a time, so that the fixtures of each are made once: most of the time tests wait for something.
 SIDE_BY_SIDE = -n 4 --dist loadfile --no-loadscope-reorder
 TESTS =
+# Each of these processes would compile all of the program and of its tests anew.
+unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL = help
 .PHONY: help run manuals deb test bench siege fuzz soak report pictures style format types clean venv
 
