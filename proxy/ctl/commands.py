@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
@@ -109,7 +110,7 @@ class _Call:
         place = state_dir_of(self._config) / SOCKET_NAME
         try:
             Trust(self._config).check_listener(place.parent)
-            return ask(place, method, path, content, patience=patience, config=self._config)
+            status, text = ask(place, method, path, content, patience=patience, config=self._config)
         except (FileNotFoundError, ConnectionRefusedError):
             raise CtlError(self._why_nobody(place)) from None
         except UntrustedError as exc:
@@ -117,6 +118,16 @@ class _Call:
         except (OSError, ValueError, http.client.HTTPException) as exc:
             reason = reason_of(exc) if isinstance(exc, OSError) else "it does not answer in HTTP"
             raise CtlError(f"cannot talk to the server through {place}: {reason}") from None
+        if status == HTTPStatus.MISDIRECTED_REQUEST:
+            self._check_that_file_exists(place)
+        return status, text
+
+    def _check_that_file_exists(self, place: Path) -> None:
+        # Else one who mistypes its name is told to give a server a folder of its own.
+        try:
+            read_file(self._config)
+        except InvalidConfigError as exc:
+            raise CtlError(f"{exc}, and the server that listens on {place} runs with another file") from None
 
     def _why_nobody(self, place: Path) -> str:
         try:

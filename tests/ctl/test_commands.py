@@ -187,6 +187,7 @@ def test_a_server_that_runs_with_another_file_is_one_line(
     folder: Path, capsys: pytest.CaptureFixture[str], command: list[str]
 ) -> None:
     """CASES H211."""
+    (folder / "proxy.ini").touch()
     answer = {"error": "the server that listens here runs with first.ini"}
     assert run(folder, *command, status=421, answer=answer)[0] == 1
     assert capsys.readouterr() == ("", "proxy-server: the server that listens here runs with first.ini\n")
@@ -252,6 +253,19 @@ def test_a_file_that_does_not_exist_is_said_to_be_missing(
         f"proxy-server: {folder}/proxi.ini: cannot be read: No such file or directory, and no"
     )
     assert run(folder, "reload")[0] == 0  # the fixture's server has no file
+
+
+def test_a_file_that_does_not_exist_is_said_to_be_missing_beside_that_of_another_server(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Case 357: a name that is mistyped is in the folder of the right one."""
+    answer = {"error": "the server that listens here runs with first.ini"}
+    assert run(folder, "status", status=421, answer=answer)[0] == 1
+    said = capsys.readouterr().err
+    assert said.startswith(
+        f"proxy-server: {folder}/proxy.ini: cannot be read: No such file or directory, and the"
+    )
+    assert said.endswith("control.sock runs with another file\n")
 
 
 @pytest.mark.parametrize("answer", ["[]", "{}", '{"listeners": 1}', "null", "<html>", '{"error": 5}'])
