@@ -3,16 +3,19 @@ The HTTP door: a client asks an HTTP proxy for a tunnel, or for one page (RFC 91
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, cast
 
 from proxy.address import Address
 from proxy.errors import Failure, ProtocolError, ProxyError
+from proxy.http.answers import Answer
 from proxy.http.forwarded import learn_client
 from proxy.http.heads import HttpError, read_request
 from proxy.http.refusals import PROXY_NAME, encode_response, refusal
 from proxy.http.requests import ProxyRequest, vet_proxy_request
 from proxy.relaying.channel import Channel
-from proxy.relaying.stream import Buffer, Stream
+from proxy.relaying.splice import Pipe
+from proxy.relaying.stream import Buffer, Ending, Stream, TcpStream
 from proxy.runtime import Runtime
 from proxy.session import Wanted
 from proxy.sharing.turns import TURNS
@@ -75,19 +78,21 @@ class HttpInbound:
 
 class RequestStream:
     """
-    A client of which one request is passed on: nothing behind it is for the target.
+    A client of which one request is passed on, and the answer to it: nothing behind it is for the target.
 
     A second request would go to the target of the first, with the login that it has for us. So when one
     comes, what the client sends is taken for ended: the target ends after its answer, and the client asks
     anew on a connection of its own.
     """
 
-    def __init__(self, request: ProxyRequest, client: Stream) -> None:
+    def __init__(self, request: ProxyRequest, client: TcpStream) -> None:
         self._client = client
         self._head = request.head  # what goes first, in the place of what the client sent
         self._body = request.body
         self._rest = memoryview(b"")  # what was received and not looked at yet
         self._is_over = False  # something came behind the body
+        self._answer = Answer()
+        self._end_waits = False  # for what the client did not take yet
 
     def __getattr__(self, name: str) -> Any:
         """Be the client in everything else."""
@@ -140,3 +145,43 @@ class RequestStream:
     def spliceable(self) -> int:
         """Allow none, as the end of the body has to be found."""
         return 0
+
+    def send(self, buffer: Buffer, count: int) -> None:
+        """Send some of the answer; of its head what is for the client."""
+        if not self._answer.in_head:
+            self._client.send(buffer, count)
+        elif data := self._answer.take(bytes(buffer.payload[:count])):
+            self._client.write(data)
+
+    def splice_out(self, pipe: Pipe, count: int) -> None:
+        """Send the payload that is in a pipe."""
+        # A head that is so large that this is bulk already goes as it is.
+        self._let_head_go()
+        self._client.splice_out(pipe, count)
+
+    def _let_head_go(self) -> None:
+        if data := self._answer.give_up():
+            self._client.write(data)
+
+    def flush(self) -> None:
+        """Send what was kept."""
+        self._client.flush()
+        if self._end_waits and not self._client.blocked:
+            self._end_waits = False
+            self._client.end()
+
+    def end(self) -> None:
+        """Tell the client that no more bytes follow, also in the middle of a head."""
+        self._let_head_go()
+        if self._client.blocked:
+            self._end_waits = True
+        else:
+            self._client.end()
+
+    def begin_close(self, ending: Ending) -> None:
+        """Tell the client how it ended, and give it what is there of a head."""
+        with suppress(OSError):  # nobody may be left to take it
+            self._let_head_go()
+        # Where both sides ended at once, this is the first that it hears of the end: not all of it was taken.
+        lost = ending is Ending.FINISHED and self._client.blocked
+        self._client.begin_close(Ending.CUT if lost else ending)

@@ -5,7 +5,7 @@ What is counted is work, which is the same on a busy machine.
 """
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import gevent
 import pytest
@@ -100,7 +100,7 @@ def test_what_was_left_of_a_big_read_goes_into_a_small_buffer_a_piece_at_a_time(
     chunks = b"".join(b"1f40\r\n" + bytes([number]) * 8000 + b"\r\n" for number in range(1, 7)) + b"0\r\n\r\n"
     stream, _client = stream_of(chunks + SECOND)
     receive(stream, Buffer())  # the head
-    until(lambda: unread(cast(TcpStream, stream._client)) == len(chunks + SECOND))
+    until(lambda: unread(stream._client) == len(chunks + SECOND))
     monkeypatch.setattr(TURNS, "is_full", True)  # so that only a few chunks are followed at a time
     got = receive(stream, Buffer())
     assert len(stream._rest) > 8192

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.integration.programs import Proxy, mixed_door
-from tests.wire.sockets import Door, connect, free_port, read_exact, read_rest
+from tests.wire.sockets import Door, connect, free_port, read_exact, read_rest, reset
 from tests.wire.targets import Listener
 from tests.wire.waits import wait_until
 
@@ -17,6 +17,10 @@ ALICE = b"Proxy-Authorization: Basic " + b64encode(b"alice:wonderland") + b"\r\n
 MALLORY = b"Proxy-Authorization: Basic " + b64encode(b"alice:guess") + b"\r\n"
 CONNECTED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 PAGE = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+# RFC 9110, section 7.6.3 and RFC 9112, section 9.6.
+PAGE_FROM_US = (
+    b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nVia: 1.1 proxy-server\r\nConnection: close\r\n\r\nhello"
+)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +144,7 @@ def test_a_request_goes_to_its_host_with_the_path_alone(door: Door, target: List
         ]
         far.sendall(PAGE)
         far.close()
-        assert read_rest(client) == (PAGE, "FIN")
+        assert read_rest(client) == (PAGE_FROM_US, "FIN")
 
 
 @pytest.mark.parametrize(
@@ -172,7 +176,7 @@ def test_a_body_goes_as_it_comes_and_nothing_behind_it(
         assert read_rest(far) == (body, "FIN")  # the second request ends the connection to the target
         far.sendall(PAGE)
         far.close()
-        assert read_rest(client)[0] == PAGE
+        assert read_rest(client)[0] == PAGE_FROM_US
 
 
 def test_without_a_body_nothing_follows_the_head(door: Door, target: Listener) -> None:
@@ -190,7 +194,7 @@ def test_a_client_that_waits_keeps_its_side_open(door: Door, target: Listener) -
         far = target.accept()
         read_head(far)
         far.sendall(PAGE)
-        assert read_exact(client, len(PAGE)) == PAGE
+        assert read_exact(client, len(PAGE_FROM_US)) == PAGE_FROM_US
         far.setblocking(False)
         with pytest.raises(BlockingIOError):
             far.recv(1)
@@ -238,6 +242,71 @@ def test_a_large_body_and_a_large_answer_arrive_whole(door: Door, target: Listen
         far.sendall(b"d" * size)
         far.close()
         assert read_rest(client) == (b"d" * size, "FIN")
+
+
+def test_the_client_is_told_that_its_connection_ends_whatever_the_target_says_of_its_own(
+    door: Door, target: Listener
+) -> None:
+    """RFC 9110, section 7.6.1: else it sends its next request where nobody reads it."""
+    with connect(door) as client:
+        client.sendall(get(target.port))
+        far = target.accept()
+        read_head(far)
+        far.sendall(
+            b"HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nKeep-Alive: timeout=5\r\nContent-Length: 2\r\n\r\n"
+        )
+        assert read_head(client).split(b"\r\n") == [
+            b"HTTP/1.1 200 OK",
+            b"Content-Length: 2",
+            b"Via: 1.1 proxy-server",
+            b"Connection: close",
+            b"",
+            b"",
+        ]
+        far.sendall(b"ok")
+        assert read_exact(client, 2) == b"ok"
+
+
+@pytest.mark.parametrize("in_pieces", [False, True])
+def test_an_interim_answer_is_passed_on_at_once(door: Door, target: Listener, *, in_pieces: bool) -> None:
+    """RFC 9110, section 15.2: the client waits for it before it sends its body."""
+    with connect(door) as client:
+        client.sendall(get(target.port, b"Content-Length: 2\r\n", b"Expect: 100-continue\r\n", method=b"PUT"))
+        far = target.accept()
+        assert b"Expect: 100-continue" in read_head(far)
+        interim = b"HTTP/1.1 100 Continue\r\n\r\n"
+        for piece in [interim[n : n + 1] for n in range(len(interim))] if in_pieces else [interim]:
+            far.sendall(piece)
+        assert read_head(client) == b"HTTP/1.1 100 Continue\r\nVia: 1.1 proxy-server\r\n\r\n"
+        client.sendall(b"up")
+        assert read_exact(far, 2) == b"up"
+        far.sendall(PAGE)
+        far.close()
+        assert read_rest(client) == (PAGE_FROM_US, "FIN")
+
+
+@pytest.mark.parametrize("client_ended", [False, True])
+@pytest.mark.parametrize("end", ["FIN", "reset"])
+@pytest.mark.parametrize(
+    "answer", [b"HTTP/1.1 200 OK\r\nContent-", b"H", b"ICY 200 OK\r\n\r\nmusic", b"hello"], ids=repr
+)
+def test_what_is_no_whole_head_reaches_the_client_as_it_came(
+    door: Door, target: Listener, answer: bytes, end: str, *, client_ended: bool
+) -> None:
+    with connect(door) as client:
+        client.sendall(get(target.port))
+        far = target.accept()
+        read_head(far)
+        if client_ended:
+            client.shutdown(socket.SHUT_WR)
+            assert read_rest(far) == (b"", "FIN")
+        far.sendall(answer)
+        if end == "FIN":
+            far.close()
+            assert read_rest(client) == (answer, "FIN")
+        else:
+            reset(far)
+            assert read_rest(client)[1] == "reset"
 
 
 def test_an_answer_to_head_that_says_no_has_no_body(door: Door) -> None:
@@ -331,4 +400,4 @@ def test_a_body_of_thousands_of_chunks_arrives_whole_and_nothing_behind_it(
         sending.join(20)
         far.sendall(PAGE)
         far.close()
-        assert read_rest(client)[0] == PAGE
+        assert read_rest(client)[0] == PAGE_FROM_US

@@ -1,0 +1,70 @@
+"""
+The answer to a request that is passed on: what its heads say of a connection holds for the client's.
+
+Only heads are read, the interim ones and the last. What follows is the body, and goes as it comes. So does
+all that is no HTTP, from the byte on at which that is seen: a client that asks for it may know what it is.
+"""
+
+from proxy.http.heads import HeadBuffer, HttpError, parse_response
+from proxy.http.refusals import PROXY_NAME
+
+# What is between a server and us (RFC 9110, section 7.6.1), beside what Connection names.
+_HOP_BY_HOP = {"connection", "keep-alive", "proxy-connection", "upgrade"}
+# They say where the body ends, whatever Connection says of them.
+_FRAMING = {"content-length", "transfer-encoding"}
+_VERSION = slice(5, 8)  # of HTTP/1.1
+
+
+class Answer:
+    """Follows an answer up to its body."""
+
+    def __init__(self) -> None:
+        self._head: HeadBuffer | None = HeadBuffer(request=False)
+        self._kept = b""  # of a head that is not complete
+
+    @property
+    def in_head(self) -> bool:
+        """True as long as what comes belongs to a head."""
+        return self._head is not None
+
+    def take(self, data: bytes) -> bytes:
+        """Take more of it, and give what is to be sent on now."""
+        ready = b""
+        while self._head is not None:
+            self._kept += data
+            try:
+                if not self._head.feed(data):
+                    return ready
+                head, is_last = _rewritten(self._head.head)
+            except HttpError:
+                return ready + self.give_up()
+            data, self._kept = self._head.leftover, b""
+            self._head = None if is_last else HeadBuffer(request=False)
+            ready += head
+            if not data:
+                break
+        return ready + data
+
+    def give_up(self) -> bytes:
+        """Look at nothing more, and give what was kept, as it came."""
+        self._head, kept, self._kept = None, self._kept, b""
+        return kept
+
+
+def _rewritten(head: bytes) -> tuple[bytes, bool]:
+    """Write the head that goes to the client, and tell whether the body follows; raises ``HttpError``."""
+    answer = parse_response(head)
+    if answer.status == 101:  # to what nobody asked for: we pass on no Upgrade
+        return head, True
+    is_last = answer.status >= 200
+    first = head.partition(b"\r\n")[0].decode("latin-1")
+    dropped = (answer.headers.tokens("Connection") - _FRAMING) | _HOP_BY_HOP
+    lines = [
+        first,
+        *(f"{name}: {value}" for name, value in answer.headers.fields if name.lower() not in dropped),
+        f"Via: {first[_VERSION]} {PROXY_NAME}",  # section 7.6.3
+    ]
+    if is_last:
+        # Nothing more comes on this connection, also where the server would have kept it.
+        lines.append("Connection: close")
+    return "\r\n".join([*lines, "", ""]).encode("latin-1"), is_last

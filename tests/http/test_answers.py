@@ -1,0 +1,103 @@
+"""The heads of an answer that is passed on (RFC 9110, section 7.6), in any pieces."""
+
+import pytest
+
+from proxy.http.answers import Answer
+from proxy.http.heads import MAX_HEAD
+
+OK = b"HTTP/1.1 200 OK\r\n"
+FROM_US = b"Via: 1.1 proxy-server\r\n"
+LAST = FROM_US + b"Connection: close\r\n\r\n"
+
+
+def passed_on(answer: bytes) -> bytes:
+    """Pass an answer on in every way in which it can come in two pieces, and byte by byte."""
+    pieces = [[answer[:cut], answer[cut:]] for cut in range(len(answer))]
+    pieces.append([answer[n : n + 1] for n in range(len(answer))])
+    results = set()
+    for each in pieces:
+        follower = Answer()
+        results.add(b"".join(follower.take(piece) for piece in each) + follower.give_up())
+    (result,) = results
+    return result
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(b"Connection: close", b"Connection: keep-alive", b"connection: Keep-Alive, Upgrade"),
+        *(b"Keep-Alive: timeout=5", b"Proxy-Connection: keep-alive", b"Upgrade: h2c"),
+    ],
+)
+def test_what_is_said_of_the_connection_to_the_server_is_not_passed_on(line: bytes) -> None:
+    """RFC 9110, section 7.6.1."""
+    answer = OK + b"A: b\r\n" + line + b"\r\nC: d\r\n\r\nbody"
+    assert passed_on(answer) == OK + b"A: b\r\nC: d\r\n" + LAST + b"body"
+
+
+def test_what_connection_names_is_not_passed_on() -> None:
+    """RFC 9110, section 7.6.1."""
+    answer = OK + b"X-Hop: 1\r\nConnection: x-hop, close\r\nX-End: 2\r\nx-HOP: 3\r\n\r\n"
+    assert passed_on(answer) == OK + b"X-End: 2\r\n" + LAST
+
+
+@pytest.mark.parametrize("line", [b"Content-Length: 4", b"Transfer-Encoding: chunked"])
+def test_where_the_body_ends_is_passed_on_whatever_connection_says(line: bytes) -> None:
+    answer = OK + b"Connection: content-length, transfer-encoding\r\n" + line + b"\r\n\r\n"
+    assert passed_on(answer) == OK + line + b"\r\n" + LAST
+
+
+def test_all_else_is_passed_on_in_its_order() -> None:
+    """RFC 9110, section 5.3: lines of one field are in their order; section 7.6.3: so are those of Via."""
+    lines = b"Set-Cookie: a=1\r\nVia: 1.0 fred\r\nSet-Cookie: b=2\r\nTrailer: X\r\nServer: \xfcber\r\n"
+    assert passed_on(OK + lines + b"\r\n") == OK + lines + LAST
+
+
+def test_the_version_is_that_of_the_server() -> None:
+    """RFC 9110, section 7.6.3: the received protocol; what the body is like depends on it."""
+    assert passed_on(b"HTTP/1.0 404\r\n\r\nno") == (
+        b"HTTP/1.0 404\r\nVia: 1.0 proxy-server\r\nConnection: close\r\n\r\nno"
+    )
+
+
+def test_interim_answers_do_not_end_the_connection() -> None:
+    """RFC 9110, section 15.2."""
+    interim = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n"
+    answer = interim + b"Connection: close\r\n\r\n" + b"HTTP/1.1 100 \r\n\r\n" + OK + b"\r\nbody"
+    expected = interim + FROM_US + b"\r\n" + b"HTTP/1.1 100 \r\n" + FROM_US + b"\r\n" + OK + LAST + b"body"
+    assert passed_on(answer) == expected
+
+
+def test_a_body_that_looks_like_a_head_is_a_body() -> None:
+    body = OK + b"Connection: keep-alive\r\n\r\n"
+    assert passed_on(OK + b"\r\n" + body) == OK + LAST + body
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(b"", b"hello", b"H", b"HTTP", b"HTTP/1.1 200 OK\r\nA: b\r\n", b"HTTP/0.9 200\r\n\r\nA: b\r\n\r\n"),
+        *(b"ICY 200 OK\r\nConnection: close\r\n\r\n", b"HTTP/1.1 200 OK\nConnection: close\n\nbody"),
+        *(b"HTTP/1.1 200 OK\r\nA : b\r\n\r\nbody", b"HTTP/1.1 200 OK\r\nA: b\r\n c\r\n\r\nbody"),
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\nbytes",
+    ],
+)
+def test_what_is_no_such_head_goes_as_it_came(answer: bytes) -> None:
+    assert passed_on(answer) == answer
+
+
+def test_what_was_no_head_is_not_kept() -> None:
+    """Else a client would wait for a line that never ends."""
+    follower = Answer()
+    assert follower.take(b"hello") == b"hello"
+    assert not follower.in_head
+
+
+def test_a_head_without_an_end_is_kept_within_bounds() -> None:
+    follower = Answer()
+    sent, got = OK, follower.take(OK)
+    while follower.in_head:
+        sent += b"A: " + b"a" * 1000 + b"\r\n"
+        got += follower.take(sent[-1005:])
+        assert len(sent) < MAX_HEAD + 2000
+    assert got == sent
