@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from fcntl import F_DUPFD, fcntl
 from functools import partial
+from itertools import chain
 from time import monotonic
 from types import TracebackType
 from typing import Any
@@ -101,7 +102,9 @@ class App:
         self.metrics = Metrics()
         self.companion = Companion()
         self.inherited: list[GeventSocket] = []  # sockets that listen already, to be used instead of new ones
-        self.at_hand: list[GeventSocket] = []  # the same, of a program before this one
+        self.at_hand: dict[
+            str, list[GeventSocket]
+        ] = {}  # the same, of a program before this one, by listener
         self._patient = patient
         self._logs = Logs()
         self._threads = NativeThreads(1)
@@ -159,7 +162,7 @@ class App:
         self._make_room()
         self._make_room_in_the_loop()
         self._listeners.open(self._plan, self.inherited, self.at_hand, patient=self._patient)
-        for sock in self.at_hand:  # of which there are copies, as far as they are needed
+        for sock in chain(*self.at_hand.values()):  # of which there are copies, as far as they are needed
             sock.close()
         self._listeners.change(self._plan)
         for server in self.servers:

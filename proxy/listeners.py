@@ -7,16 +7,19 @@ references: it cannot fail, and no connection comes in between.
 
 A listener that keeps its name and its address keeps its server and its sockets. Where only the address
 is the same, the new server gets a copy of the sockets; who waits in their queue is still served by the old.
+Where the kernel chooses the port, the address is the same as long as the name is.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
+from types import MappingProxyType
 
 from proxy.accesslog import NO_LOG, AccessLog
-from proxy.address import AnyPlace
+from proxy.address import AnyPlace, Place
 from proxy.config import ProxyConfig
 from proxy.errors import ProxyError, reason_of
 from proxy.limiter import Limiter
@@ -124,7 +127,7 @@ class Listeners:
         self,
         plan: Plan,
         inherited: Iterable[GeventSocket] = (),
-        at_hand: Iterable[GeventSocket] = (),
+        at_hand: Mapping[str, Sequence[GeventSocket]] = MappingProxyType({}),
         *,
         patient: bool = False,
     ) -> None:
@@ -132,15 +135,15 @@ class Listeners:
         Open the addresses that are new; raises ``ProxyError``, and then nothing has changed.
 
         What is at hand is copied, with the clients that wait in it: the sockets of those who leave, and
-        those that were ``inherited``, or are ``at_hand``. Only who is ``patient`` gets a server for an
-        address that is not there yet, or who has waited for it until now; but one that has several may have
-        the others later.
+        those that were ``inherited``, or are ``at_hand`` by the names of their listeners. Only who is
+        ``patient`` gets a server for an address that is not there yet, or who has waited for it until now;
+        but one that has several may have the others later.
         """
         within = PATIENCE if patient else None
         wanted = [place for each in plan.openings.values() for place in each.look_up(within)]
         self._inherit(inherited, wanted)
         leaving = [(place_of(each.socket), each) for server in plan.leaving for each in server.acceptors]
-        here = {place_of(sock): sock for sock in [*self._inherited, *at_hand]}
+        here = {place_of(sock): sock for sock in chain(self._inherited, *at_hand.values())}
         here |= {place: acceptor.given for place, acceptor in leaving}
         awaited = [_place(server.config) for server in plan.leaving if server.missing]
         # As :1080 is in the way of 127.0.0.1:1080, whether we opened it or not.
@@ -153,7 +156,8 @@ class Listeners:
             for acceptor in in_the_way:
                 acceptor.pause()
             for server, opening in plan.openings.items():
-                plan.sockets[server] = opening.open(here)
+                own = [*at_hand.get(server.config.name, ()), *_of_predecessor(server.config, plan.leaving)]
+                plan.sockets[server] = opening.open(here | _with_ports_left_open(own))
                 if not (plan.sockets[server] or patient or _place(server.config) in awaited):
                     raise ProxyError(f"cannot listen on {opening.endpoint}: {opening.problem}")
         except BaseException:
@@ -248,6 +252,19 @@ class Listeners:
 
 def _place(config: ServerConfig) -> object:
     return config.endpoint.place or (config.endpoint.host, config.endpoint.port)
+
+
+def _of_predecessor(config: ServerConfig, leaving: Iterable[ProxyServer]) -> list[GeventSocket]:
+    """Give the sockets of the server of the same name and address that leaves."""
+    wanted = config.name, _place(config)
+    before = [each for each in leaving if (each.config.name, _place(each.config)) == wanted]
+    return [acceptor.given for each in before for acceptor in each.acceptors]
+
+
+def _with_ports_left_open(sockets: Iterable[GeventSocket]) -> dict[AnyPlace, GeventSocket]:
+    """Give a listener's sockets as those of port 0, which leaves it to the kernel: it has chosen by now."""
+    places = ((place_of(sock), sock) for sock in sockets)
+    return {replace(place, port=0): sock for place, sock in places if isinstance(place, Place)}
 
 
 def _can_stay(old: ServerConfig, new: ServerConfig) -> bool:

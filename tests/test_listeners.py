@@ -104,6 +104,48 @@ def test_what_is_as_it_was_is_not_touched(listeners: Listeners) -> None:
     assert not plan.sockets
 
 
+def places(listeners: Listeners) -> dict[str, list[str]]:
+    """Tell where each listens."""
+    return {server.config.name: list(map(str, server.addresses)) for server in listeners.accepting}
+
+
+def test_a_port_that_the_kernel_has_chosen_is_kept_by_its_listener_of_another_program(
+    listeners: Listeners,
+) -> None:
+    """Each its own, though all have the same address in the file."""
+    addresses = {"one": "127.0.0.1:0", "two": "127.0.0.1:0", "three": ":0", "four": "[::]:0"}
+    change(listeners, config(**addresses))
+    before = places(listeners)
+    assert len(set(map(str, before.values()))) == 4
+    at_hand = {
+        server.config.name: [each.given for each in server.acceptors] for server in listeners.accepting
+    }
+    following = Listeners(make_server, NO_LOG, Metrics())
+    try:
+        change(following, config(**dict(reversed(addresses.items()))), at_hand=at_hand)
+        assert places(following) == before
+    finally:
+        following.stop()
+        for server in following.all:
+            server.shutdown()
+
+
+def test_a_port_that_the_kernel_has_chosen_is_kept_when_another_protocol_is_spoken(
+    listeners: Listeners,
+) -> None:
+    change(listeners, config(one="127.0.0.1:0", two="127.0.0.1:0"))
+    before = places(listeners)
+    address = before["one"][0]
+    mixed = ServerConfig("127.0.0.1:0", Protocol.MIXED, "one")
+    change(listeners, ProxyConfig(listeners=(mixed, *config(two="127.0.0.1:0").listeners)))
+    assert places(listeners) == before
+    assert reaches(address)
+    # But one that was told a port has another one when the kernel is to choose.
+    change(listeners, config(one=address, two="127.0.0.1:0"))
+    change(listeners, config(one="127.0.0.1:0", two="127.0.0.1:0"))
+    assert places(listeners)["one"] != [address]
+
+
 def test_a_plan_opens_and_changes_nothing(listeners: Listeners) -> None:
     one, two = free_address(), free_address()
     change(listeners, config(one=one))

@@ -55,7 +55,7 @@ class Upgrade:
         fleet.limiter.refusals.update(before.refusals)
         for name, filled in before.filled.items():
             fleet.metrics.listener(name).filled = filled
-        fleet.at_hand = [adopt(fd) for several in before.listening.values() for fd in several]
+        fleet.at_hand = {name: [adopt(fd) for fd in fds] for name, fds in before.listening.items()}
 
     @property
     def outcome(self) -> Mapping[str, Any] | None:

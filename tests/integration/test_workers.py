@@ -683,6 +683,26 @@ def test_an_upgrade_goes_on_with_a_supervisor_though_one_process_is_wanted_by_no
     wait_until(lambda: len(running(node)) == 2, "two workers")
 
 
+def test_a_port_that_the_kernel_has_chosen_stays_in_an_upgrade(
+    stack: ExitStack, echo: Target, tmp_path: Path
+) -> None:
+    node = upgradable(stack, tmp_path)
+    for name, address in (("one", "127.0.0.1:0"), ("two", "127.0.0.1:0"), ("three", ":0")):
+        where = f"listeners.{name}"
+        said(ctl(node, "set", f"{where}.protocol", "socks5", f"{where}.listen_addr", address))
+
+    def addresses() -> dict[str, list[str]]:
+        return {each["name"]: each["addresses"] for each in ask(node, "/status")["listeners"]}
+
+    before = addresses()
+    said(ctl(node, "upgrade"))
+    assert addresses() == before
+    for name in ("one", "two", "three"):
+        door = ("127.0.0.1", int(before[name][0].rpartition(":")[2]))
+        with closing(clients.socks5(door, "127.0.0.1", echo.port)) as tunnel:
+            assert works(tunnel)
+
+
 def test_a_stop_in_the_midst_of_an_upgrade_is_obeyed(stack: ExitStack, tmp_path: Path) -> None:
     # A log that nobody reads: the program waits a second for it before it is another one.
     reader, writer = os.pipe()
