@@ -74,11 +74,16 @@ def why_not_ours(folder: Path, trust: Trust) -> str:
 
 def is_taken(state_dir: Path) -> bool:
     """Tell whether a running server, which is not about to stop, has this folder as its own."""
-    try:
-        status, text = ask(state_dir / SOCKET_NAME, "GET", "/healthz", patience=_PATIENCE)
-    except TimeoutError:
-        return True  # it has no time for us, but it is there
-    except (OSError, http.client.HTTPException):
-        return False
+    status, text = ask_health(state_dir)
     # One that drains makes room for its successor; one that only waits for an address does not.
-    return status != HTTPStatus.SERVICE_UNAVAILABLE or '"draining"' not in text
+    return bool(status) and (status != HTTPStatus.SERVICE_UNAVAILABLE or '"draining"' not in text)
+
+
+def ask_health(state_dir: Path, config: str = "") -> tuple[int, str]:
+    """Ask the server that has this folder how it is; the status is 0 if there is none."""
+    try:
+        return ask(state_dir / SOCKET_NAME, "GET", "/healthz", patience=_PATIENCE, config=config)
+    except TimeoutError:
+        return HTTPStatus.OK, ""  # it has no time for us, but it is there
+    except (OSError, http.client.HTTPException):
+        return 0, ""

@@ -7,7 +7,6 @@ if nobody but us and root can have put it there. Root is told of the servers of 
 anybody can start a process with any name.
 """
 
-import http.client
 import os
 import shlex
 from collections.abc import Iterator, Sequence
@@ -15,13 +14,12 @@ from http import HTTPStatus
 from pathlib import Path
 
 from proxy.configfile.load import state_dir_of
-from proxy.ctl.ask import SOCKET_NAME, ask
+from proxy.ctl.ask import ask_health
 from proxy.options import UsageError
 from proxy.trust import Trust
 
 PROC = Path("/proc")
 
-_PATIENCE = 2.0  # seconds for a server to say that it is there
 _OPTIONS = ("-c", "--c", "-config", "--config")
 
 
@@ -77,10 +75,5 @@ def _runs(config: str) -> bool:
     folder = state_dir_of(config)
     if Trust().why_not(folder):
         return False
-    try:
-        status, _ = ask(folder / SOCKET_NAME, "GET", "/healthz", patience=_PATIENCE, config=config)
-    except TimeoutError:
-        return True  # it has no time for us, but it is there
-    except (OSError, http.client.HTTPException):
-        return False
-    return status != HTTPStatus.MISDIRECTED_REQUEST  # which one says that runs with another file
+    status, _ = ask_health(folder, config)
+    return status not in (0, HTTPStatus.MISDIRECTED_REQUEST)  # which one says that runs with another file
