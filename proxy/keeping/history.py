@@ -93,10 +93,10 @@ class History:
 
     def next_number(self) -> int:
         """Number the next version: above all there are, and all that another process has written."""
+        numbers = [each.number for each in self._all]
         with suppress(OSError), self._opened() as folder:
-            numbers = map(_number, os.listdir(folder))
-            return 1 + max([*numbers, *(each.number for each in self._all)], default=0)
-        return 1 + max((each.number for each in self._all), default=0)
+            numbers += map(_number, os.listdir(folder))
+        return 1 + max(numbers, default=0)
 
     def add(self, version: Version) -> str:
         """
