@@ -80,9 +80,7 @@ class _Control(Companion):
         self._app = app
         self._keeper = keeper
         self._admin = admin
-        self._watcher = Watcher(
-            keeper.fingerprint, lambda: keeper.config.reload_interval, keeper.reload_if_changed
-        )
+        self._watcher = Watcher(keeper)
         self._notifier = Notifier()
 
     def opened(self) -> None:

@@ -7,36 +7,23 @@ must look the same at two polls before anything is done, so that a file is not r
 """
 
 import logging
-from collections.abc import Callable
 from time import monotonic
 
 import gevent
 from gevent.event import Event
 
 from proxy.errors import ProxyError
-from proxy.keeping.fingerprint import Fingerprint
+from proxy.keeping.keeper import Keeper
 
 log = logging.getLogger(__name__)
 
 
 class Watcher:
-    """Looks at files at an interval, where 0 means never; which files these are may change."""
+    """Has a keeper look at its files, at the interval of its configuration, where 0 means never."""
 
-    def __init__(
-        self,
-        fingerprint: Callable[[], Fingerprint],
-        interval: Callable[[], float],
-        reload_if_changed: Callable[[], object],
-    ) -> None:
-        """
-        Watch for ``reload_if_changed``, which is called when there may be something new.
-
-        It raises ``ProxyError`` when it cannot look now, and is called again at the next poll.
-        """
-        self._fingerprint = fingerprint
-        self._interval = interval
-        self._reload_if_changed = reload_if_changed
-        self._last = fingerprint()
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+        self._last = keeper.fingerprint()
         self._is_new = True  # at first, what may have changed since the start
         self._may_differ = Event()  # the interval, while it is waited for
         self._is_watching = False
@@ -57,18 +44,18 @@ class Watcher:
     def poll(self) -> None:
         """Look once."""
         try:
-            now = self._fingerprint()
+            now = self._keeper.fingerprint()
             if now != self._last:
                 self._last, self._is_new = now, True  # and may still be changing
             elif self._is_new:
-                self._reload_if_changed()
+                self._keeper.reload_if_changed()
                 self._is_new = False
         except ProxyError as exc:
             log.warning("%s; it is tried again", exc, extra={"collapse": exc})
 
     def _run(self) -> None:
         polled = monotonic()
-        while not self._is_over and (interval := self._interval()):
+        while not self._is_over and (interval := self._keeper.config.reload_interval):
             self._may_differ.clear()
             # From the last poll on, so that no number of changes puts off the next one.
             if self._may_differ.wait(max(0.0, polled + interval - monotonic())):

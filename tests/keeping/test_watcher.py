@@ -2,13 +2,15 @@
 
 import os
 from collections.abc import Callable, Iterator
+from itertools import repeat
 from pathlib import Path
+from types import SimpleNamespace
 
 import gevent
 import pytest
 
 from proxy.errors import LimitError
-from proxy.keeping.fingerprint import take
+from proxy.keeping.fingerprint import Fingerprint, take
 from proxy.keeping.watcher import Watcher
 from tests.wire.greenlets import until
 
@@ -20,20 +22,23 @@ def within_a_minute() -> Iterator[None]:
 
 
 class House:
-    """A file, its watcher, and how often it said that there may be something new."""
+    """A file, its watcher, and how often it was told, as its keeper, that there may be something new."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.looks = 0
-        self.failing = False
+        self.troubles: Iterator[Exception] = iter(())  # one for each look, as long as there are any
         self.files = [str(path)]
-        self.interval = 1.0  # seconds
-        self.watcher = Watcher(lambda: take(self.files), lambda: self.interval, self.look)
+        self.config = SimpleNamespace(reload_interval=1.0)  # seconds
+        self.watcher = Watcher(self)  # type: ignore[arg-type]
 
-    def look(self) -> None:
+    def fingerprint(self) -> Fingerprint:
+        return take(self.files)
+
+    def reload_if_changed(self) -> None:
         self.looks += 1
-        if self.failing:
-            raise RuntimeError("out of order")
+        if trouble := next(self.troubles, None):
+            raise trouble
 
     def polls(self, count: int) -> int:
         """Poll so many times, and tell how many looks that led to."""
@@ -134,7 +139,7 @@ def test_a_certificate_that_was_missing_is_a_change_when_it_appears(house: House
 
 
 def test_it_polls_at_the_interval_that_is_in_effect(house: House) -> None:
-    house.interval = 0.001
+    house.config.reload_interval = 0.001
     house.watcher.start()
     for number in (1, 2):
         write(house.path)
@@ -142,11 +147,11 @@ def test_it_polls_at_the_interval_that_is_in_effect(house: House) -> None:
 
 
 def test_an_interval_of_zero_is_no_watching_until_there_is_another(house: House) -> None:
-    house.interval = 0.0
+    house.config.reload_interval = 0.0
     house.watcher.start()
     gevent.idle()
     write(house.path)
-    house.interval = 0.001
+    house.config.reload_interval = 0.001
     gevent.sleep(0.02)  # twenty times as long
     assert house.looks == 0
     house.watcher.start()
@@ -154,17 +159,17 @@ def test_an_interval_of_zero_is_no_watching_until_there_is_another(house: House)
 
 
 def test_a_shorter_interval_does_not_wait_for_the_end_of_the_longer_one(house: House) -> None:
-    house.interval = 3600.0
+    house.config.reload_interval = 3600.0
     house.watcher.start()
     gevent.idle()  # it has begun to wait
     write(house.path)
-    house.interval = 0.001
+    house.config.reload_interval = 0.001
     house.watcher.start()
     until(lambda: house.looks)
 
 
 def test_changes_that_leave_the_interval_as_it_is_do_not_put_off_a_poll(house: House) -> None:
-    house.interval = 0.05
+    house.config.reload_interval = 0.05
     house.watcher.start()
     write(house.path)
     while not house.looks:
@@ -173,8 +178,8 @@ def test_changes_that_leave_the_interval_as_it_is_do_not_put_off_a_poll(house: H
 
 
 def test_a_failure_does_not_end_it(house: House, caplog: pytest.LogCaptureFixture) -> None:
-    house.interval = 0.001
-    house.failing = True
+    house.config.reload_interval = 0.001
+    house.troubles = repeat(RuntimeError("out of order"))
     house.watcher.start()
     for number in (1, 2):
         write(house.path)
@@ -183,7 +188,7 @@ def test_a_failure_does_not_end_it(house: House, caplog: pytest.LogCaptureFixtur
 
 
 def test_once_stopped_it_looks_no_more(house: House) -> None:
-    house.interval = 0.001
+    house.config.reload_interval = 0.001
     house.watcher.start()
     house.watcher.stop()
     write(house.path)
@@ -193,16 +198,8 @@ def test_once_stopped_it_looks_no_more(house: House) -> None:
 
 def test_what_could_not_be_looked_at_is_looked_at_again_at_the_next_poll(tmp_path: Path) -> None:
     """Case 340: without descriptors the file cannot be read now, which says nothing of the file."""
-    looks = []
-
-    def look() -> None:
-        looks.append(1)
-        if len(looks) < 3:
-            raise LimitError("Too many open files")
-
     path = tmp_path / "proxy.ini"
     path.write_text("one")
-    watcher = Watcher(lambda: take([str(path)]), lambda: 1.0, look)
-    for _ in range(6):
-        watcher.poll()
-    assert len(looks) == 3
+    house = House(path)
+    house.troubles = repeat(LimitError("Too many open files"), 2)
+    assert house.polls(6) == 3
