@@ -1,8 +1,8 @@
 """
 What can be asked of a running program through its control interface: JSON over HTTP.
 
-A request is a row of ``_ROUTES``, and a method of ``Api`` that answers it. GET changes nothing, and no
-header allows another origin's page anything.
+A request is a row of ``_ROUTES``, which says what answers it, by a method of ``Api`` where that takes more
+than a line. GET changes nothing, and no header allows another origin's page anything.
 """
 
 import json
@@ -40,16 +40,18 @@ log = logging.getLogger(__name__)
 # gets the page with nothing in it, and asks for the token then.
 TOLD_TO_ANYBODY = ("/healthz", "/livez", "/")
 
+Told = Answer | dict[str, Any] | str  # an object or a text where there is no more to an answer
+
 
 class Api:
     """Answers requests, whoever may ask."""
 
     def __init__(self, program: Program, keeper: Keeper, config: str, *, needs_token: bool = False) -> None:
         """Take the path of the file that is served, and whether a token is needed to ask."""
-        self._program = program
-        self._keeper = keeper
+        self.program = program
+        self.keeper = keeper
         self._config = config
-        self._needs_token = needs_token
+        self.needs_token = needs_token
 
     def answer(self, request: Request) -> Answer:
         """Answer a request; raises ``HttpError``."""
@@ -62,151 +64,125 @@ class Api:
             raise HttpError(404, "there is nothing here")
         for verb, action, found in routes:
             if verb == method:
-                return action(self, request, *found.groups())
+                told = action(self, request, *found.groups())
+                return told if isinstance(told, Answer) else Answer(told)
         allowed = ", ".join(verb for verb, _, _ in routes)
         raise HttpError(405, f"only {allowed} will do", headers=(("Allow", allowed),))
 
-    def _page(self, request: Request) -> Answer:
-        return page(needs_token=self._needs_token)
-
-    def _status(self, request: Request) -> Answer:
-        return Answer(status.describe(self._program, self._keeper))
-
-    def _connections(self, request: Request) -> Answer:
+    def _connections(self, request: Request) -> Told:
         try:
             query = Query.parse(request.query)
         except ValueError as exc:
             raise HttpError(400, str(exc)) from None
-        return Answer(self._program.connections(query).describe(query))
+        return self.program.connections(query).describe(query)
 
-    def _limits(self, request: Request) -> Answer:
-        return Answer(status.limits(self._program))
-
-    def _refusals(self, request: Request) -> Answer:
-        return Answer({"refusals": status.refusals(self._program)})
-
-    def _penalties(self, request: Request) -> Answer:
-        return Answer(status.penalties(self._program))
-
-    def _forgive(self, request: Request, address: str) -> Answer:
+    def _forgive(self, request: Request, address: str) -> Told:
         ip = read_ip(unquote(address))
         if ip is None:
             raise HttpError(400, f"{quoted(unquote(address))} is no IP address")
-        if not self._program.forgive(ip):
+        if not self.program.forgive(ip):
             raise HttpError(404, "no login from there has failed of late")
         client = Address(str(ip), 0)
         log.info("the failed logins of %s are forgiven by an operator", client.network)
-        return Answer({"status": "forgiven", "client": client.network})
+        return {"status": "forgiven", "client": client.network}
 
-    def _explain(self, request: Request) -> Answer:
+    def _explain(self, request: Request) -> Told:
         """Say what the rules in effect make of a target."""
         given = request.query
         if unknown := given.keys() - {"target", "listener", "user", "from"}:
             raise HttpError(400, f"there is no {', '.join(sorted(unknown))}")
         try:
             target, client = read_target(given.get("target", "")), read_client(given.get("from", ""))
-            listener = choose(self._keeper.config.listeners, given.get("listener", ""))
+            listener = choose(self.keeper.config.listeners, given.get("listener", ""))
         except ConfigError as exc:
             raise HttpError(400, f"{exc.field}: {exc}") from None
         # Those that accept clients come first.
-        runtime = next(
-            each.runtime for each in self._program.app.servers if each.config.name == listener.name
-        )
+        runtime = next(each.runtime for each in self.program.app.servers if each.config.name == listener.name)
         user = given.get("user", "")
-        return Answer(explain_request(runtime.router.policy, runtime.config, target, user, client))
+        return explain_request(runtime.router.policy, runtime.config, target, user, client)
 
-    def _test(self, request: Request) -> Answer:
+    def _test(self, request: Request) -> Told:
         """Reach an upstream of the configuration in effect, stage by stage, and a target through it."""
         content = _object(request.body, {"upstream", "target"})
         name, text = content.get("upstream"), content.get("target", "")
         if not isinstance(name, str) or not isinstance(text, str):
             raise HttpError(400, "upstream and target are strings, and the first one is needed")
         try:
-            upstream = find(self._keeper.config, name)
-            return Answer(examine(upstream, read_target(text) if text else None))
+            upstream = find(self.keeper.config, name)
+            return examine(upstream, read_target(text) if text else None)
         except LookupError as exc:
             raise HttpError(404, str(exc.args[0])) from None
         except ValueError as exc:
             raise HttpError(400, f"target: {exc}") from None
 
-    def _kill(self, request: Request, name: str) -> Answer:
-        if not self._program.end_connection(name):
+    def _kill(self, request: Request, name: str) -> Told:
+        if not self.program.end_connection(name):
             raise HttpError(404, "there is no such connection")
-        return Answer({"status": "ended", "id": int(name) if name.isdecimal() else name})
+        return {"status": "ended", "id": int(name) if name.isdecimal() else name}
 
-    def _versions_list(self, request: Request) -> Answer:
-        versions = [status.describe_version(each) for each in self._keeper.versions()]
-        return Answer({"current": self._keeper.current.number, "versions": versions})
+    def _versions_list(self, request: Request) -> Told:
+        versions = [status.describe_version(each) for each in self.keeper.versions()]
+        return {"current": self.keeper.current.number, "versions": versions}
 
-    def _version(self, request: Request, number: str) -> Answer:
+    def _version(self, request: Request, number: str) -> Told:
         """Show a version, and with ``?to=M`` or ``?to=current`` what differs from it to another one."""
         try:
-            version = self._keeper.get(int(number))
-            content = status.describe_version(version) | {"text": self._keeper.redacted(version.number)}
+            version = self.keeper.get(int(number))
+            content = status.describe_version(version) | {"text": self.keeper.redacted(version.number)}
             other = request.query.get("to")
             if other is not None:
-                current = self._keeper.current.number
-                content["diff"] = self._keeper.diff(
+                current = self.keeper.current.number
+                content["diff"] = self.keeper.diff(
                     version.number, current if other == "current" else _number(other)
                 )
         except KeyError:
             raise HttpError(404, "there is no such version") from None
-        return Answer(content)
+        return content
 
-    def _show(self, request: Request) -> Answer:
-        return Answer({"version": self._keeper.current.number, "text": self._keeper.shown()})
-
-    def _reload(self, request: Request) -> Answer:
-        for note in self._program.app.reopen_logs():  # whatever becomes of the file
+    def _reload(self, request: Request) -> Told:
+        for note in self.program.app.reopen_logs():  # whatever becomes of the file
             log.warning("%s", note)
         self._refuse_while_draining()
-        return _told(self._keeper.reload("ctl"))
+        return _told(self.keeper.reload("ctl"))
 
-    def _upgrade(self, request: Request) -> Answer:
+    def _upgrade(self, request: Request) -> Told:
         """Begin to have the program's file started anew; what comes of it, the status says."""
         self._refuse_while_draining()
         try:
-            number = self._program.begin_upgrade(self._keeper.outcomes, self._keeper.held)
+            number = self.program.begin_upgrade(self.keeper.outcomes, self.keeper.held)
         except ProxyError as exc:
             raise HttpError(409, str(exc)) from None
         return Answer({"status": "begun", "number": number}, HTTPStatus.ACCEPTED)
 
-    def _rollback(self, request: Request) -> Answer:
+    def _rollback(self, request: Request) -> Told:
         self._refuse_while_draining()
         wanted = _object(request.body, {"version"}).get("version")
         if wanted is not None and (not isinstance(wanted, int) or isinstance(wanted, bool)):
             raise HttpError(400, "version is a number")
         try:
-            return _told(self._keeper.rollback(wanted))
+            return _told(self.keeper.rollback(wanted))
         except KeyError:
             raise HttpError(404, "there is no such version") from None
 
-    def _change(self, request: Request) -> Answer:
+    def _change(self, request: Request) -> Told:
         self._refuse_while_draining()
         edits, volatile = _read_change(request.body)
         try:
-            outcome = self._keeper.change(edits, volatile=volatile, if_match=_if_match(request))
+            outcome = self.keeper.change(edits, volatile=volatile, if_match=_if_match(request))
         except Conflict as exc:
             content = {"status": "conflict", "version": exc.current.number, "error": str(exc)}
             return Answer(content, HTTPStatus.PRECONDITION_FAILED)
         return _told(outcome)
 
-    def _metrics(self, request: Request) -> Answer:
-        return Answer(render(status.families(self._program, self._keeper)))
-
-    def _health(self, request: Request) -> Answer:
-        waiting = status.waiting(self._program)
+    def _health(self, request: Request) -> Told:
+        waiting = status.waiting(self.program)
         # As long as one listener serves, it is not out of service because of another.
-        nothing_serves = waiting and not any(server.acceptors for server in self._program.app.servers)
-        state = "draining" if self._program.app.draining else "waiting" if nothing_serves else "ok"
+        nothing_serves = waiting and not any(server.acceptors for server in self.program.app.servers)
+        state = "draining" if self.program.app.draining else "waiting" if nothing_serves else "ok"
         return Answer({"status": state}, 200 if state == "ok" else 503)
 
-    def _life(self, request: Request) -> Answer:
-        """Say that the event loop turns, whatever else is the matter."""
-        return Answer({"status": "alive"})
-
     def _refuse_while_draining(self) -> None:
-        if self._program.app.draining:
+        if self.program.app.draining:
             raise HttpError(409, "the server is stopping, so its configuration stays as it is")
 
     def _check_config(self, given: str | None) -> None:
@@ -219,16 +195,16 @@ class Api:
             )
 
 
-_ROUTES: list[tuple[str, re.Pattern[str], Callable[..., Answer]]] = [
+_ROUTES: list[tuple[str, re.Pattern[str], Callable[..., Told]]] = [
     (method, re.compile(path), action)
     for method, path, action in (
-        ("GET", "/", Api._page),
-        ("GET", "/status", Api._status),
+        ("GET", "/", lambda api, _: page(needs_token=api.needs_token)),
+        ("GET", "/status", lambda api, _: status.describe(api.program, api.keeper)),
         ("GET", "/connections", Api._connections),
         ("DELETE", r"/connections/([0-9]{1,15}(?:-[0-9]{1,15})?)", Api._kill),
-        ("GET", "/limits", Api._limits),
-        ("GET", "/refusals", Api._refusals),
-        ("GET", "/penalties", Api._penalties),
+        ("GET", "/limits", lambda api, _: status.limits(api.program)),
+        ("GET", "/refusals", lambda api, _: {"refusals": status.refusals(api.program)}),
+        ("GET", "/penalties", lambda api, _: status.penalties(api.program)),
         ("DELETE", r"/penalties/([0-9A-Za-z.:%]{1,80})", Api._forgive),
         ("GET", "/explain", Api._explain),
         ("POST", "/test", Api._test),
@@ -237,11 +213,12 @@ _ROUTES: list[tuple[str, re.Pattern[str], Callable[..., Answer]]] = [
         ("POST", "/reload", Api._reload),
         ("POST", "/rollback", Api._rollback),
         ("POST", "/upgrade", Api._upgrade),
-        ("GET", "/config", Api._show),
+        ("GET", "/config", lambda api, _: {"version": api.keeper.current.number, "text": api.keeper.shown()}),
         ("PATCH", "/config", Api._change),
-        ("GET", "/metrics", Api._metrics),
+        ("GET", "/metrics", lambda api, _: render(status.families(api.program, api.keeper))),
         ("GET", "/healthz", Api._health),
-        ("GET", "/livez", Api._life),
+        # That the event loop turns, whatever else is the matter.
+        ("GET", "/livez", lambda api, _: {"status": "alive"}),
     )
 ]
 
