@@ -79,7 +79,7 @@ class Builder:
             "limits": tuple(filter(None, (self._limit(name, conf) for name in conf["limits"]))),
             **{f"control_{key}": value for key, value in control.items()},
         }
-        config = self._make(ProxyConfig, [values], _place_in_file)
+        config = self._make(ProxyConfig, (), values)
         if config and self._with_files:
             for problem in selfcheck.problems(config):
                 self._outline.report_at(*_place_in_file(problem.field), str(problem))
@@ -162,9 +162,7 @@ class Builder:
             self._outline.report_at(path, "", f"{DIRECT} is built in: give this upstream another name")
         values = self._values(path, section)
         self._try_files(path, values)
-        kinds = [values["type"]] if "type" in values else list(UpstreamType)
-        options = [{"name": name, **values, "type": kind} for kind in kinds]
-        return self._make(UpstreamConfig, options, lambda key: (path, key))
+        return self._make(UpstreamConfig, path, {"name": name, **values}, type=UpstreamType)
 
     def _listener(
         self, name: str, values: dict[str, Any], upstreams: Mapping[str, UpstreamConfig | None]
@@ -175,13 +173,12 @@ class Builder:
         if any(section == ("auth_users",) for section, _ in refused):
             values.pop("auth", None)  # which may need a user
         self._try_files(path, values)
-        kinds = [values["protocol"]] if "protocol" in values else list(LISTENER_SCHEMES)
-        options = [{"name": name, "listen_addr": ":0", **values, "protocol": kind} for kind in kinds]
-        listener = self._make(ServerConfig, options, lambda key: (path, key))
+        values = {"name": name, "listen_addr": ":0", **values}
+        listener = self._make(ServerConfig, path, values, protocol=LISTENER_SCHEMES)
         if listener is None:
             refused.add((("listeners",), ""))
             with suppress(ConfigError):  # its address is compared with the others' all the same
-                return ServerConfig(options[0]["listen_addr"], kinds[0], name)
+                return ServerConfig(values["listen_addr"], values.get("protocol", Protocol.SOCKS5), name)
         return listener
 
     def _rule(
@@ -192,7 +189,7 @@ class Builder:
         action = values.get("action", (ALLOW,))
         if not {ALLOW, BLOCK} & set(action):
             values["upstream_config"] = self._ways(path, "action", action, upstreams, (ALLOW, BLOCK))
-        return self._make(RuleConfig, [{"name": name, **values}], lambda key: (path, key.rstrip("_")))
+        return self._make(RuleConfig, path, {"name": name, **values})
 
     def _ways(
         self,
@@ -248,9 +245,7 @@ class Builder:
         if any(section == path for section, _ in self._outline.refused):
             # Of what was refused one might be all that it limits.
             values.setdefault("connections", 1)
-        kinds = [values["per"]] if "per" in values else list(Per)
-        options = [{"name": name, **values, "per": kind} for kind in kinds]
-        return self._make(LimitConfig, options, lambda key: (path, key.rstrip("_")))
+        return self._make(LimitConfig, path, {"name": name, **values}, per=Per)
 
     def _try_files(self, path: Path, values: Mapping[str, Any]) -> None:
         """Report what is wrong with the TLS files that a section names, whatever else is."""
@@ -279,23 +274,27 @@ class Builder:
         return values
 
     def _make(
-        self,
-        kind: Callable[..., T],
-        options: Sequence[Mapping[str, Any]],
-        place: Callable[[str], tuple[Path, str]],
+        self, kind: Callable[..., T], path: Path, values: dict[str, Any], **choices: Iterable[object]
     ) -> T | None:
-        """Make a value, or report what is wrong with it: of several that it may be, with each of them."""
+        """
+        Make a value of a section, or report what is wrong with it.
+
+        If what decides about the others is not known, that is what is wrong with each of its ``choices``.
+        """
+        options = [{**values, key: one} for key, many in choices.items() if key not in values for one in many]
         complaints: list[list[tuple[str, str]]] = []
-        for values in options:
+        for option in options or [values]:
             try:
-                made = kind(**values)
+                made = kind(**option)
                 complaints.append([])
             except SettingsError as exc:
                 complaints.append([(each.field, str(each)) for each in exc.problems])
         for field, message in complaints[0]:
             if all((field, message) in each for each in complaints):
-                self._outline.report_at(*place(field), message)
-        return made if len(options) == 1 and not complaints[0] else None
+                # A field whose name is a word of Python's has a mark behind it.
+                place = (path, field.rstrip("_")) if path else _place_in_file(field)
+                self._outline.report_at(*place, message)
+        return None if options or complaints[0] else made
 
 
 def _why_no_upstream(name: str, known: Iterable[str], words: Sequence[str] = ()) -> str:

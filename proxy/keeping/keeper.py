@@ -203,11 +203,6 @@ class Keeper:
         """Give what is in effect, with all defaults and without secrets, as the text of a file."""
         return self._run(dump, self.config)
 
-    @property
-    def is_volatile(self) -> bool:
-        """True while something is in effect that no file has."""
-        return bool(self._running.layers.volatile)
-
     def digest(self) -> str:
         """Give a short hash of what is in effect, without its secrets: equal files have equal ones."""
         if self._digest[0] is not self.config:
@@ -218,14 +213,14 @@ class Keeper:
     def held(self) -> Iterator[None]:
         """Have nothing changed meanwhile; raises ``ProxyError`` if a new start would read something else."""
         with self._lock:
-            base = self._running.layers.base
-            if self.is_volatile:
+            layers = self._running.layers
+            if layers.volatile:
                 raise ProxyError(
                     "volatile changes are in effect, which would be gone: write them, or unset them"
                 )
             if self.trouble:
                 raise ProxyError(f"the file is not what is in effect: {self.trouble.problem}")
-            if not self._run(self._file.holds, base):
+            if not self._run(self._file.holds, layers.base):
                 raise ProxyError(f"{self._file.path} has changes that are not in effect: reload it first")
             yield
 
