@@ -115,9 +115,10 @@ class Pong:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """The peer's last frame; the code is None if it gave none."""
+    """The peer's last frame; the code is None if it gave none, and the reason is for people."""
 
     code: int | None
+    reason: str = ""
 
 
 Event = Payload | Empty | Ping | Pong | Close
@@ -329,10 +330,9 @@ def _parse_close(payload: bytes) -> Close:
     if not _may_be_sent(code):
         raise FrameError(f"close code {code} may not be sent")
     try:
-        payload[2:].decode()
+        return Close(code, payload[2:].decode())
     except UnicodeDecodeError as exc:
         raise FrameError("a close reason is not UTF-8", CloseCode.INVALID_DATA) from exc
-    return Close(code)
 
 
 def _may_be_sent(code: int) -> bool:

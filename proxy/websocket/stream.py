@@ -277,7 +277,8 @@ class WebSocketStream:
         elif isinstance(event, Close):
             self._peer_close = event
             if event.code not in (None, CloseCode.NORMAL):
-                raise CutError(f"the peer closed with code {event.code}")
+                why = f": {event.reason}" if event.reason else ""
+                raise CutError(f"the peer closed with code {event.code}{why}")
             if self._decoder.in_message:
                 raise CutError("the peer closed in the middle of a message")
             self._ended = True

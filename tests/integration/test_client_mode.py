@@ -296,6 +296,19 @@ def write_and_close(fd: int, data: bytes) -> None:
         file.write(data)
 
 
+def test_why_a_far_end_closed_is_said_in_its_words() -> None:
+    """RFC 6455, section 7.1.6; with ``answer = at_once`` the Close is all that tells the cause."""
+    with Proxy({"listeners": {"web": web_door(answer="at_once")}}) as node:
+        url = f"ws://127.0.0.1:{node.door('web')[1]}/"
+        done = run_proxy(
+            "-mode", "client", "-protocol", "websocket", "-addr", url, *to_target(free_port(), "127.0.0.1")
+        )
+    warning, last = done.stderr.decode().splitlines()
+    assert "did not confirm" in warning
+    assert last.endswith(": target: the peer closed with code 1011: connection refused")
+    assert done.returncode == 1
+
+
 def test_a_far_end_that_is_no_tunnel_is_named(tmp_path: Path) -> None:
     """CASES 335: a server that echoes, for instance; the bytes go through all the same."""
 

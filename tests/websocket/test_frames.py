@@ -229,7 +229,7 @@ def test_a_close_code_that_may_not_be_sent_is_an_error(code: int) -> None:
 @pytest.mark.parametrize("code", [*range(1000, 1004), *range(1007, 1015), 3000, 3999, 4000, 4999])
 def test_every_other_close_code_is_taken(code: int) -> None:
     """CASES D112."""
-    assert decode(by_peer(8, peer.Close(code, "bye").serialize())) == [Close(code)]
+    assert decode(by_peer(8, peer.Close(code, "bye").serialize())) == [Close(code, "bye")]
 
 
 def test_half_a_close_code_is_an_error() -> None:
@@ -383,7 +383,7 @@ TEN_EVENTS = [
     Pong(b""),
     b"the rest",
     Ping(b""),
-    Close(1001),
+    Close(1001, "off"),
 ]
 
 
