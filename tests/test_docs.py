@@ -135,6 +135,65 @@ def test_the_tables_of_settings_have_the_fields_in_order(kind: type) -> None:
     assert named == [field.name for field in dataclasses.fields(kind)]
 
 
+PEERS = {
+    "microsocks": "microsocks",
+    "Dante": "dante",
+    "v2ray tunnel": "v2ray",
+    "the same over TLS": "v2ray-tls",
+}
+
+
+def measured(work: str, column: str) -> dict[str, float]:
+    """Read a column of a table of the latest measurement, by contender; what is not a figure is left out."""
+    text = (ROOT / "docs" / "performance-table.md").read_text("utf-8")
+    head = next(
+        line
+        for line in text.partition(f"# {work}\n")[2].splitlines()
+        if line.startswith("|") and "-" * 3 not in line
+    )
+    place = [cell.strip() for cell in head.strip("|").split("|")].index(column) - 1
+    cells = {
+        name.rstrip(" ~*"): rest[place]
+        for name, rest in rows(ROOT / "docs" / "performance-table.md", work).items()
+    }
+    return {name: float(cell.rstrip("×")) for name, cell in cells.items() if re.match(r"\d", cell)}
+
+
+@pytest.mark.parametrize("column", PEERS)
+def test_the_readme_compares_by_the_latest_measurement(column: str) -> None:
+    peer = PEERS[column]
+    table = README.read_text("utf-8").partition("| memory before the first client")
+    head = next(line for line in reversed(table[0].splitlines()) if column in line)
+    place = [cell.strip() for cell in head.strip("|").split("|")].index(column)
+    told = {
+        cells[0].strip(): [float(figure) for figure in re.findall(r"[\d.]+", cells[place])]
+        for cells in (
+            line.strip("|").split("|") for line in "".join(table[1:]).partition("\n\n")[0].splitlines()
+        )
+    }
+    bulk = [
+        1 / figures[peer]
+        for work in (
+            f"Bulk {way}, {count}"
+            for way in ("download", "upload")
+            for count in ("1 stream", "4 streams", "16 streams")
+        )
+        if peer in (figures := measured(work, "ours: rate"))
+    ]
+    right = {
+        "memory before the first client": [measured("Idle connections", "MiB before the first")[peer]],
+        "memory per idle connection": [measured("Idle connections", "KiB each")[peer]],
+        "bulk throughput": [min(bulk), max(bulk)],
+        "CPU per short connection": [1 / measured("Short connections, 32 at a time", "ours: CPU")[peer]],
+        "p99 delay of a small connection beside bulk": [
+            1 / measured("Latency beside 4 downloads and 4 uploads", "ours: p99")[peer]
+        ],
+    }
+    assert told.keys() == right.keys()
+    for name, ratios in right.items():
+        assert told[name] == pytest.approx(ratios, rel=0.05) or told[name] == [*map(round, ratios)], name
+
+
 def test_all_that_the_configuration_offers_to_programs_is_documented() -> None:
     text = API.read_text("utf-8")
     assert [name for name in config.__all__ if not re.search(rf"\b{name}\b", text)] == []
