@@ -74,6 +74,8 @@ class Answer:
 Handler = Callable[[Request], Answer]
 Guard = Callable[[RequestHead, Address], None]
 
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"  # a MUST where it is expected (RFC 9110, section 10.1.1)
+
 
 class HttpServer:
     """
@@ -129,7 +131,10 @@ class HttpServer:
                 bodiless = head.method == "HEAD"
                 self._guard(head, client)
                 self._strangers.pop(getcurrent(), None)
-                body = channel.read_exact(_body_size(head.headers))
+                size = _body_size(head.headers)
+                if size and head.version != "HTTP/1.0" and "100-continue" in head.headers.tokens("Expect"):
+                    channel.send(_CONTINUE)
+                body = channel.read_exact(size)
                 self._guard(head, client)  # what opened it may have been taken away while the body came
             answer = self._handler(_request(head, body))
         except HttpError as exc:

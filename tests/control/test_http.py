@@ -113,6 +113,34 @@ def test_it_may_come_in_pieces(house: House, cut: int) -> None:
     assert house.asked[0].body == b"in two"
 
 
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+def test_who_waits_to_be_told_sends_its_body_then(house: House) -> None:
+    """RFC 9110, section 10.1.1; curl waits a second for it, and others for good."""
+    data = request("/path", "Expect: 100-Continue", method="POST", body=b"late")
+    with house.connect() as sock:
+        sock.sendall(data[:-4])
+        told = b"".join(sock.recv(1) for _ in CONTINUE)
+        assert told == CONTINUE
+        sock.sendall(data[-4:])
+        assert Told(sock).status == 200
+    assert house.asked[0].body == b"late"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        request("/path", "Expect: 100-continue"),
+        request("/path", "Expect: 100-continue", method="POST", body=b"x").replace(b"HTTP/1.1", b"HTTP/1.0"),
+    ],
+    ids=["no body", "HTTP/1.0"],
+)
+def test_who_has_nothing_to_wait_for_is_not_told_to_go_on(house: House, data: bytes) -> None:
+    """RFC 9110, sections 10.1.1 and 15.2."""
+    assert house.ask(data).data.startswith(b"HTTP/1.1 200 ")
+
+
 def test_only_the_first_of_a_connection_is_served(house: House) -> None:
     assert house.ask(request("/one") + request("/two")).content == {"path": "/one"}
     assert [each.path for each in house.asked] == ["/one"]
@@ -177,7 +205,7 @@ def test_whom_the_guard_does_not_let_in_sends_its_body_in_vain(house: House) -> 
         raise HttpError(401, "who are you?", headers=(("WWW-Authenticate", "Bearer"),))
 
     house.guard = refuse
-    told = house.ask(request("/secret", "Content-Length: 60000", method="POST"))
+    told = house.ask(request("/secret", "Content-Length: 60000", "Expect: 100-continue", method="POST"))
     assert (told.status, told.content) == (401, {"error": "who are you?"})
     assert told.headers["WWW-Authenticate"] == "Bearer"
     assert house.asked == []
