@@ -54,6 +54,7 @@ class Layers:
 class State:
     """What is in effect, or may come to be."""
 
+    version: Version
     layers: Layers
     loaded: Loaded
     files: Fingerprint  # of those that it names, taken before they are read
@@ -66,10 +67,9 @@ class State:
 
 @dataclass(frozen=True)
 class Candidate:
-    """All that a change needs, made in a native thread; nothing of it is in effect yet."""
+    """All that a change needs; nothing of it is in effect yet."""
 
     state: State
-    version: Version | None = None  # it becomes this one; without it stays the same
     notes: tuple[str, ...] = ()
     is_to_apply: bool = True
     is_for_file: bool = False

@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import stat
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
@@ -97,6 +98,10 @@ class History:
         with suppress(OSError), self._opened() as folder:
             numbers += map(_number, os.listdir(folder))
         return 1 + max(numbers, default=0)
+
+    def make(self, source: str, summary: str, text: str, *, volatile: bool = False) -> Version:
+        """Make the next version, which nobody remembers yet."""
+        return Version(self.next_number(), time.time(), source, summary, text, volatile)
 
     def add(self, version: Version) -> str:
         """

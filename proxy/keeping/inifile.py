@@ -90,6 +90,12 @@ class IniFile:
         self.judged = Judged(_digest(content.data), waits_for, is_rejected=True, trouble=trouble)
         return content.text, load.understand(content, self.path, self.folder)
 
+    def parse(self, text: str, name: str = "") -> tuple[Loaded, Fingerprint]:
+        """Read a text as if it stood here, and the files that it names. Raises ``InvalidConfigError``."""
+        content = load.Content(text.encode())
+        taken = fingerprint.take(load.named_files_in(content.document, self.folder))
+        return load.understand(content, name, self.folder), taken
+
     def is_new(self) -> bool:
         """Tell whether it is another file than was judged, or one that it names is."""
         content, judged = self._read(), self.judged

@@ -5,11 +5,11 @@ Whatever wants a change comes here: the watcher, a signal, the control interface
 ``Candidate`` is made, and ``_commit`` does the rest. What must never be violated:
 
 - One at a time, under the lock, and to its end: nobody sees half a change.
-- A ``Candidate`` is made in a native thread, which changes nothing but what is known of the file: reading
-  and judging a large one takes a while, and disks may stall. To apply it is for whoever runs the servers.
+- A ``Candidate`` is made in a native thread (``making.py``), which changes nothing but what is known of the
+  file. To apply it is for whoever runs the servers.
 - The file is written before a candidate is applied, and put back if that fails; so the two change together
   or not at all. Where they differ all the same, ``trouble`` says why until they do not (``inifile.py``).
-- What is in effect is said to be another (``_running``, ``current``) when nothing can fail any more.
+- What is in effect is said to be another (``_running``) when nothing can fail any more.
 - Certificates and users in effect are renewed whatever the file says: these are asked apart.
 - Files that a configuration names are fingerprinted before they are read: one that is replaced meanwhile is
   another one at the next look. After it, a user who was taken out would stay in until the next change.
@@ -17,7 +17,6 @@ Whatever wants a change comes here: the watcher, a signal, the control interface
 
 import hashlib
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,17 +28,15 @@ from typing import ParamSpec, TypeVar
 from gevent.lock import BoundedSemaphore
 
 from proxy.config import ProxyConfig
-from proxy.configfile import load
 from proxy.configfile.dump import dump
 from proxy.configfile.load import InvalidConfigError
 from proxy.configtext import changes
 from proxy.configtext.document import Edit, redact
-from proxy.errors import ConfigError, Failure, ProxyError, reason_of
+from proxy.errors import Failure, ProxyError, reason_of
 from proxy.keeping import files, fingerprint
 from proxy.keeping.candidate import (
     Candidate,
     Conflict,
-    Edits,
     Layers,
     Outcome,
     RefusedError,
@@ -47,8 +44,9 @@ from proxy.keeping.candidate import (
     problems_of,
 )
 from proxy.keeping.fingerprint import Fingerprint
-from proxy.keeping.history import History, Version, version_before
+from proxy.keeping.history import History, Version
 from proxy.keeping.inifile import IniFile, Trouble, still
+from proxy.keeping.making import Maker
 from proxy.net.threads import NativeThreads, politely
 from proxy.trust import Trust
 
@@ -65,8 +63,6 @@ class Keeper:
 
     ``start`` first: it says what to serve. ``record`` when that is being served.
     """
-
-    current: Version
 
     def __init__(
         self,
@@ -98,6 +94,11 @@ class Keeper:
         return self._file.judged.trouble or self._trouble_beside
 
     @property
+    def current(self) -> Version:
+        """The version in effect."""
+        return self._running.version
+
+    @property
     def config(self) -> ProxyConfig:
         """The configuration in effect."""
         return self._running.loaded.config
@@ -120,35 +121,32 @@ class Keeper:
             instead = f"starting with version {self.current.number} instead, the last good one"
             warnings = (*problems_of(exc), instead)
         else:
-            self._running = State(Layers.of(text), loaded, self._file.judged.waits_for)
+            self._running = State(self._first(text), Layers.of(text), loaded, self._file.judged.waits_for)
             self._file.accept()
-            self._take_first(text)
             warnings = tuple(map(str, loaded.warnings))
         self._history.size = self.config.history_size
         self._started = self.config
         return warnings
 
-    def _take_first(self, text: str) -> None:
-        last = next(iter(self._history.versions[-1:]), None)
+    def _first(self, text: str) -> Version:
+        last = next(reversed(self._history.versions), None)
         self._is_new = not last or last.volatile or last.text != text
         if last and not self._is_new:
-            self.current = last
-        else:
-            summary = changes.summary(last.text, text) if last else "the first version"
-            self.current = self._version("start", Layers.of(text), summary)
+            return last
+        summary = changes.summary(last.text, text) if last else "the first version"
+        return self._history.make("start", summary, text)
 
     def _take_last_good(self) -> bool:
         for version in reversed(self._history.versions):
             if version.volatile:
                 continue
             try:
-                self._running = self._parse(Layers.of(version.text))
+                self._running = State(version, Layers.of(version.text), *self._file.parse(version.text))
             except InvalidConfigError as exc:
                 # Of the users in their file; and the versions before may be of a time without logins.
                 if any(each.path for each in exc.problems):
                     return False
             else:
-                self.current = version
                 return True
         return False
 
@@ -173,7 +171,8 @@ class Keeper:
     def leave_folder(self) -> None:
         """Have nothing more to do with the folder: it is another server's. Before ``record``."""
         self._history = History(None, self.config.history_size)
-        self._take_first(self.current.text)  # without those that may be the other one's
+        # Without those that may be the other one's.
+        self._running = replace(self._running, version=self._first(self.current.text))
 
     # -- looking back
 
@@ -229,7 +228,7 @@ class Keeper:
     def reload(self, source: str = "file") -> Outcome:
         """Read the file now, whatever was said of it before, and anew the files that it names."""
         with self._lock:
-            return self._commit(partial(self._from_file, source), is_of_file=True, cure=True)
+            return self._commit(partial(self._maker.from_file, source), is_of_file=True, cure=True)
 
     def rollback(self, number: int | None = None) -> Outcome:
         """
@@ -240,8 +239,8 @@ class Keeper:
         ``KeyError`` for one that is not known.
         """
         with self._lock:
-            old = None if number is None else self.get(number)
-            return self._commit(partial(self._from_version, old) if old else self._from_before)
+            maker, old = self._maker, None if number is None else self.get(number)
+            return self._commit(partial(maker.from_version, old) if old else maker.from_before)
 
     def change(
         self, edits: Sequence[Edit], *, volatile: bool = False, if_match: int | None = None
@@ -255,7 +254,7 @@ class Keeper:
         with self._lock:
             if if_match is not None and if_match != self.current.number:
                 raise Conflict(self.current)
-            return self._commit(partial(self._from_edits, dict(edits), volatile=volatile), cure=True)
+            return self._commit(partial(self._maker.from_edits, dict(edits), volatile=volatile), cure=True)
 
     def reload_if_changed(self) -> Outcome | None:
         """
@@ -266,7 +265,7 @@ class Keeper:
         outcome = None
         with self._lock:
             if self._run(self._file.is_new):
-                from_file = partial(self._from_file, "file", is_asked_for=False)
+                from_file = partial(self._maker.from_file, "file", is_asked_for=False)
                 outcome = self._commit(from_file, is_of_file=True, cure=True, is_asked_for=False)
             if not self.trouble and self._run(self._file.is_left_behind):
                 what = f"{self._file.path} was replaced where it is mounted from, which is not seen here"
@@ -275,7 +274,7 @@ class Keeper:
             # Whatever became of the file: certificates and users are renewed beside a broken one too.
             taken = self._run(fingerprint.take, self._running.files)
             if taken != self._running.files:
-                outcome = self._commit(self._from_what_is_in_effect, is_asked_for=False)
+                outcome = self._commit(self._maker.again, is_asked_for=False)
                 if outcome.status == "rejected":  # which is said once, until they change again
                     self._running = replace(self._running, files=taken)
                     self._trouble_beside = still(self._trouble_beside, outcome.problems[0])
@@ -356,15 +355,16 @@ class Keeper:
             file.accept()
             file.note(str(unwritten))
             notes = (f"{unwritten}; it is as it was", *notes)
-        if new.version:
-            self.current = new.version
+        version = new.state.version
+        is_other = version is not running.version or new.state.files != running.files
+        if version is not running.version:
             self._history.size = self.config.history_size
-            told_of = new.version.number, new.version.source, new.version.summary
-            log.info("version %d of the configuration (%s): %s", *told_of)
+            log.info(
+                "version %d of the configuration (%s): %s", version.number, version.source, version.summary
+            )
             self._remember()
-        elif new.state.files != running.files:
+        elif is_other:
             notes += ("the files that it names were read again",)
-        is_other = new.version or new.state.files != running.files
         return self._tell(Outcome("applied" if is_other else "unchanged", self.current.number, notes=notes))
 
     def _put_back(self, undo: Callable[[], None], cause: Exception) -> None:
@@ -387,96 +387,9 @@ class Keeper:
         self.outcomes[outcome.status] += 1
         return outcome
 
-    # -- in a native thread: what may come into effect
-
-    def _from_file(self, source: str, *, is_asked_for: bool = True) -> Candidate:
-        text, loaded = self._file.judge()
-        new = State(Layers.of(text), loaded, self._file.judged.waits_for)
-        if text != self._running.layers.base or (self._running.layers.volatile and is_asked_for):
-            return self._candidate(source, new, tuple(map(str, loaded.warnings)))
-        # The text is as it was, but the files that it names may have changed.
-        return Candidate(new, notes=self._news(new)) if is_asked_for else self._unchanged()
-
-    def _from_what_is_in_effect(self) -> Candidate:
-        """Read the files again that what is in effect names; what the file says now is another matter."""
-        text, number = self.current.text, self.current.number
-        name = self._file.path if self._file.holds(text) else f"version {number}"
-        new = self._parse(self._running.layers, name)
-        return Candidate(new, notes=self._news(new))
-
-    def _from_before(self) -> Candidate:
-        """Go back to the version before; or have a rejected file hold what is in effect again."""
-        if not self._file.is_rejected():
-            return self._from_version(version_before(self.current, self.versions()))
-        number = self.current.number
-        return replace(
-            self._unchanged(),
-            is_for_file=True,
-            notes=(f"{self._file.path} is as version {number} again",),
-            without_file=f"version {number} is in effect all the same",
-        )
-
-    def _from_version(self, old: Version) -> Candidate:
-        name = f"version {old.number}"
-        new = self._parse(Layers.of(old.text), name)
-        if old.text == self.current.text and self._file.holds(old.text):
-            return self._unchanged()
-        summary = f"back to {name}: {changes.summary(self.current.text, old.text)}"
-        return replace(self._candidate("rollback", new, self._news(new), summary), is_for_file=True)
-
-    def _from_edits(self, edits: Edits, *, volatile: bool) -> Candidate:
-        old = self._running.layers
-        layers = old.with_volatile(edits) if volatile else old.with_edits(edits)
-        try:
-            new = self._parse(layers)
-        except InvalidConfigError as exc:
-            raise RefusedError(tuple(each.by_name for each in exc.problems)) from exc
-        if (layers.base, layers.text) == (old.base, old.text):
-            return self._unchanged()
-        if volatile:
-            summary = f"{changes.summary(old.text, layers.text)} (volatile)"
-            note = "not written to the file: the next time it is read, this is gone"
-            return self._candidate("ctl", new, (*self._news(new), note), summary)
-        if not self._file.holds(old.base):
-            what = "has changes that are not in effect: put them right, and reload it, first"
-            raise RefusedError((f"{self._file.path} {what}", *self._file.problems()))
-        candidate = self._candidate("ctl", new, self._news(new), changes.summary(old.base, layers.base))
-        return replace(candidate, is_for_file=True, without_file="a volatile change does not need it")
-
-    def _candidate(self, source: str, new: State, notes: tuple[str, ...], summary: str = "") -> Candidate:
-        """Make a candidate for a new version."""
-        config, layers = new.loaded.config, new.layers
-        if config.state_dir != self._started.state_dir:
-            raise ConfigError(
-                "proxy.state_dir",
-                "cannot change while the server runs, as ctl would look for it in vain: "
-                "edit the file, and restart the server",
-            )
-        if config.control_listen_addr != self._started.control_listen_addr:
-            notes += ("control.listen_addr takes effect at the next start",)
-        gone = self._running.layers.volatile
-        if gone and not layers.volatile:
-            notes += (f"volatile changes are gone: {', '.join(gone)}",)
-        summary = summary or changes.summary(self.current.text, layers.text)
-        return Candidate(new, self._version(source, layers, summary), notes)
-
-    def _version(self, source: str, layers: Layers, summary: str) -> Version:
-        number = self._history.next_number()
-        return Version(number, time.time(), source, summary, layers.text, bool(layers.volatile))
-
-    def _news(self, new: State) -> tuple[str, ...]:
-        """Say what there was no warning of until now; who changes one thing need not hear of all others."""
-        known = self._running.warnings
-        return tuple(each for each in new.warnings if each not in known)
-
-    def _unchanged(self) -> Candidate:
-        return Candidate(self._running, is_to_apply=False)
-
-    def _parse(self, layers: Layers, name: str = "") -> State:
-        """Read the text of a version, and the files that it names; raises ``InvalidConfigError``."""
-        content, folder = load.Content(layers.text.encode()), self._file.folder
-        taken = fingerprint.take(load.named_files_in(content.document, folder))
-        return State(layers, load.understand(content, name, folder), taken)
+    @property
+    def _maker(self) -> Maker:
+        return Maker(self._file, self._history, self._started, self._running)
 
     def _run(self, function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
         return self._workers.run(partial(function, *arguments, **options))
