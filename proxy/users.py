@@ -16,6 +16,16 @@ _SALT = r"(?=[\w-]{2})(?:[\w-]{4})*(?:[\w-]{2}(?:==)?|[\w-]{3}=?)?"
 _KEY = r"[\w-]{43}=?"
 _SCRYPT = re.compile(rf"scrypt\$(?:1\d|20)\$[1-9]\d?\$[1-9]\d?\$(?:long\$)?{_SALT}\${_KEY}", re.ASCII)
 
+# As htpasswd, crypt(3) and password managers print them.
+_OF_OTHERS = re.compile(
+    r"\$(?:1|2[abxy]?|5|6|7|y|gy|apr1|argon2(?:id|i|d)|scrypt|pbkdf2[\w-]*)\$.{16,}|\{S?SHA\d*\}.{20,}",
+    re.ASCII,
+)
+OF_OTHERS = (
+    "looks like a hash of another program, such as htpasswd, and is taken for the password itself: "
+    "only what -hash-password prints is a hash here"
+)
+
 
 class Users(dict[str, str]):
     """
@@ -63,6 +73,11 @@ def user_problems(username: str, password: str) -> Iterator[ConfigError]:
 def is_hash(stored: bytes) -> bool:
     """Tell whether a configured password is a hash."""
     return stored.startswith(b"scrypt$")
+
+
+def is_of_others(password: str) -> bool:
+    """Tell whether a plain password looks like a hash of another program, which would log in as it is."""
+    return bool(_OF_OTHERS.fullmatch(password))
 
 
 def kind_of(stored: bytes) -> bytes:

@@ -6,7 +6,7 @@ import hashlib
 import pytest
 
 from proxy.errors import ConfigError
-from proxy.users import check_user
+from proxy.users import check_user, is_of_others
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,30 @@ def test_refuses_a_damaged_password_hash(password: str) -> None:
     with pytest.raises(ConfigError, match="hash") as caught:
         check_user("alice", password)
     assert password not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        # Of Apache's page on password formats.
+        "$apr1$r31.....$HqJZimcKQFAMYayBlzkI/0",
+        "{SHA}VBPuJHI7uixaa6LQGx4s+5GKNE4=",
+        "$2y$05$c4WoMPo3SXsafkva.HHa6uXQZWr7oboPiC2bT/r7q1BB8I2s0BRqC",
+        # Of openssl passwd -1, -5 and -6, with this salt.
+        "$1$saltsalt$yEqE3piuhSYZ..6NGFtsm/",
+        "$5$saltsalt$5nbCsW5F.JCojhDF8BYWwLHkLYdXXFdnFoYUOiM2iu5",
+        "$6$saltsalt$LDXPTlgBwvos30nDQYE87p0HOcSSLvqM4sFnKbmhnABtBtA32fiC3O10o2AoRuO4wxB/8/wHS5Kpe4CLBip/10",
+        # Of the PHC string format.
+        "$argon2id$v=19$m=65536,t=2,p=1$gZiV/M1gPc22ElAH/Jh1Hw$CWOrkoo7oJBQ/iyh7uJ0LO2aLEfrHwTWllSAxT0zRno",
+    ],
+)
+def test_knows_the_hashes_of_other_programs(password: str) -> None:
+    assert is_of_others(password)
+    check_user("alice", password)  # it may be a password all the same
+
+
+@pytest.mark.parametrize(
+    "password", [scrypt_hash(), "wonderland", "$100 a month", "$1$", "{SHA}", "$6$ for lunch"]
+)
+def test_other_passwords_are_not_taken_for_hashes(password: str) -> None:
+    assert not is_of_others(password)

@@ -34,7 +34,7 @@ from proxy.settings.protocols import LISTENER_SCHEMES, Protocol
 from proxy.settings.rules import ALLOW, BLOCK, RuleConfig
 from proxy.settings.upstream import DIRECT, DIRECT_UPSTREAM, UpstreamConfig, UpstreamType
 from proxy.tls.contexts import check_readable, client_context, server_context
-from proxy.users import Users, check_user
+from proxy.users import OF_OTHERS, Users, check_user, is_of_others
 
 TLS_FILES = ("tls_cert", "tls_key", "tls_ca")
 NAMED_FILES = (*TLS_FILES, "users_file")  # which may change without the file
@@ -124,6 +124,8 @@ class Builder:
                 check_user(name, password)
             except ConfigError as exc:
                 self._outline.report_at(("auth_users",), name, str(exc))
+            if is_of_others(password):
+                self._outline.warn_at(("auth_users",), name, OF_OTHERS)
         return {name: users[name] for name in users if (("auth_users",), name) not in self._outline.refused}
 
     def _users_in_file(self, path: str, conf: Mapping[str, Any]) -> dict[str, str]:

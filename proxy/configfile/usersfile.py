@@ -16,7 +16,7 @@ from proxy.configtext.syntax import CONTROL
 from proxy.errors import is_shortage, reason_of
 from proxy.net.limits import from_reserve, untold_shortage
 from proxy.trust import Trust
-from proxy.users import is_hash, to_bytes, user_problems
+from proxy.users import OF_OTHERS, is_hash, is_of_others, to_bytes, user_problems
 
 _MOST_PROBLEMS = 20  # that are told: of a file of another kind each line is one
 
@@ -88,9 +88,17 @@ def _read_lines(read: UsersFile, text: str, others: Collection[str]) -> None:
         else:
             places[name] = number
             read.users[name] = password
+    _look_for_hashes_of_others(read, places)
     if (more := len(read.problems) - _MOST_PROBLEMS) > 0:
         del read.problems[_MOST_PROBLEMS:]
         read.problems.append(Problem(read.path, f"and {more} more lines that are wrong"))
+
+
+def _look_for_hashes_of_others(read: UsersFile, places: dict[str, int]) -> None:
+    found = [places[name] for name, password in read.users.items() if is_of_others(password)]
+    if found:
+        more = f" (and {len(found) - 1} more like this)" if found[1:] else ""
+        read.warnings.append(Problem(read.path, OF_OTHERS + more, found[0]))
 
 
 def _problems(name: str, colon: str, password: str) -> Iterator[str]:

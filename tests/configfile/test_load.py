@@ -865,6 +865,18 @@ def test_warns_of_passwords_that_others_may_read(tmp_path: Path, mode: int, text
     assert [f"chmod 600 {path}" in str(each) for each in load(str(path)).warnings] == [True] * warned
 
 
+def test_warns_of_a_hash_that_another_program_made(tmp_path: Path) -> None:
+    path = tmp_path / "proxy.ini"
+    apr1 = "$apr1$r31.....$HqJZimcKQFAMYayBlzkI/0"
+    path.write_text(
+        f"[listeners]\n[[a]]\nprotocol = socks5\nlisten_addr = :1080\n[auth_users]\nbob = {apr1}\n"
+    )
+    path.chmod(0o600)
+    (warning,) = map(str, load(str(path)).warnings)
+    assert warning.startswith(f"{path}:6: [auth_users] bob: looks like a hash of another program")
+    assert apr1 not in warning
+
+
 @pytest.mark.parametrize(
     ("mode", "is_warned"), [(0o600, False), (0o644, False), (0o602, True), (0o666, True)]
 )

@@ -112,6 +112,18 @@ def test_what_is_no_file_is_a_problem_and_waits_for_nobody(tmp_path: Path) -> No
     assert read_users("a\0b").problems
 
 
+def test_hashes_of_other_programs_are_a_warning_that_does_not_repeat_them(tmp_path: Path) -> None:
+    """A file of htpasswd has the same form: nobody could log in, but for whoever got hold of a hash."""
+    hashes = "$apr1$r31.....$HqJZimcKQFAMYayBlzkI/0", "{SHA}VBPuJHI7uixaa6LQGx4s+5GKNE4="
+    path = written(tmp_path, f"# ours\nann:{HASH}\nbob:{hashes[0]}\ncarol:{hashes[1]}\n")
+    (warning,) = map(str, read_users(str(path)).warnings)
+    assert warning.startswith(
+        f"{path}:3: looks like a hash of another program, such as htpasswd, and is taken"
+    )
+    assert warning.endswith("(and 1 more like this)")
+    assert not any(each in warning for each in hashes)
+
+
 def test_who_else_may_read_or_write_it_is_a_warning(tmp_path: Path) -> None:
     (warning,) = read_users(str(written(tmp_path, "bob:builder", 0o644))).warnings
     assert "has passwords in plain text" in str(warning)
