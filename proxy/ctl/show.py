@@ -152,7 +152,9 @@ def limits(answer: Object) -> str:
     blocks = [table([_account(each) for each in answer["accounts"]])]
     if more := answer["total"] - len(answer["accounts"]):
         blocks.append(f"and {more} more with less")
-    return "\n\n".join([*blocks, *(["\n".join(lines)] if lines else [])])
+    if lines:
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
 
 
 def _account(each: Object) -> Row:
@@ -216,7 +218,8 @@ def explanation(answer: Object) -> str:
     lines = [_rule(each, width) for each in rules]
     decided = answer["decided"]
     if decided and not decided["rule"]:
-        lines.append(f"{'':4}{'(no rule)':{width}}  yes   allow: by {_own_ways(answer, decided)}")
+        ways = f"the ways out of {answer['listener']}: {', '.join(decided['ways'])}"
+        lines.append(f"{'':4}{'(no rule)':{width}}  yes   allow: by {ways}")
     if answer["addresses"] and answer["is_name"]:
         lines.append(f"looked up here: {', '.join(each['ip'] for each in answer['addresses'])}")
     across = max((len(each["ip"]) for each in answer["addresses"]), default=0)
@@ -226,10 +229,10 @@ def explanation(answer: Object) -> str:
         lines.append(f"its address has it go another way, {whose}: by {', '.join(turned['ways'])}")
     if answer["goes"]:
         return "\n".join([*lines, f"goes: by {', '.join(answer['by'])}"])
-    reply = ""
+    refused = f"refused: {_plain(answer['failure'])}"
     if "socks" in answer:
-        reply = f"  SOCKS {answer['socks']:02}, HTTP {answer['http']} {answer['proxy_status']}".rstrip()
-    return "\n".join([*lines, f"refused: {_plain(answer['failure'])}{reply and '    '}{reply.strip()}"])
+        refused += f"    SOCKS {answer['socks']:02}, HTTP {answer['http']} {answer['proxy_status']}".rstrip()
+    return "\n".join([*lines, refused])
 
 
 def _rule(each: Object, width: int) -> str:
@@ -237,10 +240,6 @@ def _rule(each: Object, width: int) -> str:
     if each["answer"] == "yes":
         does = f"; would {each['action']}, and only reports" if each["report"] else f": {each['action']}"
     return f"{each['number']:3} {each['name']:{width}}  {each['answer']:4}  {_plain(each['why'])}{does}"
-
-
-def _own_ways(answer: Object, decided: Object) -> str:
-    return f"the ways out of {answer['listener']}: {', '.join(decided['ways'])}"
 
 
 def _verdict(each: Object) -> str:
@@ -257,16 +256,16 @@ def trial(answer: Object) -> str:
         lines.append(f"{hop['upstream']}  {hop['type']} {hop['address']}".rstrip())
         for stage in hop["stages"]:
             failed = "" if stage["ok"] else stage["stage"]
-            said = [] if stage["ok"] else ["failed"]
-            said += [stage["said"]] if stage["said"] else []
-            said += [_certificate(stage["certificate"])] if stage["certificate"] else []
-            lines.append(
-                f"  {stage['stage']:9}  {_took(stage['seconds']):>9}  {_plain('; '.join(said))}".rstrip()
-            )
+            certificate = stage["certificate"] and _certificate(stage["certificate"])
+            said = filter(None, ("" if stage["ok"] else "failed", stage["said"], certificate))
+            took = f"{_took(stage['seconds']):>9}"
+            lines.append(f"  {stage['stage']:9}  {took}  {_plain('; '.join(said))}".rstrip())
     if not answer["ok"]:
         return "\n".join([*lines, f"failed at {failed}: {_plain(answer['failure'])}"])
     lines.append(f"reached in {_took(answer['seconds'])}")
-    return "\n".join([*lines, *([f"note: {answer['note']}"] if answer["note"] else [])])
+    if answer["note"]:
+        lines.append(f"note: {answer['note']}")
+    return "\n".join(lines)
 
 
 def _took(seconds: float) -> str:
