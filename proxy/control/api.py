@@ -175,10 +175,10 @@ class Api:
         return _told(outcome)
 
     def _health(self, request: Request) -> Told:
-        waiting = status.waiting(self.program)
+        servers = self.program.app.servers
         # As long as one listener serves, it is not out of service because of another.
-        nothing_serves = waiting and not any(server.acceptors for server in self.program.app.servers)
-        state = "draining" if self.program.app.draining else "waiting" if nothing_serves else "ok"
+        is_waiting = any(each.missing for each in servers) and not any(each.acceptors for each in servers)
+        state = "draining" if self.program.app.draining else "waiting" if is_waiting else "ok"
         return Answer({"status": state}, 200 if state == "ok" else 503)
 
     def _refuse_while_draining(self) -> None:

@@ -64,7 +64,7 @@ def describe(program: Program, keeper: Keeper) -> dict[str, Any]:
         "pid": os.getpid(),
         "started": started(),
         "uptime": uptime(),
-        "draining_for": program.app.draining_for if program.app.draining else 0.0,
+        "draining_for": program.app.draining_for,
         "version": describe_version(keeper.current),
         "file": asdict(trouble) | {"in_effect": False} if trouble else {"in_effect": True},
         "restart": _restart(program, keeper),
@@ -89,11 +89,6 @@ def _restart(program: Program, keeper: Keeper) -> dict[str, Any]:
     if program.app.draining:
         because.append("it is stopping already")
     return {"safe": not because, "because": because}
-
-
-def waiting(program: Program) -> list[str]:
-    """Name the listeners that serve nobody, because none of their addresses is there yet."""
-    return [server.config.name for server in program.app.servers if server.missing and not server.acceptors]
 
 
 def describe_version(version: Version) -> dict[str, Any]:

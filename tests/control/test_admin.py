@@ -112,6 +112,7 @@ class House:
             metrics=metrics,
             limiter=Limiter(),
             draining=False,
+            draining_for=0.0,
             reopen_logs=self._reopen_logs,
         )
         self.path = directory / SOCKET_NAME

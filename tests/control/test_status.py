@@ -35,7 +35,12 @@ class Live:
 
 def program(*servers: Socks5Server, metrics: Metrics) -> Any:
     app = SimpleNamespace(
-        servers=servers, metrics=metrics, limiter=Limiter(), draining=False, reopen_logs=tuple
+        servers=servers,
+        metrics=metrics,
+        limiter=Limiter(),
+        draining=False,
+        draining_for=0.0,
+        reopen_logs=tuple,
     )
     return Program(app)
 
