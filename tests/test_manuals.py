@@ -6,7 +6,6 @@ and commands; and both are what man and real shells can use.
 import os
 import pty
 import re
-import select
 import shlex
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from scripts.manuals.markdown import Code, Heading, Item, Paragraph, Table
 from scripts.manuals.pages import ctl_commands
 from tests.integration import peers
 from tests.integration.programs import clean_environment
+from tests.wire.sockets import is_silent
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT = 60  # seconds: of a shell on a busy machine
@@ -384,7 +384,7 @@ def at_a_terminal(command: list[str], keys: bytes, directory: Path, environment:
 
 def output_of(terminal: int, deadline: float) -> Iterator[bytes]:
     with suppress(OSError):  # which is how a terminal says that nobody has it any more
-        while select.select([terminal], [], [], max(0, deadline - time.monotonic()))[0]:
+        while not is_silent(terminal, max(0, deadline - time.monotonic())):
             if not (data := os.read(terminal, 4096)):
                 return
             yield data

@@ -5,7 +5,6 @@ New clients wait meanwhile, and are served as soon as there is some.
 """
 
 import resource
-import select
 import socket
 from contextlib import ExitStack
 from functools import partial
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from tests.integration.programs import Proxy, socks_door
 from tests.wire import clients, targets
-from tests.wire.sockets import connect, read_exact
+from tests.wire.sockets import connect, is_silent, read_exact
 from tests.wire.socks5 import GREETING, to_ip
 from tests.wire.targets import Target
 from tests.wire.waits import wait_until
@@ -39,8 +38,7 @@ def is_served(sock: socket.socket) -> bool:
 
 def is_answered_or_waits(sock: socket.socket, node: Proxy) -> bool:
     """Tell whether a client was answered, or the program says why it is not."""
-    answered, _, _ = select.select([sock], [], [], 0.1)
-    return bool(answered) or NO_MEMORY in node.log
+    return not is_silent(sock, 0.1) or NO_MEMORY in node.log
 
 
 def test_without_memory_the_program_lives_and_so_do_its_connections() -> None:

@@ -114,7 +114,7 @@ def read_rest(sock: Readable) -> tuple[bytes, str]:
     return bytes(data), "FIN"
 
 
-def is_silent(sock: socket.socket, seconds: float) -> bool:
+def is_silent(sock: socket.socket | int, seconds: float) -> bool:
     """Tell whether nothing arrives for so long, not even an end."""
     poll = select.poll()  # select() takes no descriptor above 1023
     poll.register(sock, select.POLLIN)
