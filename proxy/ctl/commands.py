@@ -118,27 +118,27 @@ class _Call:
         except (OSError, ValueError, http.client.HTTPException) as exc:
             reason = reason_of(exc) if isinstance(exc, OSError) else "it does not answer in HTTP"
             raise CtlError(f"cannot talk to the server through {place}: {reason}") from None
-        if status == HTTPStatus.MISDIRECTED_REQUEST:
-            self._check_that_file_exists(place)
+        # One who mistypes the file's name is not to be told to give a server a folder of its own.
+        if status == HTTPStatus.MISDIRECTED_REQUEST and (problem := self._why_no_file()):
+            raise CtlError(f"{problem}, and the server that listens on {place} runs with another file")
         return status, text
 
-    def _check_that_file_exists(self, place: Path) -> None:
-        # Else one who mistypes its name is told to give a server a folder of its own.
-        try:
-            read_file(self._config)
-        except InvalidConfigError as exc:
-            raise CtlError(f"{exc}, and the server that listens on {place} runs with another file") from None
-
     def _why_nobody(self, place: Path) -> str:
-        try:
-            read_file(self._config)
-        except InvalidConfigError as exc:
+        if problem := self._why_no_file():
             # It was asked all the same: a rollback brings back a file that somebody took away.
-            return f"{exc}, and no server is found by where it would be: nothing listens on {place}"
+            return f"{problem}, and no server is found by where it would be: nothing listens on {place}"
         return (
             f"no server is found by {self._config}: nothing listens on {place} "
             "(one that runs keeps the state_dir with which it was started)"
         )
+
+    def _why_no_file(self) -> str:
+        """Say why the file cannot be read, if it cannot."""
+        try:
+            read_file(self._config)
+        except InvalidConfigError as exc:
+            return str(exc)
+        return ""
 
     def answer(self, method: str, path: str) -> Any:
         """Ask the server, and give its answer; raises ``CtlError`` if it is an error, or makes no sense."""
