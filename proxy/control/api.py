@@ -128,13 +128,10 @@ class Api:
         """Show a version, and with ``?to=M`` or ``?to=current`` what differs from it to another one."""
         try:
             version = self.keeper.get(int(number))
-            content = status.describe_version(version) | {"text": self.keeper.redacted(version.number)}
-            other = request.query.get("to")
-            if other is not None:
-                current = self.keeper.current.number
-                content["diff"] = self.keeper.diff(
-                    version.number, current if other == "current" else _number(other)
-                )
+            content = status.describe_version(version) | {"text": self.keeper.redacted(version)}
+            if (to := request.query.get("to")) is not None:
+                other = self.keeper.current if to == "current" else self.keeper.get(_number(to))
+                content["diff"] = self.keeper.diff(version, other)
         except KeyError:
             raise HttpError(404, "there is no such version") from None
         return content

@@ -188,15 +188,13 @@ class Keeper:
                 return version
         raise KeyError(number)
 
-    def redacted(self, number: int) -> str:
-        """Give the text of a version without its secrets; raises ``KeyError``."""
-        text = self.get(number).text
-        return "\n".join(seen for seen, _ in self._run(redact, text))
+    def redacted(self, version: Version) -> str:
+        """Give the text of a version without its secrets."""
+        return "\n".join(seen for seen, _ in self._run(redact, version.text))
 
-    def diff(self, a: int, b: int) -> str:
-        """Compare two versions, without their secrets; raises ``KeyError``."""
-        old, new = self.get(a).text, self.get(b).text
-        return self._run(changes.diff, old, new, f"version {a}", f"version {b}")
+    def diff(self, old: Version, new: Version) -> str:
+        """Compare two versions, without their secrets."""
+        return self._run(changes.diff, old.text, new.text, f"version {old.number}", f"version {new.number}")
 
     def shown(self) -> str:
         """Give what is in effect, with all defaults and without secrets, as the text of a file."""

@@ -69,8 +69,8 @@ class FakeKeeper:
     def get(self, number: int) -> Version:
         return {each.number: each for each in self._all}[number]
 
-    def redacted(self, number: int) -> str:
-        return f"text of {self.get(number).number}"
+    def redacted(self, version: Version) -> str:
+        return f"text of {version.number}"
 
     def digest(self) -> str:
         return "abc"
@@ -78,8 +78,8 @@ class FakeKeeper:
     def shown(self) -> str:
         return dump(self.config)
 
-    def diff(self, one: int, other: int) -> str:
-        return f"from {self.get(one).number} to {self.get(other).number}"
+    def diff(self, old: Version, new: Version) -> str:
+        return f"from {old.number} to {new.number}"
 
     def reload(self, source: str) -> Outcome:
         return self._note("reload", source)
