@@ -142,11 +142,13 @@ def _connect(given: Given) -> int:
 
 
 def _proxy_on_the_way(url: str, proxy: UpstreamConfig) -> UpstreamConfig | None:
-    from proxy.proxyurl import ENVIRONMENT, parse_proxy_url, proxy_for
+    from proxy.proxyurl import ENVIRONMENT, parse_proxy_url, variable_for
 
+    source = "-proxy"
     if url == ENVIRONMENT:
-        url = proxy_for(proxy.client_config.endpoint, os.environ)
-    return replace(parse_proxy_url(url), timeout=CLIENT_TIMEOUT) if url else None
+        source = variable_for(proxy.client_config.endpoint, os.environ)
+        url = os.environ.get(source, "")
+    return replace(parse_proxy_url(url, source), timeout=CLIENT_TIMEOUT) if url else None
 
 
 def _target(given: Given) -> Address:

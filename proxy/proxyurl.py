@@ -27,18 +27,16 @@ _TYPES = {
 _VARIABLES = {"ws": "http_proxy", "http": "http_proxy", "wss": "https_proxy", "https": "https_proxy"}
 
 
-def parse_proxy_url(url: str) -> UpstreamConfig:
+def parse_proxy_url(url: str, source: str = "-proxy") -> UpstreamConfig:
     """
     Read ``[http://][user:password@]host[:port]``, or the same with https, socks5 or socks5h.
 
-    Raises ``ConfigError``, which does not repeat it.
+    Raises ``ConfigError``, which does not repeat it and names the ``source``.
     """
     match = _URL.fullmatch(url)
     scheme = ((match and match["scheme"]) or "http").lower()
     if not match or scheme not in _TYPES:
-        raise ConfigError(
-            "-proxy", f"is no URL that begins with {', '.join(f'{each}://' for each in _TYPES)}"
-        )
+        raise ConfigError(source, f"is no URL that begins with {', '.join(f'{each}://' for each in _TYPES)}")
     username, _, password = (match["login"] or "").partition(":")
     kind = _TYPES[scheme]
     own_scheme = scheme if kind is UpstreamType.HTTP else "socks5"
@@ -52,19 +50,21 @@ def parse_proxy_url(url: str) -> UpstreamConfig:
             authorities=Term("SSL_CERT_FILE"),  # as no option does it
         )
     except ConfigError as exc:
-        raise ConfigError("-proxy", str(exc)) from None
+        raise ConfigError(source, str(exc)) from None
 
 
-def proxy_for(endpoint: Endpoint, environment: Mapping[str, str]) -> str:
-    """Tell which URL the environment has for the way to an endpoint; "" for none."""
+def variable_for(endpoint: Endpoint, environment: Mapping[str, str]) -> str:
+    """Tell which variable of the environment has the URL for the way to an endpoint; "" for none."""
 
-    def get(name: str) -> str:
+    def find(name: str) -> str:
         # http_proxy only in lower case: a CGI script's HTTP_PROXY is a header of whoever asks it.
-        return environment.get(name) or ("" if name == "http_proxy" else environment.get(name.upper(), ""))
+        spellings = (name,) if name == "http_proxy" else (name, name.upper())
+        return next((each for each in spellings if environment.get(each)), "")
 
-    if any(_is_of(endpoint, entry.strip()) for entry in get("no_proxy").split(",")):
+    no_proxy = environment.get(find("no_proxy"), "")
+    if any(_is_of(endpoint, entry.strip()) for entry in no_proxy.split(",")):
         return ""
-    return (_VARIABLES.get(endpoint.scheme) and get(_VARIABLES[endpoint.scheme])) or get("all_proxy")
+    return find(_VARIABLES.get(endpoint.scheme, "all_proxy")) or find("all_proxy")
 
 
 def _is_of(endpoint: Endpoint, entry: str) -> bool:

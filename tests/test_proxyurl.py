@@ -4,7 +4,7 @@ import pytest
 
 from proxy.address import Endpoint
 from proxy.errors import ConfigError
-from proxy.proxyurl import parse_proxy_url, proxy_for
+from proxy.proxyurl import parse_proxy_url, variable_for
 from proxy.settings.upstream import UpstreamType
 
 
@@ -55,30 +55,38 @@ def test_what_names_none_is_refused_and_not_repeated(url: str) -> None:
     assert "s3cret" not in str(caught.value)
 
 
+def test_what_the_environment_has_is_refused_by_its_name() -> None:
+    for url in ("ftp://me:s3cret@proxy.example", "http://"):
+        with pytest.raises(ConfigError) as caught:
+            parse_proxy_url(url, "https_proxy")
+        assert caught.value.field == "https_proxy"
+
+
 ALL = {"http_proxy": "h", "https_proxy": "s", "all_proxy": "a"}
 
 
 @pytest.mark.parametrize(
-    ("address", "environment", "url"),
+    ("address", "environment", "variable"),
     [
-        ("ws://far.example/", ALL, "h"),
-        ("wss://far.example/", ALL, "s"),
-        ("http://far.example", ALL, "h"),
-        ("https://far.example", ALL, "s"),
-        ("socks5://far.example", ALL, "a"),
-        ("far.example:1080", ALL, "a"),
+        ("ws://far.example/", ALL, "http_proxy"),
+        ("wss://far.example/", ALL, "https_proxy"),
+        ("http://far.example", ALL, "http_proxy"),
+        ("https://far.example", ALL, "https_proxy"),
+        ("socks5://far.example", ALL, "all_proxy"),
+        ("far.example:1080", ALL, "all_proxy"),
         ("wss://far.example/", {"http_proxy": "h"}, ""),
-        ("wss://far.example/", {"ALL_PROXY": "A"}, "A"),
-        ("wss://far.example/", {"HTTPS_PROXY": "S"}, "S"),
-        ("wss://far.example/", {"HTTPS_PROXY": "S", "https_proxy": "s"}, "s"),
+        ("wss://far.example/", {"ALL_PROXY": "A"}, "ALL_PROXY"),
+        ("wss://far.example/", {"HTTPS_PROXY": "S"}, "HTTPS_PROXY"),
+        ("wss://far.example/", {"HTTPS_PROXY": "S", "https_proxy": "s"}, "https_proxy"),
+        ("wss://far.example/", {"HTTPS_PROXY": "S", "https_proxy": ""}, "HTTPS_PROXY"),
         ("ws://far.example/", {"HTTP_PROXY": "H"}, ""),  # which a CGI script gets from whoever asks it
         ("ws://far.example/", {}, ""),
     ],
 )
 def test_the_environment_has_a_proxy_for_each_scheme(
-    address: str, environment: dict[str, str], url: str
+    address: str, environment: dict[str, str], variable: str
 ) -> None:
-    assert proxy_for(Endpoint.parse(address), environment) == url
+    assert variable_for(Endpoint.parse(address), environment) == variable
 
 
 @pytest.mark.parametrize(
@@ -103,5 +111,5 @@ def test_the_environment_has_a_proxy_for_each_scheme(
     ],
 )
 def test_no_proxy_names_hosts_for_which_there_is_none(host: str, no_proxy: str, *, is_free: bool) -> None:
-    found = proxy_for(Endpoint.parse(f"wss://{host}/"), {"https_proxy": "s", "no_proxy": no_proxy})
-    assert found == ("" if is_free else "s")
+    found = variable_for(Endpoint.parse(f"wss://{host}/"), {"https_proxy": "s", "no_proxy": no_proxy})
+    assert found == ("" if is_free else "https_proxy")
