@@ -93,6 +93,7 @@ class RequestStream:
         self._is_over = False  # something came behind the body
         self._answer = Answer()
         self._end_waits = False  # for what the client did not take yet
+        self._has_told_all = False  # the request is over, and the client knows that the answer is
 
     def __getattr__(self, name: str) -> Any:
         """Be the client in everything else."""
@@ -121,12 +122,21 @@ class RequestStream:
             return size
         if self._rest:
             return self._follow(buffer, self._rest)
-        count = 0 if self._is_over else self._client.recv_into(buffer, bulk=bulk)
+        count = 0 if self._is_over else self._receive(buffer, bulk=bulk)
         if count:
             return self._follow(buffer, buffer.payload[:count])
         if count == 0 and not self._body.is_over:
             raise ProtocolError("the client ended in the middle of its request")
         return count
+
+    def _receive(self, buffer: Buffer, *, bulk: bool) -> int | None:
+        try:
+            return self._client.recv_into(buffer, bulk=bulk)
+        except ProtocolError:
+            # Many clients that have the whole answer end TCP without a word of TLS, and cut nothing by it.
+            if self._has_told_all:
+                return 0
+            raise
 
     def _follow(self, buffer: Buffer, data: memoryview) -> int:
         """Put what belongs to the body into the buffer. Of thousands of chunks some wait for a later turn."""
@@ -168,13 +178,22 @@ class RequestStream:
         self._client.flush()
         if self._end_waits and not self._client.blocked:
             self._end_waits = False
-            self._client.end()
+            self._tell_end()
 
     def end(self) -> None:
         """Tell the client that no more bytes follow, also in the middle of a head."""
         self._let_head_go()
         if self._client.blocked:
             self._end_waits = True
+        else:
+            self._tell_end()
+
+    def _tell_end(self) -> None:
+        # A client that waits for the end of the answer would wait until a relay over TLS, which has no
+        # half-close, has lingered. But what it sends behind its request goes nowhere.
+        if self._body.is_over:
+            self._has_told_all = True
+            self._client.end_both()
         else:
             self._client.end()
 

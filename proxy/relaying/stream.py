@@ -295,6 +295,10 @@ class TcpStream:
         """Send a FIN, and go on receiving."""
         self._sock.shutdown(std_socket.SHUT_WR)
 
+    def end_both(self) -> None:
+        """Tell a peer that has said all it had to say that no more bytes follow."""
+        self.end()
+
     def tick(self, now: float, *, listening: bool) -> bool:
         """Look for a reset, which nobody sees who does not listen; the rest is up to TCP's keepalive."""
         error = 0 if listening else self._sock.getsockopt(std_socket.SOL_SOCKET, std_socket.SO_ERROR)
@@ -368,6 +372,12 @@ class TlsStream(TcpStream):
 
     def end(self) -> None:
         """Do nothing: a TLS end of one direction would lose what the other has to say."""
+
+    def end_both(self) -> None:
+        """Say so by TLS, as there is nothing to lose."""
+        self._sock.notify_end()
+        if self._sock.unsent:
+            self.on_blocked()
 
     def begin_close(self, ending: Ending) -> None:
         """Say that a clean end is one, and close."""

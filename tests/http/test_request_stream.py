@@ -14,9 +14,14 @@ from proxy.errors import ProtocolError
 from proxy.http.heads import parse_request
 from proxy.http.requests import vet_proxy_request
 from proxy.http.server import RequestStream
-from proxy.relaying.stream import Buffer, TcpStream
+from proxy.net.deadline import wait
+from proxy.relaying.stream import Buffer, Ending, TcpStream, TlsStream
 from proxy.sharing.turns import FEW_FRAMES, FRAMES_AT_A_TIME, TURNS
+from proxy.tls.contexts import client_context, server_context
+from proxy.tls.tlssocket import TlsSocket
+from tests.integration.certificates import Authority, Certificate
 from tests.relaying.test_relay import unread
+from tests.relaying.test_relay_over_tls import tls_pair
 from tests.wire.greenlets import patience, tcp_pair, until
 
 CHUNKED = b"POST http://127.0.0.1/ HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -108,3 +113,57 @@ def test_what_was_left_of_a_big_read_goes_into_a_small_buffer_a_piece_at_a_time(
         assert len(data) <= 1000
         got += data
     assert got == chunks
+
+
+# -- over TLS, which has no half-close
+
+
+def over_tls(authority: Authority, good: Certificate, head: bytes) -> tuple[RequestStream, TlsSocket]:
+    """Make the stream of a client that has sent this head."""
+    contexts = server_context(str(good.cert), str(good.key)), client_context(str(authority.root.cert))
+    served, client = tls_pair(contexts)
+    return RequestStream(vet_proxy_request(parse_request(head)), TlsStream(served)), client
+
+
+GET = b"GET http://127.0.0.1/ HTTP/1.0\r\n\r\n"
+
+
+def test_the_end_of_an_answer_is_told_at_once_to_who_has_sent_its_request(
+    authority: Authority, good: Certificate
+) -> None:
+    """RFC 9112, section 6.3: where no length is given, only the end of the connection ends the body."""
+    stream, client = over_tls(authority, good, GET)
+    receive(stream, Buffer())
+    stream.end()
+    wait(client.reader)
+    assert client.recv(1) == b""
+    assert not client.is_cut
+    client._sock.close()  # without a word of TLS, as many do
+    assert receive(stream, Buffer()) == b""
+    stream.begin_close(Ending.FINISHED)
+
+
+def test_who_leaves_before_that_without_a_word_of_tls_is_cut_off(
+    authority: Authority, good: Certificate
+) -> None:
+    stream, client = over_tls(authority, good, GET)
+    receive(stream, Buffer())
+    client._sock.close()
+    with pytest.raises(ProtocolError, match="without a word of TLS"):
+        receive(stream, Buffer())
+    stream.begin_close(Ending.CUT)
+
+
+def test_who_still_sends_its_request_is_not_told_of_the_end_by_tls(
+    authority: Authority, good: Certificate
+) -> None:
+    """Many clients take it for the end of both directions."""
+    stream, client = over_tls(authority, good, CHUNKED)
+    receive(stream, Buffer())
+    stream.end()
+    client.write(b"1\r\nx\r\n")
+    assert receive(stream, Buffer()) == b"1\r\nx\r\n"
+    with pytest.raises(BlockingIOError):
+        client.recv(1)
+    client.close()
+    stream.begin_close(Ending.CUT)

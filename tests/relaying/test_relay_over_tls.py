@@ -286,3 +286,18 @@ def test_only_what_finished_ends_with_a_word_of_tls(contexts: Contexts, ending: 
         with pytest.raises(ConnectionResetError):
             client.recv(1)
     client.close()
+
+
+def test_who_has_nothing_to_lose_is_told_of_the_end_at_once(contexts: Contexts) -> None:
+    """RFC 8446, section 6.1: close_notify ends one direction; what the peer still sends is read."""
+    served, client = tls_pair(contexts)
+    stream = TlsStream(served)
+    stream.end_both()
+    wait(client.reader)
+    assert client.recv(1) == b""
+    assert not client.is_cut
+    client.write(b"late")
+    buffer = Buffer()
+    assert arrived(stream, buffer) == 4
+    client.close()
+    stream.begin_close(Ending.FINISHED)
