@@ -85,9 +85,7 @@ class HttpServer:
     the oldest gives way: who knows the token sends it at once.
     """
 
-    def __init__(
-        self, sock: GeventSocket, handler: Handler, guard: Guard = lambda head, client: None
-    ) -> None:
+    def __init__(self, sock: GeventSocket, handler: Handler, guard: Guard) -> None:
         self._handler = handler
         self._guard = guard
         self._strangers: dict[Any, None] = {}  # greenlets, the oldest first

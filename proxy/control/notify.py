@@ -33,8 +33,9 @@ class Notifier:
         # Kept open: a program that has no descriptor left must not be taken for one that hangs.
         self._sock = socket.socket(std_socket.AF_UNIX, std_socket.SOCK_DGRAM) if path else None
         self._status = ""
+        names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
         # What it keeps for the next start, by listener; from the last one we know only the names.
-        self._kept: dict[str, object] = dict.fromkeys(_names())
+        self._kept: dict[str, object] = dict.fromkeys(filter(None, names))
         self._environment = {"NOTIFY_SOCKET": path} | {
             name: os.environ[name] for name in ("WATCHDOG_USEC", "WATCHDOG_PID") if name in os.environ
         }
@@ -115,11 +116,6 @@ def _watchdog_seconds() -> float:
     microseconds, pid = os.environ.pop("WATCHDOG_USEC", ""), os.environ.pop("WATCHDOG_PID", "")
     ours = pid in ("", str(os.getpid()))
     return int(microseconds) / 1e6 if ours and microseconds.isdecimal() else 0.0
-
-
-def _names() -> list[str]:
-    """Give the names of what was handed over to us, once."""
-    return [each for each in os.environ.pop("LISTEN_FDNAMES", "").split(":") if each]
 
 
 def _places(sockets: Sequence[socket.socket]) -> list[object]:

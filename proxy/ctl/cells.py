@@ -28,7 +28,8 @@ def harmless(text: str) -> str:
     for char in normalize("NFC", text):
         marks = marks + 1 if _is_mark(char) else 0
         varies = any(ord(char) in each for each in _VARIATIONS)
-        shown.append(char if char.isprintable() and not varies and marks <= _MOST_MARKS else _escaped(char))
+        is_harmless = char.isprintable() and not varies and marks <= _MOST_MARKS
+        shown.append(char if is_harmless else ascii(char)[1:-1])
     return "".join(shown)
 
 
@@ -114,7 +115,3 @@ def _width(char: str) -> int:
 
 def _is_mark(char: str) -> bool:
     return category(char) in ("Mn", "Me") or ord(char) in _JAMO
-
-
-def _escaped(char: str) -> str:
-    return ascii(char)[1:-1]
