@@ -135,6 +135,7 @@ def test_the_tables_of_settings_have_the_fields_in_order(kind: type) -> None:
     assert named == [field.name for field in dataclasses.fields(kind)]
 
 
+STREAMS = ("1 stream", "4 streams", "16 streams")
 PEERS = {
     "microsocks": "microsocks",
     "Dante": "dante",
@@ -171,19 +172,11 @@ def test_the_readme_compares_by_the_latest_measurement(column: str) -> None:
             line.strip("|").split("|") for line in "".join(table[1:]).partition("\n\n")[0].splitlines()
         )
     }
-    bulk = [
-        1 / figures[peer]
-        for work in (
-            f"Bulk {way}, {count}"
-            for way in ("download", "upload")
-            for count in ("1 stream", "4 streams", "16 streams")
-        )
-        if peer in (figures := measured(work, "ours: rate"))
-    ]
+    rates = [1 / rate for rate in bulk("ours: rate", peer)]
     right = {
         "memory before the first client": [measured("Idle connections", "MiB before the first")[peer]],
         "memory per idle connection": [measured("Idle connections", "KiB each")[peer]],
-        "bulk throughput": [min(bulk), max(bulk)],
+        "bulk throughput": [min(rates), max(rates)],
         "CPU per short connection": [1 / measured("Short connections, 32 at a time", "ours: CPU")[peer]],
         "p99 delay of a small connection beside bulk": [
             1 / measured("Latency beside 4 downloads and 4 uploads", "ours: p99")[peer]
@@ -192,6 +185,34 @@ def test_the_readme_compares_by_the_latest_measurement(column: str) -> None:
     assert told.keys() == right.keys()
     for name, ratios in right.items():
         assert told[name] == pytest.approx(ratios, rel=0.05) or told[name] == [*map(round, ratios)], name
+
+
+IN_SHORT = {
+    "bulk throughput": ("Bulk", "ours: rate"),
+    "CPU for bulk": ("Bulk", "ours: CPU"),
+    "round trips on 64 connections: rate": ("64-byte round trips, 64 connections", "ours: rate"),
+    "round trips on 1 connection: p50": ("64-byte round trips, 1 connection", "ours: p50"),
+    "short connections: CPU": ("Short connections, 32 at a time", "ours: CPU"),
+    "memory of an idle connection": ("Idle connections", "ours: memory"),
+    "p99 of a small connection beside bulk": ("Latency beside 4 downloads and 4 uploads", "ours: p99"),
+}
+
+
+@pytest.mark.parametrize("name", IN_SHORT)
+def test_the_page_about_performance_begins_with_the_latest_measurement(name: str) -> None:
+    work, column = IN_SHORT[name]
+    cells = rows(ROOT / "docs" / "performance.md", "In short")[name][1:]
+    for peer, cell in zip(PEERS.values(), cells, strict=True):
+        figures = bulk(column, peer) if work == "Bulk" else [measured(work, column)[peer]]
+        told = [float(figure) for figure in re.findall(r"[\d.]+", cell)]
+        right = {min(figures), max(figures)}
+        assert told == pytest.approx(sorted(right), rel=0.05, abs=0.01), (peer, cell)
+
+
+def bulk(column: str, peer: str) -> list[float]:
+    """Give the figures of all bulk works of a contender."""
+    works = (f"Bulk {way}, {count}" for way in ("download", "upload") for count in STREAMS)
+    return [figures[peer] for work in works if peer in (figures := measured(work, column))]
 
 
 def test_all_that_the_configuration_offers_to_programs_is_documented() -> None:
