@@ -19,7 +19,7 @@ from gevent.pool import Pool
 
 from proxy.address import Address
 from proxy.errors import reason_of
-from proxy.http.heads import Fields, Headers, HttpError, RequestHead, read_request
+from proxy.http.heads import Fields, Headers, HttpError, RequestHead, date, read_request
 from proxy.listening.listen import SocketServer
 from proxy.net.deadline import Deadline
 from proxy.net.sock import GeventSocket, address_of
@@ -61,6 +61,7 @@ class Answer:
         body = (self.content if is_text else json.dumps(self.content) + "\n").encode()
         lines = [
             f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}",
+            f"Date: {date()}",
             *(f"{name}: {value}" for name, value in self.headers),
             f"Content-Type: {self.kind or (TEXT if is_text else JSON)}",
             f"Content-Length: {len(body)}",

@@ -5,7 +5,7 @@ Only heads are read, the interim ones and the last. What follows is the body, an
 all that is no HTTP, from the byte on at which that is seen: a client that asks for it may know what it is.
 """
 
-from proxy.http.heads import HeadBuffer, HttpError, parse_response
+from proxy.http.heads import HeadBuffer, HttpError, date, parse_response
 from proxy.http.refusals import PROXY_NAME
 
 # What is between a server and us (RFC 9110, section 7.6.1), beside what Connection names.
@@ -65,6 +65,8 @@ def _rewritten(head: bytes) -> tuple[bytes, bool]:
         f"Via: {first[_VERSION]} {PROXY_NAME}",  # section 7.6.3
     ]
     if is_last:
+        if not answer.headers.get_all("Date"):
+            lines.append(f"Date: {date()}")  # when it was received: a MUST (section 6.6.1)
         # Nothing more comes on this connection, also where the server would have kept it.
         lines.append("Connection: close")
     return "\r\n".join([*lines, "", ""]).encode("latin-1"), is_last

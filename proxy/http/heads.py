@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
+from time import gmtime, strftime
 from typing import Protocol
 
 from proxy.errors import Failure, ProtocolError
@@ -273,6 +274,12 @@ def _parse_status_line(line: str) -> int:
     if not match:
         raise malformed("the first line is no HTTP/1.1 answer")
     return int(match[1])
+
+
+def date() -> str:
+    """Write the time as the Date header wants it (RFC 9110, section 5.6.7)."""
+    # English in every locale: Python leaves LC_TIME as C has it.
+    return strftime("%a, %d %b %Y %H:%M:%S GMT", gmtime())
 
 
 def malformed(body: str) -> HttpError:

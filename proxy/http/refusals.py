@@ -10,7 +10,7 @@ from math import ceil
 from typing import NamedTuple
 
 from proxy.errors import Failure
-from proxy.http.heads import Fields, Headers, HttpError, ResponseHead
+from proxy.http.heads import Fields, Headers, HttpError, ResponseHead, date
 
 PROXY_NAME = "proxy-server"  # how we sign Proxy-Status
 
@@ -70,6 +70,7 @@ def encode_response(error: HttpError) -> bytes:
     body = f"{error.body}\n".encode()
     lines = [
         f"HTTP/1.1 {error.status} {error.reason}",
+        f"Date: {date()}",  # a MUST for 4xx (RFC 9110, section 6.6.1)
         *(f"{name}: {value}" for name, value in error.headers),
         "Content-Type: text/plain; charset=utf-8",
         f"Content-Length: {len(body)}",

@@ -5,8 +5,10 @@ What requests mean is their handler's business (``test_admin``); here it only sa
 """
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from email.utils import parsedate_to_datetime
 from http.client import HTTPResponse
 from io import BytesIO
 from typing import Any
@@ -287,6 +289,12 @@ def test_no_answer_is_kept_or_taken_for_something_else_by_a_browser(house: House
     for told in (house.ask(request()), house.ask(request("*"))):
         assert told.headers["Cache-Control"] == "no-store"
         assert told.headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_an_answer_has_a_date(house: House) -> None:
+    """RFC 9110, section 6.6.1."""
+    sent = house.ask(request()).headers["Date"]
+    assert abs(parsedate_to_datetime(sent).timestamp() - time.time()) < 60
 
 
 def test_head_is_told_all_but_the_body(house: House) -> None:

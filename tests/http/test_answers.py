@@ -1,11 +1,15 @@
 """The heads of an answer that is passed on (RFC 9110, section 7.6), in any pieces."""
 
+from time import gmtime
+
 import pytest
 
+from proxy.http import heads
 from proxy.http.answers import Answer
 from proxy.http.heads import MAX_HEAD
 
-OK = b"HTTP/1.1 200 OK\r\n"
+DATE = b"Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n"  # RFC 9110, section 5.6.7
+OK = b"HTTP/1.1 200 OK\r\n" + DATE
 FROM_US = b"Via: 1.1 proxy-server\r\n"
 LAST = FROM_US + b"Connection: close\r\n\r\n"
 
@@ -55,9 +59,18 @@ def test_all_else_is_passed_on_in_its_order() -> None:
 
 def test_the_version_is_that_of_the_server() -> None:
     """RFC 9110, section 7.6.3: the received protocol; what the body is like depends on it."""
-    assert passed_on(b"HTTP/1.0 404\r\n\r\nno") == (
-        b"HTTP/1.0 404\r\nVia: 1.0 proxy-server\r\nConnection: close\r\n\r\nno"
+    assert passed_on(b"HTTP/1.0 404\r\n" + DATE + b"\r\nno") == (
+        b"HTTP/1.0 404\r\n" + DATE + b"Via: 1.0 proxy-server\r\nConnection: close\r\n\r\nno"
     )
+
+
+def test_an_answer_without_a_date_gets_that_of_its_coming(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RFC 9110, section 6.6.1; interim answers need none."""
+    monkeypatch.setattr(heads, "gmtime", lambda: gmtime(784111777))
+    interim = b"HTTP/1.1 100 Continue\r\n"
+    answer = interim + b"\r\nHTTP/1.1 200 OK\r\n\r\n"
+    expected = interim + FROM_US + b"\r\nHTTP/1.1 200 OK\r\n" + FROM_US + DATE + b"Connection: close\r\n\r\n"
+    assert passed_on(answer) == expected
 
 
 def test_interim_answers_do_not_end_the_connection() -> None:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import Failure
+from proxy.http import heads
 from proxy.http.heads import ResponseHead, parse_response
 from proxy.http.refusals import encode_response, failure_reported, refusal
 
@@ -77,6 +78,13 @@ def test_a_refusal_says_the_cause(failure: Failure, status: int, proxy_status: s
     assert response.getheader("Content-Type", "").startswith("text/plain")
     assert body.decode().splitlines() == [failure.value]
     assert error.failure is failure
+
+
+def test_a_refusal_has_a_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RFC 9110, section 6.6.1, in the form and with the example of section 5.6.7."""
+    monkeypatch.setattr(heads, "gmtime", lambda: time.gmtime(784111777))
+    response, _ = read_by_http_client(encode_response(refusal(Failure.NOT_ALLOWED)))
+    assert response.getheader("Date") == "Sun, 06 Nov 1994 08:49:37 GMT"
 
 
 def test_a_refusal_says_what_to_do_next() -> None:

@@ -16,11 +16,10 @@ from tests.wire.waits import wait_until
 ALICE = b"Proxy-Authorization: Basic " + b64encode(b"alice:wonderland") + b"\r\n"
 MALLORY = b"Proxy-Authorization: Basic " + b64encode(b"alice:guess") + b"\r\n"
 CONNECTED = b"HTTP/1.1 200 Connection established\r\n\r\n"
-PAGE = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+DATE = b"Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n"
+PAGE = b"HTTP/1.1 200 OK\r\n" + DATE + b"Content-Length: 5\r\n\r\nhello"
 # RFC 9110, section 7.6.3 and RFC 9112, section 9.6.
-PAGE_FROM_US = (
-    b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nVia: 1.1 proxy-server\r\nConnection: close\r\n\r\nhello"
-)
+PAGE_FROM_US = PAGE.replace(b"\r\n\r\n", b"\r\nVia: 1.1 proxy-server\r\nConnection: close\r\n\r\n")
 
 
 @pytest.fixture(scope="module")
@@ -252,11 +251,11 @@ def test_the_client_is_told_that_its_connection_ends_whatever_the_target_says_of
         client.sendall(get(target.port))
         far = target.accept()
         read_head(far)
-        far.sendall(
-            b"HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nKeep-Alive: timeout=5\r\nContent-Length: 2\r\n\r\n"
-        )
+        connection = b"Connection: keep-alive\r\nKeep-Alive: timeout=5\r\n"
+        far.sendall(b"HTTP/1.1 200 OK\r\n" + DATE + connection + b"Content-Length: 2\r\n\r\n")
         assert read_head(client).split(b"\r\n") == [
             b"HTTP/1.1 200 OK",
+            DATE.strip(),
             b"Content-Length: 2",
             b"Via: 1.1 proxy-server",
             b"Connection: close",
