@@ -175,7 +175,7 @@ def _stray(word: str) -> str:
 
 def _run_file(given: Mapping[str, str]) -> int:
     # The control plane is imported only here: without it there is still a proxy.
-    from proxy.configfile.load import InvalidConfigError
+    from proxy.configfile.content import InvalidConfigError
 
     try:
         if given.keys() & _LOOKS:

@@ -134,14 +134,6 @@ class Trust:
             return True
         return bool(found.st_mode & stat.S_IWGRP) and not self._is_private(found.st_gid)
 
-    def exposures(self, found: os.stat_result, effect: str, *, has_passwords: bool) -> Iterator[str]:
-        """Say what other users may do with the file that we trust, and should not."""
-        if found.st_mode & 0o077 and has_passwords:
-            what = "has passwords in plain text, and other users of this machine may access it"
-            yield f"{what}: chmod 600 {self._config}"
-        if stat.S_ISREG(found.st_mode) and self.others_may_write(found):
-            yield f"other users of this machine may write it, and so {effect}: chmod go-w {self._config}"
-
     def _is_private(self, group: int) -> bool:
         """Tell whether a group is that of a trusted user alone, with the same name, or has nobody in it."""
         try:

@@ -7,30 +7,16 @@ what values mean to one another (``build``). Each step refuses what is wrong and
 one reading finds every mistake. A configuration comes out only if there was none.
 """
 
-import errno
 import os
 import pathlib
-from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 from proxy.config import ProxyConfig
 from proxy.configfile.build import NAMED_FILES, Builder
+from proxy.configfile.content import Content, InvalidConfigError, read_file
 from proxy.configtext.document import NOWHERE, Document
-from proxy.configtext.outline import MAX_BYTES, Outline, Problem, why_no_text_file
-from proxy.errors import ConfigError, is_shortage, reason_of
-from proxy.net.limits import from_reserve, untold_shortage
-from proxy.trust import Trust
+from proxy.configtext.outline import Outline, Problem, why_no_text_file
 from proxy.users import is_hash, to_bytes
-
-
-class InvalidConfigError(ConfigError):
-    """The file cannot be used; ``problems`` has all that is wrong with it, in the order of its lines."""
-
-    def __init__(self, problems: tuple[Problem, ...]) -> None:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        super().__init__(problems[0].key, f"{problems[0]}{more}")
-        self.problems = problems
 
 
 class Loaded(NamedTuple):
@@ -40,45 +26,9 @@ class Loaded(NamedTuple):
     warnings: tuple[Problem, ...] = ()
 
 
-@dataclass(frozen=True)
-class Content:
-    """What a file had when it was read, and what is known of it; that is nothing of a text from elsewhere."""
-
-    data: bytes
-    found: os.stat_result | None = None
-
-    @property
-    def text(self) -> str:
-        """As text; bytes that are not UTF-8 become what no text has."""
-        return self.data.decode("utf-8-sig", "surrogateescape")
-
-    @cached_property
-    def document(self) -> Document:
-        """The text, parsed; what is too large for a configuration is not looked at."""
-        return Document(self.data.decode("utf-8", "surrogateescape") if len(self.data) <= MAX_BYTES else "")
-
-
 def load(path: str) -> Loaded:
     """Read a configuration file. Raises ``InvalidConfigError``, also for a file that cannot be read."""
     return understand(read_file(path), path, folder_of(path))
-
-
-def read_file(path: str) -> Content:
-    """
-    Read a file without a look at what is in it.
-
-    Raises ``InvalidConfigError`` if it cannot be read, and ``LimitError`` if only we cannot do that now.
-    """
-    try:
-        with from_reserve(lambda: open(path, "rb")) as file:
-            return Content(found=os.fstat(file.fileno()), data=file.read(MAX_BYTES + 1))
-    except OSError as exc:
-        if is_shortage(exc):
-            raise untold_shortage(f"{path} cannot be read now", exc) from exc
-        reason = "is a folder" if exc.errno == errno.EISDIR else f"cannot be read: {reason_of(exc)}"
-        raise InvalidConfigError((Problem(path, reason),)) from exc
-    except ValueError as exc:
-        raise InvalidConfigError((Problem(path, "this cannot be a file name"),)) from exc
 
 
 def understand(content: Content, path: str, folder: str = "", *, with_files: bool = True) -> Loaded:
@@ -92,11 +42,8 @@ def understand(content: Content, path: str, folder: str = "", *, with_files: boo
     config = Builder(outline, folder, with_files=with_files).build()
     if outline.problems or config is None:
         raise InvalidConfigError(tuple(sorted(outline.problems, key=lambda problem: problem.line)))
-    warnings = tuple(outline.warnings)
-    if found := content.found:
-        told = Trust(path).exposures(found, "control the server", has_passwords=_has_plain_secrets(config))
-        warnings = (*(Problem(path, each) for each in told), *warnings)
-    return Loaded(config, warnings)
+    told = content.exposures(path, "control the server", lambda: _has_plain_secrets(config))
+    return Loaded(config, (*told, *outline.warnings))
 
 
 def _has_plain_secrets(config: ProxyConfig) -> bool:

@@ -6,16 +6,12 @@ there is it. Empty lines, and lines that begin with #, are none. No message repe
 """
 
 import codecs
-import os
-import stat
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
-from proxy.configtext.outline import MAX_BYTES, Problem, why_no_text_file
+from proxy.configfile.content import InvalidConfigError, read_file
+from proxy.configtext.outline import Problem, why_no_text_file
 from proxy.configtext.syntax import CONTROL
-from proxy.errors import is_shortage, reason_of
-from proxy.net.limits import from_reserve, untold_shortage
-from proxy.trust import Trust
 from proxy.users import OF_OTHERS, is_hash, is_of_others, to_bytes, user_problems
 
 _MOST_PROBLEMS = 20  # that are told: of a file of another kind each line is one
@@ -39,36 +35,20 @@ def read_users(path: str, others: Collection[str] = ()) -> UsersFile:
     """
     read = UsersFile(path)
     try:
-        data, found = _content(path)
-    except OSError as exc:
-        if is_shortage(exc):
-            raise untold_shortage(f"{path} cannot be read now", exc) from exc
-        read.problems.append(Problem(path, f"cannot be read: {reason_of(exc)}"))
-        return read
-    except ValueError:
-        read.problems.append(Problem(path, "this cannot be a file name"))
+        content = read_file(path, may_wait=False)
+    except InvalidConfigError as exc:
+        read.problems += exc.problems
         return read
     # An empty one has no users yet, and lets nobody in.
+    data = content.data
     complaint = why_no_text_file(data) if data.removeprefix(codecs.BOM_UTF8).strip() else ""
     if complaint:
         read.problems.append(Problem(path, complaint))
         return read
-    _read_lines(read, data.decode("utf-8-sig", "surrogateescape"), others)
+    _read_lines(read, content.text, others)
     is_plain = any(not is_hash(to_bytes(password)) for password in read.users.values())
-    told = Trust(path).exposures(found, "let themselves in", has_passwords=is_plain)
-    read.warnings += (Problem(path, each) for each in told)
+    read.warnings += content.exposures(path, "let themselves in", lambda: is_plain)
     return read
-
-
-def _content(path: str) -> tuple[bytes, os.stat_result]:
-    # Not to wait for whoever writes into a FIFO.
-    with from_reserve(
-        lambda: open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
-    ) as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(0, "it is no regular file")
-        return file.read(MAX_BYTES + 1), found
 
 
 def _read_lines(read: UsersFile, text: str, others: Collection[str]) -> None:

@@ -19,7 +19,8 @@ from time import monotonic
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode
 
-from proxy.configfile.load import InvalidConfigError, read_file, state_dir_of
+from proxy.configfile.content import InvalidConfigError, read_file
+from proxy.configfile.load import state_dir_of
 from proxy.configtext.syntax import is_text
 from proxy.console import BAD_USAGE, FAILED, OK, InputError, read_secret
 from proxy.ctl import show

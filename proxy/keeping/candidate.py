@@ -5,7 +5,8 @@ What may come into effect, and what became of the attempt: plain values.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from proxy.configfile.load import InvalidConfigError, Loaded
+from proxy.configfile.content import InvalidConfigError
+from proxy.configfile.load import Loaded
 from proxy.configtext.document import edit
 from proxy.errors import ConfigError, ProxyError
 from proxy.keeping.fingerprint import Fingerprint

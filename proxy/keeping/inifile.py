@@ -29,7 +29,8 @@ import time
 from dataclasses import dataclass, field, replace
 
 from proxy.configfile import load
-from proxy.configfile.load import InvalidConfigError, Loaded
+from proxy.configfile.content import Content, InvalidConfigError, read_file
+from proxy.configfile.load import Loaded
 from proxy.keeping import fingerprint
 from proxy.keeping.candidate import problems_of
 from proxy.keeping.fingerprint import Fingerprint
@@ -84,7 +85,7 @@ class IniFile:
         """Read the text of the file, and what it means. Raises ``InvalidConfigError``."""
         trouble = self.judged.trouble
         self.judged = Judged(is_rejected=True, trouble=trouble)  # until it is known to be otherwise
-        content = load.read_file(self.path)
+        content = read_file(self.path)
         # Before they are read: one that appears right after that is another one than this.
         waits_for = fingerprint.take(load.named_files_in(content.document, self.folder))
         self.judged = Judged(_digest(content.data), waits_for, is_rejected=True, trouble=trouble)
@@ -92,7 +93,7 @@ class IniFile:
 
     def parse(self, text: str, name: str = "") -> tuple[Loaded, Fingerprint]:
         """Read a text as if it stood here, and the files that it names. Raises ``InvalidConfigError``."""
-        content = load.Content(text.encode())
+        content = Content(text.encode())
         taken = fingerprint.take(load.named_files_in(content.document, self.folder))
         return load.understand(content, name, self.folder), taken
 
@@ -126,9 +127,9 @@ class IniFile:
         except (OSError, ValueError):
             return False
 
-    def _read(self) -> load.Content | None:
+    def _read(self) -> Content | None:
         try:
-            return load.read_file(self.path)
+            return read_file(self.path)
         except InvalidConfigError:
             return None
 

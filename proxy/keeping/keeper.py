@@ -28,8 +28,8 @@ from typing import ParamSpec, TypeVar
 from gevent.lock import BoundedSemaphore
 
 from proxy.config import ProxyConfig
+from proxy.configfile.content import InvalidConfigError
 from proxy.configfile.dump import dump
-from proxy.configfile.load import InvalidConfigError
 from proxy.configtext import changes
 from proxy.configtext.document import Edit, redact
 from proxy.errors import Failure, ProxyError, reason_of

@@ -8,7 +8,7 @@ nothing here changes what is in effect, and nothing says anything in the log, wh
 from dataclasses import dataclass, replace
 
 from proxy.config import ProxyConfig
-from proxy.configfile.load import InvalidConfigError
+from proxy.configfile.content import InvalidConfigError
 from proxy.configtext import changes
 from proxy.errors import ConfigError
 from proxy.keeping.candidate import Candidate, Edits, Layers, RefusedError, State

@@ -2,7 +2,8 @@
 
 import pytest
 
-from proxy.configfile.load import Content, InvalidConfigError, Loaded, understand
+from proxy.configfile.content import Content, InvalidConfigError
+from proxy.configfile.load import Loaded, understand
 
 LISTENER = """
 [listeners]

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.config import ProxyConfig
+from proxy.configfile.content import InvalidConfigError
 from proxy.configfile.dump import dump
-from proxy.configfile.load import InvalidConfigError, load
+from proxy.configfile.load import load
 from proxy.configtext.outline import Problem
 from proxy.configtext.sections import SETTINGS
 from proxy.settings.egress import Egress

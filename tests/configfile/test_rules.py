@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from proxy.address import Address, IPAddress
-from proxy.configfile.load import Content, InvalidConfigError, Loaded, understand
+from proxy.configfile.content import Content, InvalidConfigError
+from proxy.configfile.load import Loaded, understand
 from proxy.configtext.document import edit
 from proxy.explain import explain
 from proxy.networks import Networks

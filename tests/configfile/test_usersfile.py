@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.configfile.load import InvalidConfigError, load, named_files_in
+from proxy.configfile.content import InvalidConfigError
+from proxy.configfile.load import load, named_files_in
 from proxy.configfile.usersfile import read_users
 from proxy.configtext.document import Document
 from proxy.policy.auth import Authenticator, hash_password

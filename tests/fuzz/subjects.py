@@ -18,6 +18,7 @@ from websockets.frames import Frame
 from proxy import idn, units
 from proxy.address import Address, Endpoint
 from proxy.configfile import load
+from proxy.configfile.content import Content
 from proxy.configtext import document
 from proxy.errors import ConfigError, ProtocolError
 from proxy.http import bodies, heads, requests
@@ -322,7 +323,7 @@ SETTINGS = (
 
 def _read_config(pieces: Sequence[bytes]) -> Outcome:
     data = b"".join(pieces)
-    loaded = _attempt(lambda: load.understand(load.Content(data), "proxy.ini", with_files=False), ConfigError)
+    loaded = _attempt(lambda: load.understand(Content(data), "proxy.ini", with_files=False), ConfigError)
     text = _text(data)
     assert str(document.Document(text)) == text
     document.redact(text)

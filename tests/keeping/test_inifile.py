@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from proxy.configfile import load
-from proxy.configfile.load import InvalidConfigError
+from proxy.configfile.content import InvalidConfigError
 from proxy.errors import LimitError
+from proxy.keeping import inifile
 from proxy.keeping.inifile import IniFile
 
 TEXT = "[listeners]\n[[socks]]\nprotocol = socks5\nlisten_addr = 127.0.0.1:0\n"
@@ -150,7 +150,7 @@ def test_a_shortage_of_our_own_is_no_word_on_the_file(
         raise LimitError(os.strerror(errno.EMFILE))
 
     with monkeypatch.context() as patch:
-        patch.setattr(load, "read_file", no_descriptor)
+        patch.setattr(inifile, "read_file", no_descriptor)
         with pytest.raises(LimitError):
             file.judge()
     file.judged = before

@@ -14,9 +14,8 @@ import gevent
 import pytest
 
 from proxy.config import ProxyConfig
-from proxy.configfile import build
-from proxy.configfile import load as configfile
-from proxy.configfile.load import InvalidConfigError
+from proxy.configfile import build, content
+from proxy.configfile.content import InvalidConfigError
 from proxy.configfile.usersfile import UsersFile, read_users
 from proxy.configtext.outline import MAX_BYTES
 from proxy.errors import LimitError, ProxyError
@@ -1040,7 +1039,7 @@ class TestShortage:
             nonlocal is_full
             is_full = state
 
-        monkeypatch.setattr(configfile, "from_reserve", act)
+        monkeypatch.setattr(content, "from_reserve", act)
         return be
 
     def test_a_look_that_is_not_possible_now_rejects_nothing(
