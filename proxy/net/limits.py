@@ -93,7 +93,7 @@ class Ballast:
         self._clock = clock
         self._held: bytes | None = None
         self._since = math.inf  # when it was given up
-        self._clients = 0  # that were let in
+        self._clients = 0  # that came or went
 
     def keep(self) -> None:
         """Hold it; raises ``MemoryError``."""
@@ -109,7 +109,11 @@ class Ballast:
         log.error("%s", what, extra={"collapse": ("no memory", what)})
 
     def allows_another(self) -> bool:
-        """Tell whether there is memory for another client; if not, that is looked at again after a second."""
+        """
+        Tell whether there is memory for another client, to serve it or to be done with it.
+
+        If not, that is looked at again after a second.
+        """
         if self._since < math.inf:
             if self._clock() - self._since > _REST:
                 self._since = math.inf if self._has_as_much_again() else self._clock()

@@ -303,3 +303,108 @@ def test_a_greenlet_that_cannot_begin_gives_the_place_back_without_another_one(
     assert not pool.is_full
     assert getgeneratorstate(job) == GEN_CLOSED
     assert work.story == []  # it was never begun
+
+
+# -- while memory is short
+
+
+class Short:
+    """Memory, of which there is little until a test says otherwise."""
+
+    def __init__(self) -> None:
+        self.is_short = True
+
+    def allows_another(self) -> bool:
+        """Tell whether there is enough."""
+        return not self.is_short
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> Short:
+    """Have little memory, of which two greenlets are the most."""
+    memory = Short()
+    monkeypatch.setattr(pool_module, "BALLAST", memory)
+    monkeypatch.setattr(pool_module, "_FEW", 2)
+    return memory
+
+
+@pytest.fixture
+def waits() -> list[Wait]:
+    """Give what five jobs wait for."""
+    return [Wait() for _ in range(5)]
+
+
+def many(pool: Pool, work: Work, waits: list[Wait], act: Act) -> None:
+    """Have a job wait for each of these, and then do something; all are over in the same turn."""
+    pool.resize(len(waits))
+    began = len(waits)
+
+    def step() -> None:
+        nonlocal began
+        if began:
+            began -= 1
+        else:
+            act()
+
+    for each in waits:
+        pool.start(work.job("", step, each))
+    for each in waits:
+        each.begin()
+    for each in waits:
+        each.end()
+
+
+@pytest.mark.usefixtures("short")
+def test_while_memory_is_short_a_few_go_on_at_a_time_and_in_the_end_all(
+    pool: Pool, work: Work, waits: list[Wait]
+) -> None:
+    """As when thousands of connections end at once: greenlet ends the program where it finds no memory."""
+    now, most = 0, 0
+
+    def act() -> None:
+        nonlocal now, most
+        now += 1
+        most = max(now, most)
+        gevent.sleep(0.001)
+        now -= 1
+
+    many(pool, work, waits, act)
+    assert pool.join(PATIENCE)
+    assert most == 2
+    assert work.story.count(" goes on") == len(waits)
+
+
+@pytest.mark.usefixtures("short")
+def test_who_fails_while_memory_is_short_lets_the_next_one_go_on(
+    pool: Pool, work: Work, waits: list[Wait], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gevent.get_hub(), "handle_error", lambda *_: None)
+
+    def act() -> None:
+        gevent.sleep(0.001)
+        raise MemoryError
+
+    many(pool, work, waits, act)
+    assert pool.join(PATIENCE)
+    assert work.story.count(" goes on") == len(waits)
+
+
+def test_where_there_is_enough_memory_all_go_on_at_once(
+    pool: Pool, work: Work, waits: list[Wait], short: Short
+) -> None:
+    short.is_short = False
+    go = Event()
+    many(pool, work, waits, lambda: bool(go.wait()))
+    until(lambda: work.story.count(" goes on") == len(waits))
+    go.set()
+    assert pool.join(PATIENCE)
+
+
+@pytest.mark.usefixtures("short")
+def test_those_that_wait_for_memory_are_killed_too(pool: Pool, work: Work, waits: list[Wait]) -> None:
+    many(pool, work, waits, Event().wait)
+    until(lambda: work.story.count(" goes on") == 2)
+    pool.kill()
+    assert len(pool) == 0
+    assert work.story.count(" ends") == len(waits)
+    assert work.story.count(" goes on") == 2
