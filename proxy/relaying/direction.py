@@ -50,6 +50,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from proxy.errors import ProtocolError, reason_of
+from proxy.net.limits import BALLAST
 from proxy.relaying import splice
 from proxy.relaying.stream import BUFFER_SIZE, Buffer, Ending, Stream, ignore
 from proxy.sharing.throttle import Place, Throttle
@@ -253,7 +254,11 @@ class Direction:
 
     def _cut(self, exc: Exception) -> None:
         """End the relay, or this direction: in a callback no caller would take an exception."""
-        if isinstance(exc, OSError) and self._blamed is self._sink_name:
+        if isinstance(exc, MemoryError):
+            # Bytes may be lost by now, so it is over whatever else fails.
+            self._relay.stop(Ending.CUT, "no memory")
+            BALLAST.give_up()
+        elif isinstance(exc, OSError) and self._blamed is self._sink_name:
             self.lose(exc)
         elif isinstance(exc, (OSError, ProtocolError)):
             # A source that fails has nothing left: the kernel gives what came before the failure first.
@@ -261,6 +266,9 @@ class Direction:
         else:
             log.debug("relay failed", exc_info=exc)
             self._relay.stop(Ending.CUT, f"internal error: {type(exc).__name__}: {exc}")
+        # A stream may keep its failure, whose traceback leads back to it: together they would stay until the
+        # garbage is looked for, and 3 KiB of each are much when thousands are cut at once.
+        exc.__traceback__ = None
 
     # -- moving
 

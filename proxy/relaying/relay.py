@@ -246,12 +246,16 @@ class Relay:
             self._up.pause()
             self._down.pause()
             # Not at once: we may be called by a stream, which would be closed in the middle of its work.
-            gevent.get_hub().loop.run_callback(self._tell)
+            self._have_it_told()
+
+    def _have_it_told(self) -> None:
+        gevent.get_hub().loop.run_callback(self._tell)
 
     def _tell(self) -> None:
         if self._on_over:
             act, what = self._on_over
             act(what)
+            self._on_over = None
 
     def ended(self) -> None:
         """Note that one direction has come to its end."""
@@ -272,6 +276,8 @@ class Relay:
         """Do what is due: end it when it is idle, has lingered enough, or when a peer is dead."""
         if self.is_over:
             # The streams are being closed. A Ping behind a Close, for instance, would break the protocol.
+            if self._on_over:  # there was no memory to tell of it
+                self._have_it_told()
             return
         moved = self.sent + self.received
         if moved != self._moved_before or self._up.is_throttled or self._down.is_throttled:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import gevent
@@ -19,6 +20,8 @@ from gevent import socket
 from gevent.event import Event
 
 from proxy.errors import ProtocolError
+from proxy.net.limits import Ballast
+from proxy.relaying import direction
 from proxy.relaying import relay as module
 from proxy.relaying.relay import DataForwarder, Transfer
 from proxy.relaying.splice import PIPES
@@ -336,6 +339,48 @@ def test_any_fault_of_an_end_is_a_cut(tunnel: Tunnel, fault: Exception, detail: 
     assert tunnel.result().ending is Ending.CUT
     assert tunnel.result().detail.endswith(detail)
     assert tunnel.far.story == ["begin_close cut", "finish_close"]
+
+
+def test_a_fault_that_a_stream_keeps_does_not_lead_back_to_it(tunnel: Tunnel) -> None:
+    """Else nothing of the two would be freed until the garbage is looked for."""
+    tunnel.near.fault = ProtocolError("a bad frame")
+    tunnel.client.sendall(b"x")
+    tunnel.result()
+    assert tunnel.near.fault.__traceback__ is None
+
+
+def test_bytes_for_which_there_was_no_memory_are_a_cut_of_ours(
+    tunnel: Tunnel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are lost, so that nothing may come behind them; and the operator is told."""
+    monkeypatch.setattr(direction, "BALLAST", Ballast())
+    settle()
+
+    def send(buffer: Buffer, count: int) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(tunnel.far, "send", send, raising=False)
+    tunnel.client.sendall(b"x")
+    assert tunnel.result() == Transfer(0, 0, Ending.CUT, "no memory")
+    assert "no memory is left" in caplog.text
+
+
+def test_an_end_of_which_nobody_could_be_told_is_told_later(
+    tunnel: Tunnel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a connection would be kept for ever, as there was no memory when it ended."""
+    settle()
+
+    def run_callback(*_: object) -> None:
+        monkeypatch.undo()
+        raise MemoryError
+
+    monkeypatch.setattr(gevent, "get_hub", lambda: SimpleNamespace(
+        loop=SimpleNamespace(run_callback=run_callback)
+    ))  # fmt: skip
+    with pytest.raises(MemoryError):
+        tunnel.relay.stop(Ending.CUT, "a reason")
+    assert tunnel.result() == Transfer(0, 0, Ending.CUT, "a reason")
 
 
 @pytest.mark.parametrize("step", ["begin_close", "finish_close"])
