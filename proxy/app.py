@@ -4,11 +4,10 @@ The running program: its listeners, its logs, signals, and an end in good order.
 
 import gc
 import logging
-import os
+import marshal
 import signal
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from fcntl import F_DUPFD, fcntl
 from functools import partial
 from itertools import chain
 from time import monotonic
@@ -35,7 +34,8 @@ from proxy.server import ProxyServer, pool_size
 log = logging.getLogger(__name__)
 
 _M_MMAP_THRESHOLD, _LARGE_BLOCK = -3, 1 << 20  # mallopt(3); bytes
-_MOST_ROOM = 8192  # 16 bytes for each, and as many for its timer
+_DEEP = 1500  # tuples: some 450 KiB of stack, where 130 are there at first; Python reads no more than 2000
+_MOST_ROOM = 8192  # 20 bytes for each, 16 for its timer, and as many for its event
 _NEW_OBJECTS = 10_000  # before the collector looks at them; some are always new when many clients come
 _WITHOUT_SUPERVISOR = (
     "proxy.workers takes effect at the next start: several need a supervisor, which begins then"
@@ -143,6 +143,7 @@ class App:
         try:
             # SIGTERM or SIGINT before this ends the program in the ordinary way; the others have waited.
             _give_memory_back()
+            _grow_the_stack()
             self._watch_signals()
             self._open()
             _spare_the_collector()
@@ -348,27 +349,37 @@ def _give_memory_back() -> None:
         CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
 
 
+def _grow_the_stack() -> None:
+    """
+    Have the kernel make the stack as large now as it will ever be wanted.
+
+    Where there is no memory to grow it by, the program is killed, wherever it is at that moment.
+    """
+    marshal.loads(b")\x01" * _DEEP + b"N")  # one in another: reading them goes as deep
+
+
 def _make_room_in_the_loop(sockets: int) -> None:
     """
     Have libev allocate now what it will need for so many sockets, but for 8192 at most.
 
-    It has an array by descriptor and one of timers, and ends the program where it cannot have a larger one.
-    All else that finds no memory is a client that is not served.
+    It has arrays by descriptor, of those to tell the kernel about, of timers and of what has happened, and
+    ends the program where it cannot have a larger one. All else that finds no memory is a client that is
+    not served.
     """
     loop, count = gevent.get_hub().loop, min(sockets, _MOST_ROOM)
-    watchers: list[Any] = [loop.timer(60) for _ in range(count)]
-    ends: list[int] = []
-    with suppress(OSError, ValueError):  # there are not as many descriptors
-        ends += os.pipe()
-        ends.append(fcntl(ends[0], F_DUPFD, count))
-        watchers.append(loop.io(ends[-1], 1))
-    for watcher in watchers:
+    timers: list[Any] = [loop.timer(60) for _ in range(count)]
+    for timer in timers:
+        timer.start(_nothing)
+        timer.feed(0, _nothing)
+    for timer in timers:
+        timer.stop()
+        timer.close()
+    # None of these need be open: libev asks the kernel only in its next turn, and then nobody waits for them.
+    watcher: Any = loop.io(0, 1)
+    for watcher.fd in range(count):
         watcher.start(_nothing)
-    for watcher in watchers:
         watcher.stop()
-        watcher.close()
-    for end in ends:
-        os.close(end)
+    watcher.close()
 
 
 def _nothing() -> None:

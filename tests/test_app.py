@@ -3,6 +3,10 @@
 import errno
 import logging
 import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import gevent
 import pytest
@@ -14,6 +18,7 @@ from proxy.errors import ProxyError
 from proxy.lines import JsonFormatter
 from proxy.settings.listener import ServerConfig
 from proxy.settings.protocols import Protocol
+from tests.integration.programs import REPOSITORY
 
 CONFIG = ProxyConfig(listeners=(ServerConfig("127.0.0.1:0", Protocol.SOCKS5, "one"),))
 
@@ -99,3 +104,59 @@ def test_an_error_that_nobody_took_is_one_line_and_its_place_is_for_debugging(
 def test_a_greenlet_that_was_ended_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
     module._log_error("a greenlet", gevent.GreenletExit, gevent.GreenletExit(), None)
     assert caplog.records == []
+
+
+# -- without memory
+
+NO_MEMORY = """
+import os, resource, sys
+from proxy import app
+from tests.wire.processes import memory_of
+
+def use_all():
+    resource.setrlimit(resource.RLIMIT_AS, (memory_of(os.getpid(), "VmSize"), resource.RLIM_INFINITY))
+    held = []
+    try:
+        while True:
+            held.append(bytes(600))
+    except MemoryError:
+        del held[-100:]
+    return held
+"""
+DEEP = """
+import marshal
+if "prepared" in sys.argv:
+    app._grow_the_stack()
+nested = b")\\x01" * 1000 + b"N"
+held = use_all()
+del held[-2000:]
+marshal.loads(nested)
+"""
+MUCH_AT_ONCE = """
+import gevent
+count = 4000
+if "prepared" in sys.argv:
+    app._make_room_in_the_loop(count)
+    gevent.sleep(0)
+loop = gevent.get_hub().loop
+timers = [loop.timer(60) for _ in range(count)]
+reader = loop.io(0, 1)
+held = use_all()
+for each in timers:
+    each.start(app._nothing)
+    each.feed(0, app._nothing)
+for reader.fd in range(count):
+    reader.start(app._nothing)
+    reader.stop()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc")
+@pytest.mark.parametrize(("what", "signal_number"), [(DEEP, signal.SIGSEGV), (MUCH_AT_ONCE, signal.SIGABRT)])
+def test_what_would_end_the_program_for_want_of_memory_has_it_before(what: str, signal_number: int) -> None:
+    command = [sys.executable, "-c", f"{NO_MEMORY}\n{what}"]
+    codes = [
+        subprocess.run([*command, *more], cwd=REPOSITORY, stderr=subprocess.PIPE, timeout=60).returncode
+        for more in ([], ["prepared"])
+    ]
+    assert codes == [-signal_number, 0]
