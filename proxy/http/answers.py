@@ -59,6 +59,10 @@ def _rewritten(head: bytes) -> tuple[bytes, bool]:
     is_last = answer.status >= 200
     first = head.partition(b"\r\n")[0].decode("latin-1")
     dropped = (answer.headers.tokens("Connection") - _FRAMING) | _HOP_BY_HOP
+    if answer.headers.get_all("Transfer-Encoding"):
+        dropped.add(
+            "content-length"
+        )  # it counts for nothing then, and may be an attack (RFC 9112, section 6.3)
     lines = [
         first,
         *(f"{name}: {value}" for name, value in answer.headers.fields if name.lower() not in dropped),

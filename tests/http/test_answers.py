@@ -51,6 +51,12 @@ def test_where_the_body_ends_is_passed_on_whatever_connection_says(line: bytes) 
     assert passed_on(answer) == OK + line + b"\r\n" + LAST
 
 
+def test_of_two_ways_to_tell_the_end_of_a_body_the_one_that_counts_is_passed_on() -> None:
+    """RFC 9112, section 6.3: an intermediary MUST remove the Content-Length."""
+    answer = OK + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    assert passed_on(answer) == OK + b"Transfer-Encoding: chunked\r\n" + LAST + b"0\r\n\r\n"
+
+
 def test_all_else_is_passed_on_in_its_order() -> None:
     """RFC 9110, section 5.3: lines of one field are in their order; section 7.6.3: so are those of Via."""
     lines = b"Set-Cookie: a=1\r\nVia: 1.0 fred\r\nSet-Cookie: b=2\r\nTrailer: X\r\nServer: \xfcber\r\n"
