@@ -16,9 +16,10 @@ _VERSION = slice(5, 8)  # of HTTP/1.1
 
 
 class Answer:
-    """Follows an answer up to its body."""
+    """Follows an answer up to its body; ``interim`` ones are for a client that may get them."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, interim: bool = True) -> None:
+        self._interim = interim
         self._head: HeadBuffer | None = HeadBuffer(request=False)
         self._kept = b""  # of a head that is not complete
 
@@ -40,7 +41,8 @@ class Answer:
                 return ready + self.give_up()
             data, self._kept = self._head.leftover, b""
             self._head = None if is_last else HeadBuffer(request=False)
-            ready += head
+            if is_last or self._interim:
+                ready += head
             if not data:
                 break
         return ready + data

@@ -91,7 +91,9 @@ class RequestStream:
         self._body = request.body
         self._rest = memoryview(b"")  # what was received and not looked at yet
         self._is_over = False  # something came behind the body
-        self._answer = Answer()
+        # RFC 9110, section 15.2: none to HTTP/1.0, whose version the target was told, and may ignore.
+        first_line = request.head.partition(b"\r\n")[0]
+        self._answer = Answer(interim=not first_line.endswith(b" HTTP/1.0"))
         self._end_waits = False  # for what the client did not take yet
         self._has_told_all = False  # the request is over, and the client knows that the answer is
 

@@ -87,6 +87,13 @@ def test_interim_answers_do_not_end_the_connection() -> None:
     assert passed_on(answer) == expected
 
 
+def test_a_client_that_knows_no_interim_answers_gets_none() -> None:
+    """RFC 9110, section 15.2: a server MUST NOT send a 1xx to an HTTP/1.0 client."""
+    follower = Answer(interim=False)
+    answer = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + OK + b"\r\nbody"
+    assert b"".join(follower.take(answer[n : n + 1]) for n in range(len(answer))) == OK + LAST + b"body"
+
+
 def test_a_body_that_looks_like_a_head_is_a_body() -> None:
     body = OK + b"Connection: keep-alive\r\n\r\n"
     assert passed_on(OK + b"\r\n" + body) == OK + LAST + body

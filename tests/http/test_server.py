@@ -284,6 +284,17 @@ def test_an_interim_answer_is_passed_on_at_once(door: Door, target: Listener, *,
         assert read_rest(client) == (PAGE_FROM_US, "FIN")
 
 
+def test_no_interim_answer_is_passed_on_to_http_1_0(door: Door, target: Listener) -> None:
+    """RFC 9110, section 15.2."""
+    with connect(door) as client:
+        client.sendall(get(target.port).replace(b"HTTP/1.1", b"HTTP/1.0"))
+        far = target.accept()
+        assert read_head(far).startswith(b"GET /page?q HTTP/1.0\r\n")
+        far.sendall(b"HTTP/1.1 100 Continue\r\n\r\n" + PAGE)
+        far.close()
+        assert read_rest(client) == (PAGE_FROM_US, "FIN")
+
+
 @pytest.mark.parametrize("client_ended", [False, True])
 @pytest.mark.parametrize("end", ["FIN", "reset"])
 @pytest.mark.parametrize(
