@@ -65,6 +65,23 @@ def refusal(failure: Failure, retry_after: float = 1.0, told: str = "") -> HttpE
     return HttpError(answer.status, told or failure.value, failure=failure, headers=headers)
 
 
+def no_answer(*, begun: bool, timed_out: bool = False) -> HttpError:
+    """Say that the target of a request that was passed on did not answer it, or not with a whole head."""
+    if timed_out:
+        status, error, told = 504, "connection_read_timeout", "the target did not answer in time"
+    elif begun:
+        status, error, told = 502, "http_response_incomplete", "the target's answer broke off in its head"
+    else:
+        status, error, told = (
+            502,
+            "connection_terminated",
+            "the target closed the connection without an answer",
+        )
+    return HttpError(
+        status, told, failure=Failure.GENERAL, headers=(("Proxy-Status", f"{PROXY_NAME}; error={error}"),)
+    )
+
+
 def encode_response(error: HttpError) -> bytes:
     """Encode the complete answer, after which the connection is closed."""
     body = f"{error.body}\n".encode()

@@ -11,7 +11,7 @@ from proxy.errors import Failure, ProtocolError, ProxyError
 from proxy.http.answers import Answer
 from proxy.http.forwarded import learn_client
 from proxy.http.heads import HttpError, read_request
-from proxy.http.refusals import PROXY_NAME, encode_response, refusal
+from proxy.http.refusals import PROXY_NAME, encode_response, no_answer, refusal
 from proxy.http.requests import ProxyRequest, vet_proxy_request
 from proxy.relaying.channel import Channel
 from proxy.relaying.splice import Pipe
@@ -60,7 +60,8 @@ class HttpInbound:
         """Say that the tunnel is there; to a request that is passed on, its target answers."""
         assert self._request is not None
         if self._request.head:
-            return cast(Stream, RequestStream(self._request, self._channel.stream()))
+            stream = RequestStream(self._request, self._channel.stream(), is_head=self._is_head)
+            return cast(Stream, stream)
         self._channel.send(CONNECTED)
         return self._channel.stream()
 
@@ -85,8 +86,10 @@ class RequestStream:
     anew on a connection of its own.
     """
 
-    def __init__(self, request: ProxyRequest, client: TcpStream) -> None:
+    def __init__(self, request: ProxyRequest, client: TcpStream, *, is_head: bool = False) -> None:
         self._client = client
+        self._is_head = is_head
+        self._is_client_lost = False  # so that an answer of ours would be for nobody
         self._head = request.head  # what goes first, in the place of what the client sent
         self._body = request.body
         self._rest = memoryview(b"")  # what was received and not looked at yet
@@ -124,11 +127,15 @@ class RequestStream:
             return size
         if self._rest:
             return self._follow(buffer, self._rest)
-        count = 0 if self._is_over else self._receive(buffer, bulk=bulk)
-        if count:
-            return self._follow(buffer, buffer.payload[:count])
-        if count == 0 and not self._body.is_over:
-            raise ProtocolError("the client ended in the middle of its request")
+        try:
+            count = 0 if self._is_over else self._receive(buffer, bulk=bulk)
+            if count:
+                return self._follow(buffer, buffer.payload[:count])
+            if count == 0 and not self._body.is_over:
+                raise ProtocolError("the client ended in the middle of its request")
+        except BaseException:
+            self._is_client_lost = True
+            raise
         return count
 
     def _receive(self, buffer: Buffer, *, bulk: bool) -> int | None:
@@ -183,12 +190,21 @@ class RequestStream:
             self._tell_end()
 
     def end(self) -> None:
-        """Tell the client that no more bytes follow, also in the middle of a head."""
-        self._let_head_go()
+        """Tell the client that no more bytes follow, also where there was no answer or half a head."""
+        self._answer_for_the_target()
         if self._client.blocked:
             self._end_waits = True
         else:
             self._tell_end()
+
+    def _answer_for_the_target(self, *, timed_out: bool = False) -> bool:
+        """Say what went wrong if no whole head came, and tell whether that is so."""
+        if not self._answer.in_head:
+            return False
+        error = no_answer(begun=bool(self._answer.give_up()), timed_out=timed_out)
+        error.bodiless = self._is_head
+        self._client.write(encode_response(error))
+        return True
 
     def _tell_end(self) -> None:
         # A client that waits for the end of the answer would wait until a relay over TLS, which has no
@@ -200,9 +216,11 @@ class RequestStream:
             self._client.end()
 
     def begin_close(self, ending: Ending) -> None:
-        """Tell the client how it ended, and give it what is there of a head."""
-        with suppress(OSError):  # nobody may be left to take it
-            self._let_head_go()
+        """Tell the client how it ended, or why there was no answer."""
+        if ending not in (Ending.STOPPED, Ending.EVICTED) and not self._is_client_lost:
+            with suppress(OSError):  # nobody may be left to take it
+                if self._answer_for_the_target(timed_out=ending is Ending.IDLE):
+                    ending = Ending.FINISHED
         # Where both sides ended at once, this is the first that it hears of the end: not all of it was taken.
         lost = ending is Ending.FINISHED and self._client.blocked
         self._client.begin_close(Ending.CUT if lost else ending)

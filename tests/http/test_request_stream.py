@@ -5,6 +5,7 @@ What is counted is work, which is the same on a busy machine.
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import gevent
@@ -128,12 +129,25 @@ def over_tls(authority: Authority, good: Certificate, head: bytes) -> tuple[Requ
 GET = b"GET http://127.0.0.1/ HTTP/1.0\r\n\r\n"
 
 
+def answer(stream: RequestStream, client: TlsSocket) -> None:
+    """Have the target answer with a head, and the client read it."""
+    head, buffer = b"HTTP/1.1 200 OK\r\n\r\n", Buffer()
+    buffer.payload[: len(head)] = head
+    stream.send(buffer, len(head))
+    got = b""
+    while not got.endswith(b"\r\n\r\n"):
+        wait(client.reader)
+        with suppress(BlockingIOError):
+            got += client.recv(4096)
+
+
 def test_the_end_of_an_answer_is_told_at_once_to_who_has_sent_its_request(
     authority: Authority, good: Certificate
 ) -> None:
     """RFC 9112, section 6.3: where no length is given, only the end of the connection ends the body."""
     stream, client = over_tls(authority, good, GET)
     receive(stream, Buffer())
+    answer(stream, client)
     stream.end()
     wait(client.reader)
     assert client.recv(1) == b""
@@ -160,6 +174,7 @@ def test_who_still_sends_its_request_is_not_told_of_the_end_by_tls(
     """Many clients take it for the end of both directions."""
     stream, client = over_tls(authority, good, CHUNKED)
     receive(stream, Buffer())
+    answer(stream, client)
     stream.end()
     client.write(b"1\r\nx\r\n")
     assert receive(stream, Buffer()) == b"1\r\nx\r\n"
@@ -167,3 +182,28 @@ def test_who_still_sends_its_request_is_not_told_of_the_end_by_tls(
         client.recv(1)
     client.close()
     stream.begin_close(Ending.CUT)
+
+
+@pytest.mark.parametrize(
+    ("ending", "status", "error"),
+    [
+        (Ending.IDLE, "504 Gateway Timeout", "connection_read_timeout"),
+        (Ending.CUT, "502 Bad Gateway", "connection_terminated"),
+    ],
+)
+def test_a_target_that_does_not_answer_is_answered_for(ending: Ending, status: str, error: str) -> None:
+    """RFC 9209, section 2.3."""
+    stream, client = stream_of(b"")
+    stream.begin_close(ending)
+    answer = client.recv(4096).decode()
+    assert answer.startswith(f"HTTP/1.1 {status}\r\n")
+    assert f"Proxy-Status: proxy-server; error={error}\r\n" in answer
+    assert client.recv(1) == b""
+
+
+@pytest.mark.parametrize("ending", [Ending.STOPPED, Ending.EVICTED])
+def test_nobody_is_answered_for_where_we_end_it(ending: Ending) -> None:
+    stream, client = stream_of(b"")
+    stream.begin_close(ending)
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)

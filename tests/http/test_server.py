@@ -297,10 +297,8 @@ def test_no_interim_answer_is_passed_on_to_http_1_0(door: Door, target: Listener
 
 @pytest.mark.parametrize("client_ended", [False, True])
 @pytest.mark.parametrize("end", ["FIN", "reset"])
-@pytest.mark.parametrize(
-    "answer", [b"HTTP/1.1 200 OK\r\nContent-", b"H", b"ICY 200 OK\r\n\r\nmusic", b"hello"], ids=repr
-)
-def test_what_is_no_whole_head_reaches_the_client_as_it_came(
+@pytest.mark.parametrize("answer", [b"ICY 200 OK\r\n\r\nmusic", b"hello"], ids=repr)
+def test_what_is_no_head_at_all_reaches_the_client_as_it_came(
     door: Door, target: Listener, answer: bytes, end: str, *, client_ended: bool
 ) -> None:
     with connect(door) as client:
@@ -317,6 +315,65 @@ def test_what_is_no_whole_head_reaches_the_client_as_it_came(
         else:
             reset(far)
             assert read_rest(client)[1] == "reset"
+
+
+@pytest.mark.parametrize("client_ended", [False, True])
+@pytest.mark.parametrize("end", ["FIN", "reset"])
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (b"", "connection_terminated"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n", "connection_terminated"),
+        (b"H", "http_response_incomplete"),
+        (b"HTTP/1.1 200 OK\r\nContent-", "http_response_incomplete"),
+    ],
+    ids=repr,
+)
+def test_a_target_that_gives_no_whole_head_is_answered_for(
+    door: Door, target: Listener, answer: bytes, error: str, end: str, *, client_ended: bool
+) -> None:
+    """RFC 9110, section 15.6.3; the errors are those of RFC 9209, section 2.3."""
+    with connect(door) as client:
+        client.sendall(get(target.port))
+        far = target.accept()
+        read_head(far)
+        if client_ended:
+            client.shutdown(socket.SHUT_WR)
+            assert read_rest(far) == (b"", "FIN")
+        far.sendall(answer)
+        if end == "FIN":
+            far.close()
+        else:
+            reset(far)
+        if answer.startswith(b"HTTP/1.1 100"):
+            assert read_head(client).startswith(b"HTTP/1.1 100 Continue\r\n")
+        head = read_head(client)
+        assert head.startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
+        assert f"Proxy-Status: proxy-server; error={error}\r\n".encode() in head
+        body, how = read_rest(client)
+        assert body.endswith(b"\n")
+        assert how == "FIN"
+
+
+def test_a_target_that_does_not_answer_head_is_answered_for_without_a_body(
+    door: Door, target: Listener
+) -> None:
+    """RFC 9110, section 9.3.2."""
+    with connect(door) as client:
+        client.sendall(get(target.port, method=b"HEAD"))
+        target.accept().close()
+        assert read_head(client).startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
+        assert read_rest(client) == (b"", "FIN")
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_request_is_cut_off(door: Door, target: Listener) -> None:
+    with connect(door) as client:
+        request = get(target.port, method=b"POST").replace(b"\r\n\r\n", b"\r\nContent-Length: 5\r\n\r\nab")
+        client.sendall(request)
+        far = target.accept()
+        read_head(far)
+        client.shutdown(socket.SHUT_WR)
+        assert read_rest(client) == (b"", "reset")
 
 
 def test_an_answer_to_head_that_says_no_has_no_body(door: Door) -> None:
