@@ -4,9 +4,9 @@ from time import gmtime
 
 import pytest
 
-from proxy.http import heads
+from proxy.http import answers, heads
 from proxy.http.answers import Answer
-from proxy.http.heads import MAX_HEAD
+from proxy.http.heads import MAX_HEAD, ResponseHead, parse_response
 
 DATE = b"Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n"  # RFC 9110, section 5.6.7
 OK = b"HTTP/1.1 200 OK\r\n" + DATE
@@ -127,3 +127,30 @@ def test_a_head_without_an_end_is_kept_within_bounds() -> None:
         got += follower.take(sent[-1005:])
         assert len(sent) < MAX_HEAD + 2000
     assert got == sent
+
+
+@pytest.mark.parametrize("interim", [True, False])
+def test_thousands_of_heads_in_one_read_are_not_all_read(
+    monkeypatch: pytest.MonkeyPatch, *, interim: bool
+) -> None:
+    """Nobody else is served meanwhile. What is counted is work, which is the same on a busy machine."""
+    read: list[bytes] = []
+
+    def parse(head: bytes) -> ResponseHead:
+        read.append(head)
+        return parse_response(head)
+
+    monkeypatch.setattr(answers, "parse_response", parse)
+    follower = Answer(interim=interim)
+    piece = b"HTTP/1.1 100\r\n\r\n" * 4096
+    passed = follower.take(piece) + follower.take(piece)
+    assert len(read) < 20
+    assert passed.endswith(piece + piece[: len(piece) // 2])
+
+
+def test_heads_that_come_one_by_one_are_all_read() -> None:
+    """A server may show for hours that it is still at work (RFC 2518, section 10.1)."""
+    follower, interim = Answer(), b"HTTP/1.1 102 Processing\r\n"
+    for _ in range(1000):
+        assert follower.take(interim + b"\r\n") == interim + FROM_US + b"\r\n"
+    assert follower.take(OK + b"\r\n") == OK + LAST
