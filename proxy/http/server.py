@@ -125,9 +125,9 @@ class RequestStream:
             buffer.payload[:size] = self._head[:size]
             self._head = self._head[size:]
             return size
-        if self._rest:
-            return self._follow(buffer, self._rest)
         try:
+            if self._rest:
+                return self._follow(buffer, self._rest)
             count = 0 if self._is_over else self._receive(buffer, bulk=bulk)
             if count:
                 return self._follow(buffer, buffer.payload[:count])
@@ -175,12 +175,7 @@ class RequestStream:
     def splice_out(self, pipe: Pipe, count: int) -> None:
         """Send the payload that is in a pipe."""
         # A head that is so large that this is bulk already goes as it is.
-        self._let_head_go()
-        self._client.splice_out(pipe, count)
-
-    def _let_head_go(self) -> None:
-        if data := self._answer.give_up():
-            self._client.write(data)
+        self._client.splice_out(pipe, count, self._answer.give_up())
 
     def flush(self) -> None:
         """Send what was kept."""

@@ -4,18 +4,21 @@ A request that is passed on, as one end of a relay: followed to its end, a bound
 What is counted is work, which is the same on a busy machine.
 """
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
 import gevent
 import pytest
+from gevent.socket import wait_read
 
 from proxy.errors import ProtocolError
-from proxy.http.heads import parse_request
+from proxy.http.heads import HttpError, parse_request
 from proxy.http.requests import vet_proxy_request
 from proxy.http.server import RequestStream
 from proxy.net.deadline import wait
+from proxy.relaying.splice import AVAILABLE, PIPES
 from proxy.relaying.stream import Buffer, Ending, TcpStream, TlsStream
 from proxy.sharing.turns import FEW_FRAMES, FRAMES_AT_A_TIME, TURNS
 from proxy.tls.contexts import client_context, server_context
@@ -24,6 +27,7 @@ from tests.integration.certificates import Authority, Certificate
 from tests.relaying.test_relay import unread
 from tests.relaying.test_relay_over_tls import tls_pair
 from tests.wire.greenlets import patience, tcp_pair, until
+from tests.wire.sockets import reset
 
 CHUNKED = b"POST http://127.0.0.1/ HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n"
 CRUMBS = b"".join(b"1\r\n%c\r\n" % (number % 256) for number in range(9000)) + b"0\r\n\r\n"
@@ -201,9 +205,41 @@ def test_a_target_that_does_not_answer_is_answered_for(ending: Ending, status: s
     assert client.recv(1) == b""
 
 
+def test_a_target_is_not_blamed_for_a_chunk_of_the_client_s_that_waited_for_its_turn() -> None:
+    stream, client = stream_of(CRUMBS[: -len(b"0\r\n\r\n")] + b"zz\r\n")
+    with pytest.raises(HttpError, match="does not begin with its size"):
+        deque(iter(lambda: receive(stream, Buffer()), b""))
+    stream.begin_close(Ending.CUT)
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
+
+
 @pytest.mark.parametrize("ending", [Ending.STOPPED, Ending.EVICTED])
 def test_nobody_is_answered_for_where_we_end_it(ending: Ending) -> None:
     stream, client = stream_of(b"")
     stream.begin_close(ending)
     with pytest.raises(ConnectionResetError):
         client.recv(1)
+
+
+# -- spliced
+
+
+@pytest.mark.skipif(not AVAILABLE, reason="no splice here")
+def test_a_pipe_behind_a_head_that_nobody_takes_goes_back() -> None:
+    """Else it stays lent for ever, and its two descriptors open."""
+    stream, client = stream_of(b"")
+    source, sink = tcp_pair()
+    source.sendall(b"rest")
+    lent, pipe = PIPES.lent, PIPES.take()
+    assert pipe
+    wait_read(sink.fileno())
+    count = pipe.fill(sink.fileno(), 4)
+    buffer, head = Buffer(), b"HTTP/1.1 200 OK\r\nA: "
+    buffer.payload[: len(head)] = head
+    stream.send(buffer, len(head))
+    reset(client)
+    with pytest.raises(ConnectionError):
+        stream.splice_out(pipe, count)
+    stream.begin_close(Ending.CUT)
+    assert PIPES.lent == lent
