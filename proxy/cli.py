@@ -42,37 +42,37 @@ _PROTOCOLS = tuple(each.value for each in Protocol)
 _TYPES = tuple(each.value for each in UpstreamType)
 OPTIONS = (
     Option("config", "FILE", "run from a configuration file", (_FILE,), also=("c",)),
-    Option("check", "", "with -c: validate, and print every problem", (_FILE,)),
+    Option("check", "", "with -c: check the file, and print every problem", (_FILE,)),
     Option("dump", "", "with -c: print the effective configuration, without secrets", (_FILE,)),
-    Option("last-good", "", "with -c: start with the last valid version if need be", (_FILE,)),
-    Option("explain", "TARGET", "with -c: what the rules make of a host:port, and why", (_FILE,)),
-    Option("listener", "NAME", "explain: the listener that is asked", (_FILE,)),
-    Option("user", "NAME", "explain: who asks, if there was a login", (_FILE,)),
-    Option("from", "ADDRESS", "explain: the address of the client", (_FILE,)),
-    Option("test", "UPSTREAM", "with -c: reach it stage by stage, and a HOST:PORT behind it", (_FILE,)),
+    Option("last-good", "", "with -c: if the file is invalid, start with the last version that was applied", (_FILE,)),
+    Option("explain", "TARGET", "with -c: show what the rules decide for a host:port, and why", (_FILE,)),
+    Option("listener", "NAME", "with -explain: the listener that the client uses", (_FILE,)),
+    Option("user", "NAME", "with -explain: the user, if the client logs in", (_FILE,)),
+    Option("from", "ADDRESS", "with -explain: the address of the client", (_FILE,)),
+    Option("test", "UPSTREAM", "with -c: try to reach an upstream, stage by stage, and a HOST:PORT through it", (_FILE,)),
     Option("mode", "MODE", "run without a configuration file", (_SERVER, _CLIENT), ("server", "client")),
     Option(
         "protocol", "NAME", "what to serve, or what the proxy speaks", (_SERVER, _CLIENT), choices=_PROTOCOLS
     ),
     Option("addr", "ADDRESS", "where to listen, or where the proxy is", (_SERVER, _CLIENT)),
-    Option("username", "NAME", "the user who may use the server, or to log in as", (_SERVER, _CLIENT)),
-    Option("password", "PASSWORD", "better in the environment, as PROXY_PASSWORD", (_SERVER, _CLIENT)),
-    Option("upstream-type", "TYPE", "server: what the upstream is", (_SERVER,), choices=_TYPES),
+    Option("username", "NAME", "server: who may use it; client: the user to log in as", (_SERVER, _CLIENT)),
+    Option("password", "PASSWORD", "the password of that user; better in the environment, as PROXY_PASSWORD", (_SERVER, _CLIENT)),
+    Option("upstream-type", "TYPE", "server: the kind of the upstream", (_SERVER,), choices=_TYPES),
     Option("upstream-address", "ADDRESS", "server: where the upstream proxy is", (_SERVER,)),
-    Option("upstream-username", "NAME", "server: to log in there as", (_SERVER,)),
-    Option("upstream-password", "PASSWORD", "server: or PROXY_UPSTREAM_PASSWORD", (_SERVER,)),
+    Option("upstream-username", "NAME", "server: the user to log in there as", (_SERVER,)),
+    Option("upstream-password", "PASSWORD", "server: the password of that user; better in PROXY_UPSTREAM_PASSWORD", (_SERVER,)),
     Option("upstream-tls-ca", "FILE", "server: trust this CA, not the system's, for TLS", (_SERVER,)),
     Option("tls-ca", "FILE", "client: trust this CA, not the system's, for TLS", (_CLIENT,)),
     Option(
         "proxy",
         "URL",
-        "client: reach the proxy itself through this one; env: as the environment says",
+        "client: reach the proxy through this one; env: the one in the environment",
         (_CLIENT,),
     ),
     Option("host", "HOST", "client: the target", (_CLIENT,)),
     Option("port", "PORT", "client: its port", (_CLIENT,)),
-    Option("listen", "ADDRESS", "client: carry every local connection there to the target", (_CLIENT,)),
-    Option("init", "FILE", "write a short file to start from; -: print it", (_INIT,), default="proxy.ini"),
+    Option("listen", "ADDRESS", "client: accept connections here, and carry each one to the target", (_CLIENT,)),
+    Option("init", "FILE", "write a short configuration to start from; -: print it", (_INIT,), default="proxy.ini"),
     Option("hash-password", "", "read a password, print its hash for [auth_users]", (_HASH,)),
     Option("version", "", "print the version"),
     Option("help", "", "print this help", also=("h",)),
@@ -114,7 +114,7 @@ def _run(arguments: Sequence[str]) -> int:
     given, others = read(arguments, OPTIONS)
     if "test" in given and others:
         given[_TARGET] = others.pop(0)
-    if "help" in given:
+    if "help" in given or others[:1] == ["help"]:
         print(f"{USAGE}\n{describe(OPTIONS)}")
         return OK
     if "version" in given:
@@ -152,7 +152,7 @@ def _refuse_strangers(given: Mapping[str, str], others: Sequence[str], mode: str
     if not mode and used:
         raise UsageError(f"-{used[0].name} belongs to {' or '.join(used[0].modes)}, which is missing")
     if not mode:
-        raise UsageError("nothing to do: give -c FILE, or -mode server, or -mode client, or -init")
+        raise UsageError("nothing to do: give -c FILE, -mode server, -mode client or -init")
     strange = [f"-{option.name}" for option in used if mode not in option.modes]
     if strange:
         raise UsageError(f"{', '.join(strange)} cannot be used with {mode}")

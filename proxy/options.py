@@ -94,17 +94,17 @@ def _checked(option: Option, equals: str, value: str | None, known: Mapping[str,
         raise UsageError(f"{name} needs a value")
     if not equals and value.partition("=")[0] in known:
         raise UsageError(
-            f"{name} needs a value: one that reads like an option is written {name}={option.value}"
+            f"{name} needs a value: write a value that looks like an option as {name}={option.value}"
         )
     if option.choices and value not in option.choices:
-        raise UsageError(f"{name} is one of {', '.join(option.choices)}")
+        raise UsageError(f"{name} must be one of {', '.join(option.choices)}")
     return value
 
 
 def _unknown(place: int, written: str, known: Iterable[str]) -> str:
     near = get_close_matches(written, known, 1, 0.75)
-    return f"argument {place} begins like an option, but is none" + (
-        f" (is {near[0]} meant?)" if near else ""
+    return f"argument {place} is an unknown option" + (
+        f" (did you mean {near[0]}?)" if near else ""
     )
 
 

@@ -10,35 +10,35 @@ from contextlib import suppress
 from proxy.errors import ProxyError, reason_of
 
 STARTER = """\
-# Configuration of proxy-server, to start from. As it stands it is a proxy for this machine alone,
+# Configuration of proxy-server, to start from. As it is, it is a proxy for this machine alone,
 # without passwords:
 #
 #   curl -x socks5h://127.0.0.1:1080 https://www.example.com/     SOCKS5
 #   curl -x http://127.0.0.1:1080 https://www.example.com/        the same port as an HTTP proxy
 #
-# Lines that begin with # and no blank are settings to try: take the # away, and change what they say.
-# There are many more: proxy-server.ini(5), or docs/configuration.md, explains them all, and
-# `proxy-server -c FILE -dump` prints them. A running server notices a change of this file within two
-# seconds, and one with a mistake changes nothing: `proxy-server -c FILE -check` says what is wrong.
+# Lines that begin with # and no blank are settings to try: remove the #, and change the value.
+# There are many more: the manual page proxy-server.ini(5), or docs/configuration.md, explains them,
+# and `proxy-server -c FILE -dump` prints them. A running server notices a change of this file within
+# two seconds. A file with a mistake changes nothing: `proxy-server -c FILE -check` shows what is wrong.
 
 [proxy]
-#timeout = 30s                  # the whole budget for reaching a target
-#idle_timeout = 2h              # a connection without a byte for so long is closed; 0 = never
-#max_connections = 1024         # of each listener
+#timeout = 30s                  # the total time for reaching a target
+#idle_timeout = 2h              # close connections on which no byte moves for this long; 0 = never
+#max_connections = 1024         # for each listener
 #access_log = -                 # one line for each connection: - is standard error; a path; or off
 
-# Who may use the proxy: name = password, one user a line. The password is plain, or better the line that
-# `proxy-server -hash-password` prints. Add some before a listener listens on more than 127.0.0.1.
+# Who may use the proxy: name = password, one user per line. The password is plain, or better the hash that
+# `proxy-server -hash-password` prints. Add users before a listener listens on more than 127.0.0.1.
 [auth_users]
 #alice = change-me
 
-# Where clients come in. Each listener is a [[section]] with a name of your choice.
+# Where clients connect. Each listener is a [[section]] with a name of your choice.
 [listeners]
 [[local]]
 protocol = mixed                # SOCKS5, SOCKS4 and HTTP proxy clients on one port; or: socks5 | websocket
 listen_addr = 127.0.0.1:1080    # :1080 is every address of this machine
-#upstream = gateway             # the ways out in order of preference, from [upstreams]; without it: direct
-#clients = 127.0.0.0/8          # who may come in, as networks: 192.168.0.0/16, fd00::/8
+#upstream = gateway             # from [upstreams], in order of preference; without it: direct
+#clients = 127.0.0.0/8          # who may connect, as networks: 192.168.0.0/16, fd00::/8
 
 # The far end of a tunnel, for other proxy-servers, behind nginx or another HTTP server that does the TLS.
 #[[tunnel]]
@@ -54,14 +54,14 @@ listen_addr = 127.0.0.1:1080    # :1080 is every address of this machine
 #proxy_username = alice
 #proxy_password = change-me
 
-# Where clients may go: the first rule that matches decides. `proxy-server -c FILE -explain HOST:PORT`
-# says which.
+# Where clients may go. The first rule that matches decides; `proxy-server -c FILE -explain HOST:PORT`
+# shows which.
 [rules]
 #[[mail]]
 #port = 25, 465, 587
 #action = block
 
-# How much everybody may have.
+# How much each client may use.
 [limits]
 #[[fair]]
 #per = client

@@ -100,7 +100,7 @@ def test_an_option_that_would_have_no_effect_is_refused(
         (["-init", ""], "-init has an empty value"),
         (["-init", "a.ini", "b.ini"], "write -c b.ini"),
         ([*CLIENT, "-username", "bob", "-password", "my", SECRET], "an argument belongs to no option"),
-        ([*CLIENT, "-passwrod", SECRET], "is -password meant?"),
+        ([*CLIENT, "-passwrod", SECRET], "did you mean -password?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -121,6 +121,12 @@ def test_a_password_of_the_environment_needs_a_user(
     monkeypatch.setenv("PROXY_UPSTREAM_PASSWORD", SECRET)
     way = ["-upstream-type", "socks5", "-upstream-address", "h:1"]
     assert "-upstream-username: PROXY_UPSTREAM_PASSWORD is set" in refused(capsys, *SERVER, *way)
+
+
+@pytest.mark.parametrize("word", ["-h", "--help", "help"])
+def test_the_help_is_printed_however_one_asks_for_it(capsys: pytest.CaptureFixture[str], word: str) -> None:
+    assert cli.run([word]) == 0
+    assert capsys.readouterr().out.startswith("usage: proxy-server -c")
 
 
 def test_a_password_may_begin_with_a_dash(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,15 +72,15 @@ def test_what_belongs_to_no_option_is_kept_in_order(words: list[str], others: li
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["-passwrod", "hunter2"], "argument 1 begins like an option, but is none (is -password meant?)"),
-        (["--passwrod=hunter2"], "is --password meant?"),
+        (["-passwrod", "hunter2"], "argument 1 is an unknown option (did you mean -password?)"),
+        (["--passwrod=hunter2"], "did you mean --password?"),
         (["-pass", "hunter2"], "argument 1 "),  # no abbreviations
         (["-check", "-phunter2"], "argument 2 "),
         (["-passwordhunter2"], "argument 1 "),
         (["-username", "-password=hunter2"], "-username needs a value"),
         (["-password"], "-password needs a value"),
         (["-password", "hunter2", "-password", "x"], "-password is given twice"),
-        (["-mode", "hunter2"], "-mode is one of server, client"),
+        (["-mode", "hunter2"], "-mode must be one of server, client"),
         (["-check=hunter2"], "-check takes no value"),
         (["-c", "a", "--config", "b"], "-config is given twice"),
     ],

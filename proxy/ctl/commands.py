@@ -57,14 +57,14 @@ OPTIONS = (
     Option(
         "config",
         "FILE",
-        "the configuration file of the server; without it, the only one you run",
+        "the configuration file of the server; not needed if you run only one server",
         also=("c",),
     ),
     Option("json", "", "print the server's answer as it is"),
-    Option("volatile", "", "set, unset: not into the file"),
-    Option("plain", "", "set: passwords of users as they are"),
-    Option("listener", "NAME", "explain: the listener that is asked"),
-    Option("user", "NAME", "explain: who asks, if there was a login"),
+    Option("volatile", "", "set, unset: leave the file as it is"),
+    Option("plain", "", "set: do not hash passwords of users"),
+    Option("listener", "NAME", "explain: the listener that the client uses"),
+    Option("user", "NAME", "explain: the user, if the client logs in"),
     Option("from", "ADDRESS", "explain: the address of the client"),
     Option("help", "", "print this help", also=("h",)),
 )
@@ -74,11 +74,11 @@ OF_COMMANDS = ("volatile", "plain", "listener", "user", "from")
 def _run(arguments: Sequence[str]) -> int:
     """Read a command line, and do what it says. No message repeats what may be a secret."""
     given, words = read(arguments, OPTIONS, first=2, hint=": before a value with a dash, write --")
-    if "help" in given:
+    if "help" in given or words[:1] == ["help"]:
         print(f"{USAGE}\n\noptions (one dash or two):\n{describe(OPTIONS)}")
         return OK
     if not words or words[0] not in COMMANDS:
-        trouble = "there is no such command" if words else "the command is missing"
+        trouble = "unknown command" if words else "the command is missing"
         raise UsageError(f"{trouble}: it is one of {', '.join(COMMANDS)}")
     name, *words = words
     command = COMMANDS[name]
@@ -299,31 +299,32 @@ class _Command(NamedTuple):
 USAGE = """\
 commands for a running server: proxy-server ctl [-c FILE] [--json] COMMAND
   status                  version of the configuration, listeners, connections, upstreams and their health
-  top                     all of that live, with how fast it goes; h says what the keys do
-                          one picture where the output is no terminal
+  top                     all of that live, with rates; h explains the keys
+                          printed once if the output is not a terminal
   connections             live connections
-  kill ID                 end one of them
-  limits                  who has how much of which limit
+  kill ID                 end one of them, by the ID that connections shows
+  limits                  who uses how much of which limit
   refusals                the last 200 clients that got no connection, and why
-  penalties               who failed to log in of late, and for how long no login from there is judged
-  forgive ADDRESS         forget that
-  explain TARGET          what the rules make of a host:port, and why; exit code 0: it goes, 1: it is refused
-                          with --listener NAME, if there are several, --user NAME, --from ADDRESS
-  test UPSTREAM [TARGET]  reach it from the server, stage by stage, or a host:port through it
+  penalties               addresses with failed logins, and how long no login from there is judged
+  forgive ADDRESS         forget the failed logins of an address
+  explain TARGET          what the rules decide for a host:port, and why
+                          exit code 0: it is let through, 1: it is refused
+                          options: --listener NAME, if there are several, --user NAME, --from ADDRESS
+  test UPSTREAM [TARGET]  have the server reach an upstream, stage by stage, and a host:port through it
                           exit code 0: reached, 1: a stage fails
-  reload                  read the file again, and say what came of it
+  reload                  read the file again, and show the result
   versions                versions of the configuration
   show                    the configuration in effect with all its defaults, without secrets
-  diff N [M]              what differs from version N to version M, or to the one in effect
-  upgrade                 with workers: start the program's file anew in the same process; no client is lost
+  diff N [M]              the differences between version N and version M, or the one in effect
+  upgrade                 with workers: start the new program in the same process; no client is lost
   rollback [N]            go back to version N, or to the one before, and write it to the file
-                          without N, a file that is rejected gets back what is in effect
+                          without N, if the file was rejected, put back what is in effect
   set KEY [VALUE]         change a setting, such as listeners.socks.max_connections 2000
-                          without VALUE it is asked for, or read from standard input: good for passwords
+                          without VALUE, ctl asks for it, or reads it from standard input: good for passwords
                           before a VALUE that begins with a dash, write --: set KEY -- VALUE
                           several KEY VALUE pairs are changed together, or none of them
-                          a user's password becomes a hash; with --plain it stays as it is
-  unset KEY ...           take settings, users, listeners or upstreams out
+                          a user's password is stored as a hash, or with --plain as it is
+  unset KEY ...           remove settings, users, listeners or upstreams
                           with --volatile, set and unset leave the file as it is
   metrics                 numbers for Prometheus"""
 

@@ -375,7 +375,8 @@ def test_a_value_with_a_dash_is_told_how_to_be_written(capsys: pytest.CaptureFix
     assert "before a value with a dash, write --" in capsys.readouterr().err
 
 
-def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["ctl", "-h"]) == 0
+@pytest.mark.parametrize("word", ["-h", "--help", "help"])
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str], word: str) -> None:
+    assert cli.run(["ctl", word]) == 0
     said = capsys.readouterr().out
     assert all(f"\n  {command}" in said for command in ctl.COMMANDS)
