@@ -150,11 +150,21 @@ class Pool:
     def _lose(self, greenlet: "_PooledGreenlet") -> None:
         """Forget a greenlet that has ended, and end the job that it leaves, if any."""
         self._greenlets.discard(greenlet)
-        if late := self.next_late():  # which this one would have come to
-            self.go_on(late)
-        job = greenlet.job
-        if not job:
-            return
+        try:
+            if greenlet.job:
+                self._end_left(greenlet.job)
+        finally:
+            if late := self.next_late():  # which this one would have come to
+                self._go_on_late(late)
+
+    def _go_on_late(self, job: Job) -> None:
+        try:
+            self.go_on(job)
+        except MemoryError:
+            self._late.appendleft(job)  # for the next greenlet that is done: nobody else knows of it
+            raise
+
+    def _end_left(self, job: Job) -> None:
         if getgeneratorstate(job) == GEN_SUSPENDED:
             gevent.spawn(self._end, job)
         else:

@@ -6,6 +6,7 @@ That its size can change is tested with an acceptor, in test_listen.py.
 
 from collections.abc import Callable, Iterator
 from inspect import GEN_CLOSED, getgeneratorstate
+from typing import Any
 
 import gevent
 import pytest
@@ -13,6 +14,7 @@ from gevent.event import Event
 
 from proxy.listening import pool as pool_module
 from proxy.listening.pool import Job, Pause, Pool, do
+from proxy.listening.pool import _PooledGreenlet as PooledGreenlet
 from tests.wire.greenlets import until
 
 PATIENCE = 5.0  # seconds
@@ -385,6 +387,35 @@ def test_who_fails_while_memory_is_short_lets_the_next_one_go_on(
         raise MemoryError
 
     many(pool, work, waits, act)
+    assert pool.join(PATIENCE)
+    assert work.story.count(" goes on") == len(waits)
+
+
+@pytest.mark.usefixtures("short")
+def test_who_waits_for_memory_is_not_lost_where_there_is_none_for_a_greenlet(
+    pool: Pool, work: Work, waits: list[Wait], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gevent.get_hub(), "handle_error", lambda *_: None)
+    go, fails = Event(), 0
+
+    def make(*arguments: Any) -> PooledGreenlet:
+        nonlocal fails
+        if fails:
+            fails -= 1
+            raise MemoryError
+        return PooledGreenlet(*arguments)
+
+    def act() -> None:
+        go.wait()
+        if fails:
+            raise MemoryError  # so a new greenlet is wanted in the place of this one
+
+    many(pool, work, waits, act)
+    until(lambda: work.story.count(" goes on") == 2)
+    until(lambda: not pool._parked)
+    monkeypatch.setattr(pool_module, "_PooledGreenlet", make)
+    fails = 1
+    go.set()
     assert pool.join(PATIENCE)
     assert work.story.count(" goes on") == len(waits)
 
