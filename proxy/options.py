@@ -103,9 +103,7 @@ def _checked(option: Option, equals: str, value: str | None, known: Mapping[str,
 
 def _unknown(place: int, written: str, known: Iterable[str]) -> str:
     near = get_close_matches(written, known, 1, 0.75)
-    return f"argument {place} is an unknown option" + (
-        f" (did you mean {near[0]}?)" if near else ""
-    )
+    return f"argument {place} is an unknown option" + (f" (did you mean {near[0]}?)" if near else "")
 
 
 def describe(options: Iterable[Option]) -> str:
