@@ -25,6 +25,8 @@ from functools import cache, partial
 from typing import Any
 
 from proxy.errors import ProtocolError
+from proxy.http.heads import HttpError
+from proxy.http.refusals import encode_response
 from proxy.net.deadline import next_turn, wait
 from proxy.net.limits import check_descriptors
 from proxy.net.sock import LoopSocket, take_over
@@ -38,13 +40,7 @@ _MOST_UNSENT = 256 * 1024  # bytes: several times what a stream keeps by itself
 _MANY = 64  # records
 
 # What nginx answers too, whose words clients know.
-_TOLD = b"The plain HTTP request was sent to HTTPS port: use wss:// or https://\n"
-_TO_PLAIN_HTTP = (
-    b"HTTP/1.1 400 Bad Request\r\n"
-    b"Content-Type: text/plain; charset=utf-8\r\n"
-    b"Content-Length: %d\r\n"
-    b"Connection: close\r\n\r\n%b"
-) % (len(_TOLD), _TOLD)
+_TO_PLAIN_HTTP = "The plain HTTP request was sent to HTTPS port: use wss:// or https://"
 
 _scratch = memoryview(bytearray(1))
 _NOTHING = memoryview(b"")
@@ -82,7 +78,7 @@ def accept_tls(sock: Any, context: ssl.SSLContext, early: bytes = b"") -> "TlsSo
         return _shake_hands(tls)
     except ProtocolError as exc:
         if isinstance(exc.__cause__, ssl.SSLError) and is_plain_http(exc.__cause__):
-            plain.write(_TO_PLAIN_HTTP)
+            plain.write(encode_response(HttpError(400, _TO_PLAIN_HTTP)))
         raise
 
 

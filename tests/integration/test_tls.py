@@ -274,6 +274,7 @@ class TestServing:
             plain.sendall(b"GET / HTTP/1.1\r\nHost: h\r\nX: " + b"x" * 20_000)
             answer = read_to_end(plain)  # and no reset overtakes it
         assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+        assert b"\r\nDate: " in answer  # RFC 9110, section 6.6.1
         assert b"use wss:// or https://\n" in answer
         line = node.wait_for_log("the client speaks plain HTTP")
         assert " info " in line
