@@ -87,6 +87,10 @@ class Pool:
         """Have a greenlet do a job; the pool must not be full."""
         self._jobs.add(job)
         self._is_empty.clear()
+        self._hand(job)
+
+    def _hand(self, job: Job) -> None:
+        """Have a greenlet work on a job, in the next turn of the event loop."""
         if greenlet := self._assign(job):
             gevent.get_hub().loop.run_callback(greenlet.switch)
 
@@ -113,6 +117,10 @@ class Pool:
 
     def next_late(self) -> Job | None:
         """Give the job that has waited longest for others to be done, if any waits."""
+        if len(self._late) > 1 and BALLAST.allows_another():
+            # There is memory again, so more and more may go on at a time: a job may take seconds.
+            self._hand(self._late[0])
+            self._late.popleft()
         return self._late.popleft() if self._late else None
 
     def park(self, greenlet: "_PooledGreenlet") -> None:

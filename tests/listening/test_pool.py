@@ -420,6 +420,28 @@ def test_who_waits_for_memory_is_not_lost_where_there_is_none_for_a_greenlet(
     assert work.story.count(" goes on") == len(waits)
 
 
+def test_once_there_is_memory_again_more_go_on_at_a_time(
+    pool: Pool, work: Work, waits: list[Wait], short: Short
+) -> None:
+    """To close a connection may take seconds, and thousands may wait for it."""
+    gates: list[Event] = []
+
+    def act() -> None:
+        gates.append(Event())
+        gates[-1].wait()
+
+    many(pool, work, waits, act)
+    until(lambda: len(gates) == 2)
+    short.is_short = False
+    gates[0].set()
+    until(lambda: len(gates) == 4)
+    gates[1].set()
+    until(lambda: len(gates) == 5)
+    for each in gates:
+        each.set()
+    assert pool.join(PATIENCE)
+
+
 def test_where_there_is_enough_memory_all_go_on_at_once(
     pool: Pool, work: Work, waits: list[Wait], short: Short
 ) -> None:
