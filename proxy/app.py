@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from itertools import chain
+from resource import RLIM_INFINITY, RLIMIT_STACK, getrlimit
 from time import monotonic
 from types import TracebackType
 from typing import Any
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 _M_MMAP_THRESHOLD, _LARGE_BLOCK = -3, 1 << 20  # mallopt(3); bytes
 _DEEP = 1500  # tuples: some 450 KiB of stack, where 130 are there at first; Python reads no more than 2000
+_ORDINARY_STACK = 1 << 20  # bytes: hardly any system has less
 _MOST_ROOM = 8192  # 20 bytes for each, 16 for its timer, and as many for its event
 _NEW_OBJECTS = 10_000  # before the collector looks at them; some are always new when many clients come
 _WITHOUT_SUPERVISOR = (
@@ -355,6 +357,9 @@ def _grow_the_stack() -> None:
 
     Where there is no memory to grow it by, the program is killed, wherever it is at that moment.
     """
+    most, _ = getrlimit(RLIMIT_STACK)
+    if most != RLIM_INFINITY and most < _ORDINARY_STACK:
+        return  # there may be no room for that
     marshal.loads(b")\x01" * _DEEP + b"N")  # one in another: reading them goes as deep
 
 

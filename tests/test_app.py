@@ -160,3 +160,8 @@ def test_what_would_end_the_program_for_want_of_memory_has_it_before(what: str, 
         for more in ([], ["prepared"])
     ]
     assert codes == [-signal_number, 0]
+
+
+def test_a_stack_that_may_not_be_large_is_left_as_it_is() -> None:
+    start = f"ulimit -s 256 && exec {sys.executable} -c 'from proxy import app; app._grow_the_stack()'"
+    assert subprocess.run(["sh", "-c", start], cwd=REPOSITORY, timeout=60).returncode == 0
