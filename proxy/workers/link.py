@@ -28,10 +28,12 @@ from gevent import socket
 from gevent.event import AsyncResult, Event
 
 from proxy.errors import ProxyError
+from proxy.net.limits import BALLAST
 
 _HEAD = struct.Struct("!IH")  # how long a message is, and how many sockets come with it
 _MOST_SOCKETS = 250  # at a time: Linux takes 253
 _AT_ONCE = 1 << 18  # bytes
+_REST = 0.1  # seconds until it is tried again to read, where there was no memory to do it
 _CLOSED_IN_CHILDREN: int = getattr(std_socket, "MSG_CMSG_CLOEXEC", 0)
 
 
@@ -153,8 +155,17 @@ class Link:
 
     def _run(self) -> None:
         try:
-            while (message := self._receive()) is not None:
-                self._take(*message)
+            goes_on = True
+            while goes_on:
+                try:
+                    message = self._receive()
+                    if message:
+                        self._take(*message)
+                    goes_on = bool(message)
+                except MemoryError:
+                    # What could not be read is still there, and who asked in vain asks again.
+                    BALLAST.give_up()
+                    gevent.sleep(_REST)
         finally:
             if not self._is_left_off:
                 self._finish()
@@ -215,6 +226,8 @@ class Link:
             more = {"sockets": sockets} if sockets else {}
             said = (False, self._answers[name](*values, **more))
         except Exception as exc:
+            if isinstance(exc, MemoryError):
+                BALLAST.give_up()
             if not number:
                 raise
             said = (True, as_error(exc))

@@ -4,6 +4,7 @@ import os
 import socket as std_socket
 from collections.abc import Iterator
 from contextlib import ExitStack
+from types import SimpleNamespace
 from typing import Any
 
 import gevent
@@ -12,6 +13,7 @@ from gevent import socket
 from gevent.event import Event
 
 from proxy.errors import ConfigError, Failure, ProxyError
+from proxy.workers import link
 from proxy.workers.link import GoneError, Link
 from tests.wire.greenlets import patience, until
 
@@ -126,3 +128,29 @@ def test_who_waits_for_one_that_goes_is_told_and_so_is_who_asks_then(ends: Ends)
     with pytest.raises(GoneError):
         ends.near.ask("echo")
     ends.near.tell("hear", 1)
+
+
+def test_without_memory_a_question_waits_or_fails_and_the_link_stays(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a worker would end, and its connections with it."""
+
+    def none(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(link, "BALLAST", SimpleNamespace(give_up=lambda: None))
+    with monkeypatch.context() as patch:
+        tried = Event()
+
+        def fill(_: int) -> bool:
+            tried.set()
+            raise MemoryError
+
+        patch.setattr(ends.far, "_fill", fill)
+        waits = gevent.spawn(ends.near.ask, "echo", "late")
+        assert tried.wait(10)
+    assert waits.get(timeout=10) == ("late",)
+    ends.far._answers = {**ends.far._answers, "echo": none}
+    with pytest.raises(ProxyError, match="MemoryError"):
+        ends.near.ask("echo")
+    assert not ends.far.is_over
