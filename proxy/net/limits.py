@@ -32,6 +32,7 @@ _OWN = 64  # descriptors: logs, the control interface and its clients, the file 
 _BALLAST = 4 << 20  # bytes of memory
 _REST = 1.0  # seconds for which nobody is let in, once there was none
 _BETWEEN_LOOKS = 32  # clients: much less than they could take, each with its stacks and buffers
+_PIECES_BETWEEN_LOOKS = 16  # of 64 KiB at most
 _ENOUGH = 1 << 20  # descriptors: more than any machine can make use of
 
 # gevent's close waits for the next turn of its loop, but these are wanted at once.
@@ -94,6 +95,7 @@ class Ballast:
         self._held: bytes | None = None
         self._since = math.inf  # when it was given up
         self._clients = 0  # that came or went
+        self._pieces = 0  # that were kept
 
     def keep(self) -> None:
         """Hold it; raises ``MemoryError``."""
@@ -123,6 +125,19 @@ class Ballast:
             if self._clients % _BETWEEN_LOOKS == 0 and not self._has_as_much_again():
                 self.give_up()
         return self._since == math.inf
+
+    def leave_some(self) -> None:
+        """
+        Raise ``MemoryError`` if there is little, and what was given up is nearly used up too.
+
+        To be called before something is kept that can be done without: what was given up is for greenlets.
+        """
+        if self._since == math.inf:
+            self._pieces += 1
+            if self._pieces % _PIECES_BETWEEN_LOOKS == 0 and not self._has_as_much_again():
+                self.give_up()
+        if self._since < math.inf:
+            bytes(_BALLAST // 2)
 
     def _has_as_much_again(self) -> bool:
         """Tell whether it is held, and could be so twice."""

@@ -15,6 +15,7 @@ import gevent
 from gevent import socket
 
 from proxy.address import Address, IPAddress, UnixAddress
+from proxy.net.limits import BALLAST
 
 GeventSocket = socket.socket  # what blocks the greenlet; of such are the listening sockets
 
@@ -65,7 +66,11 @@ class LoopSocket(_socket.socket):
         return self._writer
 
     def write(self, data: memoryview | bytes, flags: int = 0) -> None:
-        """Send what the kernel takes, behind what it did not take before, and keep the rest as ``unsent``."""
+        """
+        Send what the kernel takes, behind what it did not take before, and keep the rest as ``unsent``.
+
+        Raises ``MemoryError`` where there is none for the rest.
+        """
         if self.unsent:
             self.unsent += data
             return
@@ -74,6 +79,7 @@ class LoopSocket(_socket.socket):
         except BlockingIOError:
             sent = 0
         if sent < len(data):
+            BALLAST.leave_some()
             self.unsent = bytes(data[sent:])
 
     def flush(self) -> None:

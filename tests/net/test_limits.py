@@ -411,6 +411,31 @@ def test_little_memory_is_seen_before_anything_fails_for_want_of_it(
     assert not ballast.allows_another()  # what was held is in use, so that it does not do alone
 
 
+def test_what_is_kept_leaves_some_of_what_was_given_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As what can be done without is cut off, and a greenlet that finds no memory is the end of all."""
+    left = 100 * MILLION
+
+    def allocate(size: int) -> bytes:
+        if size > left:
+            raise MemoryError
+        return b"x"
+
+    monkeypatch.setattr(limits, "bytes", allocate, raising=False)
+    ballast = limits.Ballast()
+    ballast.keep()
+    for _ in range(100):
+        ballast.leave_some()
+    left = 3 * MILLION
+    for _ in range(100):
+        ballast.leave_some()  # seen in time, so that there is what was given up
+    assert "no memory is left" in caplog.text
+    left = 1 * MILLION
+    with pytest.raises(MemoryError):
+        ballast.leave_some()
+
+
 HOLD = """
 import os
 from proxy.net.limits import Ballast

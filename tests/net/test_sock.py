@@ -10,6 +10,7 @@ from gevent import socket
 from gevent.event import Event
 
 from proxy.address import Address
+from proxy.net.limits import BALLAST
 from proxy.net.sock import address_of, set_options, sockaddr_of, take_over
 from tests.wire.greenlets import PATIENCE, Pair
 
@@ -80,3 +81,18 @@ def test_an_interface_that_is_not_there_is_an_error_with_a_number() -> None:
 ])  # fmt: skip
 def test_what_the_system_calls_an_address_becomes_one(sockaddr: object, address: Address) -> None:
     assert address_of(sockaddr) == address
+
+
+def test_nothing_is_kept_where_that_would_use_up_the_last_memory(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leave_some() -> None:
+        raise MemoryError
+
+    sock = take_over(pair[0])
+    monkeypatch.setattr(BALLAST, "leave_some", leave_some)
+    sock.write(b"this is taken at once")
+    with pytest.raises(MemoryError):
+        sock.write(bytes(64 << 20))
+    assert not sock.unsent
+    sock.close()
