@@ -229,7 +229,7 @@ class Endpoint:
             return cls(UNIX_SCHEME, "", 0, _unix_path(text))
         scheme = (url["scheme"] or scheme).lower()
         if scheme not in DEFAULT_PORTS:
-            raise ValueError(f"the scheme is none of {', '.join(DEFAULT_PORTS)}")
+            raise ValueError(f"the scheme must be one of {', '.join(DEFAULT_PORTS)}")
         if "@" in url["authority"]:
             raise ValueError("credentials do not go into the address: there are settings for them")
         path = url["path"] if url["path"].startswith("/") else "/" + url["path"]
@@ -241,7 +241,7 @@ class Endpoint:
             raise ValueError("an address has no fragment: nothing begins with #")
         authority = split_authority(url["authority"])
         if not authority:
-            raise ValueError("this is no host:port, no :port, and no IPv6 address in brackets, [::1]:port")
+            raise ValueError("this is not host:port, :port, or an IPv6 address in brackets, [::1]:port")
         host, port = authority
         default_port = str(DEFAULT_PORTS[scheme]) if url["scheme"] else ""
         number = _parse_port(default_port if port is None else port)

@@ -70,7 +70,7 @@ class ProxyClient(ABC):
         Connect to a target before the deadline.
 
         Where it goes out directly from here, ``check`` judges each address before it is used, and raises to
-        refuse it. Without one, only our own listeners are refused, and what is no host's address.
+        refuse it. Without one, only our own listeners are refused, and what is not the address of a host.
 
         Raises ``DialError`` if the target cannot be reached, ``UpstreamError`` if the proxy on the way
         to it failed, and ``LimitError`` if we ourselves have no descriptor or port left for it.

@@ -138,4 +138,4 @@ def read_secret(prompt: str, again: str = "") -> str:
     try:
         return data.partition(b"\n")[0].removesuffix(b"\r").decode()
     except UnicodeDecodeError:
-        raise InputError("what stands on standard input is not UTF-8") from None
+        raise InputError("standard input is not UTF-8") from None

@@ -68,7 +68,7 @@ class NotAClientError(ProxyError):
     """Whoever comes from this address may not come in, and is not told why."""
 
     def __init__(self) -> None:
-        super().__init__("is none of the clients of this listener", Failure.NOT_ALLOWED)
+        super().__init__("is not among the clients of this listener", Failure.NOT_ALLOWED)
 
 
 class LimitError(ProxyError):

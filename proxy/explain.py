@@ -53,7 +53,7 @@ def read_target(text: str) -> Address:
     """Read ``host:port``; raises ``ConfigError`` that says what would be right."""
     host, port = split_authority(text) or ("", None)
     if not host or not port or not port.isdecimal():
-        raise ConfigError("target", "is no host:port, and no [::1]:port")
+        raise ConfigError("target", "is not host:port or [::1]:port")
     try:
         return Address(host, int(port))
     except ProtocolError as exc:
@@ -64,7 +64,7 @@ def read_client(text: str) -> IPAddress | None:
     """Read the address of a client, if there is one; raises ``ConfigError``."""
     ip = read_ip(text)
     if text and ip is None:
-        raise ConfigError("from", "is no IP address")
+        raise ConfigError("from", "is not an IP address")
     return ip
 
 
@@ -76,7 +76,7 @@ def choose(listeners: Sequence[ServerConfig], name: str) -> ServerConfig:
     for each in listeners:
         if each.name == name:
             return each
-    raise ConfigError("listener", f"there is no {name}, only {names}" if name else f"is one of {names}")
+    raise ConfigError("listener", f"there is no {name}, only {names}" if name else f"must be one of {names}")
 
 
 def explain_request(

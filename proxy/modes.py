@@ -186,7 +186,7 @@ def _require(given: Given, *names: str) -> None:
 def _protocol(given: Given, known: Iterable[Protocol]) -> Protocol:
     words = [each.value for each in known]
     if given["protocol"] not in words:
-        raise ConfigError("-protocol", f"with -mode {given['mode']} it is one of {', '.join(words)}")
+        raise ConfigError("-protocol", f"with -mode {given['mode']} it must be one of {', '.join(words)}")
     return Protocol(given["protocol"])
 
 

@@ -77,7 +77,7 @@ def _network(text: str) -> IPv4Network | IPv6Network:
         network = ip_network(text, strict=False)
     except ValueError:
         raise ValueError(
-            f"{text!r} is no address and no network such as 10.0.0.0/8 or 2001:db8::/32"
+            f"{text!r} is not an address or a network such as 10.0.0.0/8 or 2001:db8::/32"
         ) from None
     if isinstance(network, IPv6Network) and (mapped := network.network_address.ipv4_mapped) is not None:
         # As an address in it comes here: as the IPv4 address inside.

@@ -36,7 +36,9 @@ def parse_proxy_url(url: str, source: str = "-proxy") -> UpstreamConfig:
     match = _URL.fullmatch(url)
     scheme = ((match and match["scheme"]) or "http").lower()
     if not match or scheme not in _TYPES:
-        raise ConfigError(source, f"is no URL that begins with {', '.join(f'{each}://' for each in _TYPES)}")
+        raise ConfigError(
+            source, f"is not a URL that begins with {', '.join(f'{each}://' for each in _TYPES)}"
+        )
     username, _, password = (match["login"] or "").partition(":")
     kind = _TYPES[scheme]
     own_scheme = scheme if kind is UpstreamType.HTTP else "socks5"

@@ -232,7 +232,7 @@ class Session:
         config = self.runtime.config
         if config.client_address is ClientAddress.PROXY_PROTOCOL:
             if not config.trusts(self.client):
-                raise ProxyError("is no proxy whose word counts here", Failure.NOT_ALLOWED)
+                raise ProxyError("is not among the trusted proxies of this listener", Failure.NOT_ALLOWED)
             client = run(parse_header(), self._channel.read_exact)
             self._channel.client = client or self.client
             self._channel.await_request()  # its client has said nothing yet

@@ -74,7 +74,7 @@ def write_starter(path: str) -> None:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        raise ProxyError(f"{path} is there already, and stays as it is: name another file") from None
+        raise ProxyError(f"{path} exists already, and is not overwritten: name another file") from None
     except OSError as exc:
         raise _cannot(path, exc) from exc
     try:

@@ -185,7 +185,7 @@ def _network(text: str) -> str:
         network = ip_network(host, strict=False)
     except ValueError:
         if "/" in text:
-            raise ValueError(f"{text!r} is no network such as 10.0.0.0/8 or 2001:db8::/32") from None
+            raise ValueError(f"{text!r} is not a network such as 10.0.0.0/8 or 2001:db8::/32") from None
         return ""
     if isinstance(network, IPv6Network) and any(network.subnet_of(each) for each in _INSIDE):
         raise ValueError(f"{text!r} is judged as the IPv4 addresses inside: write these")
@@ -197,9 +197,9 @@ def _name(host: str, text: str) -> str:
         name = canonical_host(host).removesuffix(".")
     except ProtocolError as exc:
         cure = ": for any target leave it empty" if text == "*" else ""
-        raise ValueError(f"{text!r} is no name, no *.domain, no address and no network{cure}") from exc
+        raise ValueError(f"{text!r} is not a name, a *.domain, an address or a network{cure}") from exc
     if _network(name):
-        raise ValueError(f"{text!r} is no *.domain, as addresses have none")
+        raise ValueError(f"{text!r} is not a *.domain: addresses have none")
     return name
 
 
@@ -248,7 +248,7 @@ def _range(text: str) -> tuple[int, int]:
     first = int(match[1]) if match else 0
     last = int(match[2] or first) if match else 0
     if not 1 <= first <= last <= 65535:
-        raise ValueError(f"{text!r} is no port from 1 to 65535, and no range such as 8000-8999")
+        raise ValueError(f"{text!r} is not a port from 1 to 65535 or a range such as 8000-8999")
     return first, last
 
 

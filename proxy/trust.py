@@ -74,7 +74,7 @@ class Trust:
         with open(descriptor, "rb") as file:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode):
-                raise UntrustedError("it is no file")
+                raise UntrustedError("it is not a file")
             self._check(found, "it")
             return file.read(most)
 

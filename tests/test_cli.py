@@ -79,11 +79,11 @@ def test_an_option_that_would_have_no_effect_is_refused(
         ([*CLIENT, "-tls-ca", "ca.pem"], "-tls-ca: only a wss:// or https:// proxy is reached by TLS\n"),
         (
             ["-mode", "server", "-protocol", "http", "-addr", ":1"],
-            "-protocol: with -mode server it is one of socks5, websocket, mixed",
+            "-protocol: with -mode server it must be one of socks5, websocket, mixed",
         ),
         (
             ["-mode", "client", "-protocol", "mixed", "-addr", "h:1", "-host", "h", "-port", "80"],
-            "-protocol: with -mode client it is one of socks5, websocket, http",
+            "-protocol: with -mode client it must be one of socks5, websocket, http",
         ),
         ([*SERVER, "-username", "bob"], "-password: the user needs one"),
         ([*SERVER, "-password", SECRET], "-username: -password is given"),
@@ -213,8 +213,8 @@ def test_init_overwrites_nothing(folder: Path, capsys: pytest.CaptureFixture[str
     path, link = folder / "mine.ini", folder / "link.ini"
     path.write_text("mine")
     link.symlink_to("nowhere.ini")
-    assert failed_init(capsys, "mine.ini").startswith("proxy-server: mine.ini is there already")
-    assert failed_init(capsys, "link.ini").startswith("proxy-server: link.ini is there already")
+    assert failed_init(capsys, "mine.ini").startswith("proxy-server: mine.ini exists already")
+    assert failed_init(capsys, "link.ini").startswith("proxy-server: link.ini exists already")
     assert path.read_text() == "mine"
     assert not link.exists()
 

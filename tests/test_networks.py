@@ -38,7 +38,7 @@ def test_a_mapped_network_is_the_one_inside() -> None:
     "text", ["", "10.0.0.0/33", "10.0.0", "name.example", "10.0.0.0/8/8", "fe80::1%eth0/x"]
 )
 def test_what_is_no_network_is_refused_by_name(text: str) -> None:
-    with pytest.raises(ValueError, match="is no address and no network"):
+    with pytest.raises(ValueError, match="is not an address or a network"):
         Networks(["192.0.2.1", text])
 
 

@@ -152,18 +152,18 @@ def test_this_machines_own_addresses_are_self_and_private_whatever_they_are() ->
     ("entry", "message"),
     [
         ("*", "for any target leave it empty"),
-        ("a b", "is no name"),
-        ("*.*.example.com", "is no name"),
-        ("www.*.com", "is no name"),
+        ("a b", "is not a name"),
+        ("*.*.example.com", "is not a name"),
+        ("www.*.com", "is not a name"),
         ("*.10.0.0.1", "addresses have none"),
-        ("10.0.0.0/33", "is no network"),
-        ("example.com/24", "is no network"),
-        ("example.com:80", "is no name"),
-        ("", "is no name"),
+        ("10.0.0.0/33", "is not a network"),
+        ("example.com/24", "is not a network"),
+        ("example.com:80", "is not a name"),
+        ("", "is not a name"),
         ("64:ff9b::/96", "judged as the IPv4 addresses inside"),
         ("2002:c000:200::/40", "judged as the IPv4 addresses inside"),
-        ("fe80::1%eth0", "is no name"),
-        ("not-a-word!", "is no name"),
+        ("fe80::1%eth0", "is not a name"),
+        ("not-a-word!", "is not a name"),
     ],
 )
 def test_what_names_no_target_is_refused(entry: str, message: str) -> None:
@@ -187,7 +187,7 @@ def test_ports_are_numbers_and_ranges() -> None:
 
 @pytest.mark.parametrize("text", ["0", "65536", "9-8", "-1", "http", "", "1-", "22,23", "٢٢"])
 def test_what_is_no_port_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is no port"):
+    with pytest.raises(ValueError, match="is not a port"):
         Ports([text])
 
 

@@ -170,7 +170,7 @@ class TestVersions:
             os.mkfifo(one)
         again = History(history, 5)
         assert (numbers(again), again.next_number()) == ([2], 3)
-        assert caplog.messages[0].startswith(f"{one} is passed over: ")
+        assert caplog.messages[0].startswith(f"{one} is skipped: ")
         again.size = 1
         again.add(version(3))
         assert os.path.lexists(one) == (how != "open")  # what is not ours is not cleared away either

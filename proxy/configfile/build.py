@@ -224,7 +224,7 @@ class Builder:
                 what = "blocks names only: who asks for their addresses comes there all the same"
                 self._outline.warn_at(path, "to", what)
             if rule.resolve and not rule.to.has_addresses:
-                what = "has no effect: there is no address, no network and no word in to"
+                what = "has no effect: to has no address, network or word"
                 self._outline.warn_at(path, "resolve", what)
 
     def _chosen(self, path: Path, conf: Mapping[str, Any]) -> dict[str, Any]:
@@ -301,7 +301,7 @@ class Builder:
 
 def _why_no_upstream(name: str, known: Iterable[str], words: Sequence[str] = ()) -> str:
     if not re.fullmatch(r"[\w.; \t-]+", name):
-        return "is no name from [upstreams]"  # an address, perhaps, and with a password in it
+        return "is not a name from [upstreams]"  # an address, perhaps, and with a password in it
     if re.search(r"[; \t]", name):
         return f'there is no upstream "{name}": names are separated by commas'
     or_word = f", and it is not {' or '.join(words)}" if words else ""

@@ -68,7 +68,7 @@ def read_file(path: str, *, may_wait: bool = True) -> Content:
         with from_reserve(lambda: open(path, "rb", opener=opener)) as file:
             found = os.fstat(file.fileno())
             if not may_wait and not stat.S_ISREG(found.st_mode):
-                raise OSError(0, "it is no regular file")
+                raise OSError(0, "it is not a regular file")
             return Content(file.read(MAX_BYTES + 1), found)
     except OSError as exc:
         if is_shortage(exc):

@@ -60,7 +60,7 @@ def _read_lines(read: UsersFile, text: str, others: Collection[str]) -> None:
         name, colon, password = line.partition(":")
         problem = next(_problems(name, colon, password), "")
         if not problem and name in places:
-            problem = f"this user is there already, in line {places[name]}"
+            problem = f"this user is already in line {places[name]}"
         if not problem and name in others:
             problem = "this user is in [auth_users] too"
         if problem:

@@ -171,7 +171,7 @@ class Document:
         if not all(map(_NAME.fullmatch, parts)) or CONTROL.search(name):
             raise ConfigError(
                 name if name.isprintable() else "",
-                "is no name of a setting: write proxy.timeout, auth_users.NAME, or listeners.NAME.path",
+                "is not the name of a setting: write proxy.timeout, auth_users.NAME, or listeners.NAME.path",
             )
         return place
 

@@ -151,7 +151,7 @@ class Outline:
         """Tell whether there can be such a section, or report why there is none."""
         complaint = why_no_section(path, header.depth, keys)
         if not complaint and (path, "") in self.places:
-            complaint = f"this section is there already, in line {self.places[path, '']}"
+            complaint = f"this section is already in line {self.places[path, '']}"
         if complaint:
             self.report(header.line, complaint, path)
             return False
@@ -165,7 +165,7 @@ class Outline:
         if complaint and (meant := meant_by(path, setting.key)) and meant not in keys:
             self.refused.add((path, meant))  # that it is missing follows from this
         if not complaint and place in self.places:
-            complaint = f"is there already, in line {self.places[place]}"
+            complaint = f"is already set in line {self.places[place]}"
         if not complaint:
             self.places[place] = setting.line
             try:
@@ -194,12 +194,12 @@ class Outline:
 def why_no_text_file(data: bytes) -> str:
     """Say why a file is none that a configuration can stand in; nothing if it may be one."""
     if len(data) > MAX_BYTES:
-        return f"is larger than {MAX_BYTES >> 20} MiB: this is no configuration file"
+        return f"is larger than {MAX_BYTES >> 20} MiB: this is not a configuration file"
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "is UTF-16: save it as UTF-8"
     if b"\0" in data:
         line = data.count(b"\n", 0, data.index(b"\0")) + 1
-        return f"is no text file: there is a NUL byte in line {line}"
+        return f"is not a text file: there is a NUL byte in line {line}"
     text = data.removeprefix(codecs.BOM_UTF8).strip()
     if text.startswith(b"{"):
         return "is JSON: write an INI file, as docs/from-the-go-program.md shows"

@@ -167,7 +167,7 @@ def read_secret(raw: str) -> Value:
     if "," in value.text:
         raise ValueError(f"has a comma: {QUOTE_IT}")
     if value.text != value.text.strip():
-        raise ValueError(f"begins or ends with a blank that is no space: {QUOTE_IT}")
+        raise ValueError(f"begins or ends with a blank that is not a space: {QUOTE_IT}")
     return value
 
 
@@ -232,7 +232,7 @@ def quote(text: str, *, always: bool = False, may_be_list: bool = False) -> str:
     for quoted in (f"{mark}{text}{mark}" for mark in ('"', "'", '"""', "'''")):
         if _reads_as(quoted, text):
             return quoted
-    raise ValueError("a value with both kinds of triple quotes cannot stand in the file")
+    raise ValueError("a value with both kinds of triple quotes cannot be written in the file")
 
 
 def quote_key(text: str) -> str:
@@ -243,7 +243,7 @@ def quote_key(text: str) -> str:
     for mark in ('"', "'"):
         if mark not in text:
             return f"{mark}{text}{mark}"
-    raise ValueError("a name with both kinds of quotes and an = cannot stand in the file")
+    raise ValueError("a name with both kinds of quotes and an = cannot be written in the file")
 
 
 def is_text(text: str) -> bool:
@@ -253,9 +253,9 @@ def is_text(text: str) -> bool:
 
 def _refuse_what_no_file_has(text: str) -> None:
     if CONTROL.search(text):
-        raise ValueError("a control character cannot stand in the file")
+        raise ValueError("the file cannot contain a control character")
     if not is_text(text):
-        raise ValueError("is not UTF-8, which all of the file is")
+        raise ValueError("is not UTF-8, the encoding of the file")
 
 
 def _reads_as(raw: str, text: str) -> bool:

@@ -154,7 +154,7 @@ class Admin:
         if not _is_ours(host, self._hosts):
             raise HttpError(
                 421,
-                "the token is missing or wrong, and the Host header is no address of this server: "
+                "the token is missing or wrong, and the Host header is not an address of this server: "
                 "send the token, as Authorization: Bearer TOKEN",
             )
         # The same form as at the other listeners, for fail2ban.

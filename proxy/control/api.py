@@ -79,7 +79,7 @@ class Api:
     def _forgive(self, request: Request, address: str) -> Told:
         ip = read_ip(unquote(address))
         if ip is None:
-            raise HttpError(400, f"{quoted(unquote(address))} is no IP address")
+            raise HttpError(400, f"{quoted(unquote(address))} is not an IP address")
         if not self.program.forgive(ip):
             raise HttpError(404, "no login from there has failed of late")
         client = Address(str(ip), 0)

@@ -99,13 +99,13 @@ class Query:
             raise ValueError(f"there is no {', '.join(sorted(unknown))}")
         group = given.get("group", "")
         if group and group not in _GROUPS:
-            raise ValueError(f"group is one of {', '.join(_GROUPS)}")
+            raise ValueError(f"group must be one of {', '.join(_GROUPS)}")
         sort, known = given.get("sort", "name" if group else "id"), _GROUP_SORTS if group else _SORTS
         if sort.removeprefix("-") not in known:
-            raise ValueError(f"sort is one of {', '.join(known)}, or that with a - before it")
+            raise ValueError(f"sort must be one of {', '.join(known)}, or one of them with a - before it")
         limit = given.get("limit")
         if limit is not None and not re.fullmatch("[0-9]{1,9}", limit):
-            raise ValueError("limit is a number")
+            raise ValueError("limit must be a number")
         return cls(
             sort.removeprefix("-"),
             sort.startswith("-"),

@@ -139,7 +139,7 @@ def _take(fd: int) -> socket.socket | None:
         if listens and (sock.family in (std_socket.AF_INET, std_socket.AF_INET6) or _has_path(sock)):
             return sock
         sock.close()
-    log.warning("descriptor %d, which was handed over to us, is no listening TCP or Unix socket", fd)
+    log.warning("descriptor %d, which was handed over to us, is not a listening TCP or Unix socket", fd)
     return None
 
 

@@ -79,7 +79,7 @@ def _run(arguments: Sequence[str]) -> int:
         return OK
     if not words or words[0] not in COMMANDS:
         trouble = "unknown command" if words else "the command is missing"
-        raise UsageError(f"{trouble}: it is one of {', '.join(COMMANDS)}")
+        raise UsageError(f"{trouble}: use one of {', '.join(COMMANDS)}")
     name, *words = words
     command = COMMANDS[name]
     if not command.least <= len(words) <= command.most:
@@ -247,7 +247,7 @@ def _upgrade(call: _Call) -> int:
             if told and told["number"] == number:
                 is_done = told["status"] == "done"
                 return call.tell(200 if is_done else 409, json.dumps(told), show.upgrade)
-    raise CtlError("nobody says what came of the upgrade: see the log")
+    raise CtlError("the outcome of the upgrade is not known: see the log")
 
 
 def _kill(call: _Call) -> int:

@@ -34,7 +34,7 @@ def find_config() -> str:
     others = sorted(path for path, is_ours in named if not is_ours)
     if others:
         raise UsageError(f"-c FILE is missing, and only other users seem to run a server: {_list(others)}")
-    raise UsageError("-c FILE is missing, and no server of yours is found that runs from a file")
+    raise UsageError("-c FILE is missing, and you run no server that has a configuration file")
 
 
 def _list(paths: Sequence[str]) -> str:

@@ -157,7 +157,7 @@ class HeadBuffer:
             return True
         self._data += data
         if self._data and not self._first.match(self._data):
-            raise malformed("this is no HTTP")
+            raise malformed("this is not HTTP")
         while not self.head and self._take_line():
             pass
         return bool(self.head)
@@ -237,7 +237,7 @@ def vet_host(head: RequestHead) -> None:
         if head.version != "HTTP/1.0":
             raise malformed("the Host header is missing")
     elif not _HOST.fullmatch(host):
-        raise malformed("the Host header is no host and port")
+        raise malformed("the Host header is not a host and port")
 
 
 def parse_response(head: bytes) -> ResponseHead:
@@ -265,14 +265,14 @@ def _parse_head(head: bytes) -> tuple[str, Headers]:
 def _parse_request_line(line: str) -> tuple[str, str, str]:
     match = _REQUEST_LINE.fullmatch(line)
     if not match:
-        raise malformed("the first line is no HTTP/1.1 request")
+        raise malformed("the first line is not an HTTP/1.1 request")
     return match[1], match[2], match[3]
 
 
 def _parse_status_line(line: str) -> int:
     match = _STATUS_LINE.fullmatch(line)
     if not match:
-        raise malformed("the first line is no HTTP/1.1 answer")
+        raise malformed("the first line is not an HTTP/1.1 answer")
     return int(match[1])
 
 

@@ -73,7 +73,7 @@ def _parse_authority(authority: str, default_port: int | None) -> tuple[str, int
     if not port and default_port:  # http://host:/ is one with the default port (RFC 3986, section 3.2.3)
         port = str(default_port)
     if not host or not port or not _PORT.fullmatch(port) or int(port) > 65535:
-        raise malformed("the target is no host with a port from 1 to 65535")
+        raise malformed("the target is not a host with a port from 1 to 65535")
     return host, int(port)
 
 
@@ -101,7 +101,7 @@ def _forwards_left(head: RequestHead) -> int | None:
     # ourselves (RFC 9110, section 7.6.2), and have nothing to say.
     value = head.headers.get("Max-Forwards") if head.method == "OPTIONS" else None
     if value is not None and not _NUMBER.fullmatch(value):
-        raise malformed("Max-Forwards is no number")
+        raise malformed("Max-Forwards is not a number")
     if head.method == "TRACE" or (value is not None and not int(value)):
         raise HttpError(501, "this method is not implemented here")
     return None if value is None else int(value) - 1

@@ -63,7 +63,7 @@ class Exchange:
         except HttpError as exc:
             if first.startswith(b"HTTP/"):
                 raise
-            raise ProtocolError(f"this is no HTTP server: {speaker_of(first)} answered") from exc
+            raise ProtocolError(f"this is not an HTTP server: {speaker_of(first)} answered") from exc
         self._channel.push_back(buffer.leftover)
         return replace(parse_response(buffer.head), behind=buffer.leftover)
 

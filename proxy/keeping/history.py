@@ -176,7 +176,7 @@ class History:
             reason = reason_of(exc)
         except (ValueError, TypeError, RecursionError):
             reason = "not a version"
-        log.warning("%s/%s is passed over: %s", self._folder, name, reason)
+        log.warning("%s/%s is skipped: %s", self._folder, name, reason)
         return None
 
 

@@ -154,7 +154,7 @@ def _make_way(path: str, *, replace_living: bool) -> None:
         found = os.lstat(path)
         if not stat.S_ISSOCK(found.st_mode):
             kind = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
-            raise OSError(errno.EEXIST, f"{kind} is in its place, and no socket")
+            raise OSError(errno.EEXIST, f"{kind} is in its place, and is not a socket")
         if not replace_living and (owner := _who_listens(path)):
             raise OSError(errno.EADDRINUSE, f"{os.strerror(errno.EADDRINUSE)}, by {owner}")
         os.unlink(path)

@@ -68,7 +68,7 @@ class ElsewhereError(Exception):
 def check(ip: IPAddress) -> None:
     """Raise ``NotAllowedError`` for an address that is no single host's: TCP cannot connect to it."""
     if not _is_a_host(ip):
-        raise NotAllowedError(str(ip), "is no host's address")
+        raise NotAllowedError(str(ip), "is not the address of a host")
 
 
 @lru_cache(1024)

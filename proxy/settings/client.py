@@ -93,7 +93,7 @@ class ClientConfig(Settings):
             except ProtocolError:
                 is_one = False
             if value and not is_one:
-                yield ConfigError(name, "is no host name in ASCII, alone")
+                yield ConfigError(name, "is not a plain host name in ASCII")
 
     def _header_problems(self) -> Iterator[ConfigError]:
         if self.headers and self.protocol is Protocol.SOCKS5:

@@ -78,7 +78,7 @@ def _check_not_negative(seconds: float) -> None:
 
 def _check_word(words: tuple[str, ...], word: str) -> None:
     if word not in words:
-        raise ValueError(f"is none of {', '.join(words)}{did_you_mean(word.lower(), words)}")
+        raise ValueError(f"must be one of {', '.join(words)}{did_you_mean(word.lower(), words)}")
 
 
 def _member(among: tuple[Enum, ...], word: str) -> Enum:
@@ -137,16 +137,16 @@ def _check_bandwidth(number: int) -> None:
 
 def _check_mode(text: str) -> None:
     if text and not re.fullmatch(r"0?[0-7]{3}", text):
-        raise ValueError("is no file mode such as 0660")
+        raise ValueError("is not a file mode such as 0660")
 
 
 def _check_source(text: str) -> None:
     try:
         ip = ip_address(text) if text else None
     except ValueError:
-        raise ValueError("is no IP address") from None
+        raise ValueError("is not an IP address") from None
     if ip and (ip.is_unspecified or ip.is_multicast or getattr(ip, "ipv4_mapped", None)):
-        raise ValueError("is no address that a machine can have")
+        raise ValueError("is not an address that a machine can have")
 
 
 def _check_interface(name: str) -> None:
@@ -156,7 +156,7 @@ def _check_interface(name: str) -> None:
         raise ValueError("can be chosen on Linux only")
     # What Linux takes (dev_valid_name).
     if len(name.encode()) > 15 or name in (".", "..") or re.search(r"[\s/:\0]", name):
-        raise ValueError("is no name that an interface can have, such as eth1")
+        raise ValueError("is not a name that an interface can have, such as eth1")
 
 
 def _check_headers(headers: Iterable[str]) -> None:

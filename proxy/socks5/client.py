@@ -147,7 +147,7 @@ class _Mouthpiece:
     def nonsense(self, exc: Exception) -> str:
         """Say what is wrong with what was read."""
         if self.first[:1] != bytes([codec.VERSION]):
-            return f"this is no SOCKS5 proxy: {speaker_of(self.first)} answered"
+            return f"this is not a SOCKS5 proxy: {speaker_of(self.first)} answered"
         return f"SOCKS5 handshake: {exc}"
 
     def write(self, data: bytes) -> None:

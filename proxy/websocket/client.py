@@ -92,7 +92,7 @@ class WebSocketClient(HttpSpeaker):
                 os.strerror(errno.ETIMEDOUT), TimeoutError(), unclear=mouthpiece.waits
             ) from exc
         except WebSocketException as exc:
-            raise self.as_upstream_error("its answer is no WebSocket handshake", transient=False) from exc
+            raise self.as_upstream_error("its answer is not a WebSocket handshake", transient=False) from exc
         except (ProtocolError, EOFError, OSError) as exc:
             raise self.broken(exc, waits=mouthpiece.waits) from exc
 

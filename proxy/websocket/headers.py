@@ -122,7 +122,7 @@ def _patience(value: str | None) -> float | None:
     if value is None:
         return None
     if not _SECONDS.fullmatch(value):
-        raise malformed(f"{TIMEOUT} is no number of seconds above 0 with at most three decimals")
+        raise malformed(f"{TIMEOUT} is not a number of seconds above 0 with at most three decimals")
     return float(value)
 
 

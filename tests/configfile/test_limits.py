@@ -47,7 +47,7 @@ bandwidth = "100m"
     [
         ("per = client", "[limits.x] limits nothing: set connections, new or bandwidth"),
         ("connections = 5", "[limits.x] per: is missing"),
-        ("per = network\nnew = 1/s", "[limits.x] per: is none of user, client, all"),
+        ("per = network\nnew = 1/s", "[limits.x] per: must be one of user, client, all"),
         ("per = user\nnew = 10", "[limits.x] new: not a rate: write a count and a unit, such as 10/s"),
         ("per = user\nconnections = 0", "[limits.x] connections: must be at least 1"),
         ("per = user\nbandwidth = 100", "[limits.x] bandwidth: must be at least 1k"),
@@ -57,7 +57,7 @@ bandwidth = "100m"
         ),
         (
             "per = all\nnew = 1/s\nfrom = 10.0.0.0/33",
-            "[limits.x] from: '10.0.0.0/33' is no address and no network",
+            "[limits.x] from: '10.0.0.0/33' is not an address or a network",
         ),
         ("per = all\nnew = 1/s\nuser = a, a", "[limits.x] user: has an empty name, or the same one twice"),
         (

@@ -305,7 +305,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_problem() -> None:
             "[proxy]\n[listeners]\n",
             "proxy.ini:2: [listeners] there is no listener: add a [[name]] section under [listeners]",
         ),
-        (b"[proxy]\n\0", "proxy.ini: is no text file: there is a NUL byte in line 2"),
+        (b"[proxy]\n\0", "proxy.ini: is not a text file: there is a NUL byte in line 2"),
         (EXAMPLE.encode("utf-16"), "proxy.ini: is UTF-16: save it as UTF-8"),
         (
             LISTENER.encode() + b"# caf\xe9\n",
@@ -384,8 +384,8 @@ def test_a_repeated_key_or_section_is_named_with_both_lines() -> None:
     """CASES H208."""
     text = "[proxy]\ntimeout = 1\ntimeout = 2\n[proxy]\nsplice = off\n" + LISTENER
     assert problems(text) == [
-        "proxy.ini:3: [proxy] timeout: is there already, in line 2",
-        "proxy.ini:4: [proxy] this section is there already, in line 1",
+        "proxy.ini:3: [proxy] timeout: is already set in line 2",
+        "proxy.ini:4: [proxy] this section is already in line 1",
     ]
 
 
@@ -410,13 +410,13 @@ def test_a_repeated_key_or_section_is_named_with_both_lines() -> None:
         ("max_connections =", "number"),
         ("history_size = 0", "at least 1"),
         ("history_size = 1g", "at most 10000000"),
-        ("overload = drop", "none of wait, refuse"),
+        ("overload = drop", "must be one of wait, refuse"),
         ("enable_upstream = maybe", "neither yes nor no"),
         ("enable_upstream =", "neither yes nor no"),
         ("log_level = INFO", "did you mean info"),
-        ("log_format = xml", "none of"),
-        ("splice = on", "none of"),
-        ("on_user_change = kill", "none of"),
+        ("log_format = xml", "must be one of"),
+        ("splice = on", "must be one of"),
+        ("on_user_change = kill", "must be one of"),
         ("access_log =", "is empty"),
         ("access_log = /var/log/a#b", "comment"),
         ("access_log = /var/log/a,b", "comma"),
@@ -452,16 +452,16 @@ def test_refuses_a_wrong_value(setting: str, hint: str) -> None:
             "protocl = socks5\nprotocol = socks6\nlisten_addr = :1",
             [
                 "2: [listeners.x] protocl: unknown key; did you mean protocol?",
-                "3: [listeners.x] protocol: is none of socks5, websocket, mixed; did you mean socks5?",
+                "3: [listeners.x] protocol: must be one of socks5, websocket, mixed; did you mean socks5?",
             ],
         ),
         (
             "protocol = socks4\nlisten_addr = :1",
-            ["2: [listeners.x] protocol: is none of socks5, websocket, mixed; did you mean socks5?"],
+            ["2: [listeners.x] protocol: must be one of socks5, websocket, mixed; did you mean socks5?"],
         ),
         (
             "protocol = socks5\nlisten_addr = :0\nauth = non",
-            ["4: [listeners.x] auth: is none of auto, required, none; did you mean none?"],
+            ["4: [listeners.x] auth: must be one of auto, required, none; did you mean none?"],
         ),
         (
             "protocol = socks5\nlisten_addr = :0\nauth = required",
@@ -486,7 +486,7 @@ def test_refuses_a_wrong_value(setting: str, hint: str) -> None:
         ),
         (
             "protocol = socks5\nlisten_addr = :0\nupstream = socks5://me:hunter2@far",
-            ["4: [listeners.x] upstream: is no name from [upstreams]"],
+            ["4: [listeners.x] upstream: is not a name from [upstreams]"],
         ),
         (
             "protocol = socks5\nlisten_addr = :0\nupstream = direct, direct",
@@ -595,7 +595,7 @@ tls_ca = noca.pem
         f"[listeners.one] tls_cert: {tmp_path}/nocert.pem: No such file or directory",
         f"[listeners.one] tls_key: {tmp_path}/nokey.pem: No such file or directory",
         "[listeners.two] tls_key: tls_cert is set, so this must be set too",
-        "[listeners.two] protocol: is none of socks5, websocket, mixed",
+        "[listeners.two] protocol: must be one of socks5, websocket, mixed",
         "[listeners.two] listen_addr: is the address of [listeners.one] too",
         "[listeners.two] path: must begin with /",
         f"[listeners.two] tls_cert: {tmp_path}/nocert.pem: No such file or directory",

@@ -89,12 +89,15 @@ def test_an_empty_list_is_any() -> None:
 @pytest.mark.parametrize(
     ("rule", "problem"),
     [
-        ("to = 10.0.0.0/33", "[rules.x] to: '10.0.0.0/33' is no network such as 10.0.0.0/8 or 2001:db8::/32"),
+        (
+            "to = 10.0.0.0/33",
+            "[rules.x] to: '10.0.0.0/33' is not a network such as 10.0.0.0/8 or 2001:db8::/32",
+        ),
         (
             "to = *",
-            "[rules.x] to: '*' is no name, no *.domain, no address and no network: for any target leave it",
+            "[rules.x] to: '*' is not a name, a *.domain, an address or a network: for any target leave it",
         ),
-        ("port = http", "[rules.x] port: 'http' is no port from 1 to 65535, and no range such as 8000-8999"),
+        ("port = http", "[rules.x] port: 'http' is not a port from 1 to 65535 or a range such as 8000-8999"),
         (
             "action = hom",
             "[rules.x] action: there is no hom in [upstreams], and it is not allow or block; did you mean home?",
@@ -129,7 +132,7 @@ def test_the_rule_that_is_built_in_has_its_name_for_itself() -> None:
         ("[[a]]\nto = *.corp.example\n[[b]]\nto = www.corp.example", "[rules.b] is never reached: all that it is for, a decides"),
         ("[[a]]\n[[b]]\nto = 10.0.0.0/8\nuser = alice", "[rules.b] is never reached: all that it is for, a decides"),
         ("[[a]]\nto = a.example\naction = block", "[rules.a] to: blocks names only: who asks for their addresses comes there all the same"),
-        ("[[a]]\nto = a.example\nresolve = yes", "[rules.a] resolve: has no effect: there is no address, no network and no word in to"),
+        ("[[a]]\nto = a.example\nresolve = yes", "[rules.a] resolve: has no effect: to has no address, network or word"),
         ("[[a]]\nuser = bbo", "[rules.a] user: not in [auth_users]: bbo"),
     ],
 )  # fmt: skip

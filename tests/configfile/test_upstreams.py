@@ -16,7 +16,7 @@ from tests.configfile.reading import LISTENER, problems, read
     ("settings", "expected"),
     [
         ("", "2: [upstreams.x] type: is missing"),
-        ("type = gopher", "3: [upstreams.x] type: is none of direct, socks5, http, websocket"),
+        ("type = gopher", "3: [upstreams.x] type: must be one of direct, socks5, http, websocket"),
         ("type = websocket", "2: [upstreams.x] proxy_address: a websocket upstream needs one"),
         (
             "type = websocket\nproxy_address = ws://h\ntls_ca = ca.pem",
@@ -40,11 +40,11 @@ from tests.configfile.reading import LISTENER, problems, read
         ),
         (
             "type = websocket\nproxy_address = wss://h\nsni = gateway.example:443",
-            "5: [upstreams.x] sni: is no host name in ASCII, alone",
+            "5: [upstreams.x] sni: is not a plain host name in ASCII",
         ),
         (
             "type = websocket\nproxy_address = wss://h\nhost = http://gateway.example",
-            "5: [upstreams.x] host: is no host name in ASCII, alone",
+            "5: [upstreams.x] host: is not a plain host name in ASCII",
         ),
         (
             "type = websocket\nproxy_address = wss://h\ntls_cert = cert.pem",
@@ -238,14 +238,17 @@ def test_every_type_may_say_how_connections_leave(kind: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
-        ("source = eth1", "source: is no IP address"),
-        ("source = 0.0.0.0", "source: is no address that a machine can have"),
-        ("source = ff02::1", "source: is no address that a machine can have"),
-        ("source = ::ffff:192.0.2.7", "source: is no address that a machine can have"),
+        ("source = eth1", "source: is not an IP address"),
+        ("source = 0.0.0.0", "source: is not an address that a machine can have"),
+        ("source = ff02::1", "source: is not an address that a machine can have"),
+        ("source = ::ffff:192.0.2.7", "source: is not an address that a machine can have"),
         ("source = fe80::7", "source: a link-local address needs its interface: write fe80::1%eth1"),
-        ("interface = a/b", "interface: is no name that an interface can have, such as eth1"),
-        ("interface = sixteen-letters1", "interface: is no name that an interface can have, such as eth1"),
-        ("family = IPv4", "family: is none of auto, ipv4, ipv6, ipv4_only, ipv6_only; did you mean ipv4?"),
+        ("interface = a/b", "interface: is not a name that an interface can have, such as eth1"),
+        ("interface = sixteen-letters1", "interface: is not a name that an interface can have, such as eth1"),
+        (
+            "family = IPv4",
+            "family: must be one of auto, ipv4, ipv6, ipv4_only, ipv6_only; did you mean ipv4?",
+        ),
         ("source = 2001:db8::7\nfamily = ipv4_only", "family: is ipv4_only, and source is an IPv6 address"),
         ("source = 192.0.2.7\nfamily = ipv6", "family: is ipv6, and source is an IPv4 address"),
     ],

@@ -80,14 +80,14 @@ def test_an_empty_file_has_no_users(tmp_path: Path) -> None:
         (f"bob:{SECRET * 50}", ":1: a password has 1 to 255 bytes"),
         (f"bob: {SECRET}", ":1: has a blank at an end of the name or the password: such a user goes into"),
         (f"bob :{SECRET}", ":1: has a blank at an end of the name or the password: such a user goes into"),
-        (f"bob:{SECRET}\nbob:other", ":2: this user is there already, in line 1"),
+        (f"bob:{SECRET}\nbob:other", ":2: this user is already in line 1"),
         (f"alice:{SECRET}", ":1: this user is in [auth_users] too"),
         (f"bob:{SECRET}\x07", ":1: has a control character"),
         (f"bob:{SECRET}\tx", ":1: has a control character"),
         (f"bob:{SECRET}\xff".encode("latin-1"), ":1: is not UTF-8"),
         (f"bob:scrypt$14${SECRET}", ":1: begins like a password hash, but is none"),
-        (b"bob:a\0b", ": is no text file: there is a NUL byte in line 1"),
-        (b"x" * (17 << 20), ": is larger than 16 MiB: this is no configuration file"),
+        (b"bob:a\0b", ": is not a text file: there is a NUL byte in line 1"),
+        (b"x" * (17 << 20), ": is larger than 16 MiB: this is not a configuration file"),
     ],
     ids=range(14),
 )
@@ -104,7 +104,7 @@ def test_a_file_of_another_kind_is_told_in_few_lines(tmp_path: Path) -> None:
 def test_what_is_no_file_is_a_problem_and_waits_for_nobody(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for name, why in (
-        ("fifo", "it is no regular file"),
+        ("fifo", "it is not a regular file"),
         (".", "Is a directory"),
         ("missing", "No such file"),
     ):

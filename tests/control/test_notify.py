@@ -172,7 +172,7 @@ def test_what_is_no_listening_socket_is_left_with_a_word(tmp_path: Path) -> None
     with socket.socket() as idle, listening() as one:
         taken, said = take(idle, one)
         assert taken == f"{[one.getsockname()]} False"
-        assert "descriptor 3, which was handed over to us, is no listening TCP or Unix socket" in said
+        assert "descriptor 3, which was handed over to us, is not a listening TCP or Unix socket" in said
 
 
 def test_a_unix_socket_is_taken_over_if_it_has_a_file_and_is_for_streams() -> None:

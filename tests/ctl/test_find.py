@@ -99,7 +99,7 @@ def test_a_process_that_only_names_a_file_is_no_server(
     processes.pretend("proxy-server", "-mode", "server", user=us)
     processes.pretend("vi", "-c", "x", user=us)
     processes.pretend(user=us)
-    assert said(capsys).startswith("no server of yours is found")
+    assert said(capsys).startswith("you run no server that has a configuration file")
 
 
 def test_no_socket_is_asked_where_others_may_have_put_it(
@@ -108,7 +108,7 @@ def test_no_socket_is_asked_where_others_may_have_put_it(
     with server() as proxy:
         processes.show(proxy.pid)
         (proxy.directory / ".proxy").chmod(0o777)
-        assert said(capsys).startswith("no server of yours is found")
+        assert said(capsys).startswith("you run no server that has a configuration file")
 
 
 def test_the_servers_of_others_are_named_and_not_asked(
@@ -136,7 +136,7 @@ def test_where_there_is_no_proc_the_file_is_to_be_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(find, "PROC", tmp_path / "nowhere")
-    assert said(capsys).startswith("no server of yours is found")
+    assert said(capsys).startswith("you run no server that has a configuration file")
 
 
 def test_the_kernel_tells_of_a_server() -> None:

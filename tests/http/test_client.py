@@ -140,7 +140,7 @@ def test_an_answer_without_end_has_a_deadline() -> None:
     [
         (b"SSH-2.0-OpenSSH_9.2\r\n", "an SSH server answered"),
         (b"\x05\x00", "a SOCKS5 server answered"),
-        (b"HTTP/1.1 OK\r\n\r\n", "the first line is no HTTP/1.1 answer"),
+        (b"HTTP/1.1 OK\r\n\r\n", "the first line is not an HTTP/1.1 answer"),
         (b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n", "a header is malformed"),
         (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 9000, "too large"),
         (b"HTTP/1.1 100 Continue\r\n\r\n" * 20, "interim answer"),

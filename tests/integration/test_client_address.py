@@ -147,7 +147,7 @@ def test_from_others_it_is_not_even_read(node: Proxy, echo: Target) -> None:
         say_all(client, LINE + GREETING + to_ip("127.0.0.1", echo.port))
         assert read_rest(client)[0] == b""
     assert echo.accepted == 0
-    node.wait_for_log("is no proxy whose word counts here")
+    node.wait_for_log("is not among the trusted proxies of this listener")
 
 
 def test_a_failed_login_names_the_client_for_fail2ban(node: Proxy) -> None:
@@ -202,7 +202,7 @@ def ask(door: Door, port: int, source: str = "127.0.0.1") -> bytes:
 def test_who_is_none_of_the_clients_is_closed_without_a_word(node: Proxy, echo: Target) -> None:
     assert ask(node.door("few"), echo.port) == b""
     assert echo.accepted == 0
-    node.wait_for_log("is none of the clients of this listener")
+    node.wait_for_log("is not among the clients of this listener")
 
 
 def test_who_is_one_of_the_clients_comes_in(node: Proxy, echo: Target) -> None:

@@ -98,7 +98,7 @@ def test_a_change_of_the_source_is_for_new_connections(target: Target) -> None:
         assert comes_from(node, "socks", target) == "127.0.0.4"
         # One that no machine can have is refused, and nothing has changed.
         done = run_proxy("ctl", "-c", str(node.config_path), "set", "upstreams.line.source", "eth1")
-        assert (done.returncode, b"source: is no IP address" in done.stderr) == (1, True)
+        assert (done.returncode, b"source: is not an IP address" in done.stderr) == (1, True)
         assert comes_from(node, "socks", target) == "127.0.0.4"
         assert "source = 127.0.0.4\n" in ctl(node, "show")
 

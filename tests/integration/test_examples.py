@@ -173,7 +173,7 @@ def test_the_port_for_the_lan_is_for_the_lan_alone() -> None:
         with connect(node.door("lan"), source="127.0.1.1") as stranger:
             stranger.sendall(GREETING)
             assert read_rest(stranger)[0] == b""
-        node.wait_for_log("is none of the clients of this listener")
+        node.wait_for_log("is not among the clients of this listener")
 
 
 def test_a_port_for_some_networks_is_no_open_proxy() -> None:

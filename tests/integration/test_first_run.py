@@ -157,7 +157,7 @@ class TestMistakes:
         assert entries[-1]["level"] == "error"
         assert words in entries[-1]["message"]
         warnings = [each["message"] for each in entries if each["level"] == "warning"]
-        assert any("000007.ini is passed over" in each for each in warnings)
+        assert any("000007.ini is skipped" in each for each in warnings)
         assert any("chmod 600" in each for each in warnings) is not bool(more)
 
     def test_a_password_becomes_a_hash_that_lets_its_owner_in(self) -> None:

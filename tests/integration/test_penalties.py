@@ -177,7 +177,7 @@ def test_an_operator_sees_and_forgives_it(node: Proxy) -> None:
     assert by_socks(node, EVE, "builder") == 0
     assert ctl(node, "forgive", EVE).returncode == 1
     for word in ("eve", "127.1"):  # the second is no address as a log has it
-        assert f"{word} is no IP address".encode() in ctl(node, "forgive", word).stderr
+        assert f"{word} is not an IP address".encode() in ctl(node, "forgive", word).stderr
     fail(node, "2001:db8::7")
     assert said(ctl(node, "forgive", "2001:db8::/64")).strip() == "2001:db8::/64 is forgiven"
 

@@ -257,12 +257,12 @@ def test_explain_says_what_becomes_of_a_target_and_exits_accordingly(echo: Targe
         answer = json.loads(body)
         assert (status, answer["goes"], answer["socks"], answer["http"]) == (200, False, 2, 403)
         for wrong, said in (
-            ("target=a", "target: is no host:port, and no [::1]:port"),
+            ("target=a", "target: is not host:port or [::1]:port"),
             ("target=a:99999", "target: port 99999 is not between 0 and 65535"),
-            ("target=a:80", "listener: is one of "),
+            ("target=a:80", "listener: must be one of "),
             ("target=a:80&listener=x", "listener: there is no x, only "),
-            ("target=a:80&listener=web&from=x", "from: is no IP address"),
-            ("target=a:80&listener=web&from=1.2.3", "from: is no IP address"),
+            ("target=a:80&listener=web&from=x", "from: is not an IP address"),
+            ("target=a:80&listener=web&from=1.2.3", "from: is not an IP address"),
         ):
             status, body = curl(node, f"/explain?{wrong}")
             assert (status, json.loads(body)["error"].startswith(said)) == (400, True)

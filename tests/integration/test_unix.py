@@ -282,7 +282,7 @@ def test_what_is_in_the_way_is_told(folder: Path, what: str) -> None:
     said = (
         f"there is no folder {path.parent}"
         if what == "missing"
-        else f"a {what} is in its place, and no socket"
+        else f"a {what} is in its place, and is not a socket"
     )
     with Proxy({"listeners": {"socks": at(path, socks_door())}}, starts=False) as node:
         assert node.wait(TIMEOUT) == 1
@@ -321,7 +321,7 @@ def test_a_reload_leaves_it_alone_or_changes_its_mode_or_its_path(folder: Path, 
         other.touch()
         third = folder / "third"
         node.write(of({"socks": mixed, "third": at(third, socks_door()), "new": at(other, socks_door())}))
-        assert "a file is in its place, and no socket" in ctl(node, "reload", status=1)
+        assert "a file is in its place, and is not a socket" in ctl(node, "reload", status=1)
         assert (one.stat().st_ino, mode_of(one)) == (made.st_ino, 0o666)
         assert answers(one)
         assert not third.exists()

@@ -172,7 +172,7 @@ def home(corporate: dict[str, object]) -> Proxy:
             b"HTTP/1.1 400 Bad Request\r\n\r\n",
             "gateway.example:80 via upstream corporate: answered CONNECT with 400",
         ),
-        (b"SSH-2.0-x\r\n", "via upstream corporate: this is no HTTP server: an SSH server answered"),
+        (b"SSH-2.0-x\r\n", "via upstream corporate: this is not an HTTP server: an SSH server answered"),
         (b"", "gateway.example:80 via upstream corporate: it closed the connection without an answer"),
     ],
 )
@@ -294,5 +294,5 @@ def test_a_client_says_which_proxy_refused_and_no_password(gateway_and_proxy: tu
 def test_a_proxy_that_is_none_is_bad_usage(gateway_and_proxy: tuple[Proxy, Proxy]) -> None:
     done = client(gateway_and_proxy[0], 1, "-proxy", "ftp://u:s3cret@h:1")
     assert done.returncode == 2
-    assert done.stderr.startswith(b"proxy-server: -proxy: is no URL that begins with http://")
+    assert done.stderr.startswith(b"proxy-server: -proxy: is not a URL that begins with http://")
     assert b"s3cret" not in done.stderr

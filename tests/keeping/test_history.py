@@ -107,7 +107,7 @@ def test_a_damaged_file_is_passed_over_and_its_number_is_not_used_again(
     (tmp_path / "000007.ini").write_bytes(content)
     history = History(tmp_path, 5)
     assert (history.versions, history.next_number()) == ([], 8)
-    assert caplog.messages == [f"{tmp_path / '000007.ini'} is passed over: not a version"]
+    assert caplog.messages == [f"{tmp_path / '000007.ini'} is skipped: not a version"]
 
 
 def test_a_file_of_an_earlier_program_is_a_version(tmp_path: Path) -> None:

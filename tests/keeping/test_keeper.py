@@ -211,7 +211,7 @@ class TestReloading:
             (TEXT + "[listener]\n", ("unknown section", "[listeners]")),
             ("", ("empty",)),
             (TEXT + "\ud800", ("UTF-8",)),
-            (TEXT.replace("timeout", "timeout = 1\ntimeout"), ("there already",)),
+            (TEXT.replace("timeout", "timeout = 1\ntimeout"), ("already set",)),
         ],
         ids=["unknown-key", "value", "unknown-section", "empty", "latin-1", "twice"],
     )
@@ -848,7 +848,7 @@ class TestChanging:
             ("listeners.socks.upstream", "hoem", ("listeners.socks.upstream", "did you mean home?")),
             ("auth_users.carol", "", ("auth_users.carol",)),
             ("auth_users.carol", "a\nroot = b", ("auth_users.carol", "control character")),
-            ("proxy.timeout\nfoo", "1s", ("no name of a setting",)),
+            ("proxy.timeout\nfoo", "1s", ("not the name of a setting",)),
             ("auth_users.bob", None, ("auth_users.bob: is not set",)),
             ("listeners.socks.listen_addr", None, ("listeners.socks.listen_addr", "missing")),
             ("listeners.socks", None, ("listeners", "no listener")),

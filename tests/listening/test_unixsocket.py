@@ -204,7 +204,7 @@ def test_what_is_no_socket_is_left_alone(place: Path, make: object, what: str) -
     make(place)  # type: ignore[operator]
     before = place.lstat()
     with pytest.raises(
-        ProxyError, match=rf"^cannot listen on unix:.*: {what} is in its place, and no socket$"
+        ProxyError, match=rf"^cannot listen on unix:.*: {what} is in its place, and is not a socket$"
     ):
         listen(place)
     assert place.lstat() == before

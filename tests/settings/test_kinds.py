@@ -62,11 +62,11 @@ def test_text_becomes_a_value(name: str, text: str, value: Any) -> None:
     [
         ("rooms", "0", "must be at least 1"),
         ("rooms", "many", "not a number"),
-        ("colour", "Blue", "is none of red, blue; did you mean blue?"),
+        ("colour", "Blue", "must be one of red, blue; did you mean blue?"),
         ("warm", "very", "is neither yes nor no"),
         ("waits", "-1", "not a duration"),
         ("lasts", "0", "must be more than 0"),
-        ("mood", "lout", "is none of calm, loud; did you mean loud?"),
+        ("mood", "lout", "must be one of calm, loud; did you mean loud?"),
     ],
 )
 def test_text_that_is_none_is_refused_and_told_why(name: str, text: str, why: str) -> None:
@@ -79,7 +79,7 @@ def test_text_that_is_none_is_refused_and_told_why(name: str, text: str, why: st
     [("rooms", 0), ("waits", -0.1), ("waits", float("nan")), ("lasts", float("inf")), ("mood", "sad")],
 )
 def test_a_value_that_comes_from_no_text_is_checked_alike(name: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=r"must|is none of"):
+    with pytest.raises(ValueError, match="must"):
         KINDS[name].check(value)
 
 
