@@ -170,7 +170,7 @@ def hash_password(password: str) -> str:
 
 
 def verify(password: bytes, stored: bytes) -> bool:
-    """Tell whether a hash is this password's; a malformed hash is nobody's."""
+    """Tell whether a hash is this password's; a malformed hash is nobody's. Raises ``MemoryError``."""
     match = _HASH.fullmatch(stored.decode("ascii", "replace"))
     # HMAC also pads its key with NULs: with some behind it a password is the same.
     if not match or password.endswith(b"\0") or bool(match[4]) is not (len(password) > _LONG):
@@ -179,12 +179,15 @@ def verify(password: bytes, stored: bytes) -> bool:
     try:
         salt, key = (urlsafe_b64decode(part + "=" * (-len(part) % 4)) for part in match.groups()[4:])
         return hmac.compare_digest(_derive(password, salt, cost, block, lanes), key)
-    except (TypeError, ValueError, OverflowError, MemoryError):
+    except (TypeError, ValueError, OverflowError):
         return False
 
 
 def _derive(password: bytes, salt: bytes, cost: int, block: int, lanes: int) -> bytes:
     memory = 128 * block * ((1 << cost) + lanes + 2)
+    # OpenSSL has the same error for memory that it lacks and for a hash that cannot be; but a right password
+    # is not to be called wrong. To ask for it takes a few microseconds, as it is not touched.
+    bytes(min(memory, _MOST_MEMORY))
     most = min(2 * memory, _MOST_MEMORY)
     return scrypt(password, salt=salt, n=1 << cost, r=block, p=lanes, maxmem=most, dklen=32)
 

@@ -6,6 +6,8 @@ Hashes are those of RFC 7914 and of Python's own scrypt.
 
 import hashlib
 import hmac
+import subprocess
+import sys
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from proxy.errors import AuthError, ConfigError
 from proxy.policy import auth
 from proxy.policy.auth import Authenticator, Logins, hash_password, verify
 from proxy.users import check_user, is_hash
-from tests.integration.programs import run_proxy
+from tests.integration.programs import REPOSITORY, run_proxy
 
 SALT = bytes(range(16))
 PASSWORD = "correct horse"
@@ -362,6 +364,30 @@ MALFORMED = [
 def test_a_malformed_hash_is_nobodys(stored: str) -> None:
     """It is an error of the file as well; should one come in another way, it lets nobody in."""
     assert not verify(PASSWORD.encode(), stored.encode())
+
+
+SHORT = """
+import os, resource
+from proxy.policy.auth import verify
+from tests.wire.processes import memory_of
+stored = b"scrypt$17$8$1$c2FsdA==$%s"
+most = memory_of(os.getpid(), "VmSize") + (64 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+try:
+    print(verify(b"right", stored))
+except MemoryError:
+    print("no memory")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc")
+def test_a_password_that_there_is_no_memory_to_check_is_not_called_wrong() -> None:
+    """Else its client would be locked out for what is our own shortage: by a penalty, and by fail2ban."""
+    code = SHORT % (base64(bytes(32)),)  # which takes 128 MiB
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "no memory\n", done.stderr
 
 
 @pytest.mark.parametrize(
