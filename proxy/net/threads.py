@@ -54,7 +54,7 @@ class NativeThreads:
         Call a function in a thread, and wait for it; those who give the same key share one call.
 
         A deadline of the caller ends the waiting, not the thread. Raises ``LimitError`` if no thread
-        can be had.
+        can be had, or no memory for what it does.
         """
         with self.job(function, asker, key) as job:
             return job.get()
@@ -160,6 +160,8 @@ def _outcome(function: Callable[[], T]) -> T | _Raised:
     _take_no_signals()
     try:
         return function()
+    except MemoryError:
+        return _Raised(LimitError("there is not enough memory: raise its limit, or lower max_connections"))
     except Exception as exc:
         return _Raised(exc)
 

@@ -9,6 +9,7 @@ import gevent
 import pytest
 from gevent.event import Event
 
+from proxy.errors import LimitError
 from proxy.net.threads import NativeThreads, Task, first_of
 
 
@@ -146,3 +147,13 @@ def test_one_that_is_cancelled_ends_where_it_blocks_and_gives_nothing() -> None:
         task.cancel()
         assert task.wait() is None
     assert seen == ["cleaned up"]
+
+
+def test_a_call_that_finds_no_memory_is_a_shortage_of_ours() -> None:
+    """So nobody is blamed for it, and it is no internal error."""
+
+    def fail() -> None:
+        raise MemoryError
+
+    with pytest.raises(LimitError, match="not enough memory"):
+        NativeThreads(1).run(fail)
