@@ -4,6 +4,7 @@ The command line.
 Every error is one line on standard error, and none is a traceback.
 """
 
+import errno
 import os
 import shlex
 import signal
@@ -35,6 +36,7 @@ usage: proxy-server -c proxy.ini [-check | -dump | -last-good]
 
 options (one dash or two):"""
 
+_NO_MEMORY = "there is not enough memory: raise its limit (ulimit -v, MemoryMax=), or free some"
 _LOOKS = {"check", "dump", "explain", "test"}  # what ends without having served
 _ABOUT_EXPLAIN = {"listener", "user", "from"}
 _TARGET = "test-target"  # what stands behind -test UPSTREAM, and is no option
@@ -134,6 +136,9 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return KILLED + signal.SIGINT
     except Exception as exc:
+        if isinstance(exc, MemoryError) or (isinstance(exc, OSError) and exc.errno == errno.ENOMEM):
+            say(f"proxy-server: {_NO_MEMORY}")
+            return FAILED
         say(f"proxy-server: internal error: {type(exc).__name__}: {exc}")
         return FAILED
 

@@ -1,5 +1,6 @@
 """What the options of the command line mean together."""
 
+import errno
 import io
 import os
 import re
@@ -136,6 +137,21 @@ def test_a_password_may_begin_with_a_dash(monkeypatch: pytest.MonkeyPatch) -> No
     assert cli.run([*SERVER, "-username", "bob", "-password", "-s3cret"]) == 0
     assert cli.run([*SERVER, "-username", "bob", "-password=-check"]) == 0
     assert users == [{"bob": "-s3cret"}, {"bob": "-check"}]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))])
+def test_a_start_that_finds_no_memory_says_so(
+    error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(app: App) -> None:
+        raise error
+
+    monkeypatch.setattr(App, "run", run)
+    assert cli.run(["-mode", "server", "-protocol", "socks5", "-addr", "127.0.0.1:0"]) == 1
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1] == (
+        "proxy-server: there is not enough memory: raise its limit (ulimit -v, MemoryMax=), or free some"
+    )
 
 
 def test_output_that_fails_late_is_exit_1(capsys: pytest.CaptureFixture[str]) -> None:
