@@ -20,7 +20,7 @@ from gevent.monkey import get_original
 from proxy.accesslog import AccessLog, nowhere
 from proxy.collapse import Collapse
 from proxy.config import ProxyConfig
-from proxy.errors import reason_of
+from proxy.errors import LimitError, reason_of
 from proxy.lines import JsonFormatter, TextFormatter, make_record, say_in_json
 from proxy.net import descriptors
 from proxy.net.limits import from_reserve
@@ -60,7 +60,7 @@ class Logs:
         old, notes = self._file, tuple[str, ...]()
         try:
             self._file = self._open(path)
-        except OSError as exc:
+        except (OSError, LimitError) as exc:
             where = self._file.path if self._file else "stderr"
             notes = (f"access_log {path}: {reason_of(exc)}; it is written to {where} until it can be opened",)
             self._opener = self._opener or gevent.spawn(self._open_later)
@@ -115,7 +115,7 @@ class LineWriter:
     """
 
     def __init__(self, path: str = "", on_trouble: Callable[[str], None] | None = None) -> None:
-        """Open the file, or take standard error; raises ``OSError``."""
+        """Open the file, or take standard error; raises ``OSError`` and ``LimitError``."""
         self.path = path
         self.formatter: logging.Formatter = TextFormatter()  # of the writer's own lines
         self._fd = _open(path) if path else 2
@@ -126,7 +126,12 @@ class LineWriter:
         self._trouble = ""  # why the last attempt to write failed, if it did
         self._on_trouble = on_trouble
         self._loop = gevent.get_hub().loop if on_trouble else None
-        start_thread(self._run)
+        try:
+            start_thread(self._run)
+        except LimitError:
+            if path:
+                os.close(self._fd)
+            raise
 
     def write(self, line: str) -> None:
         """Write a line some time soon, or count it as lost if the log does not keep up."""

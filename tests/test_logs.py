@@ -13,10 +13,17 @@ import gevent
 import pytest
 
 from proxy import lines, logs
+from proxy.config import ProxyConfig
+from proxy.errors import LimitError
 from proxy.lines import JsonFormatter
 from proxy.logs import LineWriter, set_up
+from proxy.settings.listener import ServerConfig
+from proxy.settings.protocols import Protocol
 from tests.wire.greenlets import settle
+from tests.wire.processes import descriptors_of
 from tests.wire.waits import wait_until
+
+SERVER = ServerConfig("127.0.0.1:0", Protocol.SOCKS5)
 
 # -- the writer
 
@@ -345,3 +352,21 @@ def test_a_call_with_the_wrong_arguments_is_not_what_fails(
     package_log.info("%s and %s", "one")
     writer.flush()
     assert len((tmp_path / "log").read_text().splitlines()) == 1
+
+
+def test_an_access_log_for_which_there_is_no_thread_is_opened_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a shortage like any other one, and leaves no descriptor behind."""
+    made = logs.Logs()
+    with monkeypatch.context() as short:
+
+        def start_thread(function: object) -> None:
+            raise LimitError("no thread")
+
+        short.setattr(logs, "start_thread", start_thread)
+        path = str(tmp_path / "access.log")
+        (note,) = made.change(ProxyConfig((SERVER,), access_log=path))
+        assert note == f"access_log {path}: no thread; it is written to stderr until it can be opened"
+        assert path not in [where for _, where in descriptors_of(os.getpid())]
+    made.finish()

@@ -20,7 +20,7 @@ from gevent import socket
 from gevent.monkey import get_original
 
 from proxy.address import AnyPlace, Endpoint, Place, UnixAddress
-from proxy.errors import ProxyError, failure_of, reason_of
+from proxy.errors import LimitError, ProxyError, failure_of, reason_of
 from proxy.listening.unixsocket import UnixSocket
 from proxy.net.limits import from_reserve
 from proxy.net.sock import set_options, sockaddr_of
@@ -169,7 +169,7 @@ def find_within(seconds: float, endpoint: Endpoint) -> list[Place]:
             found.extend(find(endpoint))
         done.release()
 
-    with suppress(RuntimeError):  # there are no more threads
+    with suppress(LimitError):  # there are no more threads
         start_thread(look_up)
     return found if done.acquire(timeout=seconds) else []
 

@@ -6,6 +6,7 @@ log that stalls, and whatever reads, judges or writes the configuration. Everyth
 """
 
 import gc
+import logging
 import signal
 import sys
 from collections import Counter
@@ -20,11 +21,14 @@ from gevent.threadpool import ThreadPool
 
 from proxy.errors import LimitError
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 _SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _USUAL_TURN = sys.getswitchinterval()
 _TURN = 0.0005  # seconds for which a thread may keep the interpreter while others wait for it
+_NO_THREAD = "no thread can be started: raise the limit of processes (ulimit -u, TasksMax=) or of memory"
 _IDLE_THREAD = 10  # seconds until a thread without work ends
 
 
@@ -91,8 +95,9 @@ class NativeThreads:
         try:
             # gevent prints a traceback for an exception that leaves a thread, so none does.
             result = self._pool.spawn(_outcome, job.function)
-        except RuntimeError as exc:  # the system, or this user, may have no more of them
-            failure = _Raised(LimitError(f"no thread: {exc}"))
+        except RuntimeError:  # the system, or this user, may have no more of them
+            log.warning("%s", _NO_THREAD, extra={"collapse": (_NO_THREAD, _NO_THREAD)})
+            failure = _Raised(LimitError(_NO_THREAD))
             gevent.get_hub().loop.run_callback(self._end, job, asker, failure)
         else:
             result.rawlink(lambda result: self._end(job, asker, result.value))
@@ -167,14 +172,21 @@ def _outcome(function: Callable[[], T]) -> T | _Raised:
 
 
 def start_thread(function: Callable[[], None]) -> None:
-    """Start a native thread that runs beside the event loop and ends with the process."""
+    """
+    Start a native thread that runs beside the event loop and ends with the process.
+
+    Raises ``LimitError`` if none can be had.
+    """
     start: Callable[[Callable[[], None], tuple[()]], int] = get_original("_thread", "start_new_thread")
 
     def run() -> None:
         _take_no_signals()
         function()
 
-    start(run, ())
+    try:
+        start(run, ())
+    except RuntimeError as exc:
+        raise LimitError(_NO_THREAD) from exc
 
 
 def _take_no_signals() -> None:

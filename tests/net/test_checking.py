@@ -227,7 +227,7 @@ def test_a_check_for_which_there_was_no_thread_does_not_say_how_long_one_takes(
 
     with monkeypatch.context() as patch:
         patch.setattr(desk.checkers, "_pool", SimpleNamespace(spawn=none_left))
-        with pytest.raises(LimitError, match="no thread: can't start new thread"):
+        with pytest.raises(LimitError, match="no thread can be started: raise the limit"):
             desk.ask("user").get()
     assert len(fill(desk, "user")) == 1 + 4
 

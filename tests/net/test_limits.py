@@ -309,15 +309,20 @@ def test_a_lookup_that_lacks_something_of_ours_says_nothing_of_the_name(
         look_up("name.example", Deadline(5))
 
 
-def test_a_thread_that_cannot_be_had_is_a_shortage_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_that_cannot_be_had_is_a_shortage_of_ours(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """As under a limit of processes: pids.max, ulimit -u."""
     threads = NativeThreads(1)
     with monkeypatch.context() as short:
         short.setattr(
             "gevent.threadpool.start_new_thread", _fail_with(RuntimeError("can't start new thread"))
         )
-        with pytest.raises(LimitError, match="can't start new thread"):
+        with pytest.raises(LimitError, match="no thread can be started: raise the limit of processes"):
             threads.run(lambda: "first")
+        assert (
+            "no thread can be started: raise the limit of processes" in caplog.text
+        )  # not for its client alone
     assert threads.run(lambda: "second") == "second"
 
 
