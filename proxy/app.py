@@ -255,9 +255,7 @@ class App:
         config = server.config
         ways = ", ".join(one.name for one in config.upstream_config) if config.enable_upstream else ""
         where = ", ".join(map(str, server.addresses))
-        log.info(
-            "%s listens on %s (%s), going out by %s", config.name, where, server.offers, ways or "direct"
-        )
+        log.info("%s listens on %s (%s), upstream: %s", config.name, where, server.offers, ways or "direct")
         # Whom a Unix socket is open to, its mode says.
         exposed = [one for one in server.addresses if one.ip and not one.ip.is_loopback]
         if exposed and (warning := server.exposure(exposed[0])):

@@ -49,7 +49,7 @@ def examine(upstream: UpstreamConfig, target: Address | None = None) -> Object:
     Raises ``ValueError`` where that asks for nothing.
     """
     if target is None and upstream.type is UpstreamType.DIRECT:
-        raise ValueError("a direct upstream reaches nothing but targets: name one")
+        raise ValueError("a direct upstream is tested with a target: name one")
     trial = _Trial(upstream, target)
     started, failure = monotonic(), ""
     try:

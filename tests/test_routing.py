@@ -266,7 +266,10 @@ def test_people_are_told_which_rule_has_a_connection_go_another_way() -> None:
     config = listener(rule("intranet", to="10.0.0.0/8", action="home"))
     lines = show.explanation(told(config, "corp.example:80")).splitlines()
     assert "  10.1.2.3  goes another way" in lines
-    assert lines[-2:] == ["its address has it go another way, by rule intranet: by home", "goes: by home"]
+    assert lines[-2:] == [
+        "its address sends it another way, by rule intranet: through home",
+        "goes: through home",
+    ]
 
 
 _SOME_TARGETS = (

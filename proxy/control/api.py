@@ -81,7 +81,7 @@ class Api:
         if ip is None:
             raise HttpError(400, f"{quoted(unquote(address))} is not an IP address")
         if not self.program.forgive(ip):
-            raise HttpError(404, "no login from there has failed of late")
+            raise HttpError(404, "no login from there has failed recently")
         client = Address(str(ip), 0)
         log.info("the failed logins of %s are forgiven by an operator", client.network)
         return {"status": "forgiven", "client": client.network}

@@ -107,7 +107,7 @@ def health(each: Object) -> str:
     elif each["problem"]:
         said += f"; the last time: {_plain(each['problem'])}"
     elif not each["confirms"]:
-        said += "; that a target is connected is only a promise (no X-Proxy-Bound)"
+        said += "; its success is only a promise (no X-Proxy-Bound)"
     return said
 
 
@@ -148,7 +148,7 @@ def limits(answer: Object) -> str:
         return "no limits"
     lines = [f"limit {name}: {count} refused" for name, count in answer["refused"].items() if count]
     if not answer["accounts"]:
-        return "\n".join([*lines, "nobody has any of a limit"])
+        return "\n".join([*lines, "nobody uses a limit"])
     blocks = [table([_account(each) for each in answer["accounts"]])]
     if more := answer["total"] - len(answer["accounts"]):
         blocks.append(f"and {more} more with less")
@@ -199,7 +199,7 @@ def penalties(answer: Object) -> str:
     """Show ``GET /penalties``."""
     refused = f"{answer['refused']} logins were not judged"
     if not answer["penalties"]:
-        return f"no login has failed of late; {refused}"
+        return f"no login has failed recently; {refused}"
     return f"{table([_penalty(each) for each in answer['penalties']])}\n\n{refused}"
 
 
@@ -218,17 +218,17 @@ def explanation(answer: Object) -> str:
     lines = [_rule(each, width) for each in rules]
     decided = answer["decided"]
     if decided and not decided["rule"]:
-        ways = f"the ways out of {answer['listener']}: {', '.join(decided['ways'])}"
-        lines.append(f"{'':4}{'(no rule)':{width}}  yes   allow: by {ways}")
+        ways = f"the upstreams of {answer['listener']}: {', '.join(decided['ways'])}"
+        lines.append(f"{'':4}{'(no rule)':{width}}  yes   allow: through {ways}")
     if answer["addresses"] and answer["is_name"]:
         lines.append(f"looked up here: {', '.join(each['ip'] for each in answer['addresses'])}")
     across = max((len(each["ip"]) for each in answer["addresses"]), default=0)
     lines += [f"  {each['ip']:{across}}  {_verdict(each)}" for each in answer["addresses"]]
     if turned := answer.get("turned"):
-        whose = f"by rule {turned['rule']}" if turned["rule"] else "as no rule is for it"
-        lines.append(f"its address has it go another way, {whose}: by {', '.join(turned['ways'])}")
+        whose = f"by rule {turned['rule']}" if turned["rule"] else "as no rule matches"
+        lines.append(f"its address sends it another way, {whose}: through {', '.join(turned['ways'])}")
     if answer["goes"]:
-        return "\n".join([*lines, f"goes: by {', '.join(answer['by'])}"])
+        return "\n".join([*lines, f"goes: through {', '.join(answer['by'])}"])
     refused = f"refused: {_plain(answer['failure'])}"
     if "socks" in answer:
         refused += f"    SOCKS {answer['socks']:02}, HTTP {answer['http']} {answer['proxy_status']}".rstrip()

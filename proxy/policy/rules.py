@@ -305,7 +305,7 @@ def blocked(where: str, verdict: Verdict) -> NotAllowedError:
 
 
 def _by_whom(verdict: Verdict) -> str:
-    return f"by rule {verdict.rule.name}" if verdict.rule else "as no rule is for it"
+    return f"by rule {verdict.rule.name}" if verdict.rule else "as no rule matches"
 
 
 _REACH = {

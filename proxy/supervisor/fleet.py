@@ -184,7 +184,7 @@ class Fleet(App):
             worker.ask("change", names, sockets=sockets, within=ANSWER)
         except ProxyError as exc:
             if not worker.link.is_over:
-                log.error("worker %d could not change: %s; it is started anew", worker.number, reason_of(exc))
+                log.error("worker %d could not change: %s; it is restarted", worker.number, reason_of(exc))
             worker.kill()
 
     def _arrived(self, server: ProxyServer) -> None:

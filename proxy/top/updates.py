@@ -29,7 +29,7 @@ def take(state: State, sample: Sample) -> State:
         state = replace(state, before=None, rates=() if is_anew else state.rates)
     else:
         state = replace(state, before=last, rates=(*state.rates, rate(last, sample))[-_KEPT:])
-    said = "the server was started anew" if is_anew else state.said
+    said = "the server was restarted" if is_anew else state.said
     return _follow(replace(state, sample=sample, problem="", said=said))
 
 

@@ -255,7 +255,7 @@ def test_ctl_limits_is_a_table_for_people(stack: ExitStack, echo: Target) -> Non
     node = stack.enter_context(
         run({"fair": {"per": "user", "connections": 5, "new": "10/s", "bandwidth": "2m"}})
     )
-    assert said(ctl(node, "limits")) == "nobody has any of a limit\n"
+    assert said(ctl(node, "limits")) == "nobody uses a limit\n"
     open_many(stack, 2, lambda: clients.socks5(node.door("users"), "127.0.0.1", echo.port, ALICE))
     heads, row = said(ctl(node, "limits")).splitlines()
     assert heads.split() == ["LIMIT", "WHO", "LIVE", "NEW/S", "SENT/S", "RECEIVED/S", "WAITING"]

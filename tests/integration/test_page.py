@@ -156,7 +156,7 @@ def test_a_server_that_is_started_anew_is_looked_at_again(page: DevTools, node: 
     page.wait_for("document.getElementById('trouble').innerText.startsWith('The server does not answer')")
     assert page.run("document.getElementById('listeners').innerText.includes('socks5')")
     node.start()
-    page.wait_for("document.getElementById('said').innerText === 'the server was started anew'")
+    page.wait_for("document.getElementById('said').innerText === 'the server was restarted'")
     page.wait_for("document.getElementById('trouble').innerText === ''")
     assert page.run("document.getElementById('filter').value") == "al"
 

@@ -167,7 +167,7 @@ def test_a_reload_forgets_nothing_and_another_penalty_holds_at_once(node: Proxy)
 
 
 def test_an_operator_sees_and_forgives_it(node: Proxy) -> None:
-    assert "no login has failed of late" in said(ctl(node, "penalties"))
+    assert "no login has failed recently" in said(ctl(node, "penalties"))
     fail(node, EVE)
     (row,) = ask(node, "/penalties")["penalties"]
     assert row["client"] == EVE

@@ -251,7 +251,7 @@ def test_explain_says_what_becomes_of_a_target_and_exits_accordingly(echo: Targe
         assert "  not allowed by rule guests" in text
         assert "SOCKS 02, HTTP 403 destination_ip_prohibited" in text
         goes = ctl(node, "explain", "127.0.0.1:80", "--listener", "socks")
-        assert (goes.returncode, goes.stdout.decode().splitlines()[-1]) == (0, "goes: by direct")
+        assert (goes.returncode, goes.stdout.decode().splitlines()[-1]) == (0, "goes: through direct")
         assert ctl(node, "explain", "a:80").returncode == 2  # at which listener?
         status, body = curl(node, "/explain?target=127.0.0.1:80&listener=web&from=192.0.2.7")
         answer = json.loads(body)

@@ -150,7 +150,7 @@ def test_a_server_that_is_started_anew_is_looked_at_again(node: Proxy) -> None:
         node.stop()
         terminal.wait_for("no answer, asking again: no server is found", "socks5")
         node.start()
-        terminal.wait_for("the server was started anew")
+        terminal.wait_for("the server was restarted")
         terminal.wait_until_gone("no answer")
         terminal.press("q")
 

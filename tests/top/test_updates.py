@@ -15,7 +15,7 @@ def test_while_the_server_does_not_answer_the_last_picture_stays() -> None:
 def test_a_server_that_was_started_anew_is_told_and_counts_from_nothing() -> None:
     now = take(state(), sample(2.0))
     now = take(now, sample(3.0, pid=99, uptime=1.0, sent=0, received=0, total=0))
-    assert "the server was started anew" in text(now)[-1]
+    assert "the server was restarted" in text(now)[-1]
     assert now.rates == ()
 
 
