@@ -44,7 +44,6 @@ def server(spelling: str = "") -> Iterator[Proxy]:
     proxy = Proxy({"listeners": {"socks": socks_door()}}, real=True)
     proxy.command[-1] = spelling.format(name=proxy.directory.name) or proxy.command[-1]
     with proxy:
-        proxy.wait_for_control()
         yield proxy
 
 

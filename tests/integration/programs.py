@@ -255,12 +255,19 @@ class Proxy(Program):
         wait_until(lambda: self.connections <= listeners, "the last connection to be closed", timeout)
 
     def start(self) -> None:
-        """Start the program, and wait until all its listeners accept."""
+        """Start the program, and wait until all its listeners accept, and its control interface."""
         super().start()
         if self.starts:
             self.wait_listening(*map(self.door, self.config["listeners"]))
             if self.config.get("proxy", {}).get("workers", 1) > 1:
                 self.wait_for_log("workers serve")  # until then clients wait in the kernel's queue
+            # It is opened a moment later than the listeners.
+            wait_until(self._has_control_or_says_why_not, "the control interface", START_TIMEOUT)
+
+    def _has_control_or_says_why_not(self) -> bool:
+        if self.process.poll() is not None or "no control socket" in self.log:
+            return True
+        return any(path.endswith("/control.sock") for path in listening_paths(self.pid))
 
     def stop(self) -> None:
         """Stop the program by SIGTERM; fail if it does not obey, had died, or printed a traceback."""

@@ -51,8 +51,6 @@ SECRETS = (b"wonderland", b"looking-glass", b"cheshire", TOKEN.encode())
 @pytest.fixture
 def node() -> Iterator[Proxy]:
     with Proxy({"listeners": {"socks": socks_door(), "web": web_door()}}) as node:
-        # It comes after the listeners, for which the start waits.
-        node.wait_for_control()
         yield node
 
 
@@ -612,15 +610,17 @@ def test_the_tool_of_systemd_starts_it() -> None:
     door = socks_door()
     command = (tool, "-l", door["listen_addr"], f"--setenv=PYTHONPATH={REPOSITORY}")
     with Target(targets.echo) as target:
-        node = Proxy({"listeners": {"socks": door}}, prefix=command)
+        node = Proxy({"listeners": {"socks": door}}, prefix=command, starts=False)
         with node:
+            node.wait_listening(node.door("socks"))
             tunnel = clients.socks5(node.door("socks"), "127.0.0.1", target.port)
             tunnel.sendall(b"hello")
             assert read_exact(tunnel, 5) == b"hello"
             tunnel.close()
-            # A signal that comes during the start ends it without a drain.
             node.wait_for_control()
             assert curl(node, "/healthz")[0] == 200
+            node.signal(signal.SIGTERM)
+            assert node.wait(30) == 0
 
 
 class TestFiles:

@@ -34,7 +34,6 @@ def told(good: Certificate) -> dict[str, set[str]]:
         "limits": {"each": {"per": "user", "connections": "9", "bandwidth": "1m"}},
     }
     with Proxy(config) as node:
-        node.wait_for_control()
         text = run_proxy("ctl", "-c", str(node.config_path), "metrics").stdout.decode()
     labels: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(text):

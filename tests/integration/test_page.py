@@ -50,7 +50,6 @@ def node() -> Iterator[Proxy]:
     users.write_text("".join(f"{name}:{password}\n" for name, password in USERS.items()), "utf-8")
     users.chmod(0o600)
     with node:
-        node.wait_for_control()
         yield node
 
 

@@ -23,7 +23,6 @@ ENVIRONMENT = f"PYTHONPATH={REPOSITORY}"
 @pytest.fixture
 def node() -> Iterator[Proxy]:
     with Proxy({"listeners": {"socks": socks_door()}, "auth_users": USERS}) as node:
-        node.wait_for_control()
         yield node
 
 

@@ -44,12 +44,6 @@ def run(doors: dict[str, Any] | None = None, workers: int = 2, **sections: Any) 
     return Proxy({"proxy": proxy, "listeners": listeners, **sections})
 
 
-def started(stack: ExitStack, node: Proxy) -> Proxy:
-    stack.enter_context(node)
-    node.wait_for_control()
-    return node
-
-
 def come(stack: ExitStack, node: Proxy, target: Target, login: tuple[str, str] | None = None) -> Tunnel:
     return stack.enter_context(closing(clients.socks5(node.door("socks"), "127.0.0.1", target.port, login)))
 
@@ -91,7 +85,7 @@ def is_running(pid: int) -> bool:
 
 @pytest.mark.parametrize(("count", "most"), [(20, 2.0), (200, 1.3)])
 def test_long_connections_are_spread_evenly(stack: ExitStack, echo: Target, count: int, most: float) -> None:
-    node = started(stack, run())
+    node = stack.enter_context(run())
 
     def spread_evenly() -> bool:
         with ExitStack() as opened:
@@ -109,7 +103,7 @@ def test_long_connections_are_spread_evenly(stack: ExitStack, echo: Target, coun
 def test_a_tls_session_is_resumed_at_whichever_worker_serves_the_next_connection(
     stack: ExitStack, authority: Authority, good: Certificate
 ) -> None:
-    node = started(stack, run({"mixed": mixed_door(auth="none", **good.settings)}))
+    node = stack.enter_context(run({"mixed": mixed_door(auth="none", **good.settings)}))
     context = authority.client_context()
     session, resumed = None, []
     for _ in range(20):
@@ -124,7 +118,7 @@ def test_a_tls_session_is_resumed_at_whichever_worker_serves_the_next_connection
 
 
 def test_a_worker_that_is_killed_takes_only_its_own_and_is_replaced(stack: ExitStack, echo: Target) -> None:
-    node = started(stack, run())
+    node = stack.enter_context(run())
     tunnels = [come(stack, node, echo) for _ in range(200)]
     assert all(map(works, tunnels))
     first, second = workers_of(node)
@@ -143,7 +137,7 @@ def test_a_worker_that_is_killed_takes_only_its_own_and_is_replaced(stack: ExitS
 
 
 def test_one_that_hangs_is_killed_and_replaced(stack: ExitStack, echo: Target) -> None:
-    node = started(stack, run())
+    node = stack.enter_context(run())
     stopped = workers_of(node)[0]
     os.kill(stopped["pid"], signal.SIGSTOP)
     assert works(come(stack, node, echo))
@@ -169,7 +163,7 @@ def children(pid: int) -> set[int]:
 
 
 def test_what_all_are_told_does_not_end_one_that_starts(stack: ExitStack, echo: Target) -> None:
-    node = started(stack, run())
+    node = stack.enter_context(run())
     pid = starting(node)
     node.signal(signal.SIGHUP)
     node.wait_for_log("the configuration is unchanged")
@@ -182,14 +176,14 @@ def test_what_all_are_told_does_not_end_one_that_starts(stack: ExitStack, echo: 
 
 
 def test_one_that_dies_as_it_starts_is_told_of_once(stack: ExitStack) -> None:
-    node = started(stack, run())
+    node = stack.enter_context(run())
     os.kill(starting(node), signal.SIGKILL)
     wait_until(lambda: len(running(node)) == 2, "another one")
     assert node.log.count("error") == node.log.count("ended unasked") == 2
 
 
 def test_one_that_is_not_needed_any_more_as_it_starts_ends_without_a_word(stack: ExitStack) -> None:
-    node = started(stack, run(workers=3))
+    node = stack.enter_context(run(workers=3))
     pid = starting(node, 2)
     said(ctl(node, "set", "proxy.workers", "2"))
     os.kill(pid, signal.SIGCONT)
@@ -198,7 +192,7 @@ def test_one_that_is_not_needed_any_more_as_it_starts_ends_without_a_word(stack:
 
 
 def test_one_that_cannot_be_started_for_now_is_started_later(stack: ExitStack) -> None:
-    node = started(stack, run())
+    node = stack.enter_context(run())
     dead = workers_of(node)[0]["pid"]
     allow_files(node, 5)  # it has more, but gets no other
     os.kill(dead, signal.SIGKILL)
@@ -216,7 +210,7 @@ def allow_files(node: Proxy, most: int) -> None:
 
 
 def test_a_full_listener_is_full_whoever_serves(stack: ExitStack, echo: Target) -> None:
-    node = started(stack, run({"socks": socks_door(auth="none", max_connections=10)}))
+    node = stack.enter_context(run({"socks": socks_door(auth="none", max_connections=10)}))
     tunnels = [come(stack, node, echo) for _ in range(10)]
     waiting = stack.enter_context(connect(node.door("socks")))
     waiting.sendall(GREETING)
@@ -227,7 +221,7 @@ def test_a_full_listener_is_full_whoever_serves(stack: ExitStack, echo: Target) 
 
 
 def test_connections_are_limited_together(stack: ExitStack, echo: Target) -> None:
-    node = started(stack, run(limits={"fair": {"per": "client", "connections": 5}}))
+    node = stack.enter_context(run(limits={"fair": {"per": "client", "connections": 5}}))
     made: list[Tunnel] = []
     refused: list[SocksRefused] = []
 
@@ -257,7 +251,7 @@ def test_connections_are_limited_together(stack: ExitStack, echo: Target) -> Non
 
 
 def test_a_limit_that_comes_counts_those_who_live(stack: ExitStack, echo: Target) -> None:
-    node = started(stack, run())
+    node = stack.enter_context(run())
     for _ in range(6):
         come(stack, node, echo)
     said(ctl(node, "set", "limits.fair.per", "client", "limits.fair.connections", "6"))
@@ -268,7 +262,7 @@ def test_a_limit_that_comes_counts_those_who_live(stack: ExitStack, echo: Target
 
 def test_a_bandwidth_is_shared_out_among_workers(stack: ExitStack) -> None:
     source = stack.enter_context(Target(targets.source(bytes(256 * MIB))))
-    node = started(stack, run(limits={"fair": {"per": "client", "bandwidth": "4M"}}))
+    node = stack.enter_context(run(limits={"fair": {"per": "client", "bandwidth": "4M"}}))
     tunnels = [come(stack, node, source) for _ in range(6)]
     taken = [0] * len(tunnels)
 
@@ -295,7 +289,7 @@ def test_a_bandwidth_is_shared_out_among_workers(stack: ExitStack) -> None:
 def test_failed_logins_count_wherever_they_were_judged(stack: ExitStack, echo: Target) -> None:
     door = socks_door(client_address="proxy_protocol", trusted="127.0.0.0/8")
     users = {"alice": "wonderland"}
-    node = started(stack, run({"socks": door}, auth_users=users, proxy={"login_penalty": "5s"}))
+    node = stack.enter_context(run({"socks": door}, auth_users=users, proxy={"login_penalty": "5s"}))
 
     def log_in(password: str) -> bool:
         with suppress(OSError), closing(connect(node.door("socks"))) as sock:
@@ -320,7 +314,7 @@ def test_what_one_finds_out_of_an_upstream_all_know(stack: ExitStack, echo: Targ
     dead = free_port()
     home = {"home": upstream("socks5", ("127.0.0.1", dead), retry_count=0)}
     door = socks_door(auth="none", upstream="home")
-    node = started(stack, run({"socks": door}, upstreams=home))
+    node = stack.enter_context(run({"socks": door}, upstreams=home))
     with pytest.raises(SocksRefused):
         come(stack, node, echo)
     wait_until(
@@ -333,7 +327,7 @@ def test_what_one_finds_out_of_an_upstream_all_know(stack: ExitStack, echo: Targ
 
 
 def test_a_change_is_made_by_all(stack: ExitStack, echo: Target) -> None:
-    node = started(stack, run())
+    node = stack.enter_context(run())
     old = [come(stack, node, echo) for _ in range(4)]
     other = web_door(auth="none")
     address = other["listen_addr"]
@@ -349,7 +343,7 @@ def test_a_change_is_made_by_all(stack: ExitStack, echo: Target) -> None:
 
 
 def test_what_one_of_them_cannot_do_none_does(stack: ExitStack, echo: Target) -> None:
-    node = started(stack, run())
+    node = stack.enter_context(run())
     done = ctl(node, "set", "listeners.socks.tls_cert", "/nowhere", "listeners.socks.tls_key", "/nowhere")
     assert done.returncode == 1
     assert all(works(come(stack, node, echo)) for _ in range(6))
@@ -359,7 +353,7 @@ def test_a_listener_that_is_in_the_way_of_its_successor_gives_way_in_all(
     stack: ExitStack, echo: Target
 ) -> None:
     port = free_port()
-    node = started(stack, run({"socks": socks_door(auth="none", listen_addr=f"127.0.0.1:{port}")}))
+    node = stack.enter_context(run({"socks": socks_door(auth="none", listen_addr=f"127.0.0.1:{port}")}))
     kept = come(stack, node, echo)
     said(ctl(node, "set", "listeners.socks.listen_addr", f":{port}"))
     assert all(works(come(stack, node, echo)) for _ in range(6))
@@ -370,7 +364,7 @@ def test_a_listener_that_is_in_the_way_of_its_successor_gives_way_in_all(
 
 
 def test_there_may_be_more_workers_and_fewer(stack: ExitStack, echo: Target) -> None:
-    node = started(stack, run(proxy={"drain_timeout": "20s"}))
+    node = stack.enter_context(run(proxy={"drain_timeout": "20s"}))
     tunnels = [come(stack, node, echo) for _ in range(8)]
     said(ctl(node, "set", "proxy.workers", "3"))
     wait_until(lambda: [each["state"] for each in workers_of(node)] == ["running"] * 3, "three")
@@ -383,7 +377,7 @@ def test_there_may_be_more_workers_and_fewer(stack: ExitStack, echo: Target) -> 
 def test_one_worker_alone_keeps_its_supervisor_and_more_come_back_at_once(
     stack: ExitStack, echo: Target
 ) -> None:
-    node = started(stack, run())
+    node = stack.enter_context(run())
     told = said(ctl(node, "set", "proxy.workers", "1"))
     assert "one worker serves from now on, but its supervisor ends at the next restart only" in told
     wait_until(lambda: len(workers_of(node)) == 1, "one worker")
@@ -394,7 +388,7 @@ def test_one_worker_alone_keeps_its_supervisor_and_more_come_back_at_once(
 
 
 def test_one_process_gets_workers_at_the_next_start_and_says_so(stack: ExitStack, echo: Target) -> None:
-    node = started(stack, run(workers=1))
+    node = stack.enter_context(run(workers=1))
     assert "proxy.workers takes effect at the next start" in said(ctl(node, "set", "proxy.workers", "2"))
     assert children(node.pid) == set()
     assert "note" not in said(ctl(node, "set", "proxy.workers", "1"))
@@ -402,7 +396,7 @@ def test_one_process_gets_workers_at_the_next_start_and_says_so(stack: ExitStack
 
 
 def test_three_deaths_after_a_change_take_it_back(stack: ExitStack, echo: Target) -> None:
-    node = started(stack, run())
+    node = stack.enter_context(run())
     before = node.config_path.read_text()
     said(ctl(node, "set", "proxy.idle_timeout", "7s"))
     dead: set[int] = set()
@@ -423,7 +417,7 @@ def test_three_deaths_after_a_change_take_it_back(stack: ExitStack, echo: Target
 
 
 def test_deaths_speak_against_a_change_only(stack: ExitStack) -> None:
-    node = started(stack, run())
+    node = stack.enter_context(run())
     node.signal(signal.SIGHUP)
     node.wait_for_log("the configuration is unchanged")
     dead: set[int] = set()
@@ -435,7 +429,7 @@ def test_deaths_speak_against_a_change_only(stack: ExitStack) -> None:
 
 
 def test_an_operator_ends_a_connection_by_its_name(stack: ExitStack, echo: Target) -> None:
-    node = started(stack, run())
+    node = stack.enter_context(run())
     tunnels = [come(stack, node, echo) for _ in range(4)]
     names = [str(each["id"]) for each in connections_of(node)]
     assert len(set(names)) == 4
@@ -447,7 +441,7 @@ def test_an_operator_ends_a_connection_by_its_name(stack: ExitStack, echo: Targe
 
 def test_a_log_that_was_moved_is_left_by_all(stack: ExitStack, echo: Target, tmp_path: Path) -> None:
     path = tmp_path / "access.log"
-    node = started(stack, run(proxy={"access_log": str(path)}))
+    node = stack.enter_context(run(proxy={"access_log": str(path)}))
     for _ in range(6):
         assert works(come(stack, node, echo))
     path.rename(tmp_path / "access.log.1")
@@ -470,7 +464,7 @@ def fds(pid: int) -> list[str]:
 
 
 def test_a_stop_lets_all_finish(stack: ExitStack, echo: Target) -> None:
-    node = started(stack, run(proxy={"drain_timeout": "30s"}))
+    node = stack.enter_context(run(proxy={"drain_timeout": "30s"}))
     tunnels = [come(stack, node, echo) for _ in range(6)]
     pids = [each["pid"] for each in workers_of(node)]
     node.signal(signal.SIGTERM)
@@ -483,7 +477,7 @@ def test_a_stop_lets_all_finish(stack: ExitStack, echo: Target) -> None:
 
 
 def test_a_second_signal_ends_all_at_once(stack: ExitStack, echo: Target) -> None:
-    node = started(stack, run(proxy={"drain_timeout": "60s"}))
+    node = stack.enter_context(run(proxy={"drain_timeout": "60s"}))
     come(stack, node, echo)
     node.signal(signal.SIGTERM)
     node.wait_for_log("stopping: 1 connections")
@@ -495,7 +489,7 @@ def test_a_second_signal_ends_all_at_once(stack: ExitStack, echo: Target) -> Non
 def test_workers_end_with_their_supervisor_however_it_went(
     stack: ExitStack, echo: Target, number: int
 ) -> None:
-    node = started(stack, run())
+    node = stack.enter_context(run())
     come(stack, node, echo)
     pids = [each["pid"] for each in workers_of(node)]
     os.kill(node.pid, number)
@@ -505,7 +499,7 @@ def test_workers_end_with_their_supervisor_however_it_went(
 
 
 def test_an_address_that_is_taken_ends_the_start_with_a_line(stack: ExitStack) -> None:
-    holder = started(stack, run())
+    holder = stack.enter_context(run())
     address = holder.config["listeners"]["socks"]["listen_addr"]
     other = Proxy(
         {"proxy": {"workers": 2}, "listeners": {"socks": socks_door(listen_addr=address)}}, starts=False
@@ -523,7 +517,7 @@ def test_nobody_is_a_worker_by_mistake() -> None:
 
 
 def test_every_door_is_served_by_all(stack: ExitStack, echo: Target) -> None:
-    node = started(stack, run({"mixed": mixed_door(auth="none"), "web": web_door(auth="none")}))
+    node = stack.enter_context(run({"mixed": mixed_door(auth="none"), "web": web_door(auth="none")}))
     for _ in range(4):
         with closing(clients.websocket(node.door("web"), "127.0.0.1", echo.port)) as tunnel:
             assert works(tunnel)
@@ -546,7 +540,7 @@ def upgradable(stack: ExitStack, folder: Path, **settings: Any) -> Proxy:
     environment = {"PYTHONPATH": str(program_of(folder))}
     listeners = {"socks": socks_door(auth="none")}
     node = Proxy({"proxy": proxy, "listeners": listeners}, environment=environment)
-    return started(stack, node)
+    return stack.enter_context(node)
 
 
 def set_version(folder: Path, text: str) -> None:
@@ -710,8 +704,9 @@ def test_a_stop_in_the_midst_of_an_upgrade_is_obeyed(stack: ExitStack, tmp_path:
     environment = {"PYTHONPATH": str(program_of(tmp_path))}
     config = {"proxy": {"workers": 2}, "listeners": {"socks": socks_door(auth="none")}}
     node = Proxy(config, environment=environment, stderr=writer, starts=False)
-    started(stack, node)
+    stack.enter_context(node)
     os.close(writer)
+    node.wait_for_control()
     fill(reader)
     with closing(connect((str(node.control_socket), 0))) as sock:
         sock.sendall(b"POST /upgrade HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}")
@@ -777,7 +772,7 @@ def test_an_upgrade_is_refused_where_the_file_says_something_else(
 
 
 def test_one_process_is_not_upgraded_but_restarted(stack: ExitStack) -> None:
-    node = started(stack, run(workers=1))
+    node = stack.enter_context(run(workers=1))
     done = ctl(node, "upgrade")
     assert done.returncode == 1
     assert b"there are no workers that could take over" in done.stderr

@@ -67,7 +67,6 @@ def proxy_at_work() -> Iterator[Proxy]:
             "auth_users": USERS,
         }
         node = stack.enter_context(Proxy(config))
-        node.wait_for_control()
         run_proxy("ctl", "-c", str(node.config_path), "set", "listeners.web.max_connections", "200")
         run_proxy("ctl", "-c", str(node.config_path), "set", "proxy.idle_timeout", "1h")
         for user, client, target, up, _ in CLIENTS:

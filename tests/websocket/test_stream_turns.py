@@ -146,7 +146,12 @@ def test_of_the_pings_that_are_read_at_once_the_last_one_is_answered(*, ended: b
     assert client.recv(100) == bytes([FIN | PONG, 4]) + b"last"
     client.sendall(frame(FIN | CLOSE, close_payload(1000)))
     target.close()
-    assert client.recv(100) in (b"\x82\x00" + b"\x88\x02\x03\xe8", b"\x82\x00")  # nothing but the end
+    end, close = b"\x82\x00", b"\x88\x02\x03\xe8"
+    assert client.recv(100) in (
+        end + close,
+        end,
+        close,
+    )  # whichever end is seen first; no Pong
     client.close()
     running.get()
 
