@@ -22,21 +22,21 @@ from scripts.manuals.markdown import Code, Item, Paragraph, Table, blocks, secti
 _ROOT = Path(__file__).parents[2]
 
 _ENVIRONMENT = {
-    "PROXY_PASSWORD": "The password that belongs to `-username`: on a command line, others can read it.",
+    "PROXY_PASSWORD": "The password of `-username`. On a command line, others could read it.",
     "PROXY_UPSTREAM_PASSWORD": "The same for `-upstream-username`.",
-    "SSL_CERT_FILE": "The authorities to trust instead of the system's, where nothing else names others.",
+    "SSL_CERT_FILE": "The authorities to trust, a file, unless an option or a setting names another.",
     "http_proxy, https_proxy, all_proxy, no_proxy": (
-        "Where `-proxy env` says so, the way to the proxy of `-mode client`; else they are not looked at."
+        "With `-proxy env`, how `-mode client` reaches its proxy; otherwise they are ignored."
     ),
     "NO_COLOR": "If it is not empty, `ctl top` has no colours.",
-    "COLUMNS": "How wide the picture of `ctl top` is where the output is no terminal.",
-    "NOTIFY_SOCKET, WATCHDOG_USEC, LISTEN_FDS": "What systemd tells a server that it runs.",
+    "COLUMNS": "The width of what `ctl top` prints if the output is not a terminal.",
+    "NOTIFY_SOCKET, WATCHDOG_USEC, LISTEN_FDS": "What systemd tells a server that it starts.",
 }
 _FILES = {
-    "proxy.ini": "The configuration, see *proxy-server.ini*(5). It has no fixed place: `-c` names it.",
+    "proxy.ini": "The configuration, see *proxy-server.ini*(5). It can be anywhere: `-c` names it.",
     ".proxy": (
         "The folder beside the configuration that has the control socket of `proxy-server ctl`, "
-        "`control.sock`, and the versions that can be gone back to, `history`. The setting `state_dir` names "
+        "`control.sock`, and the versions to roll back to, `history`. The setting `state_dir` names "
         "another one."
     ),
 }
@@ -61,7 +61,7 @@ def program_page() -> str:
         *map(_option, cli.OPTIONS),
         *(roff.write([Item("-", each)]) for each in about),
         roff.title("Commands"),
-        roff.paragraph("`proxy-server ctl` talks to a server that runs."),
+        roff.paragraph("`proxy-server ctl` talks to a running server."),
         *map(_command, ctl_commands()),
         roff.paragraph("Its options:"),
         *map(_option, commands.OPTIONS),
@@ -88,7 +88,7 @@ def settings_page() -> str:
         "configuration file of proxy-server",
         roff.title("Description"),
         roff.write(blocks(_read("docs/configuration.md"))),
-        roff.title("What rules mean together"),
+        roff.title("How rules work together"),
         roff.write(blocks(_read("docs/rules.md")), deeper=1),
         roff.title("Examples"),
         roff.paragraph("What `proxy-server -init` writes:"),
