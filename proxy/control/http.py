@@ -22,6 +22,7 @@ from proxy.errors import reason_of
 from proxy.http.heads import Fields, Headers, HttpError, RequestHead, date, read_request
 from proxy.listening.listen import SocketServer
 from proxy.net.deadline import Deadline
+from proxy.net.limits import BALLAST
 from proxy.net.sock import GeventSocket, address_of
 from proxy.relaying.channel import Channel
 
@@ -90,7 +91,7 @@ class HttpServer:
         self._handler = handler
         self._guard = guard
         self._strangers: dict[Any, None] = {}  # greenlets, the oldest first
-        self._server = SocketServer(sock, self._serve, spawn=Pool(PLACES + STRANGERS + 1))
+        self._server = _Server(sock, self._serve, spawn=Pool(PLACES + STRANGERS + 1))
 
     @property
     def address(self) -> Address:
@@ -142,12 +143,26 @@ class HttpServer:
             answer = Answer({"error": "the request did not arrive in time"}, 408)
         except (OSError, EOFError):
             raise
+        except MemoryError:
+            BALLAST.give_up()
+            answer = Answer({"error": "there is not enough memory: raise its limit"}, 503)
         except Exception as exc:
             log.error("control: internal error: %s: %s", type(exc).__name__, exc)
             log.debug("internal error", exc_info=True)
             answer = Answer({"error": "internal error"}, 500)
         with suppress(TimeoutError), Deadline(PATIENCE).limit("answer"):
             channel.send(answer.encode(bodiless=bodiless))
+
+
+class _Server(SocketServer):
+    """Accepts also while memory is short, as that is when an operator wants to know what is going on."""
+
+    def has_memory(self) -> bool:
+        try:
+            BALLAST.leave_some()
+        except MemoryError:
+            return False
+        return True
 
 
 def _body_size(headers: Headers) -> int:

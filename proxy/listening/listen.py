@@ -60,7 +60,7 @@ class SocketServer(StreamServer):
         listening: Any = self.socket
         if RESERVE.is_short:
             RESERVE.fill()
-        if not BALLAST.allows_another():
+        if not self.has_memory():
             self.rest()
             return None
         try:
@@ -73,6 +73,10 @@ class SocketServer(StreamServer):
                 return None
             fileno, peer = accepted
         return LoopSocket(listening.family, std_socket.SOCK_STREAM, 0, fileno), peer
+
+    def has_memory(self) -> bool:
+        """Tell whether there is memory to serve one."""
+        return BALLAST.allows_another()
 
     def _accept_after(self, exc: OSError) -> Any:
         """Accept what could not be accepted, if that is to be; raises what is a bug."""

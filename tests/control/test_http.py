@@ -22,6 +22,7 @@ from proxy.control import http
 from proxy.control.http import MAX_BODY, PLACES, STRANGERS, Answer, HttpServer, Request
 from proxy.errors import ProtocolError
 from proxy.http.heads import HttpError
+from proxy.net.limits import BALLAST
 from proxy.relaying import channel
 from tests.wire.greenlets import PATIENCE, patience, until
 
@@ -336,3 +337,33 @@ def test_one_who_does_not_take_the_answer_is_left(house: House, monkeypatch: pyt
         until(lambda: not house.server._server.pool)
     house.act = lambda request: None
     assert house.ask(request()).status == 200
+
+
+# While memory is short
+
+
+def test_an_operator_is_answered_while_clients_wait(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is when somebody wants to know what is going on."""
+    leaves = iter([MemoryError, None])
+
+    def leave_some() -> None:
+        if error := next(leaves, None):
+            raise error
+
+    monkeypatch.setattr(BALLAST, "allows_another", lambda: False)
+    monkeypatch.setattr(BALLAST, "leave_some", leave_some)
+    assert house.ask(request()).status == 200  # as soon as some is left
+
+
+def test_a_request_for_which_there_is_no_memory_is_told_so(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def act(request: Request) -> Answer | None:
+        raise MemoryError
+
+    given_up: list[bool] = []
+    monkeypatch.setattr(BALLAST, "give_up", lambda: given_up.append(True))
+    house.act = act
+    told = house.ask(request())
+    assert (told.status, told.content) == (503, {"error": "there is not enough memory: raise its limit"})
+    assert given_up == [True]
