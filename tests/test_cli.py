@@ -86,6 +86,10 @@ def test_an_option_that_would_have_no_effect_is_refused(
             ["-mode", "client", "-protocol", "mixed", "-addr", "h:1", "-host", "h", "-port", "80"],
             "-protocol: with -mode client it must be one of socks5, websocket, http",
         ),
+        (
+            ["-mode", "server", "-protocol", "websocket", "-addr", "ws://127.0.0.1:0/tunnel"],
+            "-addr: has a path, which belongs in the setting path of a configuration file",
+        ),
         ([*SERVER, "-username", "bob"], "-password: the user needs one"),
         ([*SERVER, "-password", SECRET], "-username: -password is given"),
         ([*SERVER, "-username", "", "-password", ""], "-username has an empty value"),

@@ -177,7 +177,9 @@ class ServerConfig(Settings):
             what = f"a {self.protocol.value} listener cannot listen on {endpoint.scheme}://"
             yield ConfigError("listen_addr", what)
         elif endpoint.path != "/":
-            yield ConfigError("listen_addr", "has a path, which goes into the setting path")
+            yield ConfigError(
+                "listen_addr", "has a path, which belongs in the setting path of a configuration file"
+            )
         elif endpoint.scheme in SECURE.values() and not self.tls_cert:
             yield ConfigError("tls_cert", f"a {endpoint.scheme}:// listener needs tls_cert and tls_key")
         # Without a scheme, tls_cert decides; with one, the two must not contradict each other.
