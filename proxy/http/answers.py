@@ -6,7 +6,10 @@ all that is no HTTP, from the byte on at which that is seen: a client that asks 
 And so does what comes behind many heads at once, which no server sends that has an answer to give.
 """
 
-from proxy.http.heads import HeadBuffer, HttpError, date, parse_response
+import re
+
+from proxy.errors import ProtocolError
+from proxy.http.heads import HeadBuffer, Headers, HttpError, date, parse_response
 from proxy.http.refusals import PROXY_NAME
 
 # What is between a server and us (RFC 9110, section 7.6.1), beside what Connection names.
@@ -14,6 +17,7 @@ _HOP_BY_HOP = {"connection", "keep-alive", "proxy-connection", "upgrade"}
 # They say where the body ends, whatever Connection says of them.
 _FRAMING = {"content-length", "transfer-encoding"}
 _VERSION = slice(5, 8)  # of HTTP/1.1
+_NUMBER = re.compile("[0-9]+")
 # Heads of one read that are looked at. It has room for thousands, which take 40 ms, and nobody else is served
 # meanwhile.
 _MOST_AT_ONCE = 8
@@ -25,15 +29,23 @@ class Answer:
     def __init__(self, *, interim: bool = True) -> None:
         self._interim = interim
         self._head: HeadBuffer | None = HeadBuffer(request=False)
-        self._kept = b""  # of a head that is not complete
+        self._kept = b""  # of a head that is not complete, or cannot be passed on
+        self._is_valid = True
 
     @property
     def in_head(self) -> bool:
         """True as long as what comes belongs to a head."""
         return self._head is not None
 
+    @property
+    def fault(self) -> str:
+        """What to call it if no more of it comes, while it is in its head (RFC 9209, section 2.3)."""
+        if not self._is_valid:
+            return "http_protocol_error"
+        return "http_response_incomplete" if self._kept else "connection_terminated"
+
     def take(self, data: bytes) -> bytes:
-        """Take more of it, and give what is to be sent on now."""
+        """Take more of it, and give what is to be sent on now; raises ``ProtocolError`` if nothing may be."""
         ready, heads = b"", 0
         while self._head is not None and data:
             self._kept += data
@@ -43,6 +55,9 @@ class Answer:
                 head, is_last = _rewritten(self._head.head)
             except HttpError:
                 return ready + self.give_up()
+            except ProtocolError:
+                self._is_valid = False
+                raise
             data, self._kept = self._head.leftover, b""
             heads += 1
             self._head = None if is_last or heads == _MOST_AT_ONCE else HeadBuffer(request=False)
@@ -57,7 +72,11 @@ class Answer:
 
 
 def _rewritten(head: bytes) -> tuple[bytes, bool]:
-    """Write the head that goes to the client, and tell whether the body follows; raises ``HttpError``."""
+    """
+    Write the head that goes to the client, and tell whether the body follows.
+
+    Raises ``HttpError`` if it is none, and another ``ProtocolError`` if it may not be passed on.
+    """
     answer = parse_response(head)
     if answer.status == 101:  # to what nobody asked for: we pass on no Upgrade
         return head, True
@@ -65,9 +84,10 @@ def _rewritten(head: bytes) -> tuple[bytes, bool]:
     first = head.partition(b"\r\n")[0].decode("latin-1")
     dropped = (answer.headers.tokens("Connection") - _FRAMING) | _HOP_BY_HOP
     if answer.headers.get_all("Transfer-Encoding"):
-        dropped.add(
-            "content-length"
-        )  # it counts for nothing then, and may be an attack (RFC 9112, section 6.3)
+        # It counts for nothing then, and may be an attack (RFC 9112, section 6.3).
+        dropped.add("content-length")
+    else:
+        _check_length(answer.headers)
     lines = [
         first,
         *(f"{name}: {value}" for name, value in answer.headers.fields if name.lower() not in dropped),
@@ -79,3 +99,10 @@ def _rewritten(head: bytes) -> tuple[bytes, bool]:
         # Nothing more comes on this connection, also where the server would have kept it.
         lines.append("Connection: close")
     return "\r\n".join([*lines, "", ""]).encode("latin-1"), is_last
+
+
+def _check_length(headers: Headers) -> None:
+    """Refuse what two readers could read differently; one number may be repeated (RFC 9112, section 6.3)."""
+    lengths = {each.strip(" \t") for line in headers.get_all("Content-Length") for each in line.split(",")}
+    if len(lengths) > 1 or not all(map(_NUMBER.fullmatch, lengths)):
+        raise ProtocolError("the target's answer has an invalid Content-Length")

@@ -65,21 +65,19 @@ def refusal(failure: Failure, retry_after: float = 1.0, told: str = "") -> HttpE
     return HttpError(answer.status, told or failure.value, failure=failure, headers=headers)
 
 
-def no_answer(*, begun: bool, timed_out: bool = False) -> HttpError:
-    """Say that the target of a request that was passed on did not answer it, or not with a whole head."""
-    if timed_out:
-        status, error, told = 504, "connection_read_timeout", "the target did not answer in time"
-    elif begun:
-        status, error, told = 502, "http_response_incomplete", "the target's answer broke off in its head"
-    else:
-        status, error, told = (
-            502,
-            "connection_terminated",
-            "the target closed the connection without an answer",
-        )
-    return HttpError(
-        status, told, failure=Failure.GENERAL, headers=(("Proxy-Status", f"{PROXY_NAME}; error={error}"),)
-    )
+_NO_ANSWER = {
+    "connection_terminated": (502, "the target closed the connection without an answer"),
+    "connection_read_timeout": (504, "the target did not answer in time"),
+    "http_response_incomplete": (502, "the target's answer broke off in its head"),
+    "http_protocol_error": (502, "the target's answer has an invalid Content-Length"),
+}
+
+
+def no_answer(error: str) -> HttpError:
+    """Say that the target of a request gave no answer that can be passed on (RFC 9209, section 2.3)."""
+    status, told = _NO_ANSWER[error]
+    headers = (("Proxy-Status", f"{PROXY_NAME}; error={error}"),)
+    return HttpError(status, told, failure=Failure.GENERAL, headers=headers)
 
 
 def encode_response(error: HttpError) -> bytes:

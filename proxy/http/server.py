@@ -196,7 +196,8 @@ class RequestStream:
         """Say what went wrong if no whole head came, and tell whether that is so."""
         if not self._answer.in_head:
             return False
-        error = no_answer(begun=bool(self._answer.give_up()), timed_out=timed_out)
+        error = no_answer("connection_read_timeout" if timed_out else self._answer.fault)
+        self._answer.give_up()
         error.bodiless = self._is_head
         self._client.write(encode_response(error))
         return True

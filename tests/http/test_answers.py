@@ -4,6 +4,7 @@ from time import gmtime
 
 import pytest
 
+from proxy.errors import ProtocolError
 from proxy.http import answers, heads
 from proxy.http.answers import Answer
 from proxy.http.heads import MAX_HEAD, ResponseHead, parse_response
@@ -55,6 +56,28 @@ def test_of_two_ways_to_tell_the_end_of_a_body_the_one_that_counts_is_passed_on(
     """RFC 9112, section 6.3: an intermediary MUST remove the Content-Length."""
     answer = OK + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
     assert passed_on(answer) == OK + b"Transfer-Encoding: chunked\r\n" + LAST + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        *(b"Content-Length: 4\r\nContent-Length: 5", b"Content-Length: 4, 5", b"Content-Length: 4,"),
+        *(b"Content-Length: -1", b"Content-Length: +4", b"Content-Length: four", b"Content-Length:"),
+    ],
+)
+def test_an_answer_without_one_valid_length_is_not_passed_on(lines: bytes) -> None:
+    """RFC 9112, section 6.3, item 5: a proxy MUST discard it."""
+    follower = Answer()
+    with pytest.raises(ProtocolError, match="an invalid Content-Length"):
+        follower.take(OK + lines + b"\r\n\r\nfour")
+    assert follower.in_head
+    assert follower.fault == "http_protocol_error"
+
+
+@pytest.mark.parametrize("lines", [b"Content-Length: 4\r\ncontent-length:  4", b"Content-Length: 4, 4"])
+def test_one_length_may_be_repeated(lines: bytes) -> None:
+    """RFC 9112, section 6.3, item 5."""
+    assert passed_on(OK + lines + b"\r\n\r\nfour").endswith(LAST + b"four")
 
 
 def test_all_else_is_passed_on_in_its_order() -> None:

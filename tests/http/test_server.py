@@ -326,10 +326,11 @@ def test_what_is_no_head_at_all_reaches_the_client_as_it_came(
         (b"HTTP/1.1 100 Continue\r\n\r\n", "connection_terminated"),
         (b"H", "http_response_incomplete"),
         (b"HTTP/1.1 200 OK\r\nContent-", "http_response_incomplete"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 4, 5\r\n\r\nfour", "http_protocol_error"),
     ],
     ids=repr,
 )
-def test_a_target_that_gives_no_whole_head_is_answered_for(
+def test_a_target_that_gives_no_whole_and_valid_head_is_answered_for(
     door: Door, target: Listener, answer: bytes, error: str, end: str, *, client_ended: bool
 ) -> None:
     """RFC 9110, section 15.6.3; the errors are those of RFC 9209, section 2.3."""
