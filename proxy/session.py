@@ -222,8 +222,8 @@ class Session:
             if self._channel.heard:
                 self._end = CLIENT_LEFT
                 self._count(CLIENT_LEFT)
-        except Exception:
-            self._end = "internal error"
+        except Exception as exc:
+            self._end = _fault(exc)
             raise
         return None
 
@@ -279,8 +279,12 @@ class Session:
             self._end = f"client: {reason_of(exc)}"
             self._count(CLIENT_LEFT)
         except Exception as exc:
-            self._end = "internal error"
-            self._refuse(inbound, ProxyError(str(exc)))
+            self._end = _fault(exc)
+            if isinstance(exc, MemoryError):
+                BALLAST.give_up()  # else there is none for the answer either
+                self._refuse(inbound, LimitError(self._end))
+            else:
+                self._refuse(inbound, ProxyError(str(exc)))
             raise
         return None
 
@@ -310,8 +314,8 @@ class Session:
         """Close both ends, when the relay is over, and note how it ended."""
         try:
             transfer = self.runtime.forwarder.finish(relay)
-        except Exception:
-            self._end = "internal error"
+        except Exception as exc:
+            self._end = _fault(exc)
             raise
         ending = transfer.ending.value
         self._end = f"{ending}: {transfer.detail}" if transfer.detail else ending
@@ -429,3 +433,7 @@ class Session:
                 end=self._end,
             )
         )
+
+
+def _fault(exc: Exception) -> str:
+    return "no memory" if isinstance(exc, MemoryError) else "internal error"

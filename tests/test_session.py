@@ -13,6 +13,7 @@ from typing import Any, cast
 import gevent
 import pytest
 
+from proxy import session
 from proxy.accesslog import AccessLog, Record
 from proxy.address import Address
 from proxy.client import Connected, ProxyClient
@@ -22,6 +23,7 @@ from proxy.listening.pool import do
 from proxy.metrics import ListenerMetrics
 from proxy.net.deadline import Deadline
 from proxy.net.dial import Check
+from proxy.net.limits import Ballast
 from proxy.policy.auth import Authenticator
 from proxy.relaying.channel import Channel
 from proxy.relaying.relay import DataForwarder
@@ -515,6 +517,20 @@ def test_a_bug_ends_one_session_in_one_line(where: str, caplog: pytest.LogCaptur
     assert line.getMessage() == "socks 192.0.2.1:50000: internal error: ValueError: a bug"
     assert not line.exc_info
     assert stage.record.end == "internal error"
+
+
+@pytest.mark.parametrize("where", ["greeting", "dialling", "accepting"])
+def test_who_finds_no_memory_is_told_that_there_is_no_room(
+    where: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a shortage of ours, and no bug."""
+    monkeypatch.setattr(session, "BALLAST", Ballast())
+    none = fails(MemoryError())
+    stage = Stage(dialling=none) if where == "dialling" else Stage(door={where: none})
+    assert stage.refused() == (b"" if where == "greeting" else b"no")
+    assert ("refuse LIMIT" in stage.story) is (where != "greeting")
+    assert stage.record.end == "no memory"
+    assert all("no memory is left" in each.getMessage() for each in caplog.records)
 
 
 def test_a_log_that_fails_is_no_reason_to_leave_a_connection_open(
