@@ -30,6 +30,7 @@ RESERVED = 20  # descriptors: some clients at a time can be told that there is n
 FOR_FILES = 4  # and these are left for the configuration file and what it names
 _OWN = 64  # descriptors: logs, the control interface and its clients, the file and its versions
 _BALLAST = 4 << 20  # bytes of memory
+_SOME = 1 << 20  # bytes of memory: much more than a handshake takes
 _REST = 1.0  # seconds for which nobody is let in, once there was none
 _BETWEEN_LOOKS = 32  # clients: much less than they could take, each with its stacks and buffers
 _PIECES_BETWEEN_LOOKS = 16  # of 64 KiB at most
@@ -231,3 +232,12 @@ def check_descriptors(what: str) -> None:
     except OSError as exc:
         if is_shortage(exc):
             raise shortage(what, exc) from exc
+
+
+def check_memory(what: str) -> None:
+    """Raise ``LimitError`` if hardly any memory is to be had, for what fails then with another error."""
+    try:
+        bytes(_SOME)
+    except MemoryError as exc:
+        BALLAST.give_up()
+        raise LimitError(f"{what}: no memory") from exc

@@ -28,7 +28,7 @@ from proxy.errors import ProtocolError
 from proxy.http.heads import HttpError
 from proxy.http.refusals import encode_response
 from proxy.net.deadline import next_turn, wait
-from proxy.net.limits import check_descriptors
+from proxy.net.limits import check_descriptors, check_memory
 from proxy.net.sock import LoopSocket, take_over
 from proxy.tls.contexts import ClientContext, describe, is_plain_http
 
@@ -98,6 +98,7 @@ def _shake_hands(tls: "TlsSocket", authorities: str = "") -> "TlsSocket":
     try:
         tls.do_handshake()
     except ssl.SSLError as exc:
+        check_memory("TLS handshake")  # OpenSSL says many things then, such as "internal error"
         if isinstance(exc, ssl.SSLCertVerificationError):
             check_descriptors("TLS handshake")  # authorities are read from files when they are wanted
             why = describe(exc, authorities)

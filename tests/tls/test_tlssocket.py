@@ -21,7 +21,8 @@ import gevent
 import pytest
 from gevent import socket
 
-from proxy.errors import ProtocolError
+from proxy.errors import LimitError, ProtocolError
+from proxy.net import limits
 from proxy.net.deadline import next_turn, wait
 from proxy.net.sock import LoopSocket
 from proxy.relaying.channel import Channel
@@ -607,3 +608,20 @@ def test_the_certificate_is_looked_at_again_after_an_hour(
     now += 1
     assert not is_resumed(client, server)
     assert is_resumed(client, server)
+
+
+def test_a_handshake_for_which_there_is_no_memory_is_a_shortage_of_ours(
+    client: ClientContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenSSL calls it an internal error; the peer must not be made to rest for it."""
+
+    def allocate(size: int) -> bytes:
+        raise MemoryError
+
+    ours, theirs = tcp_pair()
+    monkeypatch.setattr(limits, "BALLAST", limits.Ballast())
+    monkeypatch.setattr(limits, "bytes", allocate, raising=False)
+    theirs.sendall(b"this is no TLS")
+    with pytest.raises(LimitError, match="TLS handshake: no memory"):
+        connect_tls(ours, client, "localhost")
+    theirs.close()
