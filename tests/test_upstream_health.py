@@ -375,17 +375,17 @@ AT_TLS = {
 NAMES: dict[str, tuple[str, dict[str, Any], tuple[Step, ...], str]] = {
     "SOCKS5 at HTTP": (
         *("socks5", {}, (hear_greeting, http_answer(400), script.end)),
-        "no SOCKS5 proxy: an HTTP server answered",
+        "not a SOCKS5 proxy: an HTTP server answered",
     ),
     "SOCKS5 at TLS": (
         # RFC 8446, section 6: an alert, which is fatal, of an unexpected message
         *("socks5", {}, (hear_greeting, b"\x15\x03\x01\x00\x02\x02\x0a", script.end)),
-        "no SOCKS5 proxy: a TLS server answered",
+        "not a SOCKS5 proxy: a TLS server answered",
     ),
     "SOCKS5 at TLS that waits": ("socks5", {"timeout": 0.3}, (script.stall,), "answers no SOCKS5 greeting"),
     "SOCKS5 at SSH": (
         *("socks5", {}, (b"SSH-2.0-OpenSSH_9.9\r\n", script.end)),
-        "no SOCKS5 proxy: an SSH server answered",
+        "not a SOCKS5 proxy: an SSH server answered",
     ),
     "SOCKS5 without a login": (
         *("socks5", {}, (hear_greeting, b"\x05\xff", script.end)),
@@ -397,7 +397,7 @@ NAMES: dict[str, tuple[str, dict[str, Any], tuple[Step, ...], str]] = {
     ),
     "WebSocket at TLS": (
         *("websocket", {}, (hear_head, b"\x15\x03\x01\x00\x02\x02\x0a", script.end)),
-        "no HTTP server: a TLS server answered",
+        "not an HTTP server: a TLS server answered",
     ),
     "WebSocket at TLS that closes": ("websocket", {}, (hear_head, script.end), "does it want TLS (wss://)?"),
     "WebSocket at TLS that resets": ("websocket", {}, (hear_head, reset), "does it want TLS (wss://)?"),
@@ -415,11 +415,11 @@ NAMES: dict[str, tuple[str, dict[str, Any], tuple[Step, ...], str]] = {
     },
     "WebSocket at SSH": (
         *("websocket", {}, (b"SSH-2.0-OpenSSH_9.9\r\n", script.stall)),
-        "no HTTP server: an SSH server answered",
+        "not an HTTP server: an SSH server answered",
     ),
     "WebSocket at SOCKS5": (
         *("websocket", {}, (hear_head, b"\x05\xff", script.end)),
-        "no HTTP server: a SOCKS5 server answered",
+        "not an HTTP server: a SOCKS5 server answered",
     ),
     "WebSocket at a web server": (
         *("websocket", {}, (hear_head, http_answer(200), script.end)),
