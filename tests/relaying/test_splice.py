@@ -1,5 +1,6 @@
 """Pipes between sockets: what a pipe does, how many there are, and that none carries what is another's."""
 
+import errno
 import fcntl
 import os
 import random
@@ -583,3 +584,19 @@ def test_a_pipe_whose_frame_header_cannot_be_sent_comes_back() -> None:
     target.close()
     b.close()
     assert PIPES.lent == lent
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM])
+def test_where_a_sandbox_does_not_let_us_it_is_done_without(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else every connection that moves much would be cut."""
+
+    def refuse(*_: object, **__: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    assert splice.is_available()
+    monkeypatch.setattr(os, "splice", refuse)
+    before = set(os.listdir("/proc/self/fd"))
+    assert not splice.is_available()
+    assert set(os.listdir("/proc/self/fd")) == before
