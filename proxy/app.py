@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from itertools import chain
-from resource import RLIM_INFINITY, RLIMIT_STACK, getrlimit
+from resource import RLIM_INFINITY, RLIMIT_STACK
 from time import monotonic
 from types import TracebackType
 from typing import Any
@@ -26,7 +26,7 @@ from proxy.listeners import Listeners, MakeOpening, MakeServer, Plan, make_openi
 from proxy.logs import Logs
 from proxy.metrics import Metrics
 from proxy.net import lookup
-from proxy.net.limits import BALLAST, make_room
+from proxy.net.limits import BALLAST, limit_of, make_room
 from proxy.net.sock import GeventSocket
 from proxy.net.threads import NativeThreads
 from proxy.relaying.splice import AVAILABLE, MOST_PIPES
@@ -355,7 +355,7 @@ def _grow_the_stack() -> None:
 
     Where there is no memory to grow it by, the program is killed, wherever it is at that moment.
     """
-    most, _ = getrlimit(RLIMIT_STACK)
+    most, _ = limit_of(RLIMIT_STACK)
     if most != RLIM_INFINITY and most < _ORDINARY_STACK:
         return  # there may be no room for that
     marshal.loads(b")\x01" * _DEEP + b"N")  # one in another: reading them goes as deep

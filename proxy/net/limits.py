@@ -70,7 +70,7 @@ def make_room(
 
 def raise_limit(needed: int) -> int:
     """Allow as many descriptors as the system lets us have, within reason; returns how many these are."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = limit_of(resource.RLIMIT_NOFILE)
     most = max(needed, _ENOUGH)
     # The first may be refused where no hard limit is set but the kernel has its own.
     for wanted in (most if hard == resource.RLIM_INFINITY else min(most, hard), needed):
@@ -79,8 +79,16 @@ def raise_limit(needed: int) -> int:
         with suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
             break
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, _ = limit_of(resource.RLIMIT_NOFILE)
     return most if soft == resource.RLIM_INFINITY else soft
+
+
+def limit_of(what: int) -> tuple[int, int]:
+    """Tell a limit, soft and hard; where a sandbox does not let us ask, there is none."""
+    try:
+        return resource.getrlimit(what)
+    except OSError:
+        return resource.RLIM_INFINITY, resource.RLIM_INFINITY
 
 
 class Ballast:
@@ -172,8 +180,9 @@ def untold_shortage(what: str, exc: OSError) -> LimitError:
 
 def _cure(number: int | None) -> str:
     if number == errno.EMFILE:
-        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        return f"raise the limit of {soft} descriptors (ulimit -n, LimitNOFILE), or lower max_connections"
+        soft, _ = limit_of(resource.RLIMIT_NOFILE)
+        present = "" if soft == resource.RLIM_INFINITY else f" of {soft} descriptors"
+        return f"raise the limit{present} (ulimit -n, LimitNOFILE), or lower max_connections"
     if number == errno.ENFILE:
         return "raise the limit of the whole machine (fs.file-max)"
     if number in (errno.EADDRNOTAVAIL, errno.EADDRINUSE):

@@ -76,6 +76,17 @@ def test_the_soft_limit_is_raised_to_what_the_hard_one_allows(
     assert now == [raised_to, hard]
 
 
+def test_where_a_sandbox_does_not_tell_limits_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def getrlimit(what: int) -> tuple[int, int]:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(resource, "getrlimit", getrlimit)
+    assert limits.raise_limit(1000) >= 1000
+    assert "raise the limit (ulimit -n" in str(
+        limits.untold_shortage("a file", OSError(errno.EMFILE, "none"))
+    )
+
+
 def test_where_the_kernel_allows_less_than_the_hard_limit_the_need_is_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
