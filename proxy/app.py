@@ -106,7 +106,7 @@ class App:
         self.inherited: list[GeventSocket] = []  # sockets that listen already, to be used instead of new ones
         self.at_hand: dict[
             str, list[GeventSocket]
-        ] = {}  # the same, of a program before this one, by listener
+        ] = {}  # by listener: the same, of a program before this one
         self._patient = patient
         self._logs = Logs()
         self._threads = NativeThreads(1)

@@ -295,6 +295,23 @@ def test_no_interim_answer_is_passed_on_to_http_1_0(door: Door, target: Listener
         assert read_rest(client) == (PAGE_FROM_US, "FIN")
 
 
+def have_answered(
+    client: socket.socket, target: Listener, answer: bytes, end: str, *, client_ended: bool
+) -> None:
+    """Ask for a page, and have the target say this, and end its connection."""
+    client.sendall(get(target.port))
+    far = target.accept()
+    read_head(far)
+    if client_ended:
+        client.shutdown(socket.SHUT_WR)
+        assert read_rest(far) == (b"", "FIN")
+    far.sendall(answer)
+    if end == "FIN":
+        far.close()
+    else:
+        reset(far)
+
+
 @pytest.mark.parametrize("client_ended", [False, True])
 @pytest.mark.parametrize("end", ["FIN", "reset"])
 @pytest.mark.parametrize("answer", [b"ICY 200 OK\r\n\r\nmusic", b"hello"], ids=repr)
@@ -302,18 +319,10 @@ def test_what_is_no_head_at_all_reaches_the_client_as_it_came(
     door: Door, target: Listener, answer: bytes, end: str, *, client_ended: bool
 ) -> None:
     with connect(door) as client:
-        client.sendall(get(target.port))
-        far = target.accept()
-        read_head(far)
-        if client_ended:
-            client.shutdown(socket.SHUT_WR)
-            assert read_rest(far) == (b"", "FIN")
-        far.sendall(answer)
+        have_answered(client, target, answer, end, client_ended=client_ended)
         if end == "FIN":
-            far.close()
             assert read_rest(client) == (answer, "FIN")
         else:
-            reset(far)
             assert read_rest(client)[1] == "reset"
 
 
@@ -335,17 +344,7 @@ def test_a_target_that_gives_no_whole_and_valid_head_is_answered_for(
 ) -> None:
     """RFC 9110, section 15.6.3; the errors are those of RFC 9209, section 2.3."""
     with connect(door) as client:
-        client.sendall(get(target.port))
-        far = target.accept()
-        read_head(far)
-        if client_ended:
-            client.shutdown(socket.SHUT_WR)
-            assert read_rest(far) == (b"", "FIN")
-        far.sendall(answer)
-        if end == "FIN":
-            far.close()
-        else:
-            reset(far)
+        have_answered(client, target, answer, end, client_ended=client_ended)
         if answer.startswith(b"HTTP/1.1 100"):
             assert read_head(client).startswith(b"HTTP/1.1 100 Continue\r\n")
         head = read_head(client)
