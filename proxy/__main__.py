@@ -12,7 +12,8 @@ from gevent import config, events, monkey
 # fifth of the start, and more where much is installed. We have none.
 events.notify_and_call_entry_points = events.notify  # type: ignore[attr-defined]
 config.track_greenlet_tree = False  # which greenlet made which: 3 KB a connection, for nobody
-monkey.patch_all()
+# Nothing here uses it, and since Python 3.14 to patch it loads multiprocessing.
+monkey.patch_all(subprocess=False)
 
 import sys
 
