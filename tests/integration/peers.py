@@ -283,6 +283,8 @@ cache deny all
 pinger_enable off
 netdb_filename none
 max_filedescriptors 1024
+# Squid 7 tries one address of a name, and a machine's own file may have ::1 for this one.
+hosts_file {directory}/hosts
 {text}
 """
 
@@ -294,7 +296,7 @@ def squid_with(ports: Sequence[int], text: str, files: Mapping[str, str]) -> Ite
     program = Program(())
     # It becomes another user where root starts it, and reads some of the files as that.
     program.directory.chmod(0o755)
-    for name, content in files.items():
+    for name, content in {**files, "hosts": "127.0.0.1 localhost\n"}.items():
         (program.directory / name).write_text(content)
     config = program.directory / "squid.conf"
     config.write_text(SQUID.format(directory=program.directory, text=text))
