@@ -151,6 +151,8 @@ def _run(arguments: Sequence[str]) -> int:
         print(f"{USAGE}\n{describe(OPTIONS)}")
         return OK
     if "version" in given:
+        if others or len(given) > 1:
+            raise UsageError("-version stands alone")
         print(f"proxy-server {__version__}")
         return OK
     mode = _mode(given)
@@ -189,7 +191,10 @@ def _refuse_strangers(given: Mapping[str, str], others: Sequence[str], mode: str
     strange = [f"-{option.name}" for option in used if mode not in option.modes]
     if strange:
         raise UsageError(f"{', '.join(strange)} cannot be used with {mode}")
-    if "last-good" in given and given.keys() & _LOOKS:
+    looks = [f"-{option.name}" for option in used if option.name in _LOOKS]
+    if len(looks) > 1:
+        raise UsageError(f"{' and '.join(looks)} cannot be used together")
+    if "last-good" in given and looks:
         raise UsageError(
             "-last-good is for a start: it cannot be used with -check, -dump, -explain and -test"
         )
