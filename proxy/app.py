@@ -321,7 +321,7 @@ class App:
     def _drain(self) -> None:
         servers = self.servers
         live = sum(len(server.sessions) for server in servers)
-        log.info("stopping: %d connections have %g s to finish", live, self.config.drain_timeout)
+        log.info("stopping: live connections (%d) have %g s to finish", live, self.config.drain_timeout)
         self._listeners.stop()
         drained = [gevent.spawn(one.shutdown, self.config.drain_timeout) for one in servers]
         done: list[Any] = [gevent.spawn(gevent.joinall, drained), self._at_once]
@@ -332,7 +332,7 @@ class App:
         self._opened.wait()
         for server in self.servers:
             log.info(
-                "%s: %d connections live, %d in all", server.config.name, len(server.sessions), server.total
+                "%s: connections: %d live, %d in all", server.config.name, len(server.sessions), server.total
             )
 
 

@@ -195,7 +195,7 @@ class LineWriter:
             lost, self._lost, why = self._lost, 0, self._why
         if not lost:
             return b""
-        record = make_record(logging.WARNING, f"({lost} log lines were lost: {why})")
+        record = make_record(logging.WARNING, f"(log lines lost: {lost}: {why})")
         return f"{self.formatter.format(record)}\n".encode()
 
     def _went(self, trouble: str) -> None:

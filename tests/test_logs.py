@@ -118,7 +118,7 @@ def numbers_in(text: str) -> list[int]:
 
 def lost_in(text: str) -> int:
     """Add up what the log says was lost."""
-    told = r"^\S+Z warning \((\d+) log lines were lost: the log did not keep up\)$"
+    told = r"^\S+Z warning \(log lines lost: (\d+): the log did not keep up\)$"
     return sum(int(count) for count in re.findall(told, text, re.MULTILINE))
 
 
@@ -213,7 +213,7 @@ def test_lines_that_a_full_disk_cost_are_counted_with_the_cause(
     told = [
         json.loads(line)["message"] for line in (tmp_path / "log").read_text().splitlines() if "{" in line
     ]
-    assert told == ["(5 log lines were lost: No space left on device)"]
+    assert told == ["(log lines lost: 5: No space left on device)"]
 
 
 def test_a_log_that_cannot_be_written_says_so_elsewhere_once_and_when_it_goes_on(

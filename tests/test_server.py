@@ -248,7 +248,7 @@ def test_a_listener_that_is_full_says_so_once_with_its_limit_and_counts_it(
         client.open()
     assert server.metrics.filled == 1
     assert [each.getMessage() for each in caplog.records] == [
-        f"socks is full: it has 2 connections, its max_connections; new clients {fate} until one ends"
+        f"socks is full: its max_connections are in use (2); new clients {fate} until one ends"
     ]
     for client in clients:
         client.sock.close()

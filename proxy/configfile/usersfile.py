@@ -71,7 +71,7 @@ def _read_lines(read: UsersFile, text: str, others: Collection[str]) -> None:
     _look_for_hashes_of_others(read, places)
     if (more := len(read.problems) - _MOST_PROBLEMS) > 0:
         del read.problems[_MOST_PROBLEMS:]
-        read.problems.append(Problem(read.path, f"and {more} more lines that are wrong"))
+        read.problems.append(Problem(read.path, f"and {more} more like these"))
 
 
 def _look_for_hashes_of_others(read: UsersFile, places: dict[str, int]) -> None:

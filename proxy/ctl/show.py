@@ -197,7 +197,7 @@ def _refusal(each: Object) -> Row:
 
 def penalties(answer: Object) -> str:
     """Show ``GET /penalties``."""
-    refused = f"{answer['refused']} logins were not judged"
+    refused = f"logins not judged: {answer['refused']}"
     if not answer["penalties"]:
         return f"no login has failed recently; {refused}"
     return f"{table([_penalty(each) for each in answer['penalties']])}\n\n{refused}"

@@ -23,9 +23,9 @@ _QUIET = 30.0  # seconds between two warnings of one listener
 def describe(config: ServerConfig, live: int, *, is_full: bool) -> str:
     """Say that a listener with so many connections is full, or that it has room again."""
     if not is_full:
-        return f"{config.name} has room again: {live} of {config.max_connections} connections are in use"
+        return f"{config.name} has room again: connections in use: {live} of {config.max_connections}"
     fate = "wait until one ends" if config.overload is Overload.WAIT else "are refused until one ends"
-    return f"{config.name} is full: it has {live} connections, its max_connections; new clients {fate}"
+    return f"{config.name} is full: its max_connections are in use ({live}); new clients {fate}"
 
 
 class Fullness:

@@ -64,7 +64,7 @@ class ClientConfig(Settings):
         schemes = PROXY_SCHEMES[self.protocol]
         if endpoint.scheme not in schemes:
             yield ConfigError(
-                "server_addr", f"a {self.protocol.value} proxy is at {schemes[0]}:// or {schemes[1]}://"
+                "server_addr", f"for {self.protocol.value} it begins with {schemes[0]}:// or {schemes[1]}://"
             )
         if endpoint.scheme not in SECURE.values():
             for name in ("sni", "tls_ca", "tls_cert", "tls_key"):

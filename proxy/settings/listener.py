@@ -181,7 +181,7 @@ class ServerConfig(Settings):
                 "listen_addr", "has a path, which belongs in the setting path of a configuration file"
             )
         elif endpoint.scheme in SECURE.values() and not self.tls_cert:
-            yield ConfigError("tls_cert", f"a {endpoint.scheme}:// listener needs tls_cert and tls_key")
+            yield ConfigError("tls_cert", f"is missing: {endpoint.scheme}:// needs tls_cert and tls_key")
         # Without a scheme, tls_cert decides; with one, the two must not contradict each other.
         elif self.tls_cert and written in SECURE:
             yield ConfigError("listen_addr", f"with tls_cert it is {SECURE[written]}://, not {written}://")

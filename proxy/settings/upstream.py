@@ -84,7 +84,7 @@ class UpstreamConfig(Settings):
                 what = "proxy_address, credentials, headers, TLS settings or via"
                 yield ConfigError("type", f"a direct upstream has no {what}")
         elif not self.proxy_address:
-            yield ConfigError("proxy_address", f"a {self.type.value} upstream needs one")
+            yield ConfigError("proxy_address", f"is missing: type = {self.type.value} needs one")
             login = ("proxy_username", self.proxy_username, "proxy_password", self.proxy_password)
             yield from credential_problems(*login, Protocol(self.type.value))
         else:

@@ -143,7 +143,7 @@ class Crew:
             if not handle.has_begun:
                 handle.kill()
         self.resize(size)
-        log.info("%d workers serve: %s", len(self._by_row), _pids(self._by_row.values()))
+        log.info("the workers serve: %s", _pids(self._by_row.values()))
 
     def _adopt(self) -> list[Handle]:
         """Have the workers of the program before; returns those that shall give place to ours."""
@@ -219,7 +219,7 @@ class Crew:
         self.deaths += 1
         lived = monotonic() - handle.began
         log.error(
-            "worker %d ended unasked after %.1f s (%s), and %d connections with it; another one is started",
+            "worker %d ended unasked after %.1f s (%s), with its connections (%d); another one is started",
             handle.number,
             lived,
             handle.fate,

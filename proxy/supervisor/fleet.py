@@ -218,7 +218,7 @@ class Fleet(App):
     def _drain(self) -> None:
         self.crew.report(within=1.0)
         live = sum(each.snapshot.live.total() for each in self.crew.handles)
-        log.info("stopping: %d connections have %g s to finish", live, self.config.drain_timeout)
+        log.info("stopping: live connections (%d) have %g s to finish", live, self.config.drain_timeout)
         self.crew.leave()
         self._listeners.stop()
         self.crew.see_off(self.config.drain_timeout + _PARTING)
@@ -231,7 +231,7 @@ class Fleet(App):
         for server in self.servers:
             name = server.config.name
             total = counted.listeners[name].accepted if name in counted.listeners else 0
-            log.info("%s: %d connections live, %d in all", name, counted.live[name], total)
+            log.info("%s: connections: %d live, %d in all", name, counted.live[name], total)
 
 
 def _or_error(act: Callable[..., T], *values: Any, **options: Any) -> T | ProxyError:

@@ -17,7 +17,7 @@ from tests.configfile.reading import LISTENER, problems, read
     [
         ("", "2: [upstreams.x] type: is missing"),
         ("type = gopher", "3: [upstreams.x] type: must be one of direct, socks5, http, websocket"),
-        ("type = websocket", "2: [upstreams.x] proxy_address: a websocket upstream needs one"),
+        ("type = websocket", "2: [upstreams.x] proxy_address: is missing: type = websocket needs one"),
         (
             "type = websocket\nproxy_address = ws://h\ntls_ca = ca.pem",
             "5: [upstreams.x] tls_ca: only a wss:// or https:// proxy is reached by TLS",

@@ -98,7 +98,7 @@ def test_what_can_be_no_user_is_refused_by_its_line(tmp_path: Path, text: str | 
 def test_a_file_of_another_kind_is_told_in_few_lines(tmp_path: Path) -> None:
     told = problems(tmp_path, "no colon here\n" * 5000)
     assert len(told) == 21
-    assert told[-1] == ": and 4980 more lines that are wrong"
+    assert told[-1] == ": and 4980 more like these"
 
 
 def test_what_is_no_file_is_a_problem_and_waits_for_nobody(tmp_path: Path) -> None:

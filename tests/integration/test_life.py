@@ -136,7 +136,7 @@ class TestStopping:
         with make_node({"drain_delay": "200ms"}) as node, Target(targets.echo) as target:
             tunnel = clients.socks5(node.door("socks"), "127.0.0.1", target.port)
             node.signal(signal.SIGTERM)
-            node.wait_for_log("stopping: 1 connections have")
+            node.wait_for_log("stopping: live connections (1) have")
             wait_until(lambda: refuses(node.door("socks")), "new clients to be refused")
             tunnel.close()
             assert node.wait(20) == 0
@@ -200,7 +200,7 @@ class TestStopping:
             node.command = [sys.executable, "-c", ASKED_EARLY, *node.command[len(COMMAND) :]]
             Program.start(node)
             node.wait_for_log("the configuration is unchanged: version 1")
-            node.wait_for_log("socks: 0 connections live, 0 in all")
+            node.wait_for_log("socks: connections: 0 live, 0 in all")
 
     @pytest.mark.parametrize("arguments", [["-hash-password"], ["ctl", "-c", "x", "set", "a"]], ids=" ".join)
     def test_what_is_no_server_ends_with_its_terminal(self, arguments: list[str]) -> None:
@@ -213,7 +213,7 @@ class TestStopping:
             tunnels = open_both(node, target.port)
             node.signal(signal.SIGTERM)
             node.wait(20)
-            assert "stopping: 2 connections" in node.log
+            assert "stopping: live connections (2)" in node.log
             assert "stopped" in node.log
             for tunnel in tunnels:
                 tunnel.close()
