@@ -284,6 +284,7 @@ class App:
             signal.SIGTERM: self.stop,
             signal.SIGINT: self.stop,
             signal.SIGUSR1: self._report,
+            signal.SIGUSR2: _say_what_does_it,
             signal.SIGHUP: self._hang_up,
         }
         self._watchers = [gevent.signal_handler(number, handler) for number, handler in handlers.items()]
@@ -334,6 +335,12 @@ class App:
             log.info(
                 "%s: connections: %d live, %d in all", server.config.name, len(server.sessions), server.total
             )
+
+
+def _say_what_does_it() -> None:
+    # The default action would end the program of an operator who is used to nginx, where it is an upgrade.
+    # No other signal is sent by habit: whoever sends SIGQUIT, or set an alarm before us, wants an end.
+    log.warning("SIGUSR2: it does nothing here; an upgrade is begun by proxy-server ctl upgrade")
 
 
 def _give_memory_back() -> None:

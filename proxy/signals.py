@@ -1,13 +1,13 @@
 """
 Signals that wait until somebody knows what to do with them.
 
-A start takes a while. SIGHUP and SIGUSR1 mean something to a server only, and would end it before it
+A start takes a while. SIGHUP, SIGUSR1 and SIGUSR2 are taken by a server only, and would end it before it
 is one; SIGINT would show a traceback of whatever is being imported. So they wait from the first moment on.
 """
 
 import signal
 
-_FOR_SERVERS = (signal.SIGHUP, signal.SIGUSR1)
+_FOR_SERVERS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def block(*more: int) -> None:

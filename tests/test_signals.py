@@ -10,14 +10,16 @@ import sys
 
 import pytest
 
-EARLY = ["SIGHUP", "SIGUSR1"]
+EARLY = ["SIGHUP", "SIGUSR1", "SIGUSR2"]
 
 
 def run(program: str) -> "subprocess.CompletedProcess[str]":
     """Run a program that has the module, and may send itself signals."""
     begin = "import os, signal, threading\nfrom proxy import signals\nme = os.getpid()\n"
     # What started us may ignore them, and whoever starts a program hands that down.
-    begin += "for each in (signal.SIGHUP, signal.SIGUSR1): signal.signal(each, signal.SIG_DFL)\n"
+    begin += (
+        "for each in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2): signal.signal(each, signal.SIG_DFL)\n"
+    )
     return subprocess.run([sys.executable, "-c", begin + program], capture_output=True, text=True, timeout=30)
 
 

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _USUAL_TURN = sys.getswitchinterval()
 _TURN = 0.0005  # seconds for which a thread may keep the interpreter while others wait for it
 _NO_THREAD = "no thread can be started: raise the limit of processes (ulimit -u, TasksMax=) or of memory"
