@@ -200,9 +200,9 @@ class _Trial:
             status = client.ask(channel, self._deadline)
             if status in LOGIN_REFUSED:
                 raise client.login_refused(status=status)
-            self._end(f"it answers {status}, asked for no target")
+            self._end(f"it answers in HTTP (status {status} to a request without a target)")
             login = " and takes our login" if hop.proxy_username else ""
-            self.doubt = f"it speaks HTTP; only a target shows if it lets us through{login}"
+            self.doubt = f"it lives; test it with a HOST:PORT to see whether it lets us through{login}"
             return
         try:
             connected = client.request(channel, self._target, self._deadline)
