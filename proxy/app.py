@@ -108,6 +108,7 @@ class App:
             str, list[GeventSocket]
         ] = {}  # by listener: the same, of a program before this one
         self._patient = patient
+        self._said_of_room = ""
         self._logs = Logs()
         self._threads = NativeThreads(1)
         self._listeners = Listeners(
@@ -160,9 +161,8 @@ class App:
             self._logs.finish()
 
     def _open(self) -> None:
-        for note in self.reopen_logs():
+        for note in (*self.reopen_logs(), *self._make_room()):
             log.warning("%s", note)
-        self._make_room()
         self._make_room_in_the_loop()
         self._listeners.open(self._plan, self.inherited, self.at_hand, patient=self._patient)
         for sock in chain(*self.at_hand.values()):  # of which there are copies, as far as they are needed
@@ -221,8 +221,7 @@ class App:
 
     def _settle(self, plan: Plan) -> tuple[str, ...]:
         """Do what a change of the listeners entails."""
-        notes = (*self.reopen_logs(), *self._waits(plan.sockets))
-        self._make_room()
+        notes = (*self.reopen_logs(), *self._waits(plan.sockets), *self._make_room())
         for server in plan.leaving:
             log.info("%s does not listen on %s any more", server.config.name, server.config.endpoint)
         for server in plan.sockets:
@@ -263,18 +262,24 @@ class App:
 
     # -- the process
 
-    def _make_room(self) -> None:
-        listeners = self.config.listeners
-        make_room(
+    def _make_room(self) -> tuple[str, ...]:
+        """Have enough descriptors for the configuration; returns what there is to say of it that is new."""
+        listeners = self._share.listeners
+        note = make_room(
             connections=sum(pool_size(each) for each in listeners),
             listeners=len(listeners),
             pipes=MOST_PIPES if AVAILABLE and self.config.splice == "auto" else 0,
             lookups=lookup.THREADS,
-            raced=sum(
-                pool_size(each) * max(len(each.all_upstreams) - 1, 0) for each in self.config.listeners
-            ),
-            spares=sum(way.most_spares for each in self.config.listeners for way in each.all_upstreams),
+            raced=sum(pool_size(each) * max(len(each.all_upstreams) - 1, 0) for each in listeners),
+            spares=sum(way.most_spares for each in listeners for way in each.all_upstreams),
         )
+        is_said, self._said_of_room = note in ("", self._said_of_room), note
+        return () if is_said else (note,)
+
+    @property
+    def _share(self) -> ProxyConfig:
+        """The part of the configuration that one process serves."""
+        return self.config
 
     def _make_room_in_the_loop(self) -> None:
         _make_room_in_the_loop(2 * sum(pool_size(each) for each in self.config.listeners))

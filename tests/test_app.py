@@ -16,6 +16,7 @@ from proxy.app import App, Companion
 from proxy.config import ProxyConfig
 from proxy.errors import ProxyError
 from proxy.lines import JsonFormatter
+from proxy.net import limits
 from proxy.settings.listener import ServerConfig
 from proxy.settings.protocols import Protocol
 from tests.integration.programs import REPOSITORY
@@ -71,6 +72,25 @@ def test_a_program_that_was_told_to_stop_takes_no_other_configuration() -> None:
     with pytest.raises(ProxyError, match="stopping"):
         app.apply(ProxyConfig(listeners=(ServerConfig("127.0.0.1:0", Protocol.SOCKS5, "two"),)))
     assert app.config is CONFIG
+
+
+def test_a_want_of_descriptors_is_told_again_only_when_it_is_another_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "raise_limit", lambda needed: min(needed, 2000))
+    app = App(CONFIG)
+
+    def told_of(max_connections: int) -> list[str]:
+        listeners = (ServerConfig("127.0.0.1:0", Protocol.SOCKS5, "one", max_connections=max_connections),)
+        app.config = ProxyConfig(listeners=listeners)
+        return [each.partition(" file")[0] for each in app._make_room()]
+
+    assert told_of(100) == []
+    (first,) = told_of(1000)
+    assert told_of(1000) == []
+    assert told_of(1001) != [first]
+    assert told_of(100) == []
+    assert told_of(1000) == [first]
 
 
 def test_who_says_it_a_second_time_does_not_want_to_wait() -> None:

@@ -91,7 +91,8 @@ class Maker:
                 "cannot change while the server runs, as ctl would look for it in vain: "
                 "edit the file, and restart the server",
             )
-        if config.control_listen_addr != self.started.control_listen_addr:
+        said = self.running.loaded.config.control_listen_addr
+        if config.control_listen_addr not in (self.started.control_listen_addr, said):
             notes += ("control.listen_addr takes effect at the next start",)
         gone = self.running.layers.volatile
         if gone and not layers.volatile:

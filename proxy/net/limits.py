@@ -42,9 +42,9 @@ _close = get_original("os", "close")
 
 def make_room(
     *, connections: int, listeners: int, pipes: int, lookups: int, raced: int = 0, spares: int = 0
-) -> None:
+) -> str:
     """
-    Allow as many descriptors as the system lets us have, and tell if that may not be enough.
+    Allow as many descriptors as the system lets us have; returns a warning if these may not be enough.
 
     What may be needed is counted at its peak, of each the most that there may be at a time: ``raced`` are
     the upstreams that are reached beside others, ``spares`` those connections to them that are ready.
@@ -60,12 +60,11 @@ def make_room(
     needed += RESERVED + _OWN
     limit = raise_limit(needed)
     if limit < needed:
-        log.warning(
-            "max_connections may need %d file descriptors, but the limit is %d: raise it (ulimit -Hn, "
-            "LimitNOFILE), or lower max_connections",
-            needed,
-            limit,
+        return (
+            f"max_connections may need {needed} file descriptors, but the limit is {limit}: raise it "
+            "(ulimit -Hn, LimitNOFILE), or lower max_connections"
         )
+    return ""
 
 
 def raise_limit(needed: int) -> int:

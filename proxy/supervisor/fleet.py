@@ -112,6 +112,11 @@ class Fleet(App):
 
     # -- the beginning
 
+    @property
+    def _share(self) -> ProxyConfig:
+        """What the first worker serves, as none serves more: for it, too, there have to be descriptors."""
+        return share_of(self.config, 0)
+
     def _make_room_in_the_loop(self) -> None:
         """Leave that to workers."""
 

@@ -265,6 +265,8 @@ class TestReloading:
             "applied",
             ("control.listen_addr takes effect at the next start",),
         )
+        # Once, as it is the same after the next change.
+        assert house.keeper.change([("proxy.timeout", "7s")]).notes == ()
 
     def test_outcomes_are_counted(self, house: House) -> None:
         for text in (OTHER, OTHER, BAD):
