@@ -172,6 +172,8 @@ class Admin:
 def _guard_socket(head: RequestHead, client: Address) -> None:
     """Let a page of ours ask, and whatever is no browser; raises ``HttpError`` for pages of others."""
     host, origin = head.headers.get("Host"), head.headers.get("Origin")
+    if host is None and head.version != "HTTP/1.0":  # RFC 9112, section 3.2
+        raise HttpError(400, "the Host header is missing")
     # A page whose name was made to lead here has the same origin as we, but not our name.
     if host is not None and not _is_ours(host, {"localhost"}):
         raise HttpError(421, "the Host header is neither localhost nor an address")

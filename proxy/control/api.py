@@ -64,10 +64,12 @@ class Api:
             raise HttpError(404, "there is nothing here")
         for verb, action, found in routes:
             if verb == method:
+                _check_query(request, action)
                 told = action(self, request, *found.groups())
                 return told if isinstance(told, Answer) else Answer(told)
-        allowed = ", ".join(verb for verb, _, _ in routes)
-        raise HttpError(405, f"only {allowed} will do", headers=(("Allow", allowed),))
+        verbs = [verb for verb, _, _ in routes]
+        allowed = ", ".join(["HEAD", *verbs] if "GET" in verbs else verbs)
+        raise HttpError(405, f"only {' and '.join(verbs)} will do", headers=(("Allow", allowed),))
 
     def _connections(self, request: Request) -> Told:
         try:
@@ -127,6 +129,8 @@ class Api:
     def _version(self, request: Request, number: str) -> Told:
         """Show a version, and with ``?to=M`` or ``?to=current`` what differs from it to another one."""
         try:
+            if unknown := request.query.keys() - {"to"}:
+                raise HttpError(400, f"there is no {', '.join(sorted(unknown))}")
             version = self.keeper.get(int(number))
             content = status.describe_version(version) | {"text": self.keeper.redacted(version)}
             if (to := request.query.get("to")) is not None:
@@ -137,6 +141,7 @@ class Api:
         return content
 
     def _reload(self, request: Request) -> Told:
+        _object(request.body, set())
         for note in self.program.app.reopen_logs():  # whatever becomes of the file
             log.warning("%s", note)
         self._refuse_while_draining()
@@ -144,6 +149,7 @@ class Api:
 
     def _upgrade(self, request: Request) -> Told:
         """Begin to have the program's file started anew; what comes of it, the status says."""
+        _object(request.body, set())
         self._refuse_while_draining()
         try:
             number = self.program.begin_upgrade(self.keeper.outcomes, self.keeper.held)
@@ -220,6 +226,17 @@ _ROUTES: list[tuple[str, re.Pattern[str], Callable[..., Told]]] = [
 ]
 
 
+# Which read their query, and which are asked by programs that add one of their own accord.
+_WITH_QUERY = (Api._connections, Api._explain, Api._version)
+_ASKED_ANYHOW = (*TOLD_TO_ANYBODY, "/metrics")
+
+
+def _check_query(request: Request, action: Callable[..., Told]) -> None:
+    """Refuse one that would have no effect: ``POST /rollback?version=1`` would go back to another version."""
+    if request.query and action not in _WITH_QUERY and request.path not in _ASKED_ANYHOW:
+        raise HttpError(400, f"{request.path} takes no query")
+
+
 def _told(outcome: Outcome) -> Answer:
     """Say what came of a reload, a rollback or a change."""
     return Answer(asdict(outcome), HTTPStatus.UNPROCESSABLE_ENTITY if outcome.status == "rejected" else 200)
@@ -234,13 +251,17 @@ def _number(text: str) -> int:
 def _object(body: bytes, known: set[str]) -> dict[str, Any]:
     """Read a body: a JSON object with nothing in it but what is known, or nothing at all."""
     try:
-        value = json.loads(body.decode() or "{}", parse_constant=_no_json)
+        value = json.loads(
+            body.decode() or "{}", parse_constant=_no_json, object_pairs_hook=_object_of_different
+        )
+    except HttpError:
+        raise
     except (ValueError, RecursionError):
         raise HttpError(400, "the body is not JSON") from None
     if not isinstance(value, dict):
         raise HttpError(400, "the body is not a JSON object")
     if value.keys() - known:
-        raise HttpError(400, f"the body may have only {', '.join(sorted(known))}")
+        raise HttpError(400, f"the body may have only {', '.join(sorted(known)) or 'an empty object'}")
     return value
 
 
@@ -263,6 +284,13 @@ def _read_change(body: bytes) -> tuple[list[Edit], bool]:
 def _no_json(constant: str) -> NoReturn:
     """Refuse what Python takes for a number beyond RFC 8259: NaN and Infinity."""
     raise ValueError(constant)
+
+
+def _object_of_different(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object; raises ``HttpError`` if it has a name twice, of which only one would count."""
+    if len(dict(pairs)) < len(pairs):
+        raise HttpError(400, "an object in the body has a name twice")
+    return dict(pairs)
 
 
 def _value(value: object) -> str:

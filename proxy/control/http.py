@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl
 from gevent import GreenletExit, getcurrent
 from gevent.pool import Pool
 
+from proxy.accesslog import quoted
 from proxy.address import Address
 from proxy.errors import reason_of
 from proxy.http.heads import Fields, Headers, HttpError, RequestHead, date, read_request
@@ -166,6 +167,9 @@ class _Server(SocketServer):
 
 
 def _body_size(headers: Headers) -> int:
+    # The Content-Type is not looked at: curl says of all that it sends that it is a form.
+    if (coding := headers.get("Content-Encoding") or "identity").lower() != "identity":
+        raise HttpError(415, f"a body is not read in the coding {quoted(coding)}")
     if headers.get_all("Transfer-Encoding"):
         raise HttpError(411, "a body needs a Content-Length")
     length = headers.get("Content-Length") or "0"
@@ -179,5 +183,8 @@ def _body_size(headers: Headers) -> int:
 def _request(head: RequestHead, body: bytes) -> Request:
     if not head.target.startswith("/"):
         raise HttpError(400, "the request target is not a path")
-    path, _, query = head.target.partition("?")
-    return Request(head.method, path, dict(parse_qsl(query, keep_blank_values=True)), head.headers, body)
+    path, _, text = head.target.partition("?")
+    query = parse_qsl(text, keep_blank_values=True)
+    if len(dict(query)) < len(query):
+        raise HttpError(400, "the query has a name twice")
+    return Request(head.method, path, dict(query), head.headers, body)

@@ -875,3 +875,71 @@ class TestTcp:
             house = House(directory, control_listen_addr=address, control_token=TOKEN)
             with pytest.raises(ProxyError, match=r"cannot listen on 127\.0\.0\.1"):
                 house.admin.start()
+
+
+class TestWhatMeansNothing:
+    """A request is done as it was written, or refused: nothing in it is passed over."""
+
+    @pytest.mark.parametrize(
+        ("method", "path"),
+        [
+            ("POST", "/rollback?version=1"),
+            ("POST", "/reload?force=1"),
+            ("PATCH", "/config?volatile=true"),
+            ("DELETE", "/connections/1?user=bob"),
+            ("GET", "/status?listener=socks"),
+            ("GET", "/versions?limit=1"),
+            ("GET", "/versions/1?from=2"),
+            ("GET", "/connections?limit=1&limit=2"),
+        ],
+    )
+    def test_a_query_that_would_have_no_effect_is_refused(self, house: House, method: str, path: str) -> None:
+        status, answer = house.ask(method, path)
+        assert (status, list(answer)) == (400, ["error"])
+        assert house.keeper.asked == []
+
+    @pytest.mark.parametrize("path", ["/healthz?t=1", "/livez?t=1", "/metrics?collect=all"])
+    def test_who_looks_after_servers_may_add_one(self, house: House, path: str) -> None:
+        assert parse(house.talk(request("GET", path)))[0] == 200
+
+    @pytest.mark.parametrize(
+        ("method", "path", "body"),
+        [
+            ("POST", "/reload", b'{"force": true}'),
+            ("POST", "/reload", b"now"),
+            ("POST", "/upgrade", b'{"to": "1.0"}'),
+            ("POST", "/rollback", b'{"version": 1, "version": 2}'),
+            ("PATCH", "/config", b'{"set": {"proxy.timeout": "5s"}, "set": {"proxy.timeout": "6s"}}'),
+            ("PATCH", "/config", b'{"set": {"proxy.timeout": "5s", "proxy.timeout": "6s"}}'),
+        ],
+    )
+    def test_so_is_a_body_that_would_have_none(
+        self, house: House, method: str, path: str, body: bytes
+    ) -> None:
+        status, answer = house.ask(method, path, body)
+        assert (status, list(answer)) == (400, ["error"])
+        assert house.keeper.asked == []
+
+    def test_a_compressed_body_is_none_of_ours(self, house: House) -> None:
+        """RFC 9110, section 15.5.16."""
+        body = {"set": {"proxy.timeout": "5s"}}
+        assert house.ask("PATCH", "/config", body, Content_Encoding="gzip")[0] == 415
+        assert house.ask("PATCH", "/config", body, Content_Encoding="identity")[0] == 200
+
+    def test_curl_says_of_all_that_it_sends_that_it_is_a_form(self, house: House) -> None:
+        """Else each ``curl -d`` would need a header."""
+        kind = "application/x-www-form-urlencoded"
+        assert house.ask("PATCH", "/config", {"set": {"proxy.timeout": "5s"}}, Content_Type=kind)[0] == 200
+
+    def test_a_request_without_a_host_is_none(self, house: House) -> None:
+        """RFC 9112, section 3.2; HTTP/1.0 knows no such thing."""
+        data = request("GET", "/status").replace(b"Host: localhost\r\n", b"")
+        assert parse(house.talk(data))[0] == 400
+        assert parse(house.talk(data.replace(b"HTTP/1.1", b"HTTP/1.0")))[0] == 200
+
+    def test_the_methods_that_will_do_are_named(self, house: House) -> None:
+        """RFC 9110, section 15.5.6: all of them, so HEAD too."""
+        _, headers, _ = parse(house.talk(request("PUT", "/config", b"{}")))
+        assert headers["Allow"] == "HEAD, GET, PATCH"
+        _, headers, _ = parse(house.talk(request("GET", "/reload")))
+        assert headers["Allow"] == "POST"
