@@ -23,9 +23,10 @@ from gevent.monkey import get_original
 
 from proxy.address import Address
 from proxy.errors import ClientLeftError, ProtocolError
-from proxy.net.deadline import Deadline, next_turn, wait
+from proxy.net.deadline import next_turn, wait
+from proxy.net.farewell import close_after_peer
 from proxy.net.sock import take_over
-from proxy.relaying.stream import BUFFER_SIZE, TcpStream, TlsStream
+from proxy.relaying.stream import TcpStream, TlsStream
 from proxy.tls.tlssocket import TlsSocket
 
 _READ_SIZE = 4096  # bytes: more than any handshake needs at once
@@ -34,7 +35,6 @@ _READ_SIZE = 4096  # bytes: more than any handshake needs at once
 _CRUMB = 64  # bytes
 _CRUMBS = 32
 _GATHER = 0.05  # seconds
-_LAST_WORD = 1.0  # seconds
 _LOOK_AGAIN = 0.1  # seconds
 _TCP_INFO = getattr(std_socket, "TCP_INFO", None) if sys.platform == "linux" else None
 _UNACKED = slice(24, 28)  # tcpi_unacked, in segments (linux/tcp.h)
@@ -146,18 +146,13 @@ class Channel:
         return make(self.sock, self._early)
 
     def close(self) -> None:
-        """
-        Close after a last word to the peer.
-
-        Linux resets a connection that is closed with unread bytes, and a reset can overtake what we
-        just sent; so the peer gets a moment to read it.
-        """
-        with suppress(OSError, ProtocolError), Deadline(_LAST_WORD).limit("last word"):
+        """Close after a last word to the peer, which gets a moment to read it."""
+        try:
             self.sock.shutdown(std_socket.SHUT_WR)
-            left = BUFFER_SIZE
-            while left > 0 and (data := self._receive()):
-                left -= len(data)
-        self.sock.close()
+        except (OSError, ProtocolError):  # it is closed already, or the peer is gone
+            self.sock.close()
+        else:
+            close_after_peer(self.sock)
 
     def hang_up(self) -> None:
         """Let whoever reads from it or watches it find that the peer has left."""

@@ -29,6 +29,7 @@ from enum import Enum
 from typing import Any, Protocol
 
 from proxy.errors import ProtocolError
+from proxy.net.farewell import close_after_peer
 from proxy.net.sock import GeventSocket, LoopSocket, take_over
 from proxy.relaying.splice import Pipe
 from proxy.sharing.turns import TURNS
@@ -174,7 +175,7 @@ def ignore() -> None:
 class TcpStream:
     """A plain socket."""
 
-    __slots__ = ("_early", "_in_pipe", "_pipe", "_sock", "on_blocked", "reader")
+    __slots__ = ("_early", "_in_pipe", "_pipe", "_sock", "_takes_leave", "on_blocked", "reader")
 
     gives_pipes = True
     takes_pipes = True
@@ -192,6 +193,7 @@ class TcpStream:
         self._early = early
         self._pipe: Pipe | None = None
         self._in_pipe = 0  # bytes that are in the pipe
+        self._takes_leave = False
 
     @property
     def writer(self) -> Any:
@@ -329,8 +331,20 @@ class TcpStream:
             self._pipe.give_back(empty=False)
             self._pipe = None
 
+    def begin_farewell(self) -> None:
+        """End in good order for a peer that may still be sending, in the place of ``begin_close``."""
+        try:
+            self._sock.setsockopt(_SOCKET, _LINGER, _FIN)
+            self._sock.shutdown(std_socket.SHUT_WR)
+        except OSError:  # it is gone
+            self._sock.close()
+        else:
+            self._takes_leave = True
+
     def finish_close(self) -> None:
-        """Have nothing left to do."""
+        """Give such a peer a moment to read what it was told."""
+        if self._takes_leave:
+            close_after_peer(self._sock)
 
 
 class TlsStream(TcpStream):

@@ -22,8 +22,8 @@ from proxy.control import http
 from proxy.control.http import MAX_BODY, PLACES, STRANGERS, Answer, HttpServer, Request
 from proxy.errors import ProtocolError
 from proxy.http.heads import HttpError
+from proxy.net import farewell
 from proxy.net.limits import BALLAST
-from proxy.relaying import channel
 from tests.wire.greenlets import PATIENCE, patience, until
 
 
@@ -241,7 +241,8 @@ def test_any_number_of_silent_strangers_hold_nobody_up(house: House) -> None:
 
 
 def test_who_gave_way_holds_no_place_for_a_last_word(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel, "_LAST_WORD", 10 * PATIENCE)
+    for name in ("_QUIET", "_AT_MOST"):
+        monkeypatch.setattr(farewell, name, 10 * PATIENCE)
     test_any_number_of_silent_strangers_hold_nobody_up(house)
 
 
