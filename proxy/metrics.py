@@ -18,7 +18,7 @@ STAGES = HANDSHAKE, TARGET = ("handshake", "target")
 CLIENT_LEFT = "client left"
 CAUSES = (*(failure.value for failure in Failure), CLIENT_LEFT)
 _MOST_REFUSALS = 200  # that are remembered
-ENDINGS = ("finished", "cut", "idle", "stopped", "evicted")  # the values of Ending
+ENDINGS = ("finished", "cut", "failed", "idle", "stopped", "evicted")  # the values of Ending
 
 Labels = Mapping[str, str]
 

@@ -256,16 +256,18 @@ class Direction:
         """End the relay, or this direction: in a callback no caller would take an exception."""
         if isinstance(exc, MemoryError):
             # Bytes may be lost by now, so it is over whatever else fails.
-            self._relay.stop(Ending.CUT, "no memory")
+            self._relay.stop(Ending.FAILED, "no memory")
             BALLAST.give_up()
         elif isinstance(exc, OSError) and self._blamed is self._sink_name:
             self.lose(exc)
         elif isinstance(exc, (OSError, ProtocolError)):
-            # A source that fails has nothing left: the kernel gives what came before the failure first.
-            self._relay.stop(Ending.CUT, self._relay.broken or f"{self._blamed}: {reason_of(exc)}")
+            # A source that fails has nothing left: the kernel gives what came before the failure first. And
+            # where a sink finds a protocol broken, it is by what the source has said.
+            blamed = self._source_name if isinstance(exc, ProtocolError) else self._blamed
+            self._relay.stop(Ending.CUT, self._relay.broken or f"{blamed}: {reason_of(exc)}")
         else:
             log.debug("relay failed", exc_info=exc)
-            self._relay.stop(Ending.CUT, f"internal error: {type(exc).__name__}: {exc}")
+            self._relay.stop(Ending.FAILED, f"internal error: {type(exc).__name__}: {exc}")
         # A stream may keep its failure, whose traceback leads back to it: together they would stay until the
         # garbage is looked for, and 3 KiB of each are much when thousands are cut at once.
         exc.__traceback__ = None

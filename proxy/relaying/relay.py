@@ -21,6 +21,7 @@ How it ends:
 
     both directions ended     FINISHED.
     a source fails            CUT.
+    we fail ourselves         FAILED: no memory, or a bug.
     a sink fails              The other direction delivers what that peer said before it broke, and ends the
                               relay. If one of the two had ended already: CUT.
     silence                   When the other direction has ended, but the source cannot know that: give it up
@@ -204,7 +205,7 @@ class Relay:
         """
         client, target = self._streams
         try:
-            if self._ending is Ending.CUT:
+            if self._ending in (Ending.CUT, Ending.FAILED):
                 self._deliver()
         finally:
             try:

@@ -76,6 +76,10 @@ class Pipe:
         """Move bytes to a socket, as many as it takes; raises ``BlockingIOError`` if it takes none."""
         return os.splice(self._reader, sink, count, flags=_FLAGS)
 
+    def read(self, count: int) -> bytes:
+        """Take bytes out, into memory."""
+        return os.read(self._reader, count)
+
     def give_back(self, *, empty: bool = True) -> None:
         """Return it to its pool; one that is not empty can serve nobody else."""
         assert self._pool is not None

@@ -50,6 +50,7 @@ class Ending(Enum):
 
     FINISHED = "finished"  # both directions came to their end
     CUT = "cut"  # one leg broke, so the other is told that the rest is missing
+    FAILED = "failed"  # the same, but it was our own fault
     IDLE = "idle"
     STOPPED = "stopped"  # the server is going away
     EVICTED = "evicted"  # an operator, or a change of users, ended it

@@ -72,6 +72,7 @@ _HEADER = 10  # bytes, of a long frame without a mask: all that has to be seen o
 _CODES = {
     Ending.FINISHED: (CloseCode.NORMAL, ""),
     Ending.CUT: (CloseCode.INTERNAL_ERROR, "the connection behind the proxy broke"),
+    Ending.FAILED: (CloseCode.INTERNAL_ERROR, "the proxy failed"),
     Ending.IDLE: (CloseCode.GOING_AWAY, "idle"),
     Ending.STOPPED: (CloseCode.GOING_AWAY, "the proxy is stopping"),
     Ending.EVICTED: (CloseCode.POLICY_VIOLATION, "ended by the proxy"),

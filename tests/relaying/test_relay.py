@@ -327,18 +327,18 @@ def test_the_first_to_say_why_it_ended_is_right(tunnel: Tunnel) -> None:
     assert tunnel.result() == Transfer(0, 0, Ending.IDLE)
 
 
-@pytest.mark.parametrize(("fault", "detail"), [
-    (ProtocolError("a bad frame"), "a bad frame"),
-    (OSError(5, "whatever"), "whatever"),
-    (ValueError("a bug"), "a bug"),
+@pytest.mark.parametrize(("fault", "ending", "detail"), [
+    (ProtocolError("a bad frame"), Ending.CUT, "a bad frame"),
+    (OSError(5, "whatever"), Ending.CUT, "whatever"),
+    (ValueError("a bug"), Ending.FAILED, "a bug"),
 ])  # fmt: skip
-def test_any_fault_of_an_end_is_a_cut(tunnel: Tunnel, fault: Exception, detail: str) -> None:
+def test_any_fault_of_an_end_ends_it(tunnel: Tunnel, fault: Exception, ending: Ending, detail: str) -> None:
     """CASES G191: not even a bug of ours leaves a tunnel hanging."""
     tunnel.near.fault = fault
     tunnel.client.sendall(b"x")
-    assert tunnel.result().ending is Ending.CUT
+    assert tunnel.result().ending is ending
     assert tunnel.result().detail.endswith(detail)
-    assert tunnel.far.story == ["begin_close cut", "finish_close"]
+    assert tunnel.far.story == [f"begin_close {ending.value}", "finish_close"]
 
 
 def test_a_fault_that_a_stream_keeps_does_not_lead_back_to_it(tunnel: Tunnel) -> None:
@@ -349,7 +349,7 @@ def test_a_fault_that_a_stream_keeps_does_not_lead_back_to_it(tunnel: Tunnel) ->
     assert tunnel.near.fault.__traceback__ is None
 
 
-def test_bytes_for_which_there_was_no_memory_are_a_cut_of_ours(
+def test_bytes_for_which_there_was_no_memory_are_our_own_failure(
     tunnel: Tunnel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """They are lost, so that nothing may come behind them; and the operator is told."""
@@ -361,7 +361,7 @@ def test_bytes_for_which_there_was_no_memory_are_a_cut_of_ours(
 
     monkeypatch.setattr(tunnel.far, "send", send, raising=False)
     tunnel.client.sendall(b"x")
-    assert tunnel.result() == Transfer(0, 0, Ending.CUT, "no memory")
+    assert tunnel.result() == Transfer(0, 0, Ending.FAILED, "no memory")
     assert "no memory is left" in caplog.text
 
 
