@@ -3,106 +3,145 @@ The answer to a request that is passed on: what its heads say of a connection ho
 
 Only heads are read, the interim ones and the last. What follows is the body, and goes as it comes. So does
 all that is no HTTP, from the byte on at which that is seen: a client that asks for it may know what it is.
-And so does what comes behind many heads at once, which no server sends that has an answer to give.
+
+What two readers could read differently is mended where RFC 9112 says how, and else not passed on.
 """
 
 import re
 
 from proxy.errors import ProtocolError
-from proxy.http.heads import HeadBuffer, Headers, HttpError, date, parse_response
-from proxy.http.refusals import PROXY_NAME
+from proxy.http.heads import MAX_HEAD, Headers, HttpError, ResponseHead, date, parse_response
+from proxy.http.refusals import PROXY_NAME, no_answer
 
 # What is between a server and us (RFC 9110, section 7.6.1), beside what Connection names.
 _HOP_BY_HOP = {"connection", "keep-alive", "proxy-connection", "upgrade"}
 # They say where the body ends, whatever Connection says of them.
 _FRAMING = {"content-length", "transfer-encoding"}
+_START = b"HTTP/1."
+_END = re.compile(rb"\r?\n\r?\n")
 _VERSION = slice(5, 8)  # of HTTP/1.1
 _NUMBER = re.compile("[0-9]+")
-# Heads of one read that are looked at. It has room for thousands, which take 40 ms, and nobody else is served
-# meanwhile.
-_MOST_AT_ONCE = 8
+_LINE_END = re.compile(rb"\r?\n")
+_FOLD = re.compile(rb"\r\n[ \t]+")
+# Heads of one read. It has room for thousands, which take 40 ms, and nobody else is served meanwhile.
+_MOST_AT_ONCE = 64
 
 
 class Answer:
     """Follows an answer up to its body; ``interim`` ones are for a client that may get them."""
 
     def __init__(self, *, interim: bool = True) -> None:
+        self.in_head = True  # what comes belongs to a head
         self._interim = interim
-        self._head: HeadBuffer | None = HeadBuffer(request=False)
-        self._kept = b""  # of a head that is not complete, or cannot be passed on
-        self._is_valid = True
+        self._kept = bytearray()  # of a head that is not complete, or cannot be passed on
+        self._scanned = 0  # up to here there is no end of it
+        self._error = "connection_terminated"
+        self._told = ""
 
     @property
-    def in_head(self) -> bool:
-        """True as long as what comes belongs to a head."""
-        return self._head is not None
-
-    @property
-    def fault(self) -> str:
-        """What to call it if no more of it comes, while it is in its head (RFC 9209, section 2.3)."""
-        if not self._is_valid:
-            return "http_protocol_error"
-        return "http_response_incomplete" if self._kept else "connection_terminated"
+    def fault(self) -> HttpError:
+        """What to tell the client if no more of it comes, while it is in its head."""
+        return no_answer(self._error, self._told)
 
     def take(self, data: bytes) -> bytes:
         """Take more of it, and give what is to be sent on now; raises ``ProtocolError`` if nothing may be."""
         ready, heads = b"", 0
-        while self._head is not None and data:
+        while self.in_head and data:
             self._kept += data
-            try:
-                if not self._head.feed(data):
-                    return ready
-                head, is_last = _rewritten(self._head.head)
-            except HttpError:
+            self._error = "http_response_incomplete"
+            if not self._kept.startswith(_START[: len(self._kept)]):
                 return ready + self.give_up()
-            except ProtocolError:
-                self._is_valid = False
-                raise
-            data, self._kept = self._head.leftover, b""
+            head, data = self._next_head()
+            if not head:
+                return ready
             heads += 1
-            self._head = None if is_last or heads == _MOST_AT_ONCE else HeadBuffer(request=False)
+            if heads > _MOST_AT_ONCE:
+                raise self._refused("http_protocol_error", "has one interim head after the other")
+            line, is_last = self._rewritten(head)
+            self._error = "connection_terminated"
+            self.in_head = not is_last
             if is_last or self._interim:
-                ready += head
+                ready += line
         return ready + data
 
     def give_up(self) -> bytes:
         """Look at nothing more, and give what was kept, as it came."""
-        self._head, kept, self._kept = None, self._kept, b""
+        kept = bytes(self._kept)
+        self.in_head = False
+        self._kept.clear()
         return kept
 
+    def _next_head(self) -> tuple[bytes, bytes]:
+        """Take a complete head from what was kept, if there is one, and what came behind it."""
+        found = _END.search(self._kept, self._scanned)
+        size = found.end() if found else len(self._kept)
+        if size > MAX_HEAD:
+            raise self._refused("http_response_header_section_size", "has a head that is too large")
+        if not found:
+            self._scanned = max(size - 3, 0)
+            return b"", b""
+        head, rest = bytes(self._kept[:size]), bytes(self._kept[size:])
+        self._kept.clear()
+        self._scanned = 0
+        return head, rest
 
-def _rewritten(head: bytes) -> tuple[bytes, bool]:
-    """
-    Write the head that goes to the client, and tell whether the body follows.
+    def _rewritten(self, head: bytes) -> tuple[bytes, bool]:
+        """Write the head that goes to the client, and tell whether the body follows."""
+        try:
+            try:
+                answer = parse_response(head)
+            except HttpError:
+                head = _mended(head)
+                answer = parse_response(head)
+        except HttpError as exc:
+            raise self._refused("http_protocol_error", "has a malformed head") from exc
+        if not _has_one_length(answer.headers):
+            raise self._refused("http_protocol_error", "has an invalid Content-Length")
+        return _rewritten(head, answer), answer.status >= 200 or answer.status == 101
 
-    Raises ``HttpError`` if it is none, and another ``ProtocolError`` if it may not be passed on.
+    def _refused(self, error: str, what: str) -> ProtocolError:
+        self._error, self._told = error, f"the target's answer {what}"
+        return ProtocolError(f"its answer {what}")
+
+
+def _mended(head: bytes) -> bytes:
     """
-    answer = parse_response(head)
+    Write a head strictly whose lines end in LF alone, are folded, or have blanks before their colons.
+
+    To replace a fold by a blank, and to leave out the other ones, is a MUST (RFC 9112, sections 5.1 and 5.2).
+    """
+    first, _, rest = _LINE_END.sub(b"\r\n", head).partition(b"\r\n")
+    # By partition, as a pattern would take long for a line that is nothing but blanks.
+    fields = (line.partition(b":") for line in _FOLD.sub(b" ", rest).split(b"\r\n"))
+    return b"\r\n".join([first, *(name.rstrip(b" \t") + colon + value for name, colon, value in fields)])
+
+
+def _rewritten(head: bytes, answer: ResponseHead) -> bytes:
     if answer.status == 101:  # to what nobody asked for: we pass on no Upgrade
-        return head, True
-    is_last = answer.status >= 200
+        return head
     first = head.partition(b"\r\n")[0].decode("latin-1")
+    version = first[_VERSION]
     dropped = (answer.headers.tokens("Connection") - _FRAMING) | _HOP_BY_HOP
     if answer.headers.get_all("Transfer-Encoding"):
         # It counts for nothing then, and may be an attack (RFC 9112, section 6.3).
         dropped.add("content-length")
-    else:
-        _check_length(answer.headers)
     lines = [
-        first,
+        "HTTP/1.1" + first[_VERSION.stop :],  # a MUST, whatever the server's (RFC 9112, section 2.3)
         *(f"{name}: {value}" for name, value in answer.headers.fields if name.lower() not in dropped),
-        f"Via: {first[_VERSION]} {PROXY_NAME}",  # section 7.6.3
+        f"Via: {version} {PROXY_NAME}",  # section 7.6.3
     ]
-    if is_last:
-        if not answer.headers.get_all("Date"):
+    if answer.status >= 200:
+        if "date" in dropped or not answer.headers.get_all("Date"):
             lines.append(f"Date: {date()}")  # when it was received: a MUST (section 6.6.1)
         # Nothing more comes on this connection, also where the server would have kept it.
         lines.append("Connection: close")
-    return "\r\n".join([*lines, "", ""]).encode("latin-1"), is_last
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
-def _check_length(headers: Headers) -> None:
-    """Refuse what two readers could read differently; one number may be repeated (RFC 9112, section 6.3)."""
+def _has_one_length(headers: Headers) -> bool:
+    """Tell whether no two readers could find different ends of it (RFC 9112, section 6.3)."""
+    if headers.get_all("Transfer-Encoding"):
+        return True
+    # One number may be repeated.
     lengths = {each.strip(" \t") for line in headers.get_all("Content-Length") for each in line.split(",")}
-    if len(lengths) > 1 or not all(map(_NUMBER.fullmatch, lengths)):
-        raise ProtocolError("the target's answer has an invalid Content-Length")
+    return len(lengths) <= 1 and all(map(_NUMBER.fullmatch, lengths))

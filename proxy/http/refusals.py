@@ -69,15 +69,17 @@ _NO_ANSWER = {
     "connection_terminated": (502, "the target closed the connection without an answer"),
     "connection_read_timeout": (504, "the target did not answer in time"),
     "http_response_incomplete": (502, "the target's answer broke off in its head"),
-    "http_protocol_error": (502, "the target's answer has an invalid Content-Length"),
+    "http_response_header_section_size": (502, ""),
+    "http_protocol_error": (502, ""),
+    "proxy_internal_error": (500, "the proxy failed"),
 }
 
 
-def no_answer(error: str) -> HttpError:
+def no_answer(error: str, told: str = "") -> HttpError:
     """Say that the target of a request gave no answer that can be passed on (RFC 9209, section 2.3)."""
-    status, told = _NO_ANSWER[error]
+    status, usual = _NO_ANSWER[error]
     headers = (("Proxy-Status", f"{PROXY_NAME}; error={error}"),)
-    return HttpError(status, told, failure=Failure.GENERAL, headers=headers)
+    return HttpError(status, told or usual, failure=Failure.GENERAL, headers=headers)
 
 
 def encode_response(error: HttpError) -> bytes:

@@ -10,7 +10,7 @@ from proxy.address import Address
 from proxy.errors import Failure, ProtocolError, ProxyError
 from proxy.http.answers import Answer
 from proxy.http.forwarded import learn_client
-from proxy.http.heads import HttpError, read_request
+from proxy.http.heads import HttpError, malformed, read_request
 from proxy.http.refusals import PROXY_NAME, encode_response, no_answer, refusal
 from proxy.http.requests import ProxyRequest, vet_proxy_request
 from proxy.relaying.channel import Channel
@@ -90,6 +90,9 @@ class RequestStream:
         self._client = client
         self._is_head = is_head
         self._is_client_lost = False  # so that an answer of ours would be for nobody
+        self._has_client_ended = False
+        self._is_answer_ours = False
+        self._objection: HttpError | None = None  # to what the client has sent
         self._head = request.head  # what goes first, in the place of what the client sent
         self._body = request.body
         self._rest = memoryview(b"")  # what was received and not looked at yet
@@ -131,9 +134,14 @@ class RequestStream:
             count = 0 if self._is_over else self._receive(buffer, bulk=bulk)
             if count:
                 return self._follow(buffer, buffer.payload[:count])
-            if count == 0 and not self._body.is_over:
-                raise ProtocolError("the client ended in the middle of its request")
-        except BaseException:
+            if count == 0 and not self._is_over:
+                self._has_client_ended = True
+                if not self._body.is_over:
+                    raise malformed("the request broke off in its body")
+        except HttpError as exc:
+            self._objection = exc
+            raise
+        except (OSError, ProtocolError):
             self._is_client_lost = True
             raise
         return count
@@ -173,9 +181,18 @@ class RequestStream:
             self._client.write(data)
 
     def splice_out(self, pipe: Pipe, count: int) -> None:
-        """Send the payload that is in a pipe."""
-        # A head that is so large that this is bulk already goes as it is.
-        self._client.splice_out(pipe, count, self._answer.give_up())
+        """Send the payload that is in a pipe, also where that is bulk while a large head is not complete."""
+        if not self._answer.in_head:
+            self._client.splice_out(pipe, count)
+            return
+        try:
+            data = pipe.read(count)
+        except BaseException:
+            pipe.give_back(empty=False)
+            raise
+        pipe.give_back()
+        if data := self._answer.take(data):
+            self._client.write(data)
 
     def flush(self) -> None:
         """Send what was kept."""
@@ -186,21 +203,19 @@ class RequestStream:
 
     def end(self) -> None:
         """Tell the client that no more bytes follow, also where there was no answer or half a head."""
-        self._answer_for_the_target()
+        self._answer_instead(self._answer.fault)
         if self._client.blocked:
             self._end_waits = True
         else:
             self._tell_end()
 
-    def _answer_for_the_target(self, *, timed_out: bool = False) -> bool:
-        """Say what went wrong if no whole head came, and tell whether that is so."""
-        if not self._answer.in_head:
-            return False
-        error = no_answer("connection_read_timeout" if timed_out else self._answer.fault)
-        self._answer.give_up()
-        error.bodiless = self._is_head
-        self._client.write(encode_response(error))
-        return True
+    def _answer_instead(self, error: HttpError) -> None:
+        """Say what went wrong if no whole head came."""
+        if self._answer.in_head:
+            self._answer.give_up()
+            error.bodiless = self._is_head
+            self._client.write(encode_response(error))
+            self._is_answer_ours = True
 
     def _tell_end(self) -> None:
         # A client that waits for the end of the answer would wait until a relay over TLS, which has no
@@ -215,8 +230,21 @@ class RequestStream:
         """Tell the client how it ended, or why there was no answer."""
         if ending not in (Ending.STOPPED, Ending.EVICTED) and not self._is_client_lost:
             with suppress(OSError):  # nobody may be left to take it
-                if self._answer_for_the_target(timed_out=ending is Ending.IDLE):
-                    ending = Ending.FINISHED
+                self._answer_instead(self._reason_for(ending))
+            if self._is_answer_ours:
+                ending = Ending.FINISHED
         # Where both sides ended at once, this is the first that it hears of the end: not all of it was taken.
-        lost = ending is Ending.FINISHED and self._client.blocked
-        self._client.begin_close(Ending.CUT if lost else ending)
+        if ending is Ending.FINISHED and self._client.blocked:
+            ending = Ending.CUT
+        if ending is Ending.FINISHED and not self._has_client_ended:
+            self._client.begin_farewell()
+        else:
+            self._client.begin_close(ending)
+
+    def _reason_for(self, ending: Ending) -> HttpError:
+        """Tell whose fault it is that there was no answer."""
+        if ending is Ending.FAILED:
+            return no_answer("proxy_internal_error")
+        if ending is Ending.IDLE:
+            return no_answer("connection_read_timeout")
+        return self._objection or self._answer.fault

@@ -4,7 +4,9 @@ import re
 import socket
 import threading
 from base64 import b64encode
+from collections import deque
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -355,6 +357,70 @@ def test_a_target_that_gives_no_whole_and_valid_head_is_answered_for(
         assert how == "FIN"
 
 
+def test_a_target_whose_answer_is_refused_is_blamed_in_the_log(proxy: Proxy, target: Listener) -> None:
+    with connect(proxy.door("open")) as client:
+        have_answered(client, target, b"HTTP/1.1 200 OK\r\nno field\r\n\r\n", "FIN", client_ended=False)
+        assert read_head(client).startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
+    line = proxy.wait_for_log("malformed head")
+    assert f" target=127.0.0.1:{target.port} " in line
+    assert line.endswith('end="cut: target: its answer has a malformed head"')
+
+
+# More than any buffer on the way holds, so that a client that is not read cannot have sent it.
+UPLOAD = 20_000_000
+
+
+def test_a_refusal_is_read_by_a_client_that_sends_its_whole_body_first(door: Door) -> None:
+    """RFC 9112, section 9.6: a reset would overtake it, so the server reads on for a while."""
+    with connect(door) as client:
+        client.sendall(get(free_port(), b"Content-Length: %d\r\n" % UPLOAD, method=b"PUT"))
+        client.sendall(b"u" * UPLOAD)
+        assert read_head(client).startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
+        client.shutdown(socket.SHUT_WR)
+        assert read_rest(client) == (b"connection refused\n", "FIN")
+
+
+@pytest.mark.parametrize("end", ["FIN", "reset"])
+def test_an_answer_in_the_place_of_a_target_is_read_by_a_client_that_sends_its_whole_body_first(
+    door: Door, target: Listener, end: str
+) -> None:
+    """RFC 9112, section 9.6."""
+    with connect(door) as client:
+        client.sendall(get(target.port, b"Content-Length: %d\r\n" % UPLOAD, method=b"PUT"))
+        far = target.accept()
+        read_head(far)
+        far.close() if end == "FIN" else reset(far)
+        client.sendall(b"u" * UPLOAD)
+        assert read_head(client).startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
+        client.shutdown(socket.SHUT_WR)
+        assert read_rest(client)[1] == "FIN"
+
+
+def test_an_answer_is_read_by_a_client_that_sends_more_requests_meanwhile(
+    door: Door, target: Listener
+) -> None:
+    """RFC 9112, section 9.6: of those nobody reads anything, which must not take the answer away."""
+    with connect(door) as client:
+        client.sendall(get(target.port) + get(target.port))
+        far = target.accept()
+        assert read_rest(far)[1] == "FIN"
+        client.sendall(get(target.port) * 1000)
+        far.sendall(PAGE)
+        far.close()
+        client.sendall(get(target.port) * 1000)
+        assert read_exact(client, len(PAGE_FROM_US)) == PAGE_FROM_US
+        client.shutdown(socket.SHUT_WR)
+        assert read_rest(client) == (b"", "FIN")
+
+
+def test_a_client_that_is_told_no_and_goes_on_sending_is_not_read_for_ever(door: Door) -> None:
+    """Whoever sends without an end, so that its connection stays, is closed in some seconds."""
+    with connect(door) as client:
+        client.sendall(get(free_port(), b"Transfer-Encoding: chunked\r\n", method=b"PUT"))
+        with pytest.raises(ConnectionError):
+            deque(iter(partial(client.sendall, b"5\r\nhello\r\n" * 100), ...), 0)
+
+
 def test_a_target_that_does_not_answer_head_is_answered_for_without_a_body(
     door: Door, target: Listener
 ) -> None:
@@ -366,14 +432,15 @@ def test_a_target_that_does_not_answer_head_is_answered_for_without_a_body(
         assert read_rest(client) == (b"", "FIN")
 
 
-def test_a_client_that_leaves_in_the_middle_of_its_request_is_cut_off(door: Door, target: Listener) -> None:
+def test_a_client_that_ends_in_the_middle_of_its_request_is_told_so(door: Door, target: Listener) -> None:
     with connect(door) as client:
         request = get(target.port, method=b"POST").replace(b"\r\n\r\n", b"\r\nContent-Length: 5\r\n\r\nab")
         client.sendall(request)
         far = target.accept()
         read_head(far)
         client.shutdown(socket.SHUT_WR)
-        assert read_rest(client) == (b"", "reset")
+        assert read_head(client).startswith(b"HTTP/1.1 400 Bad Request\r\n")
+        assert read_rest(client) == (b"the request broke off in its body\n", "FIN")
 
 
 def test_an_answer_to_head_that_says_no_has_no_body(door: Door) -> None:
