@@ -32,7 +32,7 @@ class MixedServer(ProxyServer):
             return Socks5Inbound(channel, runtime)
         if first[0] == SOCKS4:
             return Socks4Inbound(channel, runtime)
-        if first.isalpha():
+        if first.isalpha() or first == b"\r":  # of an empty line (RFC 9112, section 2.2)
             return HttpInbound(channel, runtime)
         if first[0] == _TLS and not runtime.tls:
             raise ProtocolError("the client speaks TLS, and this listener does not: it has no tls_cert")

@@ -99,6 +99,21 @@ def test_over_tls_each_of_them_works(proxy: Proxy, target: Listener, write: Call
         assert read_rest(client)[0].endswith(b"down")
 
 
+@pytest.mark.parametrize("name", ["open", "secure"])
+def test_an_empty_line_before_a_request_is_ignored(proxy: Proxy, target: Listener, name: str) -> None:
+    """RFC 9112, section 2.2; what is behind it is a request, and no other protocol."""
+    context = ssl.create_default_context(cafile=str(proxy.directory / "node.pem"))
+    with connect(proxy.door(name)) as plain:
+        client = context.wrap_socket(plain, server_hostname="localhost") if name == "secure" else plain
+        with client:
+            client.sendall(b"\r")
+            client.sendall(b"\n" + connect_to(target.port, LOGIN))
+            assert read_exact(client, 12) == b"HTTP/1.1 200"
+    with connect(proxy.door("open")) as client:
+        client.sendall(b"\r\n" + GREETING)
+        assert read_rest(client)[0].startswith(b"HTTP/1.1 400 ")
+
+
 def test_tls_on_a_plain_port_is_logged_as_such(proxy: Proxy) -> None:
     """DESIGN 1.9."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -109,7 +124,7 @@ def test_tls_on_a_plain_port_is_logged_as_such(proxy: Proxy) -> None:
     proxy.wait_for_log("the client speaks TLS, and this listener does not: it has no tls_cert")
 
 
-@pytest.mark.parametrize("first", [b"\0", b"\x01", b"\x06", b"\x80", b"\xff", b" GET", b"\r\n", b"0"])
+@pytest.mark.parametrize("first", [b"\0", b"\x01", b"\x06", b"\x80", b"\xff", b" GET", b"\n", b"0"])
 def test_what_is_neither_is_closed_without_a_word(proxy: Proxy, first: bytes) -> None:
     with connect(proxy.door("open")) as client:
         client.sendall(first)

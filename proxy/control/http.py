@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -20,7 +19,7 @@ from gevent.pool import Pool
 from proxy.accesslog import quoted
 from proxy.address import Address
 from proxy.errors import reason_of
-from proxy.http.heads import Fields, Headers, HttpError, RequestHead, date, read_request
+from proxy.http.heads import Fields, Headers, HttpError, RequestHead, date, read_request, reason_phrase
 from proxy.listening.listen import SocketServer
 from proxy.net.deadline import Deadline
 from proxy.net.limits import BALLAST
@@ -62,7 +61,7 @@ class Answer:
         is_text = isinstance(self.content, str)
         body = (self.content if is_text else json.dumps(self.content) + "\n").encode()
         lines = [
-            f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}",
+            f"HTTP/1.1 {self.status} {reason_phrase(self.status)}",
             f"Date: {date()}",
             *(f"{name}: {value}" for name, value in self.headers),
             f"Content-Type: {self.kind or (TEXT if is_text else JSON)}",

@@ -10,7 +10,7 @@ import re
 from collections.abc import Generator
 from typing import Protocol
 
-from proxy.http.heads import MAX_HEADERS, MAX_LINE, Headers, malformed
+from proxy.http.heads import MAX_HEADERS, MAX_LINE, Headers, HttpError, malformed
 
 _LOOK = 128  # bytes in which the end of a line is looked for: the size of a chunk has a few
 
@@ -41,8 +41,11 @@ def body_of(headers: Headers, version: str) -> Body:
     if codings:
         if lengths or version == "HTTP/1.0":
             raise malformed("the end of the body can be told in two ways")
-        if [coding.lower() for coding in codings] != ["chunked"]:
-            raise malformed("the body has a transfer coding other than chunked")
+        *others, last = (coding.strip(" \t").lower() for coding in ",".join(codings).split(","))
+        if last != "chunked" or last in others:
+            raise malformed("the end of the body cannot be told: chunked is not the last transfer coding")
+        if others:
+            raise HttpError(501, "the body has a transfer coding other than chunked")  # section 6.1
         return Chunked()
     if not lengths:
         return Sized(0)

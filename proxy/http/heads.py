@@ -23,10 +23,13 @@ _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 # A name is a token, which leaves no room for folded lines and for a blank before the colon.
 _FIELD = re.compile(rf"^({_TOKEN}):(.*)\r$", re.MULTILINE)
 _REQUEST_LINE = re.compile(rf"({_TOKEN}) ([!-~]+) (HTTP/1\.[0-9])")
-_STATUS_LINE = re.compile(r"HTTP/1\.[01] ([1-5][0-9]{2})(?: [^\r\n]*)?")
+# Also of a status that is none: RFC 9110, section 15, says what to take it for.
+_STATUS_LINE = re.compile(r"HTTP/1\.[0-9] ([1-9][0-9]{2})(?: [^\r\n]*)?")
 # Of the first byte alone, as it is asked again and again.
 _FIRST_OF_REQUEST = re.compile(_TOKEN.removesuffix("+").encode())
 _FIRST_OF_RESPONSE = re.compile(b"H")
+# Python before 3.13 has the names of older RFCs.
+_RENAMED = {413: "Content Too Large", 414: "URI Too Long", 422: "Unprocessable Content"}
 # What may stand in Host (RFC 9110, section 7.2; RFC 3986, section 3.2.2); it may be empty.
 _SUB_DELIMS = r"!$&'()*+,;="
 _HOST = re.compile(
@@ -67,7 +70,7 @@ class HttpError(ProtocolError):
     @property
     def reason(self) -> str:
         """The reason phrase that belongs to the status."""
-        return HTTPStatus(self.status).phrase
+        return reason_phrase(self.status)
 
 
 class Headers:
@@ -136,11 +139,14 @@ class HeadBuffer:
     When it is complete, ``head`` has all of it, and ``leftover`` what came behind it.
     """
 
-    __slots__ = ("_data", "_first", "_line", "_lines", "_parse_start", "_scanned", "head", "leftover")
+    __slots__ = (
+        "_data", "_first", "_line", "_lines", "_may_skip", "_parse_start", "_scanned", "head", "leftover",
+    )  # fmt: skip
 
     def __init__(self, *, request: bool) -> None:
         self.head = b""
         self.leftover = b""
+        self._may_skip = request
         self._first = _FIRST_OF_REQUEST if request else _FIRST_OF_RESPONSE
         self._parse_start = _parse_request_line if request else _parse_status_line
         self._data = bytearray()
@@ -156,11 +162,22 @@ class HeadBuffer:
         if not self._data and self._take_all(data):
             return True
         self._data += data
-        if self._data and not self._first.match(self._data):
+        if self._data and not self._first.match(self._data) and not self._skip_empty_line():
             raise malformed("this is not HTTP")
         while not self.head and self._take_line():
             pass
         return bool(self.head)
+
+    def _skip_empty_line(self) -> bool:
+        """Leave out one before a request (RFC 9112, section 2.2), and tell if what is there can be right."""
+        if not self._may_skip or not b"\r\n".startswith(self._data[:2]):
+            return False
+        if len(self._data) == 1:
+            return True  # the rest of it may come
+        del self._data[:2]
+        self._scanned = 0
+        self._may_skip = False
+        return not self._data or bool(self._first.match(self._data))
 
     def _take_all(self, data: bytes) -> bool:
         """Take a head that comes at once and has nothing odd about it, as nearly all do: in 5 µs, not 35."""
@@ -274,6 +291,11 @@ def _parse_status_line(line: str) -> int:
     if not match:
         raise malformed("the first line is not an HTTP/1.1 answer")
     return int(match[1])
+
+
+def reason_phrase(status: int) -> str:
+    """Give the phrase that belongs to a status (RFC 9110, section 15)."""
+    return _RENAMED.get(status) or HTTPStatus(status).phrase
 
 
 def date() -> str:

@@ -119,7 +119,9 @@ def test_a_request_says_how_its_body_is_delimited() -> None:
         [("Content-Length", "0x5")],
         [("Content-Length", "٥")],
         [("Content-Length", "1" * 19)],
-        [("Transfer-Encoding", "gzip, chunked")],
+        [("Transfer-Encoding", "gzip")],
+        [("Transfer-Encoding", "chunked, gzip")],
+        [("Transfer-Encoding", "chunked, gzip, chunked")],
         [("Transfer-Encoding", "chunked"), ("Transfer-Encoding", "chunked")],
         [("Transfer-Encoding", "chunked;q=1")],
         [("Transfer-Encoding", "identity")],
@@ -132,6 +134,20 @@ def test_what_two_readers_could_delimit_differently_is_malformed(fields: list[tu
     with pytest.raises(HttpError) as caught:
         body_for(*fields)
     assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [("Transfer-Encoding", "gzip, chunked")],
+        [("Transfer-Encoding", "x-unknown"), ("Transfer-Encoding", "Chunked")],
+    ],
+)
+def test_a_coding_that_is_not_known_is_not_implemented(fields: list[tuple[str, str]]) -> None:
+    """RFC 9112, section 6.1."""
+    with pytest.raises(HttpError) as caught:
+        body_for(*fields)
+    assert caught.value.status == 501
 
 
 def test_http_1_0_knows_no_chunks() -> None:

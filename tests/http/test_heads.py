@@ -1,5 +1,6 @@
 """Heads of messages: what is taken of them, and what is refused, in any pieces."""
 
+from collections import deque
 from itertools import pairwise
 from typing import Any
 
@@ -8,7 +9,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from proxy.errors import ProtocolError
-from proxy.http.heads import HeadBuffer, HttpError, parse_request, parse_response, vet_host
+from proxy.http.heads import (
+    HeadBuffer,
+    HttpError,
+    parse_request,
+    parse_response,
+    reason_phrase,
+    vet_host,
+)
 
 REQUEST = b"GET /chat HTTP/1.1\r\nHost: server.example.com\r\nA: b\r\n\r\n"
 
@@ -61,14 +69,54 @@ def test_a_bad_request_line_is_refused_before_the_head_is_complete(line: bytes) 
     assert caught.value.status == 400
 
 
-@pytest.mark.parametrize(
-    "first", [b"\x16\x03\x01", b"\x05\x01\x00", b" GET", b"\r\n", b"\n", b"\xff", b"\x00"]
-)
+@pytest.mark.parametrize("first", [b"\x16\x03\x01", b"\x05\x01\x00", b" GET", b"\n", b"\xff", b"\x00"])
 def test_what_is_no_http_is_refused_at_its_first_byte(first: bytes) -> None:
     """CASES C70, C79."""
     with pytest.raises(HttpError) as caught:
-        HeadBuffer(request=True).feed(first[:1] if first != b"\r\n" else first)
+        HeadBuffer(request=True).feed(first[:1])
     assert caught.value.status == 400
+
+
+def test_an_empty_line_before_a_request_is_ignored() -> None:
+    """RFC 9112, section 2.2: at least one, which some clients send behind a body."""
+    request = b"\r\n" + REQUEST + b"\r\nbehind"
+    expected = outcome([REQUEST + b"\r\nbehind"])
+    assert expected[0] == "GET"
+    assert all(outcome([request[:cut], request[cut:]]) == expected for cut in range(len(request)))
+    assert outcome([bytes([byte]) for byte in request]) == expected
+
+
+@pytest.mark.parametrize("first", [b"\r", b"\r\n"])
+def test_an_empty_line_alone_is_no_fault_yet(first: bytes) -> None:
+    assert not HeadBuffer(request=True).feed(first)
+
+
+@pytest.mark.parametrize("start", [b"\r\n\r\n", b"\r\n\x16", b"\rG", b"\r\r", b"\n"])
+def test_what_is_no_http_behind_an_empty_line_is_refused(start: bytes) -> None:
+    buffer = HeadBuffer(request=True)
+    with pytest.raises(HttpError, match="not HTTP"):
+        deque(map(buffer.feed, [start[:1], start[1:]]), 0)
+
+
+def test_no_empty_line_comes_before_an_answer() -> None:
+    with pytest.raises(HttpError, match="not HTTP"):
+        HeadBuffer(request=False).feed(b"\r\n")
+
+
+@pytest.mark.parametrize(
+    ("status", "phrase"),
+    [
+        (400, "Bad Request"),
+        (413, "Content Too Large"),
+        (414, "URI Too Long"),
+        (422, "Unprocessable Content"),
+        (502, "Bad Gateway"),
+        (503, "Service Unavailable"),
+    ],
+)
+def test_a_status_has_its_name_of_today(status: int, phrase: str) -> None:
+    """RFC 9110, section 15; Python before 3.13 has older ones."""
+    assert reason_phrase(status) == phrase
 
 
 @pytest.mark.parametrize(
@@ -186,7 +234,7 @@ def test_a_status_line_of_either_version_is_read(line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["HTTP/2 200 OK", "HTTP/1.1 99 x", "HTTP/1.1 1010 x", "HTTP/1.1 600 x", "Hi"]
+    "line", ["HTTP/2 200 OK", "HTTP/1.1 99 x", "HTTP/1.1 1010 x", "HTTP/1.1 000 x", "Hi"]
 )
 def test_a_bad_status_line_is_refused_before_the_head_is_complete(line: str) -> None:
     with pytest.raises(ProtocolError):

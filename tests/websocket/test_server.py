@@ -341,7 +341,7 @@ def test_http_1_0_does_not_get_round_authentication(proxy: Proxy, target: Listen
         pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", id="TLS"),
         pytest.param(b"\x00" * 64, id="zeros"),
         pytest.param(b"\xff" * 64, id="ones"),
-        pytest.param(b"\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n", id="an empty line first"),
+        pytest.param(b"\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n", id="two empty lines first"),
         pytest.param(b" GET / HTTP/1.1\r\nHost: x\r\n\r\n", id="a blank first"),
         pytest.param(b"GET  / HTTP/1.1\r\nHost: x\r\n\r\n", id="two blanks"),
         pytest.param(b"GET / HTTP/1.1 \r\nHost: x\r\n\r\n", id="a blank behind"),
