@@ -239,6 +239,9 @@ def test_pip(node: Proxy, tmp_path: Path) -> None:
 def test_npm(node: Proxy, tmp_path: Path) -> None:
     (tmp_path / "-").mkdir()
     (tmp_path / "-" / "ping").write_text("{}")
+    version = run(peers.find("npm"), "--version", home=tmp_path).stdout.decode().strip()
+    if int(version.partition(".")[0]) < 10:
+        pytest.skip(f"npm {version} gives no login to a proxy for a registry without TLS")
     with serving(tmp_path, []) as address:
         proxy = ["--proxy", at(node.door("login"), login=ALICE), "--noproxy", ""]
         run(peers.find("npm"), "ping", "--registry", f"{address}/", *proxy, home=tmp_path)
