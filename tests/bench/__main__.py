@@ -157,8 +157,10 @@ def machine() -> str:
         platform.machine(),
     )
     congestion_control = Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
+    # One that somebody has built is often slower, without the optimizations that distributions turn on.
+    origin = "of the system" if sys.base_prefix == "/usr" else "not of the system"
     return (
-        f"Python {platform.python_version()}, {platform.system()} {platform.release()}, "
+        f"Python {platform.python_version()} ({origin}), {platform.system()} {platform.release()}, "
         f"{os.cpu_count()} cores ({cpu}), TCP {congestion_control}."
     )
 
