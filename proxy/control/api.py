@@ -25,7 +25,7 @@ from proxy.control.connections import Query
 from proxy.control.http import Answer, Request
 from proxy.control.page import page
 from proxy.control.program import Program
-from proxy.ctl.ask import CONFIG_HEADER
+from proxy.ctl.ask import CONFIG_HEADER, NOTHING_HERE
 from proxy.errors import ConfigError, ProxyError
 from proxy.explain import choose, explain_request, read_client, read_target
 from proxy.http.heads import HttpError
@@ -61,7 +61,7 @@ class Api:
             (verb, action, found) for verb, path, action in _ROUTES if (found := path.fullmatch(request.path))
         ]
         if not routes:
-            raise HttpError(404, "there is nothing here")
+            raise HttpError(404, NOTHING_HERE)
         for verb, action, found in routes:
             if verb == method:
                 _check_query(request, action)

@@ -16,6 +16,8 @@ from proxy.trust import Trust
 SOCKET_NAME = "control.sock"  # in state_dir
 CONFIG_HEADER = "X-Proxy-Config"  # the file with which the server runs that is meant
 
+NOTHING_HERE = "there is nothing here"  # what a server says that knows no such path
+UNKNOWN = "the server does not know what it is asked for: is it of another version?"
 NOT_UNDERSTOOD = "the server's answer cannot be understood: is it of another version?"
 
 _MOST = 64 << 20  # bytes of an answer

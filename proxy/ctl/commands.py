@@ -24,7 +24,7 @@ from proxy.configfile.load import state_dir_of
 from proxy.configtext.syntax import is_text
 from proxy.console import BAD_USAGE, FAILED, OK, InputError, read_secret
 from proxy.ctl import show
-from proxy.ctl.ask import NOT_UNDERSTOOD, SOCKET_NAME, CtlError, ask
+from proxy.ctl.ask import NOT_UNDERSTOOD, NOTHING_HERE, SOCKET_NAME, UNKNOWN, CtlError, ask
 from proxy.ctl.find import find_config
 from proxy.errors import ConfigError, reason_of
 from proxy.lines import say
@@ -150,7 +150,7 @@ class _Call:
         except (ValueError, AttributeError):
             raise CtlError(NOT_UNDERSTOOD) from None
         if problem or status >= 400:
-            raise CtlError(problem or f"the server answers {status}")
+            raise CtlError(_told(problem) or f"the server answers {status}")
         return answer
 
     def show(self, method: str, path: str, form: Callable[[Any], str], content: object = None) -> int:
@@ -166,9 +166,14 @@ class _Call:
         except (ValueError, LookupError, TypeError, AttributeError):
             raise CtlError(NOT_UNDERSTOOD) from None
         if problem:
-            raise CtlError(problem)
+            raise CtlError(_told(problem))
         print(show.text(shown), file=sys.stdout if status < 400 or self.as_json else sys.stderr)
         return OK if status < 400 else FAILED
+
+
+def _told(problem: str) -> str:
+    """Give what a server says, in words for whoever does not know that it was asked for a path."""
+    return UNKNOWN if problem == NOTHING_HERE else problem
 
 
 def _explain(call: _Call) -> int:
@@ -239,7 +244,10 @@ def _upgrade(call: _Call) -> int:
     status, text = call.ask("POST", "/upgrade", {}, patience=_PATIENCE_OF_UPGRADE)
     if status >= 400:
         return call.tell(status, text, str)
-    number, deadline = json.loads(text)["number"], monotonic() + _PATIENCE_OF_UPGRADE
+    try:
+        number, deadline = json.loads(text)["number"], monotonic() + _PATIENCE_OF_UPGRADE
+    except (ValueError, LookupError, TypeError):
+        raise CtlError(NOT_UNDERSTOOD) from None
     while monotonic() < deadline:
         time.sleep(_LOOK)
         with suppress(CtlError):  # in between nobody answers
@@ -283,6 +291,8 @@ def _metrics(call: _Call) -> int:
     status, text = call.ask("GET", "/metrics")
     if status != 200:
         return call.tell(status, text, str)
+    if not text.startswith("# "):
+        raise CtlError(NOT_UNDERSTOOD)
     print(show.text(text))
     return OK
 

@@ -210,8 +210,9 @@ def test_diff(folder: Path, capsys: pytest.CaptureFixture[str], numbers: list[st
 
 
 def test_metrics_are_printed_as_they_are(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(folder, "metrics", answer="up 1\n")[0] == 0
-    assert capsys.readouterr().out == "up 1\n"
+    text = "# HELP up 1 while it serves\n# TYPE up gauge\nup 1\n"
+    assert run(folder, "metrics", answer=text)[0] == 0
+    assert capsys.readouterr().out == text
 
 
 def test_a_file_that_is_not_in_effect_is_seen(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -269,17 +270,27 @@ def test_a_file_that_does_not_exist_is_said_to_be_missing_beside_that_of_another
 
 
 @pytest.mark.parametrize("answer", ["[]", "{}", '{"listeners": 1}', "null", "<html>", '{"error": 5}'])
+@pytest.mark.parametrize("arguments", [["status"], ["metrics"], ["upgrade"], ["kill", "1"]], ids=" ".join)
 def test_an_answer_that_makes_no_sense_is_one_line(
-    folder: Path, capsys: pytest.CaptureFixture[str], answer: str
+    folder: Path, capsys: pytest.CaptureFixture[str], answer: str, arguments: list[str]
 ) -> None:
     """Who answers need not be our server, or may be an older one."""
-    code, _ = run(folder, "status", answer=answer)
+    code, _ = run(folder, *arguments, answer=answer)
     assert code == 1
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith("proxy-server: ")
     assert said.err.count("\n") == 1
     assert "internal error" not in said.err
+
+
+@pytest.mark.parametrize("arguments", [["limits"], ["top"], ["metrics"]], ids=" ".join)
+def test_a_server_that_is_too_old_for_a_command_is_said_to_be(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    """It knows no such path, and whoever asked knows of none."""
+    assert run(folder, *arguments, status=404, answer={"error": "there is nothing here"})[0] == 1
+    assert "is it of another version?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["explain", "example.com"], ["test", "home"]], ids=" ".join)
@@ -301,7 +312,7 @@ def test_no_answer_steers_the_terminal(
     evil = "\x1b[31m\x9b2J\u202e\r"
     answers: dict[str, object] = {
         "status": STATUS | {"program": evil},
-        "metrics": f"{evil} 1",
+        "metrics": f"# HELP up {evil}\nup 1",
         "show": {"text": f"[proxy]\n{evil}"},
         "reload": APPLIED | {"version": evil},
         "kill": {"id": evil},
