@@ -46,7 +46,13 @@ def serve(path: str, *, last_good: bool = False) -> None:
     app, program = _make_program(keeper)
     if program is None:
         return
-    app.inherited = inherited_sockets()
+    # The port of these the kernel has chosen, so that nothing but their names tells whose they are.
+    left_open = {each.name for each in keeper.config.listeners if not each.is_unix and not each.endpoint.port}
+    for name, sock in inherited_sockets():
+        if name in left_open:
+            app.at_hand.setdefault(name, []).append(sock)
+        else:
+            app.inherited.append(sock)
     admin = Admin(program, keeper, path, folder, trust, why_not_ours=reason)
     app.companion = _Control(app, keeper, admin)
     app.run()

@@ -10,8 +10,9 @@ import os
 import socket as std_socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import chain, repeat
 from time import monotonic_ns
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import gevent
 from gevent import socket
@@ -122,13 +123,19 @@ def _places(sockets: Sequence[socket.socket]) -> list[object]:
     return [each.getsockname() for each in sockets]
 
 
-def inherited_sockets() -> list[socket.socket]:
-    """Take over the listening sockets that the service manager opened for us; once, at the start."""
+def inherited_sockets() -> list[tuple[str, socket.socket]]:
+    """
+    Take over the listening sockets that the service manager opened or kept for us; once, at the start.
+
+    Each has a name, which is that of its listener where it is one of those that we have had kept.
+    """
     count, pid = os.environ.pop("LISTEN_FDS", ""), os.environ.pop("LISTEN_PID", "")
     if pid != str(os.getpid()) or not count.isdecimal():
         return []
-    taken = (_take(fd) for fd in range(_FIRST_DESCRIPTOR, _FIRST_DESCRIPTOR + int(count)))
-    return [sock for sock in taken if sock]
+    names = map(unquote, os.environ.get("LISTEN_FDNAMES", "").split(":"))
+    fds = range(_FIRST_DESCRIPTOR, _FIRST_DESCRIPTOR + int(count))
+    taken = ((name, _take(fd)) for name, fd in zip(chain(names, repeat("")), fds, strict=False))
+    return [(name, sock) for name, sock in taken if sock]
 
 
 def _take(fd: int) -> socket.socket | None:

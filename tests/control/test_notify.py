@@ -125,7 +125,7 @@ TAKER = """
 import os, sys
 os.environ["LISTEN_PID"] = str(os.getpid() + int(sys.argv[1]))
 from proxy.control.notify import inherited_sockets
-print([sock.getsockname() for sock in inherited_sockets()], "LISTEN_FDS" in os.environ)
+print([sock.getsockname() for _, sock in inherited_sockets()], "LISTEN_FDS" in os.environ)
 """
 
 

@@ -4,6 +4,7 @@ A restart under a service manager that keeps the listening sockets: sd_notify(3)
 The manager is the test's own, and does what systemd's documentation says; no systemd runs here.
 """
 
+import json
 import os
 import signal
 import stat
@@ -100,6 +101,32 @@ def test_a_restart_loses_nobody_who_comes_meanwhile(stack: ExitStack, echo: Targ
         service.stop(process)
     assert "no listener has the address" not in node.log
     assert "Traceback" not in node.log
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_port_that_the_kernel_has_chosen_stays_in_a_restart(
+    stack: ExitStack, echo: Target, workers: int
+) -> None:
+    """Its address does not tell whose it is, but the name under which it is kept does."""
+    doors = {name: socks_door(auth="none", listen_addr="127.0.0.1:0") for name in ("one", "two", "three")}
+    node = Proxy({"proxy": {"workers": workers}, "listeners": doors})
+    service = Service(stack, node)
+
+    def addresses() -> dict[str, str]:
+        answer = json.loads(said(ctl(node, "--json", "status")))
+        return {each["name"]: each["addresses"][0] for each in answer["listeners"]}
+
+    with service.running() as process:
+        before = addresses()
+        service.stop(process)
+    with service.running() as process:
+        assert addresses() == before
+        for address in before.values():
+            door = ("127.0.0.1", int(address.rpartition(":")[2]))
+            with closing(clients.socks5(door, "127.0.0.1", echo.port)):
+                pass
+        service.stop(process)
+    assert "no listener has the address" not in node.log
 
 
 def test_what_is_kept_follows_the_listeners(stack: ExitStack, echo: Target) -> None:
