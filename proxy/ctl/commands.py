@@ -116,6 +116,8 @@ class _Call:
             raise CtlError(self._why_nobody(place)) from None
         except UntrustedError as exc:
             raise CtlError(f"{reason_of(exc)}, so {place} may be anybody's: it is not asked") from None
+        except TimeoutError:
+            raise CtlError(f"the server at {place} has not answered for {patience:g} s") from None
         except (OSError, ValueError, http.client.HTTPException) as exc:
             reason = reason_of(exc) if isinstance(exc, OSError) else "it does not answer in HTTP"
             raise CtlError(f"cannot talk to the server through {place}: {reason}") from None
