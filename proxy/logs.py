@@ -72,9 +72,13 @@ class Logs:
         return notes
 
     def finish(self) -> None:
-        """Write all that is to be written yet."""
+        """Write all that is to be written yet, and open nothing any more."""
         if self._opener:
             self._opener.kill(block=False)
+        self.flush()
+
+    def flush(self) -> None:
+        """Write all that is to be written yet."""
         finish()
         if self._file:
             self._file.flush()

@@ -292,6 +292,9 @@ class Crew:
             if not each.has_begun:
                 each.is_leaving = True
                 each.kill()
+                if self._by_row.get(each.row) is each:  # which `resize` gives to another one
+                    self._leaving.append(self._by_row.pop(each.row))
+                    self._table.leave(each.row)
 
     def leave(self, *, at_once: bool = False) -> None:
         """Have all stop in good order, or at once."""

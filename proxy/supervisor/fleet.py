@@ -207,9 +207,9 @@ class Fleet(App):
             each.link.tell("reopen_logs")
         return super().reopen_logs()
 
-    def finish_logs(self) -> None:
+    def flush_logs(self) -> None:
         """Have all be written that is to be written yet."""
-        self._logs.finish()
+        self._logs.flush()
 
     # -- the end
 

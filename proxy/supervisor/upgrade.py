@@ -103,13 +103,13 @@ class Upgrade:
         fleet.crew.give_up_starting()
         handles = fleet.crew.serving
         received = {each: each.link.leave_off() for each in handles}
-        handover = self._handover(outcomes, received)
-        listening = [fd for several in handover.listening.values() for fd in several]
-        environment = fleet.companion.replaced()
-        fleet.finish_logs()
         try:
+            handover = self._handover(outcomes, received)
+            listening = [fd for several in handover.listening.values() for fd in several]
+            environment = fleet.companion.replaced()
+            fleet.flush_logs()
             take_place(handover, environment, [*listening, *(each.link.fileno() for each in handles)])
-        except OSError as exc:
+        except Exception as exc:  # whatever it is, those who serve are not to be left alone
             for each in handles:
                 each.link.start()
             fleet.crew.resize(fleet.config.workers)

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 from collections import Counter
 from contextlib import ExitStack, closing, suppress
@@ -631,6 +632,52 @@ def test_a_program_that_does_not_get_ready_changes_nothing(
     assert [each["id"] for each in workers_of(node)] == [each["id"] for each in before]
     assert all(map(works, tunnels))
     assert works(come(stack, node, echo))
+
+
+# A program that cannot be started in its own place as long as a file is there, though it could be tried.
+NOT_EXECUTABLE = """
+import os
+_execve = os.execve
+def execve(*given):
+    if os.path.exists({flag!r}):
+        raise OSError(8, os.strerror(8))
+    _execve(*given)
+os.execve = execve
+"""
+
+
+def test_a_program_that_cannot_be_executed_after_all_changes_nothing(
+    stack: ExitStack, echo: Target, tmp_path: Path
+) -> None:
+    program, flag = program_of(tmp_path), tmp_path / "flag"
+    with (program / "proxy" / "__init__.py").open("a") as file:
+        file.write(NOT_EXECUTABLE.format(flag=str(flag)))
+    flag.touch()
+    node = stack.enter_context(
+        Proxy(
+            {
+                "proxy": {"workers": 3, "guard": "off", "drain_timeout": "30s"},
+                "listeners": {"socks": socks_door(auth="none")},
+                "limits": {"everybody": {"per": "all", "connections": 25}},
+            },
+            environment={"PYTHONPATH": str(program)},
+        )
+    )
+    starting(node)  # it gives way, but is to be replaced, whatever comes of the upgrade
+    tunnels = [come(stack, node, echo) for _ in range(20)]
+    done = ctl(node, "upgrade")
+    assert done.returncode == 1
+    assert done.stderr.decode() == (f"the upgrade failed: {sys.executable}: Exec format error\n")
+    wait_until(lambda: len(running(node)) == 3, "the third worker")
+    assert all(map(works, tunnels))
+    more = [come(stack, node, echo) for _ in range(5)]
+    assert all(map(works, more))
+    with pytest.raises(SocksRefused):  # as it still counts those of all
+        come(stack, node, echo)
+    flag.unlink()
+    assert "upgraded from" in said(ctl(node, "upgrade"))
+    assert all(map(works, tunnels))
+    assert "Traceback" not in node.log
 
 
 def test_an_upgrade_leaves_no_process_behind_that_was_starting(stack: ExitStack, tmp_path: Path) -> None:
