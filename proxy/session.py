@@ -81,7 +81,7 @@ class Session:
     """One client's connection, from accept to close."""
 
     __slots__ = (
-        "_channel", "_clock", "_end", "_is_client_known", "_stay", "_users",
+        "_channel", "_clock", "_end", "_is_client_known", "_stay", "_stopped", "_users",
         "id", "relay", "rule", "runtime", "started", "via", "wanted",
     )  # fmt: skip
 
@@ -103,6 +103,7 @@ class Session:
         self._clock = clock
         self._channel = Channel(sock, client)
         self._end = "stopped"  # how it ended, for the access log; empty if there is nothing to tell
+        self._stopped: Ending | None = None  # why we have ended it ourselves, if we have
         self._users: Mapping[str, str] | None = None  # of a later configuration, where it matters
         self._is_client_known = False  # who it is, as others may have to tell us
         self._stay: Stay | None = None  # as it is counted, where there are limits
@@ -118,6 +119,8 @@ class Session:
                 if relay := self._begin(door, full=full):
                     try:
                         self.runtime.forwarder.start(relay)
+                        if self._stopped:  # too late for what came before it to notice
+                            relay.stop(self._stopped)
                         yield relay
                     finally:
                         self._part(relay)
@@ -195,11 +198,13 @@ class Session:
             self._end = "login refused"
             self._refuse(inbound, exc)
         except ClientLeftError:
-            self._end = CLIENT_LEFT
-            self._count(CLIENT_LEFT)
+            self._note_gone()
         except OverLimitError as exc:
             self._turn_away(inbound, exc)
         except ProxyError as exc:
+            if self._stopped:
+                self._note_gone()
+                return None
             if exc.is_answer:
                 log.debug("%s: asks for a sign of life", self)
                 self._end = ""
@@ -220,8 +225,7 @@ class Session:
             # Who leaves before the first byte has only looked whether the port is open, or had a connection
             # ready that was not needed.
             if self._channel.heard:
-                self._end = CLIENT_LEFT
-                self._count(CLIENT_LEFT)
+                self._note_gone()
         except Exception as exc:
             self._end = _fault(exc)
             raise
@@ -268,16 +272,14 @@ class Session:
                 limiter.admit(self._stay, self._who)
             return self._join(inbound)
         except ClientLeftError:
-            self._end = CLIENT_LEFT
-            self._count(CLIENT_LEFT)
+            self._note_gone()
         except OverLimitError as exc:
             self._turn_away(inbound, exc)
         except ProxyError as exc:
             self._end = f"refused: {exc}"
             self._refuse(inbound, exc)
         except OSError as exc:
-            self._end = f"client: {reason_of(exc)}"
-            self._count(CLIENT_LEFT)
+            self._note_gone(f"client: {reason_of(exc)}")
         except Exception as exc:
             self._end = _fault(exc)
             if isinstance(exc, MemoryError):
@@ -343,6 +345,14 @@ class Session:
         finally:
             self.rule = trip.rule
 
+    def _note_gone(self, how: str = CLIENT_LEFT) -> None:
+        """Note that the client has gone; where we have ended it ourselves, that is no failure."""
+        if self._stopped:
+            self._end = self._stopped.value
+        else:
+            self._end = how
+            self._count(CLIENT_LEFT)
+
     def _count(self, cause: str) -> None:
         self.runtime.metrics.failures[TARGET if self.wanted else HANDSHAKE, cause] += 1
 
@@ -393,6 +403,7 @@ class Session:
         if self.relay:
             self.relay.stop(ending)
         else:
+            self._stopped = self._stopped or ending
             self._channel.hang_up()
 
     def end_unless_user_in(self, users: Mapping[str, str]) -> None:

@@ -277,6 +277,56 @@ def test_a_relay_can_be_ended_from_outside() -> None:
     assert stage.record.end == "evicted"
 
 
+@pytest.mark.parametrize("ending", [Ending.EVICTED, Ending.STOPPED])
+def test_one_that_is_ended_before_its_target_is_reached_is_not_said_to_have_left(ending: Ending) -> None:
+    stage = Stage(dialling=forever)
+    running = stage.start()
+    settle()
+    assert stage.story[-1] == f"dial {TARGET}"
+    stage.session.stop(ending)
+    running.get()
+    assert stage.record.end == ending.value
+    assert not stage.session.runtime.metrics.failures
+
+
+def test_one_that_is_ended_in_the_middle_of_its_request_is_not_said_to_have_left() -> None:
+    stage = Stage()
+    stage.door["greeting"] = stage.hears(2)
+    stage.client.sendall(b"\x05")
+    running = stage.start()
+    settle()
+    stage.session.stop(Ending.EVICTED)
+    running.get()
+    assert stage.record.end == "evicted"
+    assert not stage.session.runtime.metrics.failures
+
+
+def test_one_that_is_ended_in_its_request_is_not_said_to_be_malformed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A door may take the end of its client for a mistake."""
+    stage = Stage()
+
+    def greeting() -> None:
+        stage.session.stop(Ending.EVICTED)
+        raise ProtocolError("it ends in the middle of a line")
+
+    stage.door["greeting"] = greeting
+    with caplog.at_level(logging.INFO, "proxy"):
+        stage.start().get()
+    assert stage.record.end == "evicted"
+    assert not caplog.records
+
+
+def test_one_that_is_ended_while_it_is_accepted_is_not_relayed() -> None:
+    stage = Stage()
+    stage.door["accepting"] = lambda: stage.session.stop(Ending.EVICTED)
+    stage.start().get()
+    assert stage.record.end == "evicted"
+    with pytest.raises(ConnectionResetError):
+        stage.way.target.recv(1)
+
+
 def test_ending_what_has_not_begun_does_no_harm() -> None:
     Stage().session.stop(Ending.STOPPED)
 
