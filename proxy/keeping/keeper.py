@@ -328,14 +328,16 @@ class Keeper:
             elif is_of_file:
                 file.note(problems_of(exc)[0])
             outcome = Outcome("rejected", self.current.number, problems_of(exc))
+            # Then what it names is at fault, or what is in effect was to be changed.
+            is_same = exc.failure is not Failure.LIMIT and self._run(file.holds, running.layers.base)
             is_beside = (
-                isinstance(exc, InvalidConfigError)
+                is_same  # else another file names another one
+                and isinstance(exc, InvalidConfigError)
                 and all(each.path != file.path for each in exc.problems)
-                and self._run(file.holds, running.layers.base)  # else another file names another one
             )
             if is_of_file and is_beside:  # which is so whatever the file itself says
                 self._trouble_beside = still(self._trouble_beside, outcome.problems[0])
-            elif cure and file.judged.is_rejected and not is_beside:
+            elif cure and file.judged.is_rejected and not is_same:
                 note = f"proxy-server ctl rollback puts version {outcome.version} back into the file"
                 outcome = replace(outcome, notes=(note,))
             return self._tell(outcome)

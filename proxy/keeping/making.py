@@ -43,7 +43,8 @@ class Maker:
 
     def from_before(self) -> Candidate:
         """Go back to the version before; or have a rejected file hold what is in effect again."""
-        if not self.file.is_rejected():
+        # Where it does so already, a file that it names is at fault.
+        if not self.file.is_rejected() or self.file.holds(self.running.layers.base):
             return self.from_version(version_before(self.running.version, self.history.versions))
         number = self.running.version.number
         return replace(

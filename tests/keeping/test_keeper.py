@@ -353,6 +353,17 @@ class TestCertificates:
         assert outcome is not None
         assert outcome.status == "applied"
 
+    def test_a_file_is_not_to_be_put_back_where_only_a_certificate_is_at_fault(
+        self, house: House, pairs: list[Certificate]
+    ) -> None:
+        """It is what is in effect already: a rollback goes to the version before, or says why it cannot."""
+        house.keeper.change([("proxy.idle_timeout", "1h")])
+        pairs[1].cert.replace(pairs[0].cert)
+        outcome = house.keeper.reload()
+        rejected(house, outcome, "[listeners.web] tls_cert", "does not belong", version=2)
+        assert outcome.notes == ()
+        rejected(house, house.keeper.rollback(), "version 1:", "does not belong", version=2)
+
     def test_relative_names_start_at_the_folder_of_the_file(
         self, house: House, pairs: list[Certificate], monkeypatch: pytest.MonkeyPatch
     ) -> None:
