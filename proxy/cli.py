@@ -206,6 +206,8 @@ def _refuse_strangers(given: Mapping[str, str], others: Sequence[str], mode: str
 def _stray(word: str) -> str:
     if word == "ctl":
         return "ctl comes first: proxy-server ctl -c FILE COMMAND"
+    if option := next((each.name for each in OPTIONS if word in each.names), ""):
+        return f"an option begins with a dash: write -{option}"
     if word.endswith((".ini", ".conf")) or os.path.isfile(word):
         return f"to run from a file, write -c {word}"
     return "an argument belongs to no option: a value with blanks goes into quotes"

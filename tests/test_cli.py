@@ -105,6 +105,8 @@ def test_an_option_that_would_have_no_effect_is_refused(
         ),
         ([*CLIENT, "-tls-ca", ""], "-tls-ca has an empty value"),
         (["proxy.ini"], "write -c proxy.ini"),
+        (["version"], "write -version"),
+        (["-c", "proxy.ini", "check"], "write -check"),
         (["proxy.ini", "-check"], "write -c proxy.ini"),
         (["-c", "proxy.ini", "ctl", "status"], "ctl comes first"),
         (["-init", ""], "-init has an empty value"),
