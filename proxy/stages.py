@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from http import HTTPStatus
 from time import monotonic
 from typing import Any
 
@@ -200,7 +201,8 @@ class _Trial:
             status = client.ask(channel, self._deadline)
             if status in LOGIN_REFUSED:
                 raise client.login_refused(status=status)
-            self._end(f"it answers in HTTP (status {status} to a request without a target)")
+            asks = ": is the path of its address right?" if status == HTTPStatus.NOT_FOUND else ""
+            self._end(f"it answers in HTTP (status {status} to a request without a target){asks}")
             login = " and takes our login" if hop.proxy_username else ""
             self.doubt = f"it lives; test it with a HOST:PORT to see whether it lets us through{login}"
             return

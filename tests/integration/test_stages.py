@@ -112,7 +112,10 @@ def test_each_stage_of_an_upstream_is_shown(
 ) -> None:
     code, answer = ask(node, name)
     assert (code, stages(answer)) == (0, [(name, without)])
-    assert bool(answer["note"]) is (name != "socks")  # a login that is sent with the request is not shown
+    # A login that is sent with the request is not shown.
+    assert ("test it with a HOST:PORT" in answer["note"]) is (name != "socks")
+    last = answer["hops"][0]["stages"][-1]["said"]
+    assert ("it answers in HTTP (status 400 to a request without a target)" in last) is (name != "socks")
     code, answer = ask(node, name, f"127.0.0.1:{echo.port}")
     assert (code, stages(answer), answer["note"]) == (0, [(name, with_target)], "")
     taken = [each["seconds"] for each in answer["hops"][0]["stages"]]
