@@ -413,6 +413,14 @@ NAMES: dict[str, tuple[str, dict[str, Any], tuple[Step, ...], str]] = {
         for server, body in AT_TLS.items()
         for kind, scheme in (("websocket", "ws"), ("http", "http"))
     },
+    "WebSocket at a mixed listener": (
+        *("websocket", {}, (hear_head, http_answer(400, body=b"this is an HTTP proxy: ask"), script.end)),
+        "it is an HTTP proxy: it needs type = http, and http:// in its address",
+    ),
+    "HTTP at a web server": (
+        *("http", {}, (hear_head, http_answer(405), script.end)),
+        "answered CONNECT with 405: is it an HTTP proxy?",
+    ),
     "WebSocket at SSH": (
         *("websocket", {}, (b"SSH-2.0-OpenSSH_9.9\r\n", script.stall)),
         "not an HTTP server: an SSH server answered",

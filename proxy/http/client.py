@@ -22,6 +22,7 @@ _OF_THE_SYSTEM = {"negotiate", "ntlm", "kerberos"}
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"?')
 # A member of the list that begins a challenge; one that goes on with an equals sign is a parameter.
 _CHALLENGE = re.compile(r"[ \t]*([A-Za-z][A-Za-z0-9-]{0,30})[ \t]*(?:$|(?<=[ \t])[^ \t=])")
+_NO_PROXY = (404, 405, 501)  # what web servers say to CONNECT
 _MOST_SCHEMES = 5  # that are named
 
 
@@ -55,7 +56,8 @@ class HttpClient(HttpSpeaker, TunnelClient):
 
     def describe(self, status: int) -> str:
         """Say what an answer says that is not of our kind."""
-        return f"answered CONNECT with {status}{self.tls_hint() if status == 400 else ''}"
+        hint = self.tls_hint() if status == 400 else ": is it an HTTP proxy?" if status in _NO_PROXY else ""
+        return f"answered CONNECT with {status}{hint}"
 
     def login_hint(self, answer: ResponseHead) -> str:
         """Name the ways to log in that the proxy offers, and what helps where ours is not among them."""

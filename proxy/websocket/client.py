@@ -48,6 +48,7 @@ _TAKES_URL = "url" in signature(handshake).parameters  # not so in the library t
 _MARGIN = 1.0  # seconds that an answer may take on its way, at most
 _CHECKED = ("Upgrade", "Connection")  # by the library, like Sec-WebSocket-Accept
 _IP_AND_PORT = re.compile(r"\[?([0-9A-Fa-f:.]{2,45})\]?:([0-9]{1,5})")
+_HTTP_PROXY = b"this is an HTTP proxy"  # in what it says to one that asks for a path
 _UNWANTED = ("Sec-WebSocket-Extensions", "Sec-WebSocket-Protocol")  # we asked for none
 
 
@@ -85,7 +86,7 @@ class WebSocketClient(HttpSpeaker):
             with deadline.limit("WebSocket handshake"):
                 return self._upgrade(mouthpiece, self._headers(target, deadline))
         except _NotSwitchedError as exc:
-            return self.check_plain(exc.answer)
+            return self._check_websocket(self.check_plain(exc.answer))
         except WebSocketTimeoutException as exc:
             # The kernel's: ours is not an Exception before it leaves the block.
             raise self.as_upstream_error(
@@ -95,6 +96,15 @@ class WebSocketClient(HttpSpeaker):
             raise self.as_upstream_error("its answer is not a WebSocket handshake", transient=False) from exc
         except (ProtocolError, EOFError, OSError) as exc:
             raise self.broken(exc, waits=mouthpiece.waits) from exc
+
+    def _check_websocket(self, answer: ResponseHead) -> ResponseHead:
+        """Give an answer back; raises ``UpstreamError`` for that of a mixed listener of ours."""
+        if answer.status != 400 or _HTTP_PROXY not in answer.behind:
+            return answer
+        scheme = "https" if self._tls else "http"
+        reason = f"it is an HTTP proxy: it needs type = http, and {scheme}:// in its address"
+        # A sign of life has to say the same: what a client asks for must not make it rest.
+        raise self.as_upstream_error(reason, transient=False, unclear=True, status=answer.status)
 
     def _upgrade(self, mouthpiece: "_Mouthpiece", headers: list[str]) -> ResponseHead:
         url = [str(self._endpoint)] if _TAKES_URL else []
