@@ -38,7 +38,7 @@ from proxy.relaying.relay import Relay
 from proxy.relaying.stream import Ending, Stream
 from proxy.runtime import Runtime
 from proxy.settings.listener import ClientAddress
-from proxy.tls.tlssocket import accept_tls
+from proxy.tls.accepting import secure
 
 log = logging.getLogger(__name__)
 
@@ -175,10 +175,7 @@ class Session:
                     self._stay = Stay()
                     self.runtime.limiter.arrive(self._stay, self._who, self._most_refused)
                 if self.runtime.tls:
-                    if not self._channel.has_early:
-                        self._channel.hear()
-                    early = self._channel.take_early()
-                    self._channel.sock = accept_tls(self._channel.sock, self.runtime.tls, early)
+                    secure(self._channel, self.runtime.tls)
                     self._channel.await_request()
                 inbound = door(self._channel, self.runtime)
                 self.wanted = inbound.greet()

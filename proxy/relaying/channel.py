@@ -61,15 +61,6 @@ class Channel:
         """Who is at the other end, as far as an address tells: threads are shared out by it."""
         return self.client.network if self.client else ""
 
-    def hear(self) -> None:
-        """Wait for the first byte, and leave it there; raises ``EOFError`` if the peer leaves instead."""
-        while not self.heard:
-            wait(self.sock.reader)
-            with suppress(BlockingIOError):
-                if not self.sock.recv(1, std_socket.MSG_PEEK):
-                    raise EOFError("the peer closed the connection")
-                self.heard = True
-
     def await_request(self) -> None:
         """Take note that what comes before a request is done, and that nothing of it was heard yet."""
         self.heard = bool(self._early)

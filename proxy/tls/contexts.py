@@ -127,24 +127,21 @@ def _secured(context: _Context) -> _Context:
     return context
 
 
+# What OpenSSL calls it.
+_NO_TLS = ("WRONG_VERSION_NUMBER", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST")
+
+
 def describe(exc: ssl.SSLError, authorities: str = "") -> str:
     """Say why a TLS handshake failed, in one line; and what names the authorities, if others would help."""
     if isinstance(exc, ssl.SSLCertVerificationError):
         cure = f"; {_AUTHORITIES.format(authorities)}" if exc.verify_code in _NOT_TRUSTED else ""
         return f"certificate refused: {exc.verify_message.rstrip('.')}{cure}"
-    if is_plain_http(exc):
-        return "the client speaks plain HTTP: it needs an address that begins with wss:// or https://"
-    if exc.reason in ("WRONG_VERSION_NUMBER", "PACKET_LENGTH_TOO_LONG"):
+    if exc.reason in _NO_TLS:
         return "the peer does not speak TLS"
     # Without notice and with; Debian's Python 3.11 takes the one for the other.
     if isinstance(exc, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
         return "the peer closed the connection during the handshake"
     return (exc.reason or "handshake failed").lower().replace("_", " ")
-
-
-def is_plain_http(exc: ssl.SSLError) -> bool:
-    """Tell whether a client has spoken HTTP: OpenSSL knows GET, POST, HEAD, PUT and CONNECT by five bytes."""
-    return exc.reason in ("HTTP_REQUEST", "HTTPS_PROXY_REQUEST")
 
 
 def _no_password() -> str:

@@ -25,12 +25,10 @@ from functools import cache, partial
 from typing import Any
 
 from proxy.errors import ProtocolError
-from proxy.http.heads import HttpError
-from proxy.http.refusals import encode_response
 from proxy.net.deadline import next_turn, wait
 from proxy.net.limits import check_descriptors, check_memory
 from proxy.net.sock import LoopSocket, take_over
-from proxy.tls.contexts import ClientContext, describe, is_plain_http
+from proxy.tls.contexts import ClientContext, describe
 
 _HEADER = 5  # bytes: type, version, length (RFC 8446, section 5.1)
 _PAYLOAD = 1 << 14  # bytes: the most that a record carries
@@ -38,9 +36,6 @@ _OVERHEAD = 32  # bytes: what a record has besides, with AES-GCM
 _RECORD = _HEADER + _PAYLOAD + 2048  # bytes: the longest that is allowed (RFC 5246, section 6.2.3)
 _MOST_UNSENT = 256 * 1024  # bytes: several times what a stream keeps by itself
 _MANY = 64  # records
-
-# What nginx answers too, whose words clients know.
-_TO_PLAIN_HTTP = "The plain HTTP request was sent to HTTPS port: use wss:// or https://"
 
 _scratch = memoryview(bytearray(1))
 _NOTHING = memoryview(b"")
@@ -68,18 +63,11 @@ def accept_tls(sock: Any, context: ssl.SSLContext, early: bytes = b"") -> "TlsSo
     """
     Do the server's handshake, of which ``early`` was received already.
 
-    Raises ``ProtocolError``, and ``OSError`` where TCP fails. A client that speaks plain HTTP is told so,
-    in plain HTTP.
+    Raises ``ProtocolError``, and ``OSError`` where TCP fails.
     """
-    plain = take_over(sock)
-    tls = TlsSocket(plain, context, server_side=True)
+    tls = TlsSocket(take_over(sock), context, server_side=True)
     tls.feed(early)
-    try:
-        return _shake_hands(tls)
-    except ProtocolError as exc:
-        if isinstance(exc.__cause__, ssl.SSLError) and is_plain_http(exc.__cause__):
-            plain.write(encode_response(HttpError(400, _TO_PLAIN_HTTP)))
-        raise
+    return _shake_hands(tls)
 
 
 def connect_tls(sock: Any, context: ClientContext, host: str) -> "TlsSocket":

@@ -17,7 +17,7 @@ from proxy.relaying.stream import Buffer, Ending, TlsStream
 from proxy.tls.contexts import ClientContext, client_context, server_context, validity_of
 from proxy.tls.tlssocket import TlsSocket, accept_tls, connect_tls
 from tests.integration.certificates import Authority, Certificate
-from tests.wire.greenlets import settle, tcp_pair
+from tests.wire.greenlets import tcp_pair
 from tests.wire.processes import listening_ports
 from tests.wire.sockets import free_port
 from tests.wire.waits import wait_until
@@ -121,31 +121,6 @@ def test_a_peer_that_does_not_speak_tls_is_called_so(good: Certificate, side: st
 
     with pytest.raises(ProtocolError, match=r"^TLS handshake: the peer does not speak TLS$"):
         shake()
-
-
-@pytest.mark.parametrize("early", [0, 3, 9])
-@pytest.mark.parametrize("method", ["GET", "CONNECT", "POST", "HEAD", "PUT"])
-def test_a_client_that_speaks_plain_http_is_told_so_in_plain_http(
-    good: Certificate, method: str, early: int
-) -> None:
-    """However its request is cut: these methods are what OpenSSL knows."""
-    request = f"{method} / HTTP/1.1\r\nHost: h\r\n\r\n".encode()
-    ours, theirs = tcp_pair()
-    server = server_context(str(good.cert), str(good.key))
-    accepting = gevent.spawn(accept_tls, ours, server, request[:early])
-    accepting.rawlink(lambda _: None)
-    for byte in request[early:9]:
-        theirs.sendall(bytes([byte]))
-        settle()
-    with pytest.raises(ProtocolError, match=r"^TLS handshake: the client speaks plain HTTP: .* wss://"):
-        accepting.get()
-    head, _, body = theirs.recv(4096).partition(b"\r\n\r\n")
-    start, *fields = head.decode().split("\r\n")
-    assert start == "HTTP/1.1 400 Bad Request"
-    assert f"Content-Length: {len(body)}" in fields
-    assert "Connection: close" in fields
-    assert body.startswith(b"The plain HTTP request was sent to HTTPS port")  # as nginx says it
-    assert body.count(b"\n") == 1
 
 
 def test_a_peer_that_closes_in_the_handshake_is_called_so() -> None:
