@@ -78,6 +78,7 @@ def test_a_want_of_descriptors_is_told_again_only_when_it_is_another_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(limits, "raise_limit", lambda needed: min(needed, 2000))
+    monkeypatch.setattr(limits.RESERVE, "keep", lambda count: None)  # which other tests count
     app = App(CONFIG)
 
     def told_of(max_connections: int) -> list[str]:
