@@ -29,8 +29,8 @@ from proxy.net import lookup
 from proxy.net.limits import BALLAST, limit_of, make_room
 from proxy.net.sock import GeventSocket
 from proxy.net.threads import NativeThreads
-from proxy.relaying.splice import AVAILABLE, MOST_PIPES
 from proxy.server import ProxyServer, pool_size
+from proxy.sharing.pipes import AVAILABLE, MOST_PIPES
 
 log = logging.getLogger(__name__)
 

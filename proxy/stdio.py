@@ -15,8 +15,8 @@ from gevent import socket
 
 from proxy.net import descriptors
 from proxy.net.threads import NativeThreads
-from proxy.relaying.splice import Pipe
 from proxy.relaying.stream import BUFFER_SIZE, Buffer, Ending, TcpStream
+from proxy.sharing.pipes import Pipe
 
 
 class StdioStream(TcpStream):

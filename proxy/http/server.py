@@ -14,10 +14,10 @@ from proxy.http.heads import HttpError, malformed, read_request
 from proxy.http.refusals import PROXY_NAME, encode_response, no_answer, refusal
 from proxy.http.requests import ProxyRequest, vet_proxy_request
 from proxy.relaying.channel import Channel
-from proxy.relaying.splice import Pipe
 from proxy.relaying.stream import Buffer, Ending, Stream, TcpStream
 from proxy.runtime import Runtime
 from proxy.session import Wanted
+from proxy.sharing.pipes import Pipe
 from proxy.sharing.turns import TURNS
 
 CONNECTED = b"HTTP/1.1 200 Connection established\r\n\r\n"

@@ -51,8 +51,8 @@ from typing import Protocol
 
 from proxy.errors import ProtocolError, reason_of
 from proxy.net.limits import BALLAST
-from proxy.relaying import splice
 from proxy.relaying.stream import BUFFER_SIZE, Buffer, Ending, Stream, ignore
+from proxy.sharing import pipes
 from proxy.sharing.throttle import Place, Throttle
 from proxy.sharing.turns import TURNS
 
@@ -363,10 +363,10 @@ class Direction:
         if self._found_much and there > most:
             # To ask for the sink's room is a system call, so only a direction that could use it does.
             room = self._sink.room
-            if room > max(most, WORTH_A_SPLICE) and (pipe := splice.BIG_PIPES.take()):
+            if room > max(most, WORTH_A_SPLICE) and (pipe := pipes.BIG_PIPES.take()):
                 most = min(there, room)
         if pipe is None and most >= WORTH_A_SPLICE:
-            pipe = splice.PIPES.take()
+            pipe = pipes.PIPES.take()
         if pipe is None:
             self._bulk = False
             return self._copy()

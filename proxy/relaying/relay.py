@@ -38,9 +38,9 @@ import gevent
 from gevent.hub import Waiter
 
 from proxy.net.sock import GeventSocket
-from proxy.relaying import splice
 from proxy.relaying.direction import ENDED, Direction
 from proxy.relaying.stream import Ending, Stream, as_stream
+from proxy.sharing import pipes
 from proxy.sharing.throttle import Throttle
 
 T = TypeVar("T")
@@ -66,7 +66,7 @@ class DataForwarder:
 
     def __init__(self, idle_timeout: float = 0.0, *, zero_copy: bool = True) -> None:
         self.idle_timeout = idle_timeout
-        self._zero_copy = zero_copy and splice.AVAILABLE
+        self._zero_copy = zero_copy and pipes.AVAILABLE
         self._live: set[Relay] = set()
         self._sweeper: gevent.Greenlet[..., None] | None = None
         self._missed = 0.0  # seconds in which this process did not run

@@ -31,7 +31,7 @@ from typing import Any, Protocol
 from proxy.errors import ProtocolError
 from proxy.net.farewell import close_after_peer
 from proxy.net.sock import GeventSocket, LoopSocket, take_over
-from proxy.relaying.splice import Pipe
+from proxy.sharing.pipes import Pipe
 from proxy.sharing.turns import TURNS
 from proxy.tls.tlssocket import TlsSocket
 

@@ -1,1 +1,1 @@
-"""What many connections have together, and in which order: turns of the event loop, and bandwidth."""
+"""What many connections have together, and in which order: turns of the event loop, bandwidth, and pipes."""

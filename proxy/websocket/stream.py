@@ -45,8 +45,8 @@ from typing import Any
 
 from proxy.errors import ProtocolError, reason_of
 from proxy.net.deadline import Deadline, next_turn, wait
-from proxy.relaying.splice import Pipe
 from proxy.relaying.stream import BUFFER_SIZE, HEADROOM, Buffer, Ending, TcpStream
+from proxy.sharing.pipes import Pipe
 from proxy.sharing.turns import TURNS
 from proxy.websocket.frames import (
     Close,

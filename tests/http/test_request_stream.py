@@ -18,8 +18,8 @@ from proxy.http.heads import HttpError, parse_request
 from proxy.http.requests import vet_proxy_request
 from proxy.http.server import RequestStream
 from proxy.net.deadline import wait
-from proxy.relaying.splice import AVAILABLE, PIPES
 from proxy.relaying.stream import Buffer, Ending, TcpStream, TlsStream
+from proxy.sharing.pipes import AVAILABLE, PIPES
 from proxy.sharing.turns import FEW_FRAMES, FRAMES_AT_A_TIME, TURNS
 from proxy.tls.contexts import client_context, server_context
 from proxy.tls.tlssocket import TlsSocket

@@ -62,7 +62,7 @@ monkey.patch_all()
 import gc, json, os, signal, sys
 import gevent, greenlet
 from proxy.cli import run
-from proxy.relaying.splice import BIG_PIPES, PIPES
+from proxy.sharing.pipes import BIG_PIPES, PIPES
 
 def report():
     gc.collect()

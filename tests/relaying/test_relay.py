@@ -24,8 +24,8 @@ from proxy.net.limits import Ballast
 from proxy.relaying import direction
 from proxy.relaying import relay as module
 from proxy.relaying.relay import DataForwarder, Transfer
-from proxy.relaying.splice import PIPES
 from proxy.relaying.stream import Buffer, Ending, TcpStream
+from proxy.sharing.pipes import PIPES
 from tests.net.wires import Spy
 from tests.wire.greenlets import send_and_end, settle, tcp_pair, until
 from tests.wire.sockets import read_to_end, reset

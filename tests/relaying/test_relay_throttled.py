@@ -17,8 +17,8 @@ from gevent import socket
 
 from proxy.relaying import relay as module
 from proxy.relaying.relay import LINGER, DataForwarder
-from proxy.relaying.splice import Pipe
 from proxy.relaying.stream import Ending, Stream, TcpStream
+from proxy.sharing.pipes import Pipe
 from proxy.sharing.throttle import CHUNK_TIME, Place, Throttle
 from proxy.websocket.stream import WebSocketStream
 from tests.relaying.test_relay_turns import Tunnel, every_way, run, websocket

@@ -18,11 +18,11 @@ from gevent.socket import wait_read
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.relaying import splice
 from proxy.relaying.direction import MOST_IN_PIPES
 from proxy.relaying.relay import DataForwarder
-from proxy.relaying.splice import AVAILABLE, BIG_PIPE_SIZE, BIG_PIPES, PIPE_SIZE, PIPES, Pipe, PipePool
 from proxy.relaying.stream import Ending, Stream, TcpStream
+from proxy.sharing import pipes as module
+from proxy.sharing.pipes import AVAILABLE, BIG_PIPE_SIZE, BIG_PIPES, PIPE_SIZE, PIPES, Pipe, PipePool
 from proxy.websocket.stream import WebSocketStream
 from tests.wire.greenlets import Pair, send_and_end, tcp_pair, until
 from tests.wire.sockets import read_to_end, reset
@@ -189,7 +189,7 @@ def test_a_user_who_may_not_have_big_pipes_gets_small_ones(monkeypatch: pytest.M
     real = fcntl.fcntl
 
     def refuse(descriptor: int, command: int, *rest: int) -> int:
-        if command == splice._SET_SIZE:
+        if command == module._SET_SIZE:
             raise PermissionError(1, "Operation not permitted")
         return int(real(descriptor, command, *rest))
 
@@ -205,7 +205,7 @@ def test_where_a_megabyte_is_too_much_a_pipe_is_no_smaller_than_the_others(
     real = fcntl.fcntl
 
     def refuse(descriptor: int, command: int, *rest: int) -> int:
-        if command == splice._SET_SIZE and rest[0] > PIPE_SIZE:
+        if command == module._SET_SIZE and rest[0] > PIPE_SIZE:
             raise PermissionError(1, "Operation not permitted")
         return int(real(descriptor, command, *rest))
 
@@ -595,8 +595,8 @@ def test_where_a_sandbox_does_not_let_us_it_is_done_without(
     def refuse(*_: object, **__: object) -> int:
         raise OSError(number, os.strerror(number))
 
-    assert splice.is_available()
+    assert module.is_available()
     monkeypatch.setattr(os, "splice", refuse)
     before = set(os.listdir("/proc/self/fd"))
-    assert not splice.is_available()
+    assert not module.is_available()
     assert set(os.listdir("/proc/self/fd")) == before
