@@ -301,6 +301,8 @@ class Crew:
         for each in self.handles:
             if at_once or not each.is_leaving:
                 each.leave()
+            if at_once:
+                each.link.tell("stop_at_once")  # which one signal does not say, where it is the first
 
     def see_off(self, within: float) -> None:
         """Wait until all have ended, and kill those that have not in time."""

@@ -145,7 +145,7 @@ class Worker(Companion):
         questions = (
             self.hello, self.serve, self.plan, self.change, self.forget, self.arrived_at, self.pause,
             self.resume, self.report, self.connections, self.refusals, self.end_connection, self.forgive,
-            self.failed, self.learn, self.take, self.reopen_logs, self.count_anew,
+            self.failed, self.learn, self.take, self.reopen_logs, self.count_anew, self.stop_at_once,
         )  # fmt: skip
         answers = {each.__name__: each for each in questions}
         self._link = self._limiter.link = Link(sock, answers, ("serve", "plan"), self._lost)
@@ -312,6 +312,12 @@ class Worker(Companion):
         """Open the log files anew; the supervisor says what there is to say of it."""
         if self._has_begun:  # else they are still to be opened
             self._app.reopen_logs()
+
+    def stop_at_once(self) -> None:
+        """Wait for no connection; of two signals it might see one only."""
+        if self._has_begun:
+            for _ in range(2):
+                self._app.stop()
 
     def _put(self, names: Sequence[str], sockets: Sequence[socket.socket]) -> None:
         for name, sock in zip(names, sockets, strict=True):

@@ -486,6 +486,15 @@ def test_a_second_signal_ends_all_at_once(stack: ExitStack, echo: Target) -> Non
     assert node.wait(20) == 0
 
 
+def test_a_second_signal_in_the_delay_ends_all_at_once_too(stack: ExitStack, echo: Target) -> None:
+    node = stack.enter_context(run(proxy={"drain_delay": "1h", "drain_timeout": "60s"}))
+    come(stack, node, echo)
+    node.signal(signal.SIGTERM)
+    node.wait_for_log("stopping in 3600 s")
+    node.signal(signal.SIGTERM)
+    assert node.wait(20) == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT])
 def test_workers_end_with_their_supervisor_however_it_went(
     stack: ExitStack, echo: Target, number: int

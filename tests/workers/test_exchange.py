@@ -67,6 +67,7 @@ QUESTIONS = {
     "take": "shares",
     "reopen_logs": "",
     "count_anew": "",
+    "stop_at_once": "",
     "arrived_at": "name sockets",
     "arrive": "number who most_refused",
     "admit": "number who",
