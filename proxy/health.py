@@ -19,6 +19,7 @@ How an upstream is:
 """
 
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from time import monotonic
 from typing import Protocol
@@ -65,7 +66,8 @@ class Keeper(Protocol):
 class Health:
     """How one upstream is."""
 
-    def __init__(self, config: UpstreamConfig) -> None:
+    def __init__(self, config: UpstreamConfig, spares: Counter[str] | None = None) -> None:
+        """Take where it is counted what becomes of its spares, if anybody wants to know."""
         self.name = config.name
         self.failures = 0  # in a row
         self.problem = ""  # what went wrong the last time
@@ -79,7 +81,7 @@ class Health:
         self.effort: float | None = None  # how many seconds it usually takes to reach it
         self.confirms = True  # its success says that the target is connected
         self.keeper: Keeper | None = None  # the one in use, which looks after it while it is down
-        self.spares = Spares(config.most_spares)
+        self.spares = Spares(config.most_spares, counts=spares)
         self._failed_at = 0.0
 
     @property

@@ -83,6 +83,7 @@ class ListenerMetrics:
         self.failures: Counter[tuple[str, str]] = Counter()  # by stage and cause
         self.endings: Counter[str] = Counter()
         self.rules: Counter[tuple[str, str]] = Counter()  # by name and action
+        self.spares: dict[str, Counter[str]] = {}  # those of each upstream, by what became of them
 
     def __add__(self, other: "ListenerMetrics") -> "ListenerMetrics":
         both = ListenerMetrics()
@@ -91,7 +92,14 @@ class ListenerMetrics:
         both.handshakes, both.dials = self.handshakes + other.handshakes, self.dials + other.dials
         both.failures, both.endings = self.failures + other.failures, self.endings + other.endings
         both.rules = self.rules + other.rules
+        for one in (self, other):
+            for upstream, more in dict(one.spares).items():  # to which another thread may add
+                both.spares_of(upstream).update(more)
         return both
+
+    def spares_of(self, upstream: str) -> Counter[str]:
+        """Give what became of the connections that an upstream had ready, to count on."""
+        return self.spares.setdefault(upstream, Counter())
 
 
 class Metrics:

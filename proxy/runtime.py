@@ -42,9 +42,12 @@ class Memory:
     health: Mapping[UpstreamConfig, Health] = field(default_factory=dict)
     logins: Logins = field(default_factory=Logins)
 
-    def under(self, config: ServerConfig) -> "Memory":
-        """Keep what another configuration still needs; what is new in it begins anew."""
-        health = {one: self.health.get(one) or Health(one) for one in config.all_upstreams}
+    def under(self, config: ServerConfig, metrics: ListenerMetrics) -> "Memory":
+        """Keep what another configuration still needs; what is new in it begins anew, but no counter does."""
+        health = {
+            one: self.health.get(one) or Health(one, metrics.spares_of(one.name))
+            for one in config.all_upstreams
+        }
         return Memory(health, self.logins)
 
 
@@ -116,8 +119,8 @@ def build_runtime(
 
     ``before`` is what was learnt until now.
     """
-    memory = (before or Memory()).under(config)
     counted, shared = metrics or ListenerMetrics(), limiter or Limiter()
+    memory = (before or Memory()).under(config, counted)
     check_apart = partial(_check_apart, config, shared)
     validity = validity_of(config.tls_cert) if config.tls_cert else None
     return Runtime(

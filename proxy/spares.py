@@ -60,8 +60,10 @@ class Maker(Protocol):
 class Spares:
     """The connections of one upstream that are ready."""
 
-    def __init__(self, most: int, clock: Callable[[], float] = _clock) -> None:
-        self.counts: Counter[str] = Counter()  # what became of them
+    def __init__(
+        self, most: int, clock: Callable[[], float] = _clock, counts: Counter[str] | None = None
+    ) -> None:
+        self.counts = Counter[str]() if counts is None else counts  # what became of them
         self._most = most
         self.clock = clock
         self._ready: deque[tuple[float, Channel]] = deque()  # each with when it was begun; the oldest first

@@ -77,9 +77,7 @@ class Program:
             listeners[name].sent += sent
             listeners[name].received += received
         upstreams = {
-            (server.config.name, each.name): Ready(
-                each.health.state, len(each.health.spares), Counter(each.health.spares.counts)
-            )
+            (server.config.name, each.name): Ready(each.health.state, len(each.health.spares))
             for server in reversed(self.app.servers)  # of those with the same name the first counts
             for each in server.runtime.upstreams
         }

@@ -22,15 +22,14 @@ Named = tuple[str, str]  # a listener, and one of its upstreams
 
 @dataclass(frozen=True)
 class Ready:
-    """How an upstream is, and how many connections to it are ready, and were, by what became of them."""
+    """How an upstream is, and how many connections to it are ready."""
 
     state: State
     spares: int
-    outcomes: Counter[str]
 
     def __add__(self, other: "Ready") -> "Ready":
         latest = max(self.state, other.state, key=lambda each: each.since)
-        return Ready(latest, self.spares + other.spares, self.outcomes + other.outcomes)
+        return Ready(latest, self.spares + other.spares)
 
 
 @dataclass(frozen=True)
@@ -111,12 +110,7 @@ class Snapshot:
 
     def what_was(self) -> "Snapshot":
         """Leave only what is counted for good, as the process is no more."""
-        # What it alone knew of an upstream nobody goes by any more.
-        gone = {
-            key: replace(each, spares=0, state=replace(each.state, answered_at=0.0, failed_at=0.0))
-            for key, each in self.upstreams.items()
-        }
-        return replace(self, live=Counter(), upstreams=gone, flows={}, process=Process(self.process.cpu))
+        return replace(self, live=Counter(), upstreams={}, flows={}, process=Process(self.process.cpu))
 
 
 def _merged(one: Mapping[Any, Any], other: Mapping[Any, Any]) -> dict[Any, Any]:

@@ -256,7 +256,11 @@ def _upstream_families(servers: Sequence[ProxyServer], counted: Snapshot) -> Ite
     yield _many("proxy_upstream_failures", "Attempts that failed in a row.", failures, *labels)
     spares = {key: each.spares for key, each in known.items()}
     yield _many("proxy_upstream_spares", "Connections that are ready.", spares, *labels)
-    ends = {(*key, end): each.outcomes[end] for key, each in known.items() for end in OUTCOMES_OF_SPARES}
+    ends = dict.fromkeys(((*key, end) for key in known for end in OUTCOMES_OF_SPARES), 0)
+    for name, one in counted.listeners.items():
+        for upstream, counts in one.spares.items():
+            if counts:  # also of an upstream that is no more
+                ends |= {(name, upstream, end): counts[end] for end in OUTCOMES_OF_SPARES}
     what = "Connections that were ready, by what became of them."
     yield _many("proxy_upstream_spares_total", what, ends, *labels, "outcome")
 

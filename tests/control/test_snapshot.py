@@ -4,20 +4,25 @@ from collections import Counter
 
 from proxy.control.snapshot import Ready, Snapshot
 from proxy.health import State
+from proxy.metrics import ListenerMetrics
 
 WELL = State(0, "", 0, False, True, 0.0, 0.0, 0.0)
 DOWN = State(1, "it refuses", 0, True, True, 0.0, 50.0, 51.0)
 
 
-def knowing(state: State, opened: int) -> Snapshot:
-    return Snapshot(upstreams={("socks", "home"): Ready(state, 1, Counter(opened=opened))})
+def knowing(state: State, taken: int) -> Snapshot:
+    counted = ListenerMetrics()
+    counted.spares_of("home")["taken"] = taken
+    return Snapshot({"socks": counted}, upstreams={("socks", "home"): Ready(state, 1)})
 
 
 def test_the_latest_that_is_known_of_an_upstream_is_told() -> None:
     both = knowing(WELL, 1) + knowing(DOWN, 2)
-    assert both.upstreams == {("socks", "home"): Ready(DOWN, 2, Counter(opened=3))}
+    assert both.upstreams == {("socks", "home"): Ready(DOWN, 2)}
+    assert both.listeners["socks"].spares == {"home": Counter(taken=3)}
 
 
 def test_what_only_one_knew_that_is_gone_is_not_told_but_what_it_counted_is() -> None:
     both = knowing(WELL, 1) + knowing(DOWN, 2).what_was()
-    assert both.upstreams == {("socks", "home"): Ready(WELL, 1, Counter(opened=3))}
+    assert both.upstreams == {("socks", "home"): Ready(WELL, 1)}
+    assert both.listeners["socks"].spares == {"home": Counter(taken=3)}

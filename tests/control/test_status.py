@@ -19,9 +19,12 @@ from proxy.metrics import ListenerMetrics, Metrics, render
 from proxy.settings.limits import LimitConfig, Per
 from proxy.settings.listener import ServerConfig
 from proxy.settings.protocols import Protocol
+from proxy.settings.upstream import UpstreamConfig, UpstreamType
 from proxy.socks5.server import Socks5Server
 from proxy.units import Rate
 from tests.integration.certificates import Authority
+
+HOME = UpstreamConfig("home", UpstreamType.SOCKS5, "10.0.0.2:1080")
 
 
 class Live:
@@ -82,6 +85,28 @@ def test_a_listener_that_is_replaced_has_no_more_places_while_the_old_one_drains
     told = samples(program(new, old, metrics=metrics), versions)
     assert told['proxy_connections{listener="socks"}'] == "1"
     assert told['proxy_connections_max{listener="socks"}'] == "20"
+
+
+@pytest.mark.parametrize(
+    "later", [(), (replace(HOME, timeout=7.0),), (replace(HOME, proxy_address="10.0.0.3:1080"),)]
+)
+def test_what_became_of_the_spares_of_an_upstream_is_counted_on_whatever_becomes_of_it(
+    versions: Any, later: tuple[UpstreamConfig, ...]
+) -> None:
+    metrics = Metrics()
+    config = ServerConfig("127.0.0.1:0", Protocol.SOCKS5, "socks", upstream_config=(HOME,))
+    here = Socks5Server(config, metrics=metrics)
+    app, name = program(here, metrics=metrics), 'proxy_upstream_spares_total{listener="socks",upstream="home"'
+    assert samples(app, versions)[name + ',outcome="taken"}'] == "0"
+    here.runtime.upstreams[0].health.spares.counts["taken"] += 2
+    here.reload_config(replace(config, upstream_config=later))
+    assert samples(app, versions)[name + ',outcome="taken"}'] == "2"
+    assert samples(app, versions)[name + ',outcome="died"}'] == "0"
+    here.reload_config(config)
+    here.runtime.upstreams[0].health.spares.counts["taken"] += 1
+    again = Socks5Server(config, metrics=metrics)  # as after a change of the address
+    again.runtime.upstreams[0].health.spares.counts["taken"] += 1
+    assert samples(program(again, metrics=metrics), versions)[name + ',outcome="taken"}'] == "4"
 
 
 def test_a_file_that_is_not_in_effect_is_one_in_the_metrics(versions: Any) -> None:

@@ -30,7 +30,7 @@ EXCHANGED = {
     "proxy.control.connections.Query": "sort is_descending limit words of group",
     "proxy.control.snapshot.Flow": "sent received sent_waiting received_waiting",
     "proxy.control.snapshot.Process": "cpu files memory",
-    "proxy.control.snapshot.Ready": "state spares outcomes",
+    "proxy.control.snapshot.Ready": "state spares",
     "proxy.control.snapshot.Snapshot": "listeners live upstreams flows penalized process",
     "proxy.errors.Failure": (
         "malformed_request credentials_refused not_allowed network_unreachable host_unreachable "
@@ -43,7 +43,7 @@ EXCHANGED = {
     "proxy.limiter.Who": "client user listener",
     "proxy.metrics.Histogram": "counts sum (15)",
     "proxy.metrics.ListenerMetrics": (
-        "refusals accepted filled sent received handshakes dials failures endings rules"
+        "refusals accepted filled sent received handshakes dials failures endings rules spares"
     ),
     "proxy.metrics.Refusal": "time client user listener target upstream stage cause reason rule limit",
     "proxy.policy.limits.Identity": "user client",
