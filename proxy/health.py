@@ -12,9 +12,8 @@ How an upstream is:
     at rest        It failed last (``failures``), and comes behind all others until it has given a sign of
                    life. ``cooldown_until`` is 1 s later, then twice as long with each failure, 60 s at most.
     probed         At rest, and it may come back by itself (``may_return``): it is asked for a sign of life
-                   every half second, though nobody needs it; by way of another proxy more seldom then.
-                   Otherwise it is asked when somebody comes after ``cooldown_until``, who goes another way
-                   meanwhile.
+                   every half second, though nobody needs it. Otherwise it is asked when somebody comes
+                   after ``cooldown_until``, who goes another way meanwhile.
     due            That time is over, and it answers, though what it says is no sign of life. To try it
                    costs no wait, so it has its place again, for one connection at a time.
 """
@@ -79,7 +78,6 @@ class Health:
         self.cooldown_until = 0.0
         self.late_until = 0.0
         self.answered_at = 0.0
-        self.wanted_at = 0.0  # when a client came that might have gone by it
         self.effort: float | None = None  # how many seconds it usually takes to reach it
         self.confirms = True  # its success says that the target is connected
         self.keeper: Keeper | None = None  # the one in use, which looks after it while it is down

@@ -59,14 +59,12 @@ from proxy.race import Race
 from proxy.relaying.channel import Channel
 from proxy.settings.listener import ServerConfig, Strategy
 from proxy.settings.upstream import UpstreamConfig, UpstreamType
-from proxy.spares import IN_USE
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 PROBE_INTERVAL = 0.5  # seconds between two looks at an upstream that is down
-SELDOM = 5.0  # seconds between two that cost others something, while nobody needs it
 MOST_LOOKS = 2  # at a time
 PATIENCE = 3.0  # seconds for a sign of life
 JUST_NOW = 1.0  # seconds for which an answer to others is one
@@ -452,15 +450,9 @@ class Upstream:
         """Find out when it is back, though nobody needs it meanwhile."""
         health, pace = self.health, Deadline(PROBE_INTERVAL)
         looks: list[Task[None]] = []
-        looked_at = 0.0
         while health.may_return and health.keeper is self:
             pace.pause(PROBE_INTERVAL)
             pace = Deadline(PROBE_INTERVAL)
-            now = monotonic()
-            # To the proxy on the way each look is a connection as any other, with a line in its access log.
-            if self.config.via and now - health.wanted_at > IN_USE and now - looked_at < SELDOM:
-                continue
-            looked_at = now
             # What vanished on the way is not waited for: another one is sent behind it.
             looks = [each for each in looks if each.is_running]
             if len(looks) < MOST_LOOKS:
@@ -486,8 +478,6 @@ class Selector(ProxyClient):
     def dial(self, target: Address, deadline: Deadline, check: Check | None = None) -> Connected:
         """Connect; raises ``DialError`` for the target's fault, and ``UpstreamError`` when all failed."""
         order = self._order()
-        for one in order:
-            one.health.wanted_at = monotonic()
         race: Race[Reached] = Race(order, deadline)
         now = monotonic()
         tried = [one.health for one in order if one.health.failures and one.health.is_due(now)]

@@ -12,7 +12,6 @@ from typing import Any
 import gevent
 import pytest
 
-from proxy import upstream as upstream_module
 from proxy.address import Address
 from proxy.errors import DialError, Failure, UpstreamError
 from proxy.health import Health
@@ -483,36 +482,3 @@ def test_a_refused_certificate_is_not_asked_for_again_and_the_cure_is_named(tmp_
             assert "certificate refused: " in str(error)
             assert said in str(error)
             assert far.accepted == 1
-
-
-# -- what it costs others
-
-
-@pytest.mark.parametrize("has_via", [True, False], ids=["by another proxy", "directly"])
-def test_a_proxy_on_the_way_is_asked_seldom_while_nobody_needs_what_is_behind_it(
-    monkeypatch: pytest.MonkeyPatch, has_via: bool
-) -> None:
-    """Each look is a line in its access log; CASES 354 is of an upstream that is reached directly."""
-    monkeypatch.setattr(upstream_module, "PROBE_INTERVAL", 0.01)
-    monkeypatch.setattr(upstream_module, "IN_USE", 0.1)
-    monkeypatch.setattr(upstream_module, "SELDOM", 1000.0)
-    via = UpstreamConfig("hop", UpstreamType.HTTP, f"http://127.0.0.1:{free_port()}") if has_via else None
-    home = made("websocket", free_port(), via=via)
-    looks: list[float] = []
-    look = home._look
-
-    def count() -> Any:
-        looks.append(time.monotonic())
-        return look()
-
-    monkeypatch.setattr(home, "_look", count)
-    for _ in range(2):  # as soon as somebody comes, it is asked again
-        refusal(home)
-        came = time.monotonic()
-        until(lambda came=came: looks and looks[-1] > came)  # type: ignore[misc]
-        # Until nobody has come for a while, and then, if it costs others nothing, for longer.
-        if has_via:
-            until(lambda: time.monotonic() - looks[-1] > 0.3)
-        else:
-            until(lambda came=came: looks[-1] - came > 0.3)  # type: ignore[misc]
-    home.retire()
