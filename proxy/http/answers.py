@@ -97,7 +97,9 @@ class Answer:
             raise self._refused("http_protocol_error", "has a malformed head") from exc
         if not _has_one_length(answer.headers):
             raise self._refused("http_protocol_error", "has an invalid Content-Length")
-        return _rewritten(head, answer), answer.status >= 200 or answer.status == 101
+        if answer.status == 101:  # we pass on no Upgrade, and nothing that comes behind a request
+            raise self._refused("http_protocol_error", "switches protocols, which it was not asked for")
+        return _rewritten(head, answer), answer.status >= 200
 
     def _refused(self, error: str, what: str) -> ProtocolError:
         self._error, self._told = error, f"the target's answer {what}"
@@ -117,8 +119,6 @@ def _mended(head: bytes) -> bytes:
 
 
 def _rewritten(head: bytes, answer: ResponseHead) -> bytes:
-    if answer.status == 101:  # to what nobody asked for: we pass on no Upgrade
-        return head
     first = head.partition(b"\r\n")[0].decode("latin-1")
     version = first[_VERSION]
     dropped = (answer.headers.tokens("Connection") - _FRAMING) | _HOP_BY_HOP

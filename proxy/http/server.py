@@ -91,7 +91,7 @@ class RequestStream:
         self._is_head = is_head
         self._is_client_lost = False  # so that an answer of ours would be for nobody
         self._has_client_ended = False
-        self._is_answer_ours = False
+        self._is_answer_over = False  # the target has ended, or the answer is ours
         self._objection: HttpError | None = None  # to what the client has sent
         self._head = request.head  # what goes first, in the place of what the client sent
         self._body = request.body
@@ -204,6 +204,7 @@ class RequestStream:
     def end(self) -> None:
         """Tell the client that no more bytes follow, also where there was no answer or half a head."""
         self._answer_instead(self._answer.fault)
+        self._is_answer_over = True
         if self._client.blocked:
             self._end_waits = True
         else:
@@ -215,7 +216,7 @@ class RequestStream:
             self._answer.give_up()
             error.bodiless = self._is_head
             self._client.write(encode_response(error))
-            self._is_answer_ours = True
+            self._is_answer_over = True
 
     def _tell_end(self) -> None:
         # A client that waits for the end of the answer would wait until a relay over TLS, which has no
@@ -231,7 +232,9 @@ class RequestStream:
         if ending not in (Ending.STOPPED, Ending.EVICTED) and not self._is_client_lost:
             with suppress(OSError):  # nobody may be left to take it
                 self._answer_instead(self._reason_for(ending))
-            if self._is_answer_ours:
+            if (
+                self._is_answer_over
+            ):  # which is all that the client is missing, whatever became of its request
                 ending = Ending.FINISHED
         # Where both sides ended at once, this is the first that it hears of the end: not all of it was taken.
         if ending is Ending.FINISHED and self._client.blocked:

@@ -135,7 +135,6 @@ def test_a_body_that_looks_like_a_head_is_a_body() -> None:
     [
         *(b"", b"hello", b"H", b"HTTP", b"HTTP/1.1 200 OK\r\nA: b\r\n", b"HTTP/0.9 200\r\n\r\nA: b\r\n\r\n"),
         b"ICY 200 OK\r\nConnection: close\r\n\r\n",
-        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\nbytes",
     ],
 )
 def test_what_is_no_such_head_goes_as_it_came(answer: bytes) -> None:
@@ -179,6 +178,14 @@ def test_a_head_that_cannot_be_mended_is_not_passed_on(head: bytes) -> None:
     follower = Answer()
     with pytest.raises(ProtocolError, match="a malformed head"):
         follower.take(head + b"body")
+    assert "error=http_protocol_error" in dict(follower.fault.headers)["Proxy-Status"]
+
+
+def test_a_switch_that_was_not_asked_for_is_not_passed_on() -> None:
+    """RFC 9110, section 7.8: no server may do that, and what the client says then would reach nobody."""
+    follower = Answer()
+    with pytest.raises(ProtocolError, match="switches protocols"):
+        follower.take(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\nbytes")
     assert "error=http_protocol_error" in dict(follower.fault.headers)["Proxy-Status"]
 
 

@@ -396,6 +396,23 @@ def test_an_answer_in_the_place_of_a_target_is_read_by_a_client_that_sends_its_w
         assert read_rest(client)[1] == "FIN"
 
 
+def test_an_early_answer_is_read_by_a_client_that_sends_its_whole_body_first(
+    door: Door, target: Listener
+) -> None:
+    """RFC 9110, section 10.1.1: a server may answer and close before it has read the body, as with 413."""
+    with connect(door) as client:
+        client.sendall(get(target.port, b"Content-Length: %d\r\n" % UPLOAD, method=b"PUT"))
+        far = target.accept()
+        read_head(far)
+        far.sendall(PAGE)
+        far.shutdown(socket.SHUT_WR)
+        assert read_exact(client, len(PAGE_FROM_US)) == PAGE_FROM_US
+        reset(far)
+        client.sendall(b"u" * UPLOAD)
+        client.shutdown(socket.SHUT_WR)
+        assert read_rest(client) == (b"", "FIN")
+
+
 def test_an_answer_is_read_by_a_client_that_sends_more_requests_meanwhile(
     door: Door, target: Listener
 ) -> None:
