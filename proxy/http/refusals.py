@@ -82,6 +82,12 @@ def no_answer(error: str, told: str = "") -> HttpError:
     return HttpError(status, told or usual, failure=Failure.GENERAL, headers=headers)
 
 
+def too_late() -> HttpError:
+    """Say that a client did not send all of its request (RFC 9110, section 15.5.9)."""
+    headers = (("Proxy-Status", f"{PROXY_NAME}; error=http_request_error"),)
+    return HttpError(408, "the request was not complete in time", headers=headers)
+
+
 def encode_response(error: HttpError) -> bytes:
     """Encode the complete answer, after which the connection is closed."""
     body = f"{error.body}\n".encode()

@@ -11,7 +11,7 @@ from proxy.errors import Failure, ProtocolError, ProxyError
 from proxy.http.answers import Answer
 from proxy.http.forwarded import learn_client
 from proxy.http.heads import HttpError, malformed, read_request
-from proxy.http.refusals import PROXY_NAME, encode_response, no_answer, refusal
+from proxy.http.refusals import PROXY_NAME, encode_response, no_answer, refusal, too_late
 from proxy.http.requests import ProxyRequest, vet_proxy_request
 from proxy.relaying.channel import Channel
 from proxy.relaying.stream import Buffer, Ending, Stream, TcpStream
@@ -99,6 +99,7 @@ class RequestStream:
         self._is_over = False  # something came behind the body
         # RFC 9110, section 15.2: none to HTTP/1.0, whose version the target was told, and may ignore.
         first_line = request.head.partition(b"\r\n")[0]
+        self._expects = b"\r\nexpect:" in request.head.lower()
         self._answer = Answer(interim=not first_line.endswith(b" HTTP/1.0"))
         self._end_waits = False  # for what the client did not take yet
         self._has_told_all = False  # the request is over, and the client knows that the answer is
@@ -230,11 +231,9 @@ class RequestStream:
     def begin_close(self, ending: Ending) -> None:
         """Tell the client how it ended, or why there was no answer."""
         if ending not in (Ending.STOPPED, Ending.EVICTED) and not self._is_client_lost:
-            with suppress(OSError):  # nobody may be left to take it
+            with suppress(OSError, ProtocolError):  # nobody may be left to take it
                 self._answer_instead(self._reason_for(ending))
-            if (
-                self._is_answer_over
-            ):  # which is all that the client is missing, whatever became of its request
+            if self._is_answer_over:  # the client misses nothing, whatever became of its request
                 ending = Ending.FINISHED
         # Where both sides ended at once, this is the first that it hears of the end: not all of it was taken.
         if ending is Ending.FINISHED and self._client.blocked:
@@ -244,10 +243,17 @@ class RequestStream:
         else:
             self._client.begin_close(ending)
 
+    @property
+    def _owes_a_body(self) -> bool:
+        """True if the client has to send more, and does not; but it may wait for a word that it expects."""
+        if self._body.is_over or self._rest or self._expects:
+            return False
+        return self._client.receive(memoryview(bytearray(1))) is None
+
     def _reason_for(self, ending: Ending) -> HttpError:
         """Tell whose fault it is that there was no answer."""
         if ending is Ending.FAILED:
             return no_answer("proxy_internal_error")
         if ending is Ending.IDLE:
-            return no_answer("connection_read_timeout")
+            return too_late() if self._owes_a_body else no_answer("connection_read_timeout")
         return self._objection or self._answer.fault

@@ -30,6 +30,7 @@ from tests.wire.greenlets import patience, tcp_pair, until
 from tests.wire.sockets import reset
 
 CHUNKED = b"POST http://127.0.0.1/ HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+GET = b"GET http://127.0.0.1/ HTTP/1.0\r\n\r\n"
 CRUMBS = b"".join(b"1\r\n%c\r\n" % (number % 256) for number in range(9000)) + b"0\r\n\r\n"
 SECOND = b"GET http://other.example/ HTTP/1.1\r\nProxy-Authorization: Basic dTpw\r\n\r\n"
 
@@ -40,11 +41,11 @@ def _patience() -> Iterator[None]:
         yield
 
 
-def stream_of(sent: bytes) -> tuple[RequestStream, Any]:
-    """Make the stream of a client that has sent this behind the head of a chunked request."""
+def stream_of(sent: bytes, head: bytes = CHUNKED) -> tuple[RequestStream, Any]:
+    """Make the stream of a client that has sent this behind the head of a request, which is chunked."""
     client, near = tcp_pair()
     client.sendall(sent)
-    return RequestStream(vet_proxy_request(parse_request(CHUNKED)), TcpStream(near)), client
+    return RequestStream(vet_proxy_request(parse_request(head)), TcpStream(near)), client
 
 
 def receive(stream: RequestStream, buffer: Buffer) -> bytes:
@@ -130,9 +131,6 @@ def over_tls(authority: Authority, good: Certificate, head: bytes) -> tuple[Requ
     return RequestStream(vet_proxy_request(parse_request(head)), TlsStream(served)), client
 
 
-GET = b"GET http://127.0.0.1/ HTTP/1.0\r\n\r\n"
-
-
 def answer(stream: RequestStream, client: TlsSocket) -> None:
     """Have the target answer with a head, and the client read it."""
     head, buffer = b"HTTP/1.1 200 OK\r\n\r\n", Buffer()
@@ -202,12 +200,39 @@ def test_who_still_sends_its_request_is_not_told_of_the_end_by_tls(
 )
 def test_where_there_is_no_answer_the_client_is_told_why(ending: Ending, status: str, error: str) -> None:
     """RFC 9209, section 2.3."""
-    stream, client = stream_of(b"")
+    stream, client = stream_of(b"", GET)
     stream.begin_close(ending)
     answer = client.recv(4096).decode()
     assert answer.startswith(f"HTTP/1.1 {status}\r\n")
     assert f"Proxy-Status: proxy-server; error={error}\r\n" in answer
     assert client.recv(1) == b""
+
+
+@pytest.mark.parametrize(
+    ("head", "sent", "status"),
+    [
+        (CHUNKED, b"", b"408 Request Timeout"),
+        (CHUNKED, b"5\r\nhello\r\n", b"408 Request Timeout"),
+        (CHUNKED, b"0\r\n\r\n", b"504 Gateway Timeout"),
+        # It may send nothing before the target has said that it may (RFC 9110, section 10.1.1).
+        (CHUNKED.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n"), b"", b"504 Gateway Timeout"),
+    ],
+)
+def test_who_was_silent_for_too_long_is_told_apart(head: bytes, sent: bytes, status: bytes) -> None:
+    """RFC 9110, sections 15.5.9 and 15.6.5."""
+    stream, client = stream_of(sent, head)
+    receive(stream, Buffer())
+    if sent:
+        assert receive(stream, Buffer()) == sent
+    stream.begin_close(Ending.IDLE)
+    assert client.recv(4096).startswith(b"HTTP/1.1 " + status + b"\r\n")
+
+
+def test_a_target_that_takes_nothing_of_a_body_is_the_one_that_was_silent() -> None:
+    stream, client = stream_of(b"5\r\nhello\r\n")
+    until(lambda: unread(stream._client))
+    stream.begin_close(Ending.IDLE)
+    assert client.recv(4096).startswith(b"HTTP/1.1 504 Gateway Timeout\r\n")
 
 
 def test_a_target_is_not_blamed_for_a_chunk_of_the_client_s_that_waited_for_its_turn() -> None:
