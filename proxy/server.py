@@ -3,7 +3,7 @@ What every server is: a listener, a pool of greenlets, and a reference to the ru
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import count
 from time import monotonic
 
@@ -55,6 +55,7 @@ class ProxyServer(ABC):
         self.acceptors: list[Acceptor] = []
         self.opening: Opening | None = None  # of its addresses, some of which may be missing yet
         self.sessions: set[Session] = set()
+        self.count_elsewhere: Callable[[], int] = lambda: 0  # the live connections that other processes serve
         self._users: Mapping[str, str] | None = None  # of whom clients must be that are not yet served
         self._fullness = Fullness(self._describe_fullness)
         self._is_making_room = False
@@ -82,7 +83,7 @@ class ProxyServer(ABC):
     @property
     def is_idle(self) -> bool:
         """True if it has no clients, not even one that was accepted a moment ago."""
-        return not len(self._pool)
+        return not len(self._pool) and not self.count_elsewhere()
 
     @property
     def offers(self) -> str:

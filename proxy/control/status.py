@@ -15,7 +15,7 @@ from typing import Any
 
 from proxy import __version__
 from proxy.control.program import Program
-from proxy.control.snapshot import Flow, Process, Ready, Snapshot
+from proxy.control.snapshot import Flow, Named, Process, Ready, Snapshot
 from proxy.keeping.history import Version
 from proxy.keeping.keeper import Keeper
 from proxy.limiter import Account, Limiter
@@ -145,14 +145,12 @@ def penalties(program: Program) -> dict[str, Any]:
 
 
 def _listeners(servers: Sequence[ProxyServer], counted: Snapshot) -> Iterator[dict[str, Any]]:
-    named: set[str] = set()
+    named = set[str]()
     for server in servers:
         name = server.config.name
-        # Of one that was replaced its successor tells all.
-        is_first = name not in named
-        named.add(name)
-        metrics = counted.listeners.get(name) if is_first else None
-        yield _listener(server, metrics or ListenerMetrics(), counted.live[name] if is_first else 0)
+        if name not in named:  # of one that was replaced its successor tells all
+            named.add(name)
+            yield _listener(server, counted.listeners.get(name) or ListenerMetrics(), counted.live[name])
 
 
 def _listener(server: ProxyServer, counted: ListenerMetrics, live: int) -> dict[str, Any]:
@@ -175,9 +173,12 @@ def _listener(server: ProxyServer, counted: ListenerMetrics, live: int) -> dict[
 
 
 def _upstreams(servers: Sequence[ProxyServer], counted: Snapshot) -> Iterator[dict[str, Any]]:
+    told = set[Named]()
     for server in servers:
         for each in server.runtime.upstreams:
-            if known := counted.upstreams.get((server.config.name, each.name)):
+            key = server.config.name, each.name
+            if key not in told and (known := counted.upstreams.get(key)):
+                told.add(key)
                 yield _upstream(server, each.config, known)
 
 
@@ -202,7 +203,8 @@ def _upstream(server: ProxyServer, config: UpstreamConfig, known: Ready) -> dict
 
 def families(program: Program, keeper: Keeper) -> Iterator[Family]:
     """Make all that ``GET /metrics`` tells."""
-    servers, counted = program.app.servers, program.snapshot()
+    counted = program.snapshot()
+    servers = program.app.servers  # after that, which tells where connections are left
     yield _one("proxy_info", "The version of the program.", 1, version=__version__)
     yield _one("proxy_draining", "1 while it stops.", int(program.app.draining))
     yield from listener_families(counted.listeners)

@@ -296,6 +296,10 @@ class Crew:
                     self._leaving.append(self._by_row.pop(each.row))
                     self._table.leave(each.row)
 
+    def count_live(self, listener: str) -> int:
+        """Count the connections of a listener, as all said last."""
+        return sum(each.snapshot.live[listener] for each in self.handles)
+
     def leave(self, *, at_once: bool = False) -> None:
         """Have all stop in good order, or at once."""
         for each in self.handles:

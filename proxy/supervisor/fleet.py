@@ -97,6 +97,7 @@ class Fleet(App):
     ) -> ProxyServer:
         server = make_server(config, access_log, metrics, limiter)
         server.make_acceptor = lambda *given: HeldAcceptor(self.crew, *given)
+        server.count_elsewhere = lambda: self.crew.count_live(config.name)
         return server
 
     def held(self) -> Iterator[tuple[str, HeldAcceptor]]:

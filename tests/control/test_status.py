@@ -85,6 +85,8 @@ def test_a_listener_that_is_replaced_has_no_more_places_while_the_old_one_drains
     told = samples(program(new, old, metrics=metrics), versions)
     assert told['proxy_connections{listener="socks"}'] == "1"
     assert told['proxy_connections_max{listener="socks"}'] == "20"
+    (row,) = status.describe(program(new, old, metrics=metrics), versions)["listeners"]
+    assert (row["live"], row["max_connections"]) == (1, 20)
 
 
 @pytest.mark.parametrize(

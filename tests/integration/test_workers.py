@@ -461,6 +461,27 @@ def fds(pid: int) -> list[str]:
     return os.listdir(f"/proc/{pid}/fd")
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_listener_that_was_removed_is_told_of_until_its_last_connection_ends(
+    stack: ExitStack, echo: Target, workers: int
+) -> None:
+    doors = {"socks": socks_door(auth="none"), "stays": socks_door(auth="none")}
+    node = stack.enter_context(run(doors, workers=workers))
+    tunnel = come(stack, node, echo)
+    said(ctl(node, "unset", "listeners.socks"))
+    assert works(tunnel)
+
+    def told() -> list[tuple[str, int, int]]:
+        return [
+            (each["name"], len(each["addresses"]), each["live"]) for each in ask(node, "/status")["listeners"]
+        ]
+
+    assert told() == [("stays", 1, 0), ("socks", 0, 1)]
+    assert metrics(node)["proxy_connections", frozenset({"socks"})] == 1
+    tunnel.close()
+    wait_until(lambda: told() == [("stays", 1, 0)], "the last connection to end")
+
+
 # -- the end
 
 
