@@ -28,7 +28,8 @@ class Ready:
     spares: int
 
     def __add__(self, other: "Ready") -> "Ready":
-        latest = max(self.state, other.state, key=lambda each: each.since)
+        # One may know why it could not even be tried, of which there is no time.
+        latest = max(self.state, other.state, key=lambda each: (each.since, each.problem != ""))
         return Ready(latest, self.spares + other.spares)
 
 

@@ -1,6 +1,7 @@
 """What processes have counted, added up, and what is left of one that is gone."""
 
 from collections import Counter
+from dataclasses import replace
 
 from proxy.control.snapshot import Ready, Snapshot
 from proxy.health import State
@@ -20,6 +21,12 @@ def test_the_latest_that_is_known_of_an_upstream_is_told() -> None:
     both = knowing(WELL, 1) + knowing(DOWN, 2)
     assert both.upstreams == {("socks", "home"): Ready(DOWN, 2)}
     assert both.listeners["socks"].spares == {"home": Counter(taken=3)}
+
+
+def test_why_an_upstream_could_not_be_tried_is_told_though_others_do_not_know() -> None:
+    stuck = replace(WELL, problem="source 192.0.2.7: this machine does not have this address")
+    for both in (knowing(WELL, 0) + knowing(stuck, 0), knowing(stuck, 0) + knowing(WELL, 0)):
+        assert both.upstreams == {("socks", "home"): Ready(stuck, 2)}
 
 
 def test_what_only_one_knew_that_is_gone_is_not_told_but_what_it_counted_is() -> None:
