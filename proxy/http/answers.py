@@ -23,6 +23,7 @@ _VERSION = slice(5, 8)  # of HTTP/1.1
 _NUMBER = re.compile("[0-9]+")
 _LINE_END = re.compile(rb"\r?\n")
 _FOLD = re.compile(rb"\r\n[ \t]+")
+_MOST_LINES = 1000  # of one head: to read as many as have room in it takes 30 ms
 # Heads of one read. It has room for thousands, which take 40 ms, and nobody else is served meanwhile.
 _MOST_AT_ONCE = 64
 
@@ -75,7 +76,7 @@ class Answer:
         """Take a complete head from what was kept, if there is one, and what came behind it."""
         found = _END.search(self._kept, self._scanned)
         size = found.end() if found else len(self._kept)
-        if size > MAX_HEAD:
+        if size > MAX_HEAD or self._kept.count(b"\n", 0, size) > _MOST_LINES:
             raise self._refused("http_response_header_section_size", "has a head that is too large")
         if not found:
             self._scanned = max(size - 3, 0)

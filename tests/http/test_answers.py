@@ -205,6 +205,14 @@ def test_a_head_without_an_end_is_kept_within_bounds() -> None:
     assert "error=http_response_header_section_size" in dict(follower.fault.headers)["Proxy-Status"]
 
 
+@pytest.mark.parametrize("line", [b"a:\r\n", b"a:\n", b" \n"])
+def test_a_head_of_thousands_of_lines_is_not_read(monkeypatch: pytest.MonkeyPatch, line: bytes) -> None:
+    """Nobody else is served meanwhile."""
+    monkeypatch.setattr(answers, "parse_response", None)
+    with pytest.raises(ProtocolError, match="too large"):
+        Answer().take(OK + line * 5000 + b"\r\n")
+
+
 def test_a_head_of_long_and_many_lines_is_passed_on() -> None:
     """Some sites say much in cookies and policies, and browsers take a quarter of a megabyte."""
     lines = b"Content-Security-Policy: " + b"a" * 20_000 + b"\r\n" + b"Set-Cookie: a=b\r\n" * 200
