@@ -49,7 +49,7 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
-from proxy.errors import ProtocolError, reason_of
+from proxy.errors import ProtocolError, is_shortage, reason_of
 from proxy.net.limits import BALLAST
 from proxy.relaying.stream import BUFFER_SIZE, Buffer, Ending, Stream, ignore
 from proxy.sharing import pipes
@@ -258,6 +258,8 @@ class Direction:
             # Bytes may be lost by now, so it is over whatever else fails.
             self._relay.stop(Ending.FAILED, "no memory")
             BALLAST.give_up()
+        elif isinstance(exc, OSError) and is_shortage(exc):
+            self._relay.stop(Ending.FAILED, reason_of(exc))
         elif isinstance(exc, OSError) and self._blamed is self._sink_name:
             self.lose(exc)
         elif isinstance(exc, (OSError, ProtocolError)):

@@ -2,6 +2,7 @@
 Two TCP connections joined; the tests hold the far ends.
 """
 
+import errno
 import fcntl
 import gc
 import os
@@ -331,6 +332,7 @@ def test_the_first_to_say_why_it_ended_is_right(tunnel: Tunnel) -> None:
     (ProtocolError("a bad frame"), Ending.CUT, "a bad frame"),
     (OSError(5, "whatever"), Ending.CUT, "whatever"),
     (ValueError("a bug"), Ending.FAILED, "a bug"),
+    (OSError(errno.ENOMEM, "no memory"), Ending.FAILED, "no memory"),  # which is no peer's fault
 ])  # fmt: skip
 def test_any_fault_of_an_end_ends_it(tunnel: Tunnel, fault: Exception, ending: Ending, detail: str) -> None:
     """CASES G191: not even a bug of ours leaves a tunnel hanging."""
