@@ -17,7 +17,7 @@ BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0
 STAGES = HANDSHAKE, TARGET = ("handshake", "target")
 CLIENT_LEFT = "client left"
 CAUSES = (*(failure.value for failure in Failure), CLIENT_LEFT)
-_MOST_REFUSALS = 200  # that are remembered
+MOST_REFUSALS = 200  # that are remembered
 ENDINGS = ("finished", "cut", "failed", "idle", "stopped", "evicted")  # the values of Ending
 
 Labels = Mapping[str, str]
@@ -73,7 +73,7 @@ class ListenerMetrics:
     """
 
     def __init__(self, refusals: "deque[Refusal] | None" = None) -> None:
-        self.refusals: deque[Refusal] = deque(maxlen=_MOST_REFUSALS) if refusals is None else refusals
+        self.refusals: deque[Refusal] = deque(maxlen=MOST_REFUSALS) if refusals is None else refusals
         self.accepted = 0
         self.filled = 0  # how often the limit was reached
         self.sent = 0
@@ -111,7 +111,7 @@ class Metrics:
         refusals: deque[Refusal] | None = None,
     ) -> None:
         self.listeners = dict(listeners or {})
-        self.refusals: deque[Refusal] = deque(maxlen=_MOST_REFUSALS) if refusals is None else refusals
+        self.refusals: deque[Refusal] = deque(maxlen=MOST_REFUSALS) if refusals is None else refusals
 
     def copy(self) -> "Metrics":
         """Give others that count into the same numbers, for listeners that may yet come to nothing."""

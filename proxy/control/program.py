@@ -88,7 +88,8 @@ class Program:
             for account in self.app.limiter.accounts
             if account.sent and account.received
         }
-        return Snapshot(listeners, live, upstreams, flows, self.app.limiter.penalties.refused, measure())
+        refused, refusals = self.app.limiter.penalties.refused, tuple(self.app.metrics.refusals)
+        return Snapshot(listeners, live, upstreams, flows, refused, measure(), refusals)
 
     def connections(self, query: Query) -> Listing:
         """Describe the live connections that are asked for."""
@@ -96,7 +97,7 @@ class Program:
 
     def refusals(self) -> Iterable[Refusal]:
         """Give the latest clients that got no connection, the last one at the end."""
-        return self.app.metrics.refusals
+        return self.snapshot().refusals
 
     def end_connection(self, name: str) -> bool:
         """End a connection by its id, and tell whether there is one."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from proxy.health import State
-from proxy.metrics import ListenerMetrics
+from proxy.metrics import MOST_REFUSALS, ListenerMetrics, Refusal
 from proxy.policy.limits import Identity
 
 Named = tuple[str, str]  # a listener, and one of its upstreams
@@ -95,6 +95,7 @@ class Snapshot:
     flows: dict[tuple[str, Identity], Flow] = field(default_factory=dict)  # by limit
     penalized: int = 0  # logins that were not judged
     process: Process = field(default_factory=Process)
+    refusals: tuple[Refusal, ...] = ()  # the latest, the last one at the end
 
     def __add__(self, other: "Snapshot") -> "Snapshot":
         listeners = dict(self.listeners)
@@ -107,6 +108,7 @@ class Snapshot:
             _merged(self.flows, other.flows),
             self.penalized + other.penalized,
             self.process + other.process,
+            tuple(sorted(self.refusals + other.refusals, key=lambda each: each.time)[-MOST_REFUSALS:]),
         )
 
     def what_was(self) -> "Snapshot":

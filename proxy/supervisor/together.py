@@ -3,20 +3,18 @@ A program of several workers as the control interface sees it: sums, and lists m
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from proxy.address import IPAddress
 from proxy.control.connections import Listing, Query
 from proxy.control.program import Held, Program
 from proxy.control.snapshot import Snapshot
-from proxy.metrics import Refusal
 from proxy.supervisor.fleet import Fleet
 from proxy.supervisor.upgrade import Upgrade
 from proxy.workers.link import GoneError
 
 _PATIENCE = 2.0  # seconds for a worker to answer; of one that does not, what it said before is told
-_MOST_REFUSALS = 200
 
 
 class Together(Program):
@@ -46,11 +44,6 @@ class Together(Program):
         """Describe the live connections that are asked for, those of all workers together."""
         told = self._crew.ask_all("connections", query, within=_PATIENCE)
         return sum((each for _, each in told), Listing())
-
-    def refusals(self) -> Iterable[Refusal]:
-        """Give the latest clients that got no connection, the last one at the end."""
-        told = [one for _, some in self._crew.ask_all("refusals", within=_PATIENCE) for one in some]
-        return sorted(told, key=lambda each: each.time)[-_MOST_REFUSALS:]
 
     def end_connection(self, name: str) -> bool:
         """End a connection by its id, and tell whether there is one."""

@@ -36,7 +36,7 @@ from proxy.listening import ours
 from proxy.listening.listen import Acceptor, Handler, PassesOver
 from proxy.listening.opening import Opening, place_of
 from proxy.listening.pool import Pool
-from proxy.metrics import Metrics, Refusal
+from proxy.metrics import Metrics
 from proxy.server import ProxyServer
 from proxy.settings.listener import ServerConfig
 from proxy.tls import tickets
@@ -144,7 +144,7 @@ class Worker(Companion):
         self._has_begun = False  # before, there is neither
         questions = (
             self.hello, self.serve, self.plan, self.change, self.forget, self.arrived_at, self.pause,
-            self.resume, self.report, self.connections, self.refusals, self.end_connection, self.forgive,
+            self.resume, self.report, self.connections, self.end_connection, self.forgive,
             self.failed, self.learn, self.take, self.reopen_logs, self.count_anew, self.stop_at_once,
         )  # fmt: skip
         answers = {each.__name__: each for each in questions}
@@ -273,10 +273,6 @@ class Worker(Companion):
     def connections(self, query: Query) -> Listing:
         """Describe the live connections that are asked for."""
         return self._told.connections(query)
-
-    def refusals(self) -> list[Refusal]:
-        """Give the latest clients that got no connection."""
-        return list(self._told.refusals())
 
     def end_connection(self, name: str) -> bool:
         """End a connection."""

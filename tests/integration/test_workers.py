@@ -137,6 +137,29 @@ def test_a_worker_that_is_killed_takes_only_its_own_and_is_replaced(stack: ExitS
     assert fell == []
 
 
+def test_those_whom_a_worker_refused_are_told_when_it_is_gone(stack: ExitStack) -> None:
+    node = stack.enter_context(run())
+    port = free_port()
+    target = f"127.0.0.1:{port}"
+    with pytest.raises(SocksRefused):
+        clients.socks5(node.door("socks"), "127.0.0.1", port)
+
+    def told() -> list[str]:
+        return [each["target"] for each in ask(node, "/refusals")["refusals"]]
+
+    wait_until(lambda: told() == [target], "the refusal")
+    said(ctl(node, "upgrade"))
+    wait_until(lambda: len(workers_of(node)) == 2, "the old workers to end")
+    assert told() == [target]
+    with pytest.raises(SocksRefused):
+        clients.socks5(node.door("socks"), "127.0.0.1", port)
+    wait_until(lambda: told() == [target, target], "the second refusal")
+    for each in workers_of(node):
+        os.kill(each["pid"], signal.SIGKILL)
+    wait_until(lambda: [each["state"] for each in workers_of(node)] == ["running"] * 2, "other ones")
+    assert told() == [target, target]
+
+
 def test_one_that_hangs_is_killed_and_replaced(stack: ExitStack, echo: Target) -> None:
     node = stack.enter_context(run())
     stopped = workers_of(node)[0]

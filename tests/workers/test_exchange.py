@@ -31,7 +31,7 @@ EXCHANGED = {
     "proxy.control.snapshot.Flow": "sent received sent_waiting received_waiting",
     "proxy.control.snapshot.Process": "cpu files memory",
     "proxy.control.snapshot.Ready": "state spares",
-    "proxy.control.snapshot.Snapshot": "listeners live upstreams flows penalized process",
+    "proxy.control.snapshot.Snapshot": "listeners live upstreams flows penalized process refusals",
     "proxy.errors.Failure": (
         "malformed_request credentials_refused not_allowed network_unreachable host_unreachable "
         "name_does_not_resolve name_lookup_failed_or_timed_out connection_refused timed_out "
@@ -59,7 +59,6 @@ QUESTIONS = {
     "resume": "place",
     "report": "places",
     "connections": "query",
-    "refusals": "",
     "end_connection": "name",
     "forgive": "client",
     "failed": "client penalty",
