@@ -296,12 +296,18 @@ class Relay:
             self.stop(Ending.FINISHED)
         elif lingered >= LINGER_AT_MOST:
             # It has not ended. What it still has to say is lost, so this must not look like an end.
-            late = "the rest was not taken in time" if held else "the rest did not end in time"
-            self.stop(Ending.CUT, late)
+            self.stop(Ending.CUT, self._who_was_late)
         elif self._idle_timeout and quiet >= self._idle_timeout:
             self.stop(Ending.IDLE)
         self._up.tick(now)
         self._down.tick(now)
+
+    @property
+    def _who_was_late(self) -> str:
+        for direction, sink in ((self._down, "client"), (self._up, "target")):
+            if direction.held:
+                return f"{sink}: the rest was not taken in time"
+        return f"{'client' if self._down.stage is ENDED else 'target'}: the rest did not end in time"
 
     def _linger(self, now: float) -> float:
         """

@@ -619,24 +619,45 @@ def test_a_peer_that_cannot_be_told_of_an_end_gets_a_moment_for_the_rest(join: J
 
 
 @pytest.mark.usefixtures("no_sweep")
-def test_one_that_goes_on_sending_gets_a_longer_moment_and_what_it_sends_then_is_not_all(join: Join) -> None:
+@both_sides
+def test_one_that_goes_on_sending_gets_a_longer_moment_and_what_it_sends_then_is_not_all(
+    join: Join, side: str
+) -> None:
     """Case 391."""
     tunnel = join(half_closes=False)
-    tunnel.target.shutdown(1)
+    sender, ended = tunnel.sides(side)
+    ended.shutdown(1)
     settle()
     now = time.monotonic()
     for step in range(int(2 * module.LINGER_AT_MOST)):
-        tunnel.client.sendall(b"x")
-        assert tunnel.target.recv(10) == b"x"
+        sender.sendall(b"x")
+        assert ended.recv(10) == b"x"
         tunnel.relay.tick(now + step * 0.5)
         gevent.sleep(0)
         assert not tunnel.running.ready()
-    tunnel.client.sendall(b"x")
-    assert tunnel.target.recv(10) == b"x"
+    sender.sendall(b"x")
+    assert ended.recv(10) == b"x"
     tunnel.relay.tick(now + module.LINGER_AT_MOST + 0.5)
     assert tunnel.result().ending is Ending.CUT
+    assert tunnel.result().detail == f"{side}: the rest did not end in time"
     with pytest.raises(ConnectionResetError):
-        read_to_end(tunnel.target)
+        read_to_end(ended)
+
+
+@pytest.mark.usefixtures("no_sweep")
+@both_sides
+def test_one_that_takes_nothing_of_the_rest_is_the_one_that_was_late(join: Join, side: str) -> None:
+    tunnel = join(half_closes=False)
+    taker, sender = tunnel.sides(side)
+    taker.shutdown(1)
+    settle()
+    blasting = gevent.spawn(blast, sender)
+    until(lambda: tunnel.relay._up.held or tunnel.relay._down.held)
+    now = time.monotonic()
+    tunnel.relay.tick(now)
+    tunnel.relay.tick(now + module.LINGER_AT_MOST + 0.5)
+    assert tunnel.result().detail == f"{side}: the rest was not taken in time"
+    blasting.get()
 
 
 @pytest.mark.usefixtures("no_sweep")
