@@ -44,8 +44,8 @@ class HttpInbound:
     def greet(self) -> Wanted:
         """Read where the client wants to go, and who it is."""
         head = read_request(self._channel)
-        learn_client(self._channel, head.headers, self._runtime.config)
         self._is_head = head.method == "HEAD"
+        learn_client(self._channel, head.headers, self._runtime.config)
         request = vet_proxy_request(head)
         user = ""
         if self._runtime.needs_auth:

@@ -48,6 +48,7 @@ def node() -> Iterator[Proxy]:
         "few": socks_door(auth="none", clients="198.51.100.0/24, 127.0.0.2"),
         "few-told": socks_door(auth="none", clients="192.0.2.0/24", **told),
         "few-web": web_door(auth="none", clients="192.0.2.0/24", **forwarded),
+        "few-http": mixed_door(auth="none", clients="192.0.2.0/24", **forwarded),
     }
     users = {"alice": "wonderland"}
     # The targets are on this machine.
@@ -222,6 +223,16 @@ def test_a_forwarded_address_that_may_not_come_in_gets_403(node: Proxy, echo: Ta
         with Peer.connect(node.door("few-web")) as client:
             client.write(upgrade(echo.port, X_Forwarded_For=source))
             assert client.read_head()[0].split()[1] == status
+
+
+def test_such_a_403_has_no_body_where_the_request_is_head(node: Proxy, echo: Target) -> None:
+    """RFC 9110, section 9.3.2."""
+    url = b"http://127.0.0.1:%d/" % echo.port
+    with connect(node.door("few-http")) as client:
+        client.sendall(b"HEAD " + url + b" HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 203.0.113.9\r\n\r\n")
+        head, _, body = read_rest(client)[0].partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 403 ")
+    assert body == b""
 
 
 # -- real servers in between
