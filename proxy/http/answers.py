@@ -123,12 +123,16 @@ def _rewritten(head: bytes, answer: ResponseHead) -> bytes:
     first = head.partition(b"\r\n")[0].decode("latin-1")
     version = first[_VERSION]
     dropped = (answer.headers.tokens("Connection") - _FRAMING) | _HOP_BY_HOP
-    if answer.headers.get_all("Transfer-Encoding"):
-        # It counts for nothing then, and may be an attack (RFC 9112, section 6.3).
+    length, *again = ",".join(answer.headers.get_all("Content-Length")).split(",")
+    is_coded = bool(answer.headers.get_all("Transfer-Encoding"))
+    if is_coded or again:
+        # With a coding it counts for nothing, and may be an attack (RFC 9112, section 6.3). And what was the
+        # same number is sent once (RFC 9110, section 8.6).
         dropped.add("content-length")
     lines = [
         "HTTP/1.1" + first[_VERSION.stop :],  # a MUST, whatever the server's (RFC 9112, section 2.3)
         *(f"{name}: {value}" for name, value in answer.headers.fields if name.lower() not in dropped),
+        *([f"Content-Length: {length}"] if again and not is_coded else []),
         f"Via: {version} {PROXY_NAME}",  # section 7.6.3
     ]
     if answer.status >= 200:
