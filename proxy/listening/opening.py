@@ -13,6 +13,7 @@ import socket as std_socket
 from _thread import LockType
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import gevent
@@ -23,7 +24,7 @@ from proxy.address import AnyPlace, Endpoint, Place, UnixAddress
 from proxy.errors import LimitError, ProxyError, failure_of, reason_of
 from proxy.listening.unixsocket import UnixSocket
 from proxy.net.limits import from_reserve
-from proxy.net.sock import set_options, sockaddr_of
+from proxy.net.sock import name_of_interface, set_options, sockaddr_of, zone_of
 from proxy.net.threads import NativeThreads, start_thread
 
 log = logging.getLogger(__name__)
@@ -149,8 +150,10 @@ def find(endpoint: Endpoint) -> list[Place]:
     """
     if not endpoint.host:
         return [_every_address(endpoint.port)]
-    if isinstance(endpoint.place, Place):
-        return [endpoint.place]
+    if isinstance(place := endpoint.place, Place):
+        # By the name of its interface, as ``place_of`` has it.
+        is_number = place.zone.isdecimal()
+        return [replace(place, zone=name_of_interface(int(place.zone))) if is_number else place]
     how = (0, std_socket.SOCK_STREAM, 0, std_socket.AI_PASSIVE)
     found = _getaddrinfo(endpoint.host, endpoint.port, *how)
     return list(dict.fromkeys(_place(info[4]) for info in found))
@@ -200,8 +203,7 @@ def place_of(sock: socket.socket) -> AnyPlace:
 
 
 def _place(sockaddr: tuple[Any, ...], *, both_families: bool = False) -> Place:
-    host, _, zone = sockaddr[0].partition("%")
-    return Place(host, sockaddr[1], zone, both_families)
+    return Place(sockaddr[0].partition("%")[0], sockaddr[1], zone_of(sockaddr), both_families)
 
 
 def _is_ipv6_only(sock: socket.socket) -> bool:

@@ -150,8 +150,12 @@ def address_of(sockaddr: Any) -> Address:
     """Turn what ``getpeername`` and ``getsockname`` give into an address."""
     if not isinstance(sockaddr, tuple) or not sockaddr:
         return Address("0.0.0.0", 0)
-    zone = _interface(sockaddr[3]) if len(sockaddr) == 4 and sockaddr[3] else ""
-    return Address(sockaddr[0].partition("%")[0], sockaddr[1], zone)
+    return Address(sockaddr[0].partition("%")[0], sockaddr[1], zone_of(sockaddr))
+
+
+def zone_of(sockaddr: tuple[Any, ...]) -> str:
+    """Name the interface of a link-local address, of which sockets only tell the number."""
+    return name_of_interface(sockaddr[3]) if len(sockaddr) == 4 and sockaddr[3] else ""
 
 
 def listening_address(sock: Any) -> Address:
@@ -160,8 +164,9 @@ def listening_address(sock: Any) -> Address:
     return UnixAddress(name) if isinstance(name, str) else address_of(name)
 
 
-def _interface(index: int) -> str:
+def name_of_interface(index: int) -> str:
+    """Name an interface; one that is not there keeps its number."""
     try:
         return std_socket.if_indextoname(index)
-    except OSError:  # it has just gone
+    except (OSError, OverflowError):  # it has just gone, or there never was such a number
         return str(index)

@@ -143,6 +143,32 @@ class TestLater:
             node.wait_listening(port)
             assert space.run(lambda: is_answered("fe80::77%late0", port))
 
+    @pytest.mark.parametrize("zone", ["here0", "number"])
+    def test_a_link_local_listener_is_taken_over_by_a_reload_and_an_upgrade(
+        self, space: Namespace, zone: str
+    ) -> None:
+        """However its interface is written: sockets tell only the number of that."""
+        space.ip("link", "add", "here0", "type", "veth", "peer", "name", "here1")
+        space.ip("link", "set", "here1", "up")
+        space.ip("addr", "add", "fe80::77/64", "dev", "here0", "nodad")
+        space.ip("link", "set", "here0", "up")
+        if zone == "number":
+            zone = str(space.run(lambda: socket.if_nametoindex("here0")))
+        port = free_port()
+        door = {"listen_addr": f"[fe80::77%{zone}]:{port}"}
+        config = {"proxy": {"workers": 2}, "listeners": {"one": socks_door(**door)}}
+        with Proxy(config, prefix=space.prefix, starts=False) as node:
+            node.wait_for_control()
+            node.wait_for_log("the workers serve")
+            ctl(node, "set", "listeners.one.protocol", "mixed")
+            config["listeners"] = {"other": socks_door(**door)}
+            node.write(config)
+            ctl(node, "reload")
+            assert space.run(lambda: is_answered("fe80::77%here0", port))
+            ctl(node, "upgrade")
+            assert space.run(lambda: is_answered("fe80::77%here0", port))
+            assert "proxy-server" in ctl(node, "status")
+
     def test_one_who_waits_can_be_told_to_stop(self, space: Namespace) -> None:
         """Case 312."""
         with Proxy(
