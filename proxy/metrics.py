@@ -1,7 +1,7 @@
 """
-Counters and histograms, and the text in which Prometheus reads them.
+Counters and histograms, and their text for Prometheus.
 
-Counting is what connections pay for, so it is an addition to a plain attribute; everything else is
+Counting is on the path of every connection, so it is an addition to a plain attribute; everything else is
 done when somebody asks. No label depends on a user or a target, of which there may be any number.
 """
 
@@ -141,18 +141,20 @@ def listener_families(listeners: Mapping[str, ListenerMetrics]) -> Iterator[Fami
     def each(name: str) -> list[tuple[Labels, float | Histogram]]:
         return [({"listener": key}, getattr(one, name)) for key, one in listeners.items()]
 
-    yield Family("proxy_connections_total", "counter", "Clients that were accepted.", each("accepted"))
+    yield Family("proxy_connections_total", "counter", "Client connections accepted.", each("accepted"))
     yield Family(
         "proxy_limit_reached_total", "counter", "How often max_connections was reached.", each("filled")
     )
     yield Family(
-        "proxy_handshake_seconds", "histogram", "From accept to a complete request.", each("handshakes")
+        "proxy_handshake_seconds", "histogram", "Time from accept to a complete request.", each("handshakes")
     )
-    yield Family("proxy_dial_seconds", "histogram", "From a request to its connected target.", each("dials"))
+    yield Family(
+        "proxy_dial_seconds", "histogram", "Time from a request to its connected target.", each("dials")
+    )
     yield Family(
         "proxy_failures_total",
         "counter",
-        "Clients that got no connection, by how far they came and why.",
+        "Clients that got no connection, by stage and cause.",
         [
             ({"listener": key, "stage": stage, "cause": cause.replace(" ", "_")}, one.failures[stage, cause])
             for key, one in listeners.items()
@@ -163,7 +165,7 @@ def listener_families(listeners: Mapping[str, ListenerMetrics]) -> Iterator[Fami
     yield Family(
         "proxy_tunnels_total",
         "counter",
-        "Connections that were relayed and have ended, by how they ended.",
+        "Relayed connections that have ended, by how they ended.",
         [
             ({"listener": key, "ending": ending}, one.endings[ending])
             for key, one in listeners.items()

@@ -1,7 +1,7 @@
 """
-What the running program says of itself: status, live connections, metrics.
+What the running program reports about itself: status, live connections, metrics.
 
-Everything here only looks, and makes plain values for JSON or ``metrics.render``. Nothing here is secret.
+Everything here only reads, and makes plain values for JSON or ``metrics.render``. Nothing here is secret.
 """
 
 import os
@@ -206,11 +206,13 @@ def families(program: Program, keeper: Keeper) -> Iterator[Family]:
     counted = program.snapshot()
     servers = program.app.servers  # after that, which tells where connections are left
     yield _one("proxy_info", "The version of the program.", 1, version=__version__)
-    yield _one("proxy_draining", "1 while it stops.", int(program.app.draining))
+    yield _one("proxy_draining", "1 while the program is stopping.", int(program.app.draining))
     yield from listener_families(counted.listeners)
     both = ("sent", "received")
     moved = {(name, way): getattr(one, way) for name, one in counted.listeners.items() for way in both}
-    yield _many("proxy_bytes_total", "Payload moved.", moved, "listener", "direction")
+    yield _many(
+        "proxy_bytes_total", "Payload bytes, sent and received by clients.", moved, "listener", "direction"
+    )
     live, most, ends = dict[str, int](), dict[str, int](), dict[str, int]()
     for server in servers:
         # By name: one that was replaced may still have connections, but lets in no more.
@@ -220,30 +222,40 @@ def families(program: Program, keeper: Keeper) -> Iterator[Family]:
             ends.setdefault(server.config.name, int(end))
     up = {server.config.name: bool(server.acceptors) for server in servers if server.opening}
     yield _many("proxy_connections", "Live connections.", live, "listener")
-    yield _many("proxy_connections_max", "The most there may be.", most, "listener")
-    yield _many("proxy_listener_up", "0 while none of its addresses is there.", up, "listener")
+    yield _many("proxy_connections_max", "The listener's max_connections.", most, "listener")
+    yield _many("proxy_listener_up", "0 while the listener has none of its addresses open.", up, "listener")
     name = "proxy_tls_certificate_expiry_timestamp_seconds"
-    yield _many(name, "When its certificate expires.", ends, "listener")
+    yield _many(name, "When the listener's certificate expires, in Unix time.", ends, "listener")
     known = (rule for server in servers for rule in server.config.rules)
     decided = Counter({(GUARD, BLOCK): 0} | {(rule.name, rule.effect): 0 for rule in known})
     for one in counted.listeners.values():
         decided.update(one.rules)
-    what = "Connections that a rule decided about, or would have."
+    what = "Connections decided by a rule, or that a report-only rule would have decided."
     yield _many("proxy_rule_total", what, decided, "rule", "action")
-    what = "Logins that were not judged, as too many from there had failed."
+    what = "Logins refused unchecked, after too many failures from their address."
     yield _one("proxy_logins_penalized_total", what, counted.penalized)
     yield from _limit_families(program.app.limiter, counted)
     yield from _upstream_families(servers, counted)
-    yield _one("proxy_config_version", "The configuration in effect.", keeper.current.number)
+    yield _one(
+        "proxy_config_version", "The number of the configuration version in effect.", keeper.current.number
+    )
     what = "A hash of the configuration in effect, without its secrets."
     yield _one("proxy_config_info", what, 1, hash=keeper.digest())
-    yield _one("proxy_workers", "Processes that serve.", len(program.workers) or 1)
-    yield _one("proxy_worker_deaths_total", "Workers that ended unasked.", program.deaths)
+    yield _one("proxy_workers", "Processes that serve clients.", len(program.workers) or 1)
+    yield _one("proxy_worker_deaths_total", "Workers that ended unexpectedly.", program.deaths)
     is_rejected = int(keeper.trouble is not None)
-    yield _one("proxy_config_file_rejected", "1 while the file is not what is in effect.", is_rejected)
-    yield _one("proxy_config_time_seconds", "When it was applied.", keeper.current.time)
+    yield _one(
+        "proxy_config_file_rejected",
+        "1 while the file differs from the configuration in effect.",
+        is_rejected,
+    )
+    yield _one(
+        "proxy_config_time_seconds",
+        "When the configuration in effect was applied, in Unix time.",
+        keeper.current.time,
+    )
     outcomes = {outcome: keeper.outcomes[outcome] for outcome in OUTCOMES}
-    what = "Reloads, changes and rollbacks, by what came of them."
+    what = "Reloads, changes and rollbacks, by outcome."
     yield _many("proxy_reloads_total", what, outcomes, "outcome")
     yield from _process(counted.process)
 
@@ -254,16 +266,18 @@ def _upstream_families(servers: Sequence[ProxyServer], counted: Snapshot) -> Ite
     labels = ("listener", "upstream")
     failures = {key: each.state.failures for key, each in known.items()}
     works = {key: not count for key, count in failures.items()}
-    yield _many("proxy_upstream_up", "0 if its last attempt failed.", works, *labels)
-    yield _many("proxy_upstream_failures", "Attempts that failed in a row.", failures, *labels)
+    yield _many(
+        "proxy_upstream_up", "0 from a failed attempt until the upstream answers again.", works, *labels
+    )
+    yield _many("proxy_upstream_failures", "Consecutive failed attempts.", failures, *labels)
     spares = {key: each.spares for key, each in known.items()}
-    yield _many("proxy_upstream_spares", "Connections that are ready.", spares, *labels)
+    yield _many("proxy_upstream_spares", "Spare connections that are ready for use.", spares, *labels)
     ends = dict.fromkeys(((*key, end) for key in known for end in OUTCOMES_OF_SPARES), 0)
     for name, one in counted.listeners.items():
         for upstream, counts in one.spares.items():
             if counts:  # also of an upstream that is no more
                 ends |= {(name, upstream, end): counts[end] for end in OUTCOMES_OF_SPARES}
-    what = "Connections that were ready, by what became of them."
+    what = "Spare connections, by outcome."
     yield _many("proxy_upstream_spares_total", what, ends, *labels, "outcome")
 
 
@@ -271,26 +285,31 @@ def _limit_families(limiter: Limiter, counted: Snapshot) -> Iterator[Family]:
     none = {each.name: 0 for each in limiter.limits}
     # Those that are no more have their counts still: a counter never falls.
     refused = none | dict(limiter.refusals)
-    yield _many("proxy_limited_total", "Connections that a limit refused.", refused, "limit")
+    yield _many("proxy_limited_total", "Connections refused by a limit.", refused, "limit")
     used = Counter(none)
     used.update(account.settings.name for account in limiter.live)
-    yield _many("proxy_limit_identities", "Who has connections under a limit.", used, "limit")
+    yield _many(
+        "proxy_limit_identities",
+        "Users or clients with live connections that count towards a limit.",
+        used,
+        "limit",
+    )
     waiting = Counter(none)
     for (name, _), flow in counted.flows.items():
         waiting[name] += flow.waiting
-    what = "Directions of connections that wait for bandwidth."
+    what = "Directions of connections that are waiting for bandwidth."
     yield _many("proxy_limit_waiting", what, waiting, "limit")
 
 
 def _process(used: Process) -> Iterator[Family]:
     """Make what the client libraries of Prometheus tell of every process, under the same names."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    yield _one("process_cpu_seconds_total", "Processor time.", used.cpu)
-    yield _one("process_start_time_seconds", "When it was started.", started())
-    yield _one("process_max_fds", "The most descriptors it may have.", soft)
+    yield _one("process_cpu_seconds_total", "Processor time used, in seconds.", used.cpu)
+    yield _one("process_start_time_seconds", "When the process was started, in Unix time.", started())
+    yield _one("process_max_fds", "The limit of open descriptors.", soft)
     if used.files is not None and used.memory is not None:
-        yield _one("process_open_fds", "The descriptors it has.", used.files)
-        yield _one("process_resident_memory_bytes", "Memory in use.", used.memory)
+        yield _one("process_open_fds", "Open descriptors.", used.files)
+        yield _one("process_resident_memory_bytes", "Resident memory, in bytes.", used.memory)
 
 
 def _one(name: str, text: str, value: float, **labels: str) -> Family:
