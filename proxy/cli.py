@@ -152,7 +152,7 @@ def _run(arguments: Sequence[str]) -> int:
         return OK
     if "version" in given:
         if others or len(given) > 1:
-            raise UsageError("-version stands alone")
+            raise UsageError("-version cannot be combined with anything")
         print(f"proxy-server {__version__}")
         return OK
     mode = _mode(given)

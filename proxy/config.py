@@ -116,7 +116,7 @@ class ProxyConfig(Settings):
                 yield exc
             else:
                 if control.scheme != "tcp":
-                    yield ConfigError("control.listen_addr", "is written host:port, without a scheme")
+                    yield ConfigError("control.listen_addr", "must be host:port, without a scheme")
                 places.append(("control", control))
         for (first, one), (second, other) in combinations(places, 2):
             if one.overlaps(other):

@@ -203,7 +203,7 @@ class Session:
                 self._note_gone()
                 return None
             if exc.is_answer:
-                log.debug("%s: asks for a sign of life", self)
+                log.debug("%s: asks for a health check", self)
                 self._end = ""
             else:
                 log.info("%s: %s", self, shortened(str(exc)), extra=self._about(exc))
@@ -263,7 +263,7 @@ class Session:
         limiter = self.runtime.limiter
         try:
             if full:
-                raise LimitError("no place left")
+                raise LimitError("the listener is full")
             if limiter.limits:
                 self._stay = self._stay or Stay()
                 limiter.admit(self._stay, self._who)

@@ -216,7 +216,7 @@ class Upstream:
         self.health.late_until = monotonic() + PATIENCE
         self._doubt(
             UpstreamError(
-                f"upstream {self.name}: not reached within {self.head_start:g} s, and no sign of life",
+                f"upstream {self.name}: not reached within {self.head_start:g} s, and a health check failed",
                 Failure.TIMED_OUT,
             ),
             started,
@@ -405,7 +405,7 @@ class Upstream:
         except (EgressError, LimitError):
             return None
         except UpstreamError as exc:
-            log.debug("%s: no sign of life", exc)
+            log.debug("%s: the health check failed", exc)
             life = exc
         is_odd = isinstance(life, UpstreamError) and life.unclear and life.failure is not Failure.TIMED_OUT
         self.health.answers = is_odd or (isinstance(life, int) and life not in LOGIN_REFUSED)

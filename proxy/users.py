@@ -66,7 +66,7 @@ def user_problems(username: str, password: str) -> Iterator[ConfigError]:
             yield ConfigError(username, f"a {what} has 1 to 255 bytes")
     if password.startswith("scrypt$") and not _SCRYPT.fullmatch(password):
         yield ConfigError(
-            username, "begins like a password hash, but is none: copy all that -hash-password prints"
+            username, "begins like a password hash, but is not one: copy all that -hash-password prints"
         )
 
 

@@ -144,7 +144,7 @@ class TestVersions:
         strange = History(history, 5)
         assert (numbers(strange), strange.next_number()) == ([], 1)
         assert len(caplog.messages) == 1
-        assert "left alone" in caplog.text
+        assert "are not used" in caplog.text
         before = {path.name: path.read_bytes() for path in history.iterdir()}
         assert "in memory only" in strange.add(version(1))
         assert strange.add(version(2)) == ""
@@ -209,7 +209,8 @@ class TestCtl:
         state.chmod(0o777)
         assert cli.run(["ctl", "-c", str(folder / "proxy.ini"), "set", "auth_users.a", "secret"]) == 1
         said = capsys.readouterr().err
-        expected = f"others may write in {state}, so {state}/control.sock may be anybody's: it is not asked"
+        cause = f"others may write in {state}"
+        expected = f"{cause}, so {state}/control.sock may belong to anybody, and is not used"
         assert said == f"proxy-server: {expected}\n"
 
     def test_a_folder_of_another_user_is_his_if_nobody_else_can_have_made_it(

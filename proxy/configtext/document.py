@@ -49,7 +49,7 @@ def edit(text: str, edits: Iterable[Edit], *, is_again: bool = False) -> str:
     found = Document(changed).settings()
     for place in wanted.keys() | found.keys():
         if found.get(place) != wanted.get(place):
-            raise ConfigError(dotted(place), "this value would read back as another one")
+            raise ConfigError(dotted(place), "this value would be read back as a different one")
     return changed
 
 

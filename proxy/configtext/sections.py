@@ -117,7 +117,7 @@ def _why_unknown_section(name: str, keys: set[str]) -> str:
         ("rules", {"to", "action"}),
     ):
         if keys & marks:
-            return f"stands in the wrong place: write it with two brackets, [[name]], below [{kind}]"
+            return f"is in the wrong place: write it with two brackets, [[name]], below [{kind}]"
     return f"unknown section{did_you_mean(name, SETTINGS, '[{}]')}"
 
 
@@ -135,7 +135,7 @@ def why_no_key(path: Path, key: str) -> str:
         homes = [home for home in homes if path[0] in home] or homes
     if homes:
         return f"unknown key here: it belongs into {' or '.join(homes)}"
-    return f"unknown key{did_you_mean(key, known)}" if path else "stands before the first section"
+    return f"unknown key{did_you_mean(key, known)}" if path else "is before the first section"
 
 
 def meant_by(path: Path, key: str) -> str:

@@ -193,8 +193,7 @@ class Api:
         if given is not None and not _is_same_file(os.fsdecode(unquote_to_bytes(given)), self._config):
             raise HttpError(
                 421,
-                f"the server that listens here runs with {self._config}: "
-                "give each server a state_dir of its own",
+                f"the server that listens here runs with {self._config}: give each server its own state_dir",
             )
 
 

@@ -58,7 +58,7 @@ class Program:
 
     @property
     def deaths(self) -> int:
-        """How many of these have ended unasked."""
+        """How many of these have ended unexpectedly."""
         return 0
 
     @property

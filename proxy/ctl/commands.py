@@ -115,7 +115,7 @@ class _Call:
         except (FileNotFoundError, ConnectionRefusedError):
             raise CtlError(self._why_nobody(place)) from None
         except UntrustedError as exc:
-            raise CtlError(f"{reason_of(exc)}, so {place} may be anybody's: it is not asked") from None
+            raise CtlError(f"{reason_of(exc)}, so {place} may belong to anybody, and is not used") from None
         except TimeoutError:
             raise CtlError(f"the server at {place} has not answered for {patience:g} s") from None
         except (OSError, ValueError, http.client.HTTPException) as exc:
@@ -257,7 +257,7 @@ def _upgrade(call: _Call) -> int:
             if told and told["number"] == number:
                 is_done = told["status"] == "done"
                 return call.tell(200 if is_done else 409, json.dumps(told), show.upgrade)
-    raise CtlError("the outcome of the upgrade is not known: see the log")
+    raise CtlError("the outcome of the upgrade is unknown: see the log")
 
 
 def _kill(call: _Call) -> int:

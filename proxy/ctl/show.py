@@ -114,7 +114,7 @@ def health(each: Object) -> str:
 def upgrade(told: Object) -> str:
     """Show what came of an upgrade."""
     if told["status"] == "done":
-        return f"upgraded from proxy-server {told['from']} to {told['to']}; the workers before it drain"
+        return f"upgraded from proxy-server {told['from']} to {told['to']}; the old workers drain"
     return f"the upgrade failed: {_plain(told['problem'])}"
 
 

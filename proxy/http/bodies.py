@@ -40,10 +40,10 @@ def body_of(headers: Headers, version: str) -> Body:
     codings, lengths = headers.get_all("Transfer-Encoding"), headers.get_all("Content-Length")
     if codings:
         if lengths or version == "HTTP/1.0":
-            raise malformed("the end of the body can be told in two ways")
+            raise malformed("the end of the body is given in two ways")
         *others, last = (coding.strip(" \t").lower() for coding in ",".join(codings).split(","))
         if last != "chunked" or last in others:
-            raise malformed("the end of the body cannot be told: chunked is not the last transfer coding")
+            raise malformed("the end of the body is unknown: chunked is not the last transfer coding")
         if others:
             raise HttpError(501, "the body has a transfer coding other than chunked")  # section 6.1
         return Chunked()

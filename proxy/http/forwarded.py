@@ -40,7 +40,7 @@ def client_behind(headers: Headers, trusted: Networks) -> Address | None:
     for text in reversed(",".join(headers.get_all(X_FORWARDED_FOR)).split(",")):
         address = _read(text.strip(" \t"))
         if address is None:
-            log.debug("what stands in %s is no address", X_FORWARDED_FOR)
+            log.debug("%s does not hold an address", X_FORWARDED_FOR)
             break
         found = address
         if found not in trusted:

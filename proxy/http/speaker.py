@@ -49,7 +49,7 @@ class Exchange:
             if answer.status >= 200 or answer.status == 101:
                 return answer
             self.waits = True
-        raise ProtocolError("it sends one interim answer after the other")
+        raise ProtocolError("it sends too many interim answers (1xx)")
 
     def _read_head(self) -> ResponseHead:
         buffer = HeadBuffer(request=False)

@@ -158,7 +158,7 @@ class History:
             with self._opened() as folder:
                 found = [self._read(name, folder) for name in os.listdir(folder) if _number(name)]
         except UntrustedError as exc:
-            log.warning("%s, so the versions there are left alone", reason_of(exc))
+            log.warning("%s, so the versions there are not used", reason_of(exc))
             return []
         except OSError:
             return []

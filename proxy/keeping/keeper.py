@@ -213,7 +213,7 @@ class Keeper:
             layers = self._running.layers
             if layers.volatile:
                 raise ProxyError(
-                    "volatile changes are in effect, which would be gone: write them, or unset them"
+                    "volatile changes are in effect, and would be lost: write them, or unset them"
                 )
             if self.trouble:
                 raise ProxyError(f"the file is not what is in effect: {self.trouble.problem}")
@@ -267,8 +267,8 @@ class Keeper:
                 outcome = self._commit(from_file, is_of_file=True, cure=True, is_asked_for=False)
             if not self.trouble and self._run(self._file.is_left_behind):
                 what = f"{self._file.path} was replaced where it is mounted from, which is not seen here"
-                self._file.note(f"{what}: mount its folder, and start anew")
-                log.error("%s: mount its folder, and start anew", what)
+                self._file.note(f"{what}: mount its folder, and restart")
+                log.error("%s: mount its folder, and restart", what)
             # Whatever became of the file: certificates and users are renewed beside a broken one too.
             taken = self._run(fingerprint.take, self._running.files)
             if taken != self._running.files:

@@ -94,4 +94,4 @@ class Checkers(NativeThreads):
 
 
 def _too_many(asker: str) -> LimitError:
-    return LimitError(f"too many checks of {asker or 'one'} wait already")
+    return LimitError(f"too many checks are waiting for {asker or 'one client'}")

@@ -237,7 +237,7 @@ class Direction:
         try:
             self._blamed = self._source_name
             if not self._source.tick(now, listening=self._listens):
-                self._relay.stop(Ending.CUT, f"{self._source_name}: no sign of life")
+                self._relay.stop(Ending.CUT, f"{self._source_name}: no answer to pings")
         except OSError as exc:
             # A stream looks for errors only while nobody listens to it, so this direction is held. What the
             # source said before it broke is here or in its socket, and can be delivered; only what goes the

@@ -378,7 +378,7 @@ class TlsStream(TcpStream):
         if self._sock.unsent:
             self.on_blocked()
         if count == 0 and self._sock.is_cut:
-            raise ProtocolError("the connection ended without a word of TLS")
+            raise ProtocolError("the connection ended without close_notify")
         return count
 
     def spliceable(self) -> int:

@@ -119,7 +119,7 @@ def credential_problems(
     """Complain of credentials that the protocol cannot carry."""
     if bool(username) != bool(password):
         missing = password_field if username else name_field
-        yield ConfigError(missing, "a user name and a password come together")
+        yield ConfigError(missing, "set a user name and a password, or neither")
     if protocol is Protocol.HTTP and ":" in username:
         yield ConfigError(name_field, "has a colon, which HTTP takes for its end (RFC 7617)")
     for field_name, text in ((name_field, username), (password_field, password)):

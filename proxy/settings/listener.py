@@ -135,10 +135,10 @@ class ServerConfig(Settings):
     def _problems(self) -> Iterator[ConfigError]:
         yield from self._address_problems()
         if self.mode and not self.is_unix:
-            yield ConfigError("mode", "is that of a Unix socket, and only a listener at unix:/path has one")
+            yield ConfigError("mode", "applies to Unix sockets only, and this listener is not at unix:/path")
         if self.clients and self.is_unix and self.client_address is ClientAddress.SOCKET:
             yield ConfigError(
-                "clients", "nobody has an address at a Unix socket: its mode says who may connect"
+                "clients", "clients of a Unix socket have no address: its mode says who may connect"
             )
         if self.protocol is not Protocol.WEBSOCKET:
             for foreign in ("path", "answer"):
@@ -148,11 +148,12 @@ class ServerConfig(Settings):
             if getattr(self, tls) and self.protocol is Protocol.SOCKS5:
                 yield ConfigError(tls, "only websocket and mixed listeners have this setting")
         if self.client_address is ClientAddress.X_FORWARDED_FOR and self.protocol is Protocol.SOCKS5:
-            yield ConfigError("client_address", "x_forwarded_for is HTTP's, and this listener speaks SOCKS5")
+            yield ConfigError("client_address", "x_forwarded_for needs HTTP, and this listener speaks SOCKS5")
         if self.client_address is ClientAddress.SOCKET and self.trusted:
             yield ConfigError("trusted", "has no effect while client_address is socket")
         if self.client_address is not ClientAddress.SOCKET and not (self.trusted or self.is_unix):
-            what = f"is missing: whose word counts with client_address = {self.client_address.value}"
+            how = self.client_address.value
+            what = f"is missing: it names the proxies that may report addresses (client_address = {how})"
             yield ConfigError("trusted", what)
         if bool(self.tls_cert) != bool(self.tls_key):
             missing, present = ("tls_key", "tls_cert") if self.tls_cert else ("tls_cert", "tls_key")
@@ -287,7 +288,7 @@ def _path_problems(path: str) -> Iterator[ConfigError]:
         yield ConfigError("path", f"has only ASCII characters, and no blanks: write {quote(path, _AS_IT_IS)}")
     elif "#" in path:
         yield ConfigError(
-            "path", "has a #, behind which nothing is ever asked for: take it out, or write %23"
+            "path", "has a #, and clients never send what follows it: take it out, or write %23"
         )
     elif {".", ".."} & set(path.partition("?")[0].split("/")):
         yield ConfigError("path", "has . or .. as a part, which clients resolve before they ask")

@@ -41,9 +41,9 @@ class RuleConfig(Settings):
 
     def _problems(self) -> Iterator[ConfigError]:
         if self.name == GUARD:
-            yield ConfigError("", f"{GUARD} is the rule that is built in: give this one another name")
+            yield ConfigError("", f"{GUARD} is the name of the built-in rule: give this one another name")
         if len(self.action) > 1 and {ALLOW, BLOCK} & set(self.action):
-            yield ConfigError("action", f"is {ALLOW}, or {BLOCK}, or a list of ways out")
+            yield ConfigError("action", f"is {ALLOW}, or {BLOCK}, or a list of upstreams")
 
     @property
     def is_block(self) -> bool:

@@ -91,7 +91,9 @@ class UpstreamConfig(Settings):
             yield from self._client_problems()
 
         if self.via and self.via.type not in _TUNNELS:
-            yield ConfigError("via", f"leads through a socks5 or http upstream, and {self.via.name} is none")
+            yield ConfigError(
+                "via", f"must name a socks5 or http upstream, and {self.via.name} is another type"
+            )
         yield from self._egress_problems()
 
     def _egress_problems(self) -> Iterator[ConfigError]:

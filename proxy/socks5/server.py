@@ -20,7 +20,7 @@ LOGIN_REFUSED = bytes([codec.LOGIN_VERSION, 1])
 
 _WHY_NOT = {
     Method.USERNAME_PASSWORD: "but has to log in (2)",
-    Method.NO_AUTHENTICATION: "but nobody logs in here (0)",
+    Method.NO_AUTHENTICATION: "but this listener has no logins (0)",
 }
 _TELL = 8  # methods of a client, which may offer 255
 

@@ -130,7 +130,7 @@ class Crew:
             if not old:
                 raise error
             # The new program does not work, but the old workers do.
-            log.error("the upgrade failed, and the workers before it serve on: %s", error)
+            log.error("the upgrade failed, and the old workers continue: %s", error)
             self.problem = str(error)
             self._leaving = [each for each in self._leaving if each not in old]
             self._by_row = {each.row: each for each in old}
@@ -219,7 +219,7 @@ class Crew:
         self.deaths += 1
         lived = monotonic() - handle.began
         log.error(
-            "worker %d ended unasked after %.1f s (%s), with its connections (%d); another one is started",
+            "worker %d ended unexpectedly after %.1f s (%s), with its connections (%d); another is started",
             handle.number,
             lived,
             handle.fate,

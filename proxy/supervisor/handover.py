@@ -70,9 +70,9 @@ def received() -> Handover | None:
         with open(int(fd), "rb") as file:
             handover = pickle.load(file)
     except Exception as exc:
-        raise ProxyError(f"what the program before hands over cannot be read: {exc}") from exc
+        raise ProxyError(f"the state of the old program cannot be read: {exc}") from exc
     if not isinstance(handover, Handover):
-        raise ProxyError("what the program before hands over is something else")
+        raise ProxyError("the state of the old program is not in the expected form")
     return handover
 
 

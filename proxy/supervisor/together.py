@@ -32,7 +32,7 @@ class Together(Program):
 
     @property
     def deaths(self) -> int:
-        """How many of these have ended unasked."""
+        """How many of these have ended unexpectedly."""
         return self._crew.deaths
 
     def snapshot(self) -> Snapshot:

@@ -92,14 +92,14 @@ class Upgrade:
                     signals.unblock()
                     signals.unblock_interrupt()
         except ProxyError as exc:
-            log.error("the program cannot be started anew, and this one goes on: %s", exc)
+            log.error("the program cannot be restarted, and this one continues: %s", exc)
             self._number += 1
             self._failed = _outcome(self._number, __version__, str(exc))
 
     def _start_anew(self, outcomes: Counter[str]) -> None:
         """Start the program anew in this process; raises ``ProxyError`` if that was not to be."""
         fleet = self._fleet
-        log.info("the program is started anew, and its workers take over")
+        log.info("the program is restarted, and its workers take over")
         fleet.crew.give_up_starting()
         handles = fleet.crew.serving
         received = {each: each.link.leave_off() for each in handles}
@@ -178,14 +178,16 @@ def try_out(handover: Handover) -> None:
         said.seek(0)
         lines = said.read().decode("utf-8", "replace").strip().splitlines()
     except OSError as exc:
-        raise ProxyError(f"the new program cannot be started, so this one goes on: {reason_of(exc)}") from exc
+        raise ProxyError(
+            f"the new program cannot be started, so this one continues: {reason_of(exc)}"
+        ) from exc
     finally:
         said.close()
         for each in (fd, output):
             os.close(each)
     if code:
         why = lines[-1][:_MOST_SAID] if lines else "it says nothing"
-        raise ProxyError(f"the new program does not get ready, so this one goes on: {why}")
+        raise ProxyError(f"the new program does not get ready, so this one continues: {why}")
 
 
 def _wait(pid: int) -> int:
@@ -199,7 +201,7 @@ def _wait(pid: int) -> int:
     except gevent.Timeout:
         os.kill(pid, signal.SIGKILL)
         raise ProxyError(
-            f"the new program does not get ready in {PATIENCE:g} s, so this one goes on"
+            f"the new program does not get ready in {PATIENCE:g} s, so this one continues"
         ) from None
     finally:
         watcher.close()

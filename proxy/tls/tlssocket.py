@@ -324,7 +324,7 @@ class TlsSocket:
         except OSError as exc:  # which the kernel says only once
             self._failure = exc
         if len(self.unsent) > _MOST_UNSENT:
-            self._failure = ProtocolError("TLS: the peer wants answers, and takes none")
+            self._failure = ProtocolError("TLS: the peer keeps asking for answers, and reads none")
 
     def _fail(self, exc: ssl.SSLError) -> None:
         with suppress(OSError):

@@ -260,7 +260,7 @@ class Decoder:
                 raise FrameError("a control frame is fragmented")
         # Section 5.4: the frames of two messages may not be mixed.
         elif self.in_message != (opcode == Opcode.CONTINUATION):
-            raise FrameError("a message begins inside another, or goes on without a beginning")
+            raise FrameError("a message begins inside another one, or continues without a beginning")
         elif opcode == Opcode.TEXT:
             raise FrameError("a text message, where only binary ones are taken", CloseCode.UNSUPPORTED_DATA)
         if len(head) < 2:

@@ -331,7 +331,7 @@ def test_refuses_what_is_no_configuration_file(text: bytes | str, expected: str)
             "timeout = 1",
             "timeout: unknown key here: it belongs into [proxy] or a section [[name]] below [upstreams]",
         ),
-        ("xyzzy = 1", "xyzzy: stands before the first section"),
+        ("xyzzy = 1", "xyzzy: is before the first section"),
         ("auth_users = alice", "auth_users: is a section: write [auth_users] on a line of its own"),
         (
             "[proxy]\nauth_users = x",
@@ -361,11 +361,11 @@ def test_refuses_what_is_no_configuration_file(text: bytes | str, expected: str)
         ("[upstreams]\n[[[a]]]\ntype = direct", "[upstreams.a] a section has one or two brackets, not more"),
         (
             "[home]\ntype = direct",
-            "[home] stands in the wrong place: write it with two brackets, [[name]], below [upstreams]",
+            "[home] is in the wrong place: write it with two brackets, [[name]], below [upstreams]",
         ),
         (
             "[web]\nprotocol = websocket",
-            "[web] stands in the wrong place: write it with two brackets, [[name]], below [listeners]",
+            "[web] is in the wrong place: write it with two brackets, [[name]], below [listeners]",
         ),
         ("[[proxy]]\ntimeout = 1", "has too many brackets: write [proxy]"),
         (

@@ -107,8 +107,8 @@ def test_an_empty_list_is_any() -> None:
             "[rules.x] action: there is no blok in [upstreams], and it is not allow or block; did you mean block?",
         ),
         ("action =", "[rules.x] action: is empty"),
-        ("action = allow, home", "[rules.x] action: is allow, or block, or a list of ways out"),
-        ("action = block, allow", "[rules.x] action: is allow, or block, or a list of ways out"),
+        ("action = allow, home", "[rules.x] action: is allow, or block, or a list of upstreams"),
+        ("action = block, allow", "[rules.x] action: is allow, or block, or a list of upstreams"),
         ("action = home, home", "[rules.x] action: has an empty name, or the same one twice"),
         ("listener = sock", "[rules.x] listener: there is no sock in [listeners]; did you mean socks?"),
         ("resolve = perhaps", "[rules.x] resolve: is neither yes nor no"),
@@ -122,7 +122,7 @@ def test_what_cannot_be_meant_is_refused(rule: str, problem: str) -> None:
 
 def test_the_rule_that_is_built_in_has_its_name_for_itself() -> None:
     assert problems("[[guard]]\nto = self") == [
-        "[rules.guard] guard is the rule that is built in: give this one another name"
+        "[rules.guard] guard is the name of the built-in rule: give this one another name"
     ]
 
 

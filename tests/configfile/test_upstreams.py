@@ -28,7 +28,7 @@ from tests.configfile.reading import LISTENER, problems, read
         ),
         (
             "type = socks5\nproxy_address = h:1\nproxy_username = a",
-            "2: [upstreams.x] proxy_password: a user name and a password come together",
+            "2: [upstreams.x] proxy_password: set a user name and a password, or neither",
         ),
         (
             "type = socks5\nproxy_address = h:1\nauth = basic",
@@ -99,7 +99,7 @@ def test_an_upstream_is_reached_via_another_whatever_their_order() -> None:
         (("via = corporate", "via = home"), "via: leads in a circle: home via home"),
         (
             ("type = http", "type = websocket"),
-            "via: leads through a socks5 or http upstream, and corporate is none",
+            "via: must name a socks5 or http upstream, and corporate is another type",
         ),
     ],
 )

@@ -85,7 +85,7 @@ def test_an_empty_file_has_no_users(tmp_path: Path) -> None:
         (f"bob:{SECRET}\x07", ":1: has a control character"),
         (f"bob:{SECRET}\tx", ":1: has a control character"),
         (f"bob:{SECRET}\xff".encode("latin-1"), ":1: is not UTF-8"),
-        (f"bob:scrypt$14${SECRET}", ":1: begins like a password hash, but is none"),
+        (f"bob:scrypt$14${SECRET}", ":1: begins like a password hash, but is not one"),
         (b"bob:a\0b", ": is not a text file: there is a NUL byte in line 1"),
         (b"x" * (17 << 20), ": is larger than 16 MiB: this is not a configuration file"),
     ],

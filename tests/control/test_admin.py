@@ -368,7 +368,7 @@ class TestWhoIsMeant:
         status, answer = house.ask("GET", "/status", X_Proxy_Config=str(path))
         if status == 421:
             said = f"the server that listens here runs with {house.config}: "
-            assert answer == {"error": said + "give each server a state_dir of its own"}
+            assert answer == {"error": said + "give each server its own state_dir"}
         return status
 
     def test_its_own_file_by_any_name(self, house: House) -> None:

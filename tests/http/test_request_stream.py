@@ -165,7 +165,7 @@ def test_who_leaves_before_that_without_a_word_of_tls_is_cut_off(
     stream, client = over_tls(authority, good, GET)
     receive(stream, Buffer())
     client._sock.close()
-    with pytest.raises(ProtocolError, match="without a word of TLS"):
+    with pytest.raises(ProtocolError, match="without close_notify"):
         receive(stream, Buffer())
     stream.begin_close(Ending.CUT)
 

@@ -126,7 +126,7 @@ def test_a_worker_that_is_killed_takes_only_its_own_and_is_replaced(stack: ExitS
     before = metrics(node)
     of_first = share(node)[str(first["id"])]
     os.kill(first["pid"], signal.SIGKILL)
-    line = node.wait_for_log(f"worker {first['id']} ended unasked")
+    line = node.wait_for_log(f"worker {first['id']} ended unexpectedly")
     assert "killed by SIGKILL" in line
     assert sum(map(works, tunnels)) == 200 - of_first
     wait_until(lambda: [each["state"] for each in workers_of(node)] == ["running"] * 2, "another one")
@@ -195,7 +195,7 @@ def test_what_all_are_told_does_not_end_one_that_starts(stack: ExitStack, echo: 
     assert ctl(node, "kill", "3-1").returncode == 1
     os.kill(pid, signal.SIGCONT)
     wait_until(lambda: pid in running(node), "it to serve")
-    assert node.log.count("ended unasked") == 1
+    assert node.log.count("ended unexpectedly") == 1
     assert "internal error" not in node.log
 
 
@@ -203,7 +203,7 @@ def test_one_that_dies_as_it_starts_is_told_of_once(stack: ExitStack) -> None:
     node = stack.enter_context(run())
     os.kill(starting(node), signal.SIGKILL)
     wait_until(lambda: len(running(node)) == 2, "another one")
-    assert node.log.count("error") == node.log.count("ended unasked") == 2
+    assert node.log.count("error") == node.log.count("ended unexpectedly") == 2
 
 
 def test_one_that_is_not_needed_any_more_as_it_starts_ends_without_a_word(stack: ExitStack) -> None:
@@ -265,7 +265,7 @@ def test_connections_are_limited_together(stack: ExitStack, echo: Target) -> Non
     assert row["live"] == 5
     # Those of a worker that is gone have left.
     os.kill(workers_of(node)[0]["pid"], signal.SIGKILL)
-    node.wait_for_log("ended unasked")
+    node.wait_for_log("ended unexpectedly")
     gone = 5 - sum(share(node).values())
     wait_until(lambda: 3 in [each["id"] for each in workers_of(node)], "another one")
     for _ in range(gone):
@@ -680,7 +680,7 @@ def test_a_program_that_does_not_get_ready_changes_nothing(
     set_version(tmp_path, text)
     done = ctl(node, "upgrade")
     assert done.returncode == 1
-    assert b"does not get ready, so this one goes on" in done.stderr
+    assert b"does not get ready, so this one continues" in done.stderr
     assert why in done.stderr.decode()
     assert [each["id"] for each in workers_of(node)] == [each["id"] for each in before]
     assert all(map(works, tunnels))

@@ -198,7 +198,7 @@ def test_who_waits_for_a_check_that_is_asked_for_already_adds_nothing(desk: Desk
     desk.end(desk.ask("user"), True, takes=1.0)
     begun = desk.ask("user", key="begun")
     jobs = [desk.ask("user", key=number) for number in (0, 1, 2, 2, 2, 3)]
-    with pytest.raises(LimitError, match="too many checks of user wait already"):
+    with pytest.raises(LimitError, match="too many checks are waiting for user"):
         desk.ask("user", key="new")
     assert desk.ask("user", key="begun") is begun
     assert desk.ask("user", key=3) is jobs[5]

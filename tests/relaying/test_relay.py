@@ -674,7 +674,7 @@ def test_a_dead_peer_is_a_cut(tunnel: Tunnel) -> None:
     settle()
     tunnel.near.alive = False
     tunnel.relay.tick(time.monotonic())
-    assert tunnel.result() == Transfer(0, 0, Ending.CUT, "client: no sign of life")
+    assert tunnel.result() == Transfer(0, 0, Ending.CUT, "client: no answer to pings")
 
 
 def test_the_sweep_looks_after_every_relay_also_after_a_pause(

@@ -195,7 +195,7 @@ def test_refuses_a_client_that_offers_no_method_we_accept(node: Proxy, door: str
     ("door", "greeting", "words"),
     [
         ("locked", b"\x05\x01\x00", "the client offers only methods [0], but has to log in (2)"),
-        ("open", b"\x05\x01\x02", "the client offers only methods [2], but nobody logs in here (0)"),
+        ("open", b"\x05\x01\x02", "the client offers only methods [2], but this listener has no logins (0)"),
         ("open", b"\x05\xff" + b"\x99" * 255, f"the client offers only methods {[0x99] * 8} ..., but "),
     ],
 )
