@@ -1,7 +1,7 @@
 """How many rounds a run has and how long each measurement takes, so that all of it ends in time."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tests.bench.measuring import Length
 from tests.bench.works import WORKS, Work
@@ -20,7 +20,7 @@ class Scale:
     idle: int  # connections
 
 
-FULL = Scale(rounds=5, budget=410, limit=460, idle=500)
+FULL = Scale(rounds=5, budget=430, limit=460, idle=500)
 QUICK = Scale(rounds=3, budget=50, limit=54, idle=100)
 
 
@@ -37,19 +37,20 @@ class Plan:
 
     def length_of(self, work: Work) -> Length:
         """Tell how long a work is done."""
-        return work.length or self.length
+        seconds = self.length.seconds * work.weight
+        return work.length or replace(self.length, seconds=seconds, warm_up=WARM_UP * seconds)
 
 
 def make(scale: Scale, works: Sequence[str], contenders: Sequence[str]) -> Plan:
     """Divide the time there is among the measurements, in as many rounds as it allows."""
     for rounds in range(scale.rounds, 0, -1):
-        fixed, free = 0.0, 0
+        fixed, free = 0.0, 0.0
         for work in map(WORKS.__getitem__, works):
             count = sum(name in work.contenders for name in contenders)
             times = min(rounds, work.rounds)
             fixed += count * (times + work.warm_ups) * cost(work, scale)
-            free += 0 if work.length else count * times
-        seconds = (scale.budget - fixed) / max(1, free) / (1 + WARM_UP)
+            free += 0.0 if work.length else count * times * work.weight
+        seconds = (scale.budget - fixed) / max(1.0, free) / (1 + WARM_UP)
         if seconds >= SHORTEST:
             break
     seconds = min(LONGEST, max(SHORTEST, seconds))
