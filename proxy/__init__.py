@@ -1,3 +1,3 @@
-"""A TCP proxy: SOCKS5, HTTP and WebSocket, on the way in and on the way out."""
+"""A TCP proxy: SOCKS5, HTTP and WebSocket, for clients and towards upstreams."""
 
 __version__ = "0.2.0"

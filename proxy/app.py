@@ -1,5 +1,5 @@
 """
-The running program: its listeners, its logs, signals, and an end in good order.
+The running program: its listeners, logs, signals and orderly stop.
 """
 
 import gc

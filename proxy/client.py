@@ -1,8 +1,8 @@
 """
 Everything one can connect through: directly, through a proxy, or through a choice of these.
 
-The server's ways out and the command line's client mode are the same objects. ``dial`` is the whole
-of it; ``connect`` and what follows is the same for one who uses a client as a library.
+The server's upstreams and the command line's client mode use the same objects. ``dial`` is what they need;
+``connect`` and the methods after it are the same for users of the library.
 """
 
 from abc import ABC, abstractmethod

@@ -1,5 +1,5 @@
 """
-Let an error into the log once, and tell after a while how often it came again.
+Log a repeated error once, and after a while how often it came again.
 """
 
 import logging

@@ -1,7 +1,7 @@
 """
-The configuration as values: frozen, and right if they exist.
+The configuration as frozen values, which are valid if they exist.
 
-This is the whole one, and here are its parts, which stand in ``settings``, for programs that use the package.
+This is the whole configuration; its parts, from ``settings``, are exported here for users of the library.
 """
 
 import re

@@ -1,7 +1,7 @@
 """
 Standard input, output and error, as the command line uses them, and its exit codes.
 
-The three are whatever we were given: closed, non-blocking, or on a disk that is full.
+Nothing can be assumed of the three: they may be closed, non-blocking, or on a full disk.
 """
 
 import getpass

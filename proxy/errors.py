@@ -1,8 +1,8 @@
 """
 What can go wrong, said once.
 
-A ``Failure`` is the cause in our own words. Each wing has one table that says it on the wire, and
-reads it back when an upstream reports it, so that a client several hops away learns the true reason.
+A ``Failure`` is the cause in our own words. Each protocol has one table that translates it to the wire, and
+back when an upstream reports it, so that a client several hops away learns the true reason.
 """
 
 import errno

@@ -1,8 +1,8 @@
 """
-Say what the rules make of a target, and why.
+Explain what the rules decide about a target, and why.
 
-What is told comes from what decides: the same walk over the rules, and the same ``Course`` by which each
-address is judged before it is dialled. Only nothing is dialled.
+The code that decides is the code that explains: the same walk over the rules, and the same ``Course`` by
+which each address is judged before it is dialled. Only nothing is dialled.
 """
 
 from collections.abc import Iterator, Sequence

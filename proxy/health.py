@@ -1,10 +1,10 @@
 """
-What is known of an upstream.
+The health of an upstream.
 
-It outlives a configuration: the next one in which the same upstream stands goes on with it, and so does
-whoever is still connecting under the one before.
+It outlives a configuration: the next one with the same upstream continues with it, and so do
+connections that are still being made under the old one. A sign of life is a health check that passed.
 
-How an upstream is:
+The states of an upstream:
 
     well           It has its place in the order.
     late           It was not reached within its head start, and is asked for a sign of life. Until that is

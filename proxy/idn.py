@@ -1,5 +1,5 @@
 """
-Spell host names that are not ASCII: mapped as browsers do (UTS 46), then IDNA 2008 (RFC 5891).
+Encode host names that are not ASCII: mapped as browsers do (UTS 46), then IDNA 2008 (RFC 5891).
 
 A stranger may ask for any name, so the work is bounded before it is done: by the length of a label, and
 by that of what has been spelt so far. Hence Punycode is done here: the standard library's codec takes

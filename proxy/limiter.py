@@ -1,5 +1,6 @@
 """
-The limits of a configuration, kept for all connections of the program together, and the penalties for logins.
+The limits of a configuration, counted over all connections of the program, and the penalties for failed
+logins.
 
 A connection has a ``Stay``, which says what it counts for: of the sections with the same ``per`` the first
 that is for it. It is counted as soon as it is known who the client is, so that handshakes count too, and

@@ -1,5 +1,5 @@
 """
-Lines for an operator, in text or in JSON: those of the log, and those that are said before there is one.
+Log lines, as text or JSON, also before the log is open.
 """
 
 import json

@@ -1,5 +1,5 @@
 """
-The servers of a configuration, and how they become those of another one.
+The servers of a configuration, and how a new configuration replaces them.
 
 A change has three steps. ``plan`` builds all that is new, and may take its time. ``open`` opens the
 addresses that are new. Both may fail, and then nothing has happened. ``change`` then only moves

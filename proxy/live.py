@@ -1,5 +1,5 @@
 """
-A server that runs from a file: all that watches it, changes it and tells of it, joined to the program.
+A server that runs from a file: the program, joined to what watches, changes and reports on it.
 
 This is where the control plane meets the data plane, which knows nothing of it.
 """

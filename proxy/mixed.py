@@ -25,7 +25,7 @@ class MixedServer(ProxyServer):
         return "SOCKS and HTTPS proxy over TLS" if self.config.tls_cert else "SOCKS and HTTP proxy"
 
     def inbound(self, channel: Channel, runtime: Runtime) -> Inbound:
-        """Choose the door of a client by what it says first; raises ``ProtocolError`` and ``EOFError``."""
+        """Choose the protocol of a client by its first byte; raises ``ProtocolError`` and ``EOFError``."""
         first = channel.read_exact(1)
         channel.push_back(first)
         if first[0] == SOCKS5:

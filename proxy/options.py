@@ -1,8 +1,8 @@
 """
-The options of a command line, read in a way that no message repeats what may be a secret.
+Parse the options of a command line, without repeating a secret in any message.
 
-A password can begin with a dash, and it can come to stand anywhere: behind an option that is misspelt,
-or glued to one. So a message names options of ours, and the place of a word, but never the word.
+A password can begin with a dash, and it can stand anywhere: after a misspelt option,
+or glued to one. So a message names known options and the position of a word, but never the word.
 """
 
 from collections import deque

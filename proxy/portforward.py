@@ -1,5 +1,5 @@
 """
-A door without a protocol: every client is carried to the same target.
+Port forwarding (``-listen``): no protocol, every client is carried to the same target.
 """
 
 from proxy.accesslog import NO_LOG, AccessLog

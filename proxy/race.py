@@ -1,8 +1,8 @@
 """
-Reach several upstreams beside one another, as Happy Eyeballs connects to the addresses of a name (RFC 8305).
+Race several upstreams, as Happy Eyeballs races the addresses of a name (RFC 8305).
 
-They are begun in the order of preference: the next one when those before it have failed, or when the last
-that was begun has had its head start. What is reached first is taken; where several are, the preferred one.
+They are started in the order of preference: the next one when those before it have failed, or when the last
+one started has had its head start. The first one reached is taken; if several are, the preferred one.
 
 What may never be violated:
 

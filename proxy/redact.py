@@ -1,5 +1,5 @@
 """
-What may be told of a setting that holds a secret.
+What may be shown of a secret setting.
 """
 
 REDACTED = "********"  # in place of a secret

@@ -1,5 +1,5 @@
 """
-Where the connections of a listener go: by its rules, and by the ways out among which they choose.
+Where the connections of a listener go: its rules choose among its upstreams.
 """
 
 import logging

@@ -2,7 +2,7 @@
 All that connections need of a configuration, and what outlives it.
 
 A runtime is built completely beside the one in use, or not at all. Then only a reference moves: new
-connections are served with the new runtime, and those that live keep theirs until they end.
+connections use the new runtime, and live ones keep theirs until they end.
 """
 
 from collections.abc import Mapping, Sequence

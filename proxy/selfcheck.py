@@ -1,9 +1,9 @@
 """
-What a configuration is on this machine at this time, which its text does not tell.
+What is wrong with a configuration on this machine at this time, which its text does not show.
 
-Two listeners may have one address, one of them by name. And a listener's upstream may be the listener
-itself, or lead back to it by way of others: then every connection would go in a circle until there is
-no room for another.
+Two listeners may have the same address, one of them by name. A listener's upstream may be the listener
+itself, or lead back to it through others: then every connection would loop until there is
+no room for another. And a certificate may have expired.
 """
 
 from collections.abc import Callable, Iterator, Sequence

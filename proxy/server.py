@@ -1,5 +1,5 @@
 """
-What every server is: a listener, a pool of greenlets, and a reference to the runtime of new clients.
+The base of every server: a listener, a pool of greenlets, and the runtime for new clients.
 """
 
 from abc import ABC, abstractmethod
@@ -101,7 +101,7 @@ class ProxyServer(ABC):
 
     @abstractmethod
     def inbound(self, channel: Channel, runtime: Runtime) -> Inbound:
-        """Make the door's part of a session."""
+        """Make the client's side of a session."""
 
     def listen(self, address: str = "") -> None:
         """Open the listener, on the configuration's address if none is given; raises ``ProxyError``."""

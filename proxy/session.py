@@ -1,9 +1,9 @@
 """
-The life of one connection, whichever door it came through.
+The life of one connection, whatever protocol its client speaks.
 
-greet and authenticate → choose a way out and dial → accept or refuse → relay → account → close.
+greet and authenticate → choose an upstream and dial → accept or refuse → relay → account → close.
 
-A door knows how to do its part in its protocol (``Inbound``); nothing here asks which door it is.
+An ``Inbound`` does its part in the client's protocol; nothing here asks which protocol that is.
 """
 
 import logging
@@ -55,7 +55,7 @@ class Wanted:
 
 
 class Inbound(Protocol):
-    """One client at a door. Each method speaks the door's protocol; all of them may block."""
+    """One client, in the protocol of its listener (a door). All methods may block."""
 
     half_close_grace: float
     """Seconds for which a client that has ended its side is waited for while its target is dialled."""

@@ -1,5 +1,5 @@
 """
-Signals that wait until somebody knows what to do with them.
+Signals that arrive during the start, kept until the program can handle them.
 
 A start takes a while. SIGHUP, SIGUSR1 and SIGUSR2 are taken by a server only, and would end it before it
 is one; SIGINT would show a traceback of whatever is being imported. So they wait from the first moment on.

@@ -1,5 +1,5 @@
 """
-The SOCKS4 door, and SOCKS4a: for old programs, at a listener where nobody has to log in.
+The server side of SOCKS4 and SOCKS4a: for old programs, at a listener without logins.
 
 As it was written down by NEC and by its users: https://www.openssh.com/txt/socks4.protocol and
 https://www.openssh.com/txt/socks4a.protocol.
@@ -23,7 +23,7 @@ MAX_TEXT = 255  # bytes of a name or user ID, which have no bound of their own
 
 
 class Socks4Inbound:
-    """One client at the SOCKS4 door."""
+    """One client that speaks SOCKS4."""
 
     # A client may send its request and close its side: the answer is still wanted.
     half_close_grace = 0.5  # seconds

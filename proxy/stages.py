@@ -1,9 +1,9 @@
 """
-Test an upstream: reach it stage by stage, and say what came of each, and how long it took.
+Test an upstream: reach it stage by stage, with the result and the time of each.
 
-What is told comes from what serves: the same clients do each hop's part, in the order in which ``via`` has
-them. All of it is done once and anew, without retries, spares and TLS sessions that are resumed, and what is
-found changes nothing in what is known of the upstream. Rules are not asked: ``explain`` is for these.
+The code that serves is the code that is tested: the same clients do each hop's part, in the order of ``via``.
+All of it is done once and from scratch, without retries, spares and resumed TLS sessions, and the
+result does not change the upstream's health. Rules are not applied: ``explain`` is for these.
 """
 
 import ssl

@@ -1,11 +1,10 @@
 """
-Tell whether what stands in a folder can only be ours.
+Tell whether a folder and its files can only be ours.
 
-Whoever can write where the versions and the control socket are could have us start with a configuration of
-theirs, or be told what is meant for us. So who owns a place, and who else may write there, is checked as sshd
-and git do it. Trusted are root, ourselves, and those who own the configuration
-file or its folder: they can have us do anything as it is. A version is judged by what was opened, and not
-by its name.
+Whoever can write where the versions and the control socket are could make us start with their configuration,
+or receive what is meant for us. So who owns a folder, and who else may write there, is checked as sshd and
+git do it. Trusted are root, ourselves, and the owners of the configuration file or its folder, who control us
+anyway. A version is judged by the file that was opened, not by its name.
 """
 
 import errno

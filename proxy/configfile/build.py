@@ -1,8 +1,8 @@
 """
-Build a configuration of what stands in a file, and report all that is wrong with it.
+Build a configuration from the contents of a file, and report everything that is wrong with it.
 
-configobj reads the lines that are left, with a configspec for each value; the dataclasses say what values
-mean to one another. Of a setting that was refused no more is said: whatever is missing for want of it follows
+configobj reads the lines that are left, with a configspec for each value; the dataclasses check how values
+go together. A setting that was refused is not reported again: whatever is missing without it follows
 from the first mistake.
 """
 

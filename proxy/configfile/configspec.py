@@ -1,5 +1,5 @@
 """
-What configobj checks the values of a file by: every setting has a check of its own.
+The configspec by which configobj checks the values of a file: each setting has its own check.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,8 @@
 """
 A file of users: ``name:password`` a line, the password plain or a hash.
 
-The first colon ends the name, and nothing is taken for quotes or for a comment behind a password: what stands
-there is it. Empty lines, and lines that begin with #, are none. No message repeats what a line says.
+The first colon ends the name, and all that follows is the password: there are no quotes, and no comments
+behind it. Empty lines and lines that begin with # are skipped. No message repeats what a line says.
 """
 
 import codecs

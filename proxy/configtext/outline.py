@@ -1,7 +1,7 @@
 """
-Find the sections and settings of a document that have no place in it, and where all the others stand.
+Find the sections and settings of a document that do not belong in it, and where all the others are.
 
-What has no place is reported and left out, so that the rest can be looked at all the same. No problem
+What does not belong is reported and left out, so that the rest can be checked all the same. No problem
 repeats a value: it may be a password.
 """
 

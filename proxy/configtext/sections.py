@@ -1,8 +1,8 @@
 """
-What a configuration file may have: its sections, their settings, and what to say of the rest.
+Which sections and settings a configuration file may have, and what to say of any others.
 
-A setting is a field of a class in ``settings`` or ``config``, whose type says of what kind it is. Here they
-are put into their sections.
+A setting is a field of a class in ``settings`` or ``config``, whose type says what kind it is. Here they
+are assigned to sections.
 """
 
 import re

@@ -1,1 +1,1 @@
-"""The control interface: what a running program is asked, and what it tells. Nothing below imports it."""
+"""The control interface: what operators can ask a running program. The data plane does not import it."""

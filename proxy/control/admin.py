@@ -1,11 +1,11 @@
 """
-Where the control interface is, and who may use it: on a Unix socket, and on TCP for who knows the token.
+Where the control interface listens, and who may use it: on a Unix socket, or on TCP with a token.
 
-Who may open the socket's file may do everything. On TCP a request must bring the token. One without it
-that calls the host by a foreign name may be a browser's, which that name has led here (DNS rebinding).
+Whoever may open the socket may do everything. On TCP a request must carry the token. One without it
+that names another host may come from a browser that was led here by DNS rebinding.
 
-A browser may come to the socket, too: by a port that ssh forwards, which every page in it can reach. There
-is no token there, so the names that a browser gives, of the host and of the page that asks, have to be ours.
+A browser may reach the socket, too, by a port that ssh forwards, which every page in it can use. There
+is no token there, so the names in the browser's Host and Origin have to be ours.
 """
 
 import hmac

@@ -1,8 +1,8 @@
 """
-The live connections: those that are asked for, in the order that is asked for, and how fast each one is.
+The live connections: filtered and sorted as requested, with the rate of each.
 
-Nothing is measured while nobody asks. Who looks each second has a look at all of them taken once a second,
-however many they are who look; the difference of two looks is how fast a connection is. Only the rows that
+Nothing is measured while nobody asks. While somebody polls, all connections are sampled once a second,
+however many clients poll; a rate is the difference of two samples. Only the rows that
 are shown are written out: that is most of the work where there are thousands.
 """
 

@@ -1,7 +1,7 @@
 """
-HTTP for a handful of clients: one request a connection, and a bound on all of it.
+HTTP for a handful of clients: one request per connection, and a bound on everything.
 
-Heads are read by the strict parser of the doors. What a request means is its handler's
+Heads are read by the same strict parser as the listeners use. What a request means is its handler's
 business; what it may cost is decided here.
 """
 

@@ -1,9 +1,9 @@
 """
-What a process has counted until now, and what it has at the moment: plain numbers, which can be added up.
+A snapshot of a process: its counters, and what it has at the moment, as plain numbers that can be added up.
 
-Where several processes serve, each takes its own snapshot, and what is told is their sum. Snapshots also go
-from one version of the program to another (``ctl upgrade``), pickled: what has changed its name, its place or
-its fields cannot be read there.
+Where several processes serve, each takes its own snapshot, and their sum is reported. Snapshots are also
+pickled for another version of the program (``ctl upgrade``), which cannot read a class that was renamed,
+moved or given other fields.
 """
 
 import os

@@ -1,1 +1,1 @@
-"""What an operator types: ctl asks a running server, and prints what it answers."""
+"""The operator's commands: ctl asks a running server, and prints its answer."""

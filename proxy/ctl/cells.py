@@ -1,8 +1,8 @@
 """
-Text on a terminal: what of it is harmless, how many columns it takes, and tables that have room there.
+Text on a terminal: made harmless, measured in columns, and laid out in tables that fit.
 
-Names come from strangers. One may hold what moves the cursor, turns the direction of writing around, or
-takes two columns or none, and what stands beside it shall keep its place all the same.
+Names come from strangers. They may contain what moves the cursor, reverses the direction of writing, or
+takes two columns or none, and the columns have to stay aligned all the same.
 """
 
 import shutil

@@ -1,5 +1,5 @@
 """
-What the control interface answers, as people like to read it: aligned, in units, one thing a line.
+The answers of the control interface for people: aligned, with units, one thing per line.
 
 Each answer has a function here that makes a text of it, and each kind of row one that gives its cells by
 the heads of their columns, as ``table`` takes them.

@@ -1,5 +1,5 @@
 """
-Sizes, spans and moments, as people like to read them.
+Sizes, durations and times, formatted for people.
 """
 
 import time

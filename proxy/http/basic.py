@@ -7,7 +7,7 @@ from base64 import b64decode, b64encode
 
 from proxy.http.heads import malformed
 
-MAX_CREDENTIAL = 255  # bytes: as at every door, RFC 1929, section 2
+MAX_CREDENTIAL = 255  # bytes: as in every protocol, RFC 1929, section 2
 
 _BASIC = re.compile(r"basic +([A-Za-z0-9+/]+={0,2})", re.IGNORECASE)
 

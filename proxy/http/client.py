@@ -1,8 +1,8 @@
 """
-A way out through an HTTP proxy, by CONNECT (RFC 9110, section 9.3.6).
+The client side of HTTP proxies: CONNECT (RFC 9110, section 9.3.6).
 
-Such proxies are what leads outside from most workplaces. Most of them tell of a failure by a bare status,
-which may be the target's fault or their own: a sign of life decides.
+Most of these proxies report a failure by a bare status, which may be the target's fault or their own:
+a health check (sign of life) decides.
 """
 
 import re

@@ -1,8 +1,8 @@
 """
 X-Forwarded-For: who the client is, told by the HTTP servers in between.
 
-Each of them puts the address that it sees behind those that are there already, so only what trusted ones
-have added can be believed, and that stands on the right.
+Each of them appends the address that it sees, so only what trusted ones
+have added can be believed, and that is on the right.
 """
 
 import logging

@@ -1,7 +1,7 @@
 """
-Why there is no tunnel, in HTTP: a status with Proxy-Status (RFC 9209), written and read back.
+Failures in HTTP: a status with Proxy-Status (RFC 9209), written and read back.
 
-So the cause travels through any number of proxies, and the client at the other end learns it.
+So the cause travels through any number of proxies to the client.
 """
 
 import re

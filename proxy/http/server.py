@@ -1,5 +1,5 @@
 """
-The HTTP door: a client asks an HTTP proxy for a tunnel, or for one page (RFC 9110, RFC 9112).
+The server side of HTTP proxying: a client asks for a tunnel, or for one page (RFC 9110, RFC 9112).
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def challenge(why: str) -> HttpError:
 
 
 class HttpInbound:
-    """One client at the HTTP door."""
+    """One client that uses an HTTP proxy."""
 
     # A client may send its request and close its side: the answer is still wanted.
     half_close_grace = 0.5  # seconds

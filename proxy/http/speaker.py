@@ -1,5 +1,5 @@
 """
-What is the same of all upstreams that are spoken to in HTTP: TLS, answers, and whose fault they tell of.
+What HTTP and WebSocket upstreams have in common: TLS, answers, and whose fault a failure is.
 """
 
 import re

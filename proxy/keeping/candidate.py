@@ -1,5 +1,5 @@
 """
-What may come into effect, and what became of the attempt: plain values.
+A configuration that may come into effect, and the outcome of the attempt: plain values.
 """
 
 from collections.abc import Mapping

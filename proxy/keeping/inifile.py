@@ -1,5 +1,5 @@
 """
-The configuration file, and what was said of it when it was last looked at.
+The configuration file, and the result of the last check of it.
 
 What may never be violated:
 

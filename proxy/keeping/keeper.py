@@ -1,7 +1,7 @@
 """
-The keeper of the configuration: what is in effect, how it came about, and the one way to change it.
+The configuration in effect, its history, and the one way to change it.
 
-Whatever wants a change comes here: the watcher, a signal, the control interface. Each says how a
+Every change comes here: from the watcher, a signal, the control interface. Each says how a
 ``Candidate`` is made, and ``_commit`` does the rest. What must never be violated:
 
 - One at a time, under the lock, and to its end: nobody sees half a change.

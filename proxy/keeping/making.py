@@ -1,8 +1,8 @@
 """
-Make what may come into effect, of the file, of an old version, or of what is in effect and changes to it.
+Make a candidate configuration: from the file, an old version, or changes to what is in effect.
 
-That is done in a native thread: reading and judging a large file takes a while, and disks may stall. So
-nothing here changes what is in effect, and nothing says anything in the log, which is the event loop's.
+This runs in a native thread, because reading and checking a large file takes a while, and disks may stall. So
+nothing here changes what is in effect, and nothing writes to the log, which belongs to the event loop.
 """
 
 from dataclasses import dataclass, replace

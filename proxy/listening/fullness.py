@@ -1,8 +1,8 @@
 """
-Tell that a listener has no place left, and that it has one again, but not over and over.
+Log that a listener is full, and that it has room again, but not over and over.
 
-Whoever waits in the kernel's queue hangs without a word, so the operator gets one. A place that is
-free is taken at once while others wait: so there is room when it has been there for a moment.
+Clients that wait in the kernel's queue hang silently, so the operator is told. While others wait, a free
+place is taken at once: so there is room only when a place has been free for a moment.
 """
 
 import logging

@@ -1,5 +1,5 @@
 """
-The addresses on which this process listens: they are no targets, as a connection there only comes back.
+The addresses on which this process listens, which are refused as targets: a connection there would loop.
 
 A few bytes of a client, who asks for a target within a target, would become hundreds of connections
 otherwise. What counts is where a connection would arrive, however the target is spelt, so each address is

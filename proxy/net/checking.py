@@ -1,9 +1,9 @@
 """
-Native threads for what costs much and anybody can ask for: checking a password.
+Native threads for password checks: expensive, and anybody can ask for one.
 
-Whoever asked in vain rests for eight times as long as that took, but for 8 s at most: to guess costs us a
-ninth of a processor. What waits is bounded in time, not in number, so that everybody is answered before a
-handshake is over: whoever would wait for longer is told at once.
+After a wrong password, its asker waits eight times as long as the check took, but 8 s at most: guessing costs
+us a ninth of a processor. What waits is bounded in time, not in number, so that everybody is answered before
+a handshake is over: whoever would wait for longer is told at once.
 """
 
 from collections.abc import Callable, Hashable, Iterator

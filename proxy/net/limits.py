@@ -1,5 +1,5 @@
 """
-What the system lets this process have, and what is said and done when that has come to an end.
+The resources that the system gives this process, and what happens when they run out.
 
 A shortage of descriptors, memory or ports is our own. It raises ``LimitError``, which is neither the
 target's fault nor an upstream's, so nobody is blamed, made to rest or passed over for it.

@@ -1,5 +1,5 @@
 """
-What runs beside the connections: native threads, and greenlets of nobody's in particular.
+What runs beside the connections: native threads, and greenlets that belong to no connection.
 
 Native threads are for what would block every connection at once: name lookups, password hashes, writes to a
 log that stalls, and whatever reads, judges or writes the configuration. Everything else runs in greenlets.

@@ -1,5 +1,5 @@
 """
-Who shares what a limit gives, how much may be had in a time, and how much was: by a time that is given.
+Who shares a limit, and token buckets for its rates; the caller passes the time.
 """
 
 from dataclasses import dataclass

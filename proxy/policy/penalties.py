@@ -1,9 +1,9 @@
 """
-Who has failed to log in of late, and for how long no login of theirs is judged.
+Addresses with recent failed logins, and for how long their logins are refused unchecked.
 
-Each failure adds some seconds to the sum of an address, which runs off by a second each second. Up to three
-failures nothing happens. Above that nothing is judged that comes from there, right or wrong, until the sum
-has run off to three of them.
+Each failure adds some seconds to the sum of an address, which falls by a second each second. Up to three
+failures nothing happens. Above that, no login from there is checked, right or wrong, until the sum
+has fallen to three of them.
 
 The table is of a fixed size, and its memory is used page by page as addresses come: 32 MiB for a million.
 An address has its place in one of many buckets, and only the program knows in which one. When a bucket is

@@ -1,5 +1,5 @@
 """
-Where a client may go, and by which way: the rules of a configuration, and the guard behind them.
+Where a client may go, and through which upstreams: the rules of a configuration, and the guard after them.
 
 A request is judged twice. First as the client wrote it: the rules are asked one after the other, and the
 first that matches decides (``Policy.judge``). Then, where the connection goes out directly from here, every

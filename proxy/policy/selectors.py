@@ -1,5 +1,5 @@
 """
-Whom a section of the configuration is for.
+To whom a section of the configuration applies.
 """
 
 from typing import Protocol

@@ -1,5 +1,5 @@
 """
-One direction of a relay: what its source has goes to its sink, and it waits for one of the two.
+One direction of a relay: it moves bytes from its source to its sink, and waits for one of the two.
 
 What may never be violated:
 

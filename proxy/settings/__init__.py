@@ -1,1 +1,1 @@
-"""What may be set: the kinds of settings, and the values that are made of them."""
+"""The settings: their kinds, and the values made of them."""

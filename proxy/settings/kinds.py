@@ -1,7 +1,7 @@
 """
-What a setting may be: how it is read from text, and which values are right.
+Kinds of settings: how each is read from text, and which values are valid.
 
-The kind of a setting stands beside its field, and nowhere else: the file is read and checked by it, and so is
+The kind of a setting is declared with its field, and nowhere else: it reads and checks the file, and checks
 what a program passes. Durations are seconds. Secrets stay out of every ``repr``.
 """
 

@@ -1,5 +1,5 @@
 """
-A limit: how much those may have who share it, and whom it is for.
+A limit: how much those who share it may have, and to whom it applies.
 """
 
 from collections.abc import Iterator

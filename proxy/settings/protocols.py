@@ -1,5 +1,5 @@
 """
-What is spoken, and at which addresses.
+The protocols, and the addresses at which they are spoken.
 """
 
 from enum import Enum
@@ -11,7 +11,7 @@ from proxy.settings.kinds import members
 
 
 class Protocol(str, Enum):
-    """What a door speaks."""
+    """What a listener or a proxy speaks."""
 
     SOCKS5 = "socks5"
     WEBSOCKET = "websocket"

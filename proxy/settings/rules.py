@@ -1,5 +1,5 @@
 """
-A rule: where those may go whom it is for, and by which way.
+A rule: where those to whom it applies may go, and through which upstreams.
 """
 
 from collections.abc import Iterator

@@ -1,5 +1,5 @@
 """
-A way out: a proxy, or none.
+An upstream: a proxy, or ``direct``.
 """
 
 from collections.abc import Iterator

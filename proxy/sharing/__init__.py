@@ -1,1 +1,1 @@
-"""What many connections have together, and in which order: turns of the event loop, bandwidth, and pipes."""
+"""What many connections share: turns of the event loop, bandwidth, and pipes."""

@@ -1,5 +1,5 @@
 """
-What is left for a later turn of the event loop, and how much of it those take who have much to do.
+How long bulk work may take in one turn of the event loop, and what is left for later turns.
 
 While an operation runs nobody else is served. One that splices a megabyte takes 0.1 ms; 64 KiB may be one
 frame or ten thousand, which take 25 ms to decode; and there may be a thousand of each at once. So whoever

@@ -1,1 +1,1 @@
-"""The SOCKS5 wing: RFC 1928 with the logins of RFC 1929."""
+"""SOCKS5: RFC 1928 with the logins of RFC 1929."""

@@ -1,5 +1,5 @@
 """
-A way out through a SOCKS5 proxy: PySocks leads the conversation, our codec spells the messages.
+The client side of SOCKS5: PySocks leads the handshake, our codec writes the messages.
 
 PySocks cannot use a connection that is already there, and writes a length from 128 on as two bytes.
 So it speaks through a ``_Mouthpiece``, which lends it our channel and replaces its login by ours.

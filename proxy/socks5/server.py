@@ -1,5 +1,5 @@
 """
-The SOCKS5 door (RFC 1928, RFC 1929).
+The server side of SOCKS5 (RFC 1928, RFC 1929).
 """
 
 from contextlib import suppress
@@ -34,7 +34,7 @@ class Socks5Server(ProxyServer):
 
 
 class Socks5Inbound:
-    """One client at the SOCKS5 door."""
+    """One client that speaks SOCKS5."""
 
     __slots__ = ("_asked", "_channel", "_runtime")
 

@@ -1,4 +1,5 @@
-"""The process that has the listeners and serves no client, and gives its sockets to workers that do."""
+"""The supervisor process: it owns the listeners, serves no client, and gives its sockets to workers that
+do."""
 
 # Of the environment, by which a program knows that it takes another one's place, or only tries to.
 HANDED, TRIAL = "PROXY_SERVER_HANDED", "PROXY_SERVER_TRIAL"

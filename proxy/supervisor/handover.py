@@ -1,7 +1,7 @@
 """
-What a supervisor hands over to the program that takes its place, by way of a file without a name.
+What a supervisor hands over to the program that replaces it, in an unnamed file.
 
-That may be another version. What it cannot read it refuses when it is tried, before anything is given away.
+That may be another version. If it cannot read this, the trial start fails, before anything is given away.
 """
 
 import os

@@ -1,5 +1,5 @@
 """
-Looking after workers: what each has counted, what others have to know of it, and whether it answers.
+Watching the workers: what each has counted, what the others need to know, and whether it answers.
 
 What may never be violated:
 

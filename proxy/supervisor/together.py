@@ -1,5 +1,5 @@
 """
-A program of several workers as the control interface sees it: sums, and lists made of all of theirs.
+A program of several workers as the control interface sees it: their sums, and their lists merged.
 """
 
 from collections import Counter

@@ -1,5 +1,5 @@
 """
-Giving place to another program, and taking the place of one: `ctl upgrade`.
+Upgrading to another version of the program, in both roles: the old one and the new one (``ctl upgrade``).
 
 The program's file may be another one by now. So it is tried first, in a process of its own that is given all
 that is handed over, and has to get a worker ready; then it is started in this process, which keeps its

@@ -1,5 +1,5 @@
 """
-What the keys do: what becomes of the state, and what else is to be done.
+The keys: how each changes the state, and what else it does.
 """
 
 from collections.abc import Callable

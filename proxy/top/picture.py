@@ -1,5 +1,5 @@
 """
-The picture that is made of a state: lines, exactly as many and as wide as the terminal has room for.
+Draw a state: exactly as many lines as the terminal has, and as wide.
 """
 
 from dataclasses import replace

@@ -1,5 +1,5 @@
 """
-Lines of a picture, and the columns of its tables: what has room, and what goes first where there is none.
+Lines and table columns of the picture: what fits, and what is dropped first.
 """
 
 from collections.abc import Collection, Sequence

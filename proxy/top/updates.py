@@ -1,7 +1,7 @@
 """
-What comes from outside, and what becomes of a state by it: a sample, or none; another size of the terminal.
+How events from outside change the state: a new sample, a failed one, another size of the terminal.
 
-Whatever comes, the cursor stays on what it was on.
+Whatever comes, the cursor stays on the item it was on.
 """
 
 from dataclasses import replace

@@ -1,1 +1,1 @@
-"""The WebSocket wing: RFC 6455, carrying a TCP connection each."""
+"""WebSocket (RFC 6455): each one carries a TCP connection."""

@@ -1,5 +1,5 @@
 """
-A way out through a WebSocket proxy: websocket-client does the opening handshake.
+The client side of WebSocket proxies: websocket-client does the opening handshake.
 
 It speaks through a ``_Mouthpiece``: the answer's head is read in few system calls, bounded and
 strictly parsed, and only what the library has to check of it is passed on. An answer that is not

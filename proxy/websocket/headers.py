@@ -1,5 +1,5 @@
 """
-What a request for a tunnel may say, beside what RFC 6455 wants of it.
+The headers of a request for a tunnel, beyond those of RFC 6455.
 """
 
 import re

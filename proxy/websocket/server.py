@@ -1,5 +1,5 @@
 """
-The WebSocket door (RFC 6455).
+The server side of WebSocket proxying (RFC 6455).
 
 The request's head is read and vetted by our own strict parser; only when the target is connected
 does gevent-websocket see it, and answers 101. Then the socket is ours.
@@ -44,7 +44,7 @@ class WebSocketServer(ProxyServer):
 
 
 class WebSocketInbound:
-    """One client at the WebSocket door."""
+    """One client that asks for a tunnel by WebSocket."""
 
     half_close_grace = 0.0  # seconds: a client that ends TCP before the 101 does not want it
 

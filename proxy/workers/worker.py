@@ -1,8 +1,8 @@
 """
-One process that serves: a program as any other, which is given its configuration and its sockets.
+A worker process: a program like any other, which is given its configuration and its sockets.
 
-Its supervisor is at the other end of a link. When that is gone, however it went, the worker ends as it would
-for a SIGTERM.
+Its supervisor is at the other end of a link. When that is gone, for whatever reason, the worker ends as it
+would on SIGTERM.
 """
 
 import logging
