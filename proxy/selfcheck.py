@@ -3,7 +3,8 @@ What is wrong with a configuration on this machine at this time, which its text 
 
 Two listeners may have the same address, one of them by name. A listener's upstream may be the listener
 itself, or lead back to it through others: then every connection would loop until there is
-no room for another. And a certificate may have expired.
+no room for another. A certificate may have expired, and the system may know of no authorities that could
+vouch for a proxy's.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from proxy.listening.ours import is_local, leads_to
 from proxy.net.egress import try_out
 from proxy.policy.rules import Machine
 from proxy.settings.listener import ServerConfig
-from proxy.tls.contexts import validity_of
+from proxy.tls.contexts import lack_of_authorities, validity_of
 
 _LOOKUP = 1.0  # seconds: what takes longer is hardly a name of this machine
 
@@ -43,11 +44,18 @@ def problems(config: ProxyConfig) -> Iterator[ConfigError]:
 
 
 def warnings(config: ProxyConfig) -> Iterator[ConfigError]:
-    """Find what is not right now and may be in a moment: certificates, and what to go out by."""
+    """Find what is not right now and may be in a moment: certificates, authorities, what to go out by."""
     for listener in config.listeners:
         yield from _dates(f"listeners.{listener.name}", listener.tls_cert, "clients refuse it")
     for upstream in config.upstreams:
         yield from _dates(f"upstreams.{upstream.name}", upstream.tls_cert, "the proxy refuses it")
+    for upstream in config.upstreams:
+        if (
+            upstream.proxy_address
+            and upstream.client_config.trusts_system
+            and (lack := lack_of_authorities())
+        ):
+            yield ConfigError(f"upstreams.{upstream.name}.tls_ca", f"{lack}; its certificate is refused")
     for upstream in config.upstreams:
         try:
             try_out(upstream.egress)

@@ -1,7 +1,10 @@
 """What a configuration is on this machine at this time."""
 
+import os
 import socket as std_socket
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -119,11 +122,32 @@ def test_a_name_is_looked_up_only_where_the_ports_are_the_same(asked: list[str])
     assert asked == []
 
 
+@pytest.mark.parametrize(("address", "more", "is_warned"), [
+    ("wss://far.example", {}, True),
+    ("wss://far.example", {"tls_verify": False}, False),
+    ("ws://far.example", {}, False),
+])  # fmt: skip
+def test_a_system_without_authorities_is_warned_of_where_they_are_needed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str, more: dict[str, Any], is_warned: bool
+) -> None:
+    """A container without ca-certificates refuses every proxy."""
+    monkeypatch.setenv("SSL_CERT_FILE", os.devnull)
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+    upstream = UpstreamConfig("up", UpstreamType.WEBSOCKET, address, **more)
+    listener = ServerConfig("127.0.0.1:1080", Protocol.SOCKS5, "a")
+    config = ProxyConfig(listeners=(listener,), upstreams=(upstream,))
+    said = [(each.field, str(each)) for each in warnings(config)]
+    lack = f"the system has no authorities to trust, neither in /dev/null nor in {tmp_path}"
+    cure = "install the package ca-certificates, or name a file in tls_ca"
+    assert said == [("upstreams.up.tls_ca", f"{lack}: {cure}; its certificate is refused")] * is_warned
+
+
 def test_a_certificate_whose_time_is_over_or_to_come_is_warned_of(
     authority: Authority, good: Certificate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every client refuses it, which only they would tell."""
     over = authority.issue("over", "localhost", expired=True)
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.root.cert))  # not every system has authorities
 
     def warned(made: Certificate) -> list[tuple[str, str]]:
         cert, key = str(made.cert), str(made.key)

@@ -112,6 +112,11 @@ class ClientConfig(Settings):
         """The proxy's address, parsed."""
         return parse_endpoint("server_addr", self.server_addr, PROXY_SCHEMES[self.protocol][0])
 
+    @property
+    def trusts_system(self) -> bool:
+        """True if the system's authorities have to vouch for the proxy."""
+        return self.endpoint.scheme in SECURE.values() and self.tls_verify and not self.tls_ca
+
 
 def credential_problems(
     name_field: str, username: str, password_field: str, password: str, protocol: Protocol

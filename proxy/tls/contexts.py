@@ -3,8 +3,9 @@ TLS contexts, built once per configuration: reading the system's certificates ta
 """
 
 import _ssl
+import os
 import ssl
-from time import monotonic
+from time import gmtime, monotonic, strftime
 from typing import Any, TypeVar
 
 from proxy.errors import ConfigError, is_shortage
@@ -13,6 +14,7 @@ from proxy.tls import tickets
 
 # Of OpenSSL's X509_V_ERR_...: unable to get an issuer (2, 20, 21), self-signed (18, 19).
 _NOT_TRUSTED = (2, 18, 19, 20, 21)
+_NOT_NOW = (9, 10)  # not yet valid, expired
 _AUTHORITIES = "the authorities to trust are those in {}, or the system's where that is not set"
 _CERTIFICATE, _PRIVATE_KEY = b"-----BEGIN CERTIFICATE-----", b"PRIVATE KEY-----"  # in PEM (RFC 7468)
 _Context = TypeVar("_Context", bound=ssl.SSLContext)
@@ -31,7 +33,13 @@ class ClientContext(ssl.SSLContext):
     def __init__(self, *_: Any) -> None:
         super().__init__()
         self.authorities = ""  # what the user of this program names them by
+        self.trusts_system = False
         self._sessions: dict[str, tuple[ssl.SSLSession, float]] = {}
+
+    def advice(self) -> str:
+        """Say what decides on whom is trusted."""
+        lack = lack_of_authorities(self.authorities) if self.trusts_system else ""
+        return lack or _AUTHORITIES.format(self.authorities)
 
     def session_with(self, host: str) -> ssl.SSLSession | None:
         """Give a session to be resumed, if there is one; a server that refuses it goes on without."""
@@ -114,9 +122,44 @@ def client_context(
             raise ConfigError("tls_ca", f"{ca}: no PEM certificate in it") from exc
     else:
         context.load_default_certs()
+        context.trusts_system = True
     if cert:
         _load_certificate(context, cert, key)
     return context
+
+
+def lack_of_authorities(named_by: str = "tls_ca") -> str:
+    """
+    Say what is missing, and the cure, where the system has no authorities to trust, like many containers.
+
+    OpenSSL says nothing of it when a context is made, and later the same as of an authority that is unknown.
+    """
+    paths = ssl.get_default_verify_paths()
+    for variable in (paths.openssl_cafile_env, paths.openssl_capath_env):
+        named = os.environ.get(variable)
+        if named and not any(map(os.path.exists, named.split(os.pathsep))):
+            return f"{variable} names {named}, which does not exist"
+    file = os.environ.get(paths.openssl_cafile_env) or paths.openssl_cafile
+    folders = os.environ.get(paths.openssl_capath_env) or paths.openssl_capath
+    if _has_bytes(file) or any(map(_has_files, folders.split(os.pathsep))):
+        return ""
+    cure = f"install the package ca-certificates, or name a file in {named_by}"
+    return f"the system has no authorities to trust, neither in {file} nor in {folders}: {cure}"
+
+
+def _has_bytes(file: str) -> bool:
+    try:
+        return os.path.getsize(file) > 0
+    except OSError:
+        return False
+
+
+def _has_files(folder: str) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return any(entry.is_file() for entry in entries)
+    except OSError:
+        return False
 
 
 def _secured(context: _Context) -> _Context:
@@ -131,11 +174,17 @@ def _secured(context: _Context) -> _Context:
 _NO_TLS = ("WRONG_VERSION_NUMBER", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST")
 
 
-def describe(exc: ssl.SSLError, authorities: str = "") -> str:
-    """Say why a TLS handshake failed, in one line; and what names the authorities, if others would help."""
+def describe(exc: ssl.SSLError, context: ClientContext | None = None) -> str:
+    """Say why a TLS handshake failed, in one line; and what a client may have to change."""
     if isinstance(exc, ssl.SSLCertVerificationError):
-        cure = f"; {_AUTHORITIES.format(authorities)}" if exc.verify_code in _NOT_TRUSTED else ""
-        return f"certificate refused: {exc.verify_message.rstrip('.')}{cure}"
+        advice = ""
+        if exc.verify_code in _NOT_TRUSTED and context:
+            advice = f"; {context.advice()}"
+        elif exc.verify_code in _NOT_NOW:
+            # A box without a battery begins in 1970, or where it was when it was switched off. The day
+            # does: a line that is always new would not be collapsed.
+            advice = strftime("; the clock of this machine says it is %Y-%m-%d (UTC)", gmtime())
+        return f"certificate refused: {exc.verify_message.rstrip('.')}{advice}"
     if exc.reason in _NO_TLS:
         return "the peer does not speak TLS"
     # Without notice and with; Debian's Python 3.11 takes the one for the other.

@@ -76,20 +76,20 @@ def connect_tls(sock: Any, context: ClientContext, host: str) -> "TlsSocket":
     session = context.session_with(host)
     try:
         tls = TlsSocket(take_over(sock), context, keep, server_hostname=host, session=session)
-        return _shake_hands(tls, context.authorities)
+        return _shake_hands(tls, context)
     except BaseException:
         context.forget_session(host)  # it may be what the server does not like
         raise
 
 
-def _shake_hands(tls: "TlsSocket", authorities: str = "") -> "TlsSocket":
+def _shake_hands(tls: "TlsSocket", context: ClientContext | None = None) -> "TlsSocket":
     try:
         tls.do_handshake()
     except ssl.SSLError as exc:
         check_memory("TLS handshake")  # OpenSSL says many things then, such as "internal error"
         if isinstance(exc, ssl.SSLCertVerificationError):
             check_descriptors("TLS handshake")  # authorities are read from files when they are wanted
-            why = describe(exc, authorities)
+            why = describe(exc, context)
             raise RefusedCertificateError(f"TLS handshake: {why}", tls.certificate) from exc
         raise ProtocolError(f"TLS handshake: {describe(exc)}") from exc
     return tls

@@ -1,8 +1,10 @@
 """TLS contexts, and what a failed handshake is called."""
 
+import os
 import signal
 import ssl
 import subprocess
+import time
 import warnings
 from pathlib import Path
 from typing import TypeVar
@@ -70,6 +72,52 @@ def test_a_certificate_that_proves_nothing_is_refused_in_one_line(
     with pytest.raises(ProtocolError, match=reason) as raised:
         shake_hands(server_context(str(good.cert), str(good.key)), client_context(ca), host)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("settings", "said"), [
+    ({"SSL_CERT_FILE": "{empty}/ca.pem"}, "SSL_CERT_FILE names {empty}/ca.pem, which does not exist"),
+    (
+        {"SSL_CERT_FILE": os.devnull, "SSL_CERT_DIR": "{empty}"},
+        (
+            "the system has no authorities to trust, neither in /dev/null nor in {empty}: "
+            "install the package ca-certificates, or name a file in tls_ca"
+        ),
+    ),
+])  # fmt: skip
+def test_authorities_that_are_missing_are_named_with_the_cure(
+    good: Certificate, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, settings: dict[str, str], said: str
+) -> None:
+    """To OpenSSL, a machine without authorities is one that does not know the right one."""
+    quietly(monkeypatch)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value.format(empty=tmp_path))
+    with pytest.raises(ProtocolError) as raised:
+        shake_hands(server_context(str(good.cert), str(good.key)), client_context())
+    assert str(raised.value).endswith(
+        f"unable to get local issuer certificate; {said.format(empty=tmp_path)}"
+    )
+
+
+def test_a_file_of_our_own_is_not_looked_for_in_the_system(
+    authority: Authority, good: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quietly(monkeypatch)
+    monkeypatch.setenv("SSL_CERT_FILE", "/nonexistent")
+    other = client_context(str(authority.self_signed("other", "Other").cert))
+    with pytest.raises(ProtocolError, match="the authorities to trust are those in tls_ca"):
+        shake_hands(server_context(str(good.cert), str(good.key)), other)
+
+
+def test_what_is_not_valid_now_is_refused_with_the_day_of_the_clock(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock of a box without a battery may be decades behind."""
+    quietly(monkeypatch)
+    old = authority.issue("old", "localhost", expired=True)
+    today = time.strftime("%Y-%m-%d", time.gmtime())
+    said = f"certificate has expired; the clock of this machine says it is {today}"
+    with pytest.raises(ProtocolError, match=said):
+        shake_hands(server_context(str(old.cert), str(old.key)), client_context(str(authority.root.cert)))
 
 
 def test_the_dates_of_a_certificate_are_read(authority: Authority, good: Certificate, tmp_path: Path) -> None:
