@@ -157,7 +157,7 @@ def machine() -> str:
         platform.machine(),
     )
     congestion_control = Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
-    # One that somebody has built is often slower, without the optimizations that distributions turn on.
+    # One that somebody has built may lack the optimizations that distributions turn on.
     origin = "of the system" if sys.base_prefix == "/usr" else "not of the system"
     return (
         f"Python {platform.python_version()} ({origin}), {platform.system()} {platform.release()}, "
