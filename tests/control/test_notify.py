@@ -1,6 +1,7 @@
 """What a service manager is told and hands over, as sd_notify(3) and sd_listen_fds(3) say."""
 
 import errno
+import fcntl
 import os
 import socket
 import subprocess
@@ -131,8 +132,8 @@ print([sock.getsockname() for _, sock in inherited_sockets()], "LISTEN_FDS" in o
 
 def take(*socks: socket.socket, pid_offset: int = 0, count: int | None = None) -> tuple[str, str]:
     """Start a process that has these sockets as its descriptors 3 and up, and print what it took."""
-    arrange = "; ".join(f"os.dup2({sock.fileno() + 100}, {at})" for at, sock in enumerate(socks, 3))
-    raised = [os.dup2(sock.fileno(), sock.fileno() + 100) for sock in socks]
+    raised = [fcntl.fcntl(sock, fcntl.F_DUPFD, 100) for sock in socks]  # beyond those that it is to have
+    arrange = "; ".join(f"os.dup2({fd}, {at})" for at, fd in enumerate(raised, 3))
     try:
         done = subprocess.run(
             [sys.executable, "-c", f"import os; {arrange or 'pass'}\n{TAKER}", str(pid_offset)],

@@ -4,6 +4,7 @@ A restart under a service manager that keeps the listening sockets: sd_notify(3)
 The manager is the test's own, and does what systemd's documentation says; no systemd runs here.
 """
 
+import fcntl
 import json
 import os
 import signal
@@ -46,7 +47,7 @@ class Service:
     def running(self) -> Iterator["subprocess.Popen[bytes]"]:
         """Start it, and wait until it is ready."""
         kept = [(name, fd) for name, fds in self.manager.store.items() for fd in fds]
-        high = [os.dup2(fd, 200 + place) for place, (_, fd) in enumerate(kept)]
+        high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 100) for _, fd in kept]  # beyond those that it is to have
         environment = {"NOTIFY_SOCKET": self.manager.address, "LISTEN_FDS": str(len(kept))}
         environment["LISTEN_FDNAMES"] = ":".join(name for name, _ in kept)
         command = [sys.executable, "-c", LAUNCHER, str(len(kept)), *map(str, high)]
