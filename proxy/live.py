@@ -18,9 +18,14 @@ from proxy.ctl.ask import why_not_ours
 from proxy.keeping.keeper import Keeper
 from proxy.keeping.watcher import Watcher
 from proxy.lines import begin, say
+from proxy.net.deadline import Deadline
 from proxy.net.sock import GeventSocket
 from proxy.supervisor import HANDED
 from proxy.trust import Trust
+
+log = logging.getLogger(__name__)
+
+_FAREWELL = 5.0  # seconds for the versions at the end
 
 
 def serve(path: str, *, last_good: bool = False) -> None:
@@ -143,5 +148,10 @@ class _Control(Companion):
                     acceptor.keep_file()
 
     def stopped(self) -> None:
-        self._keeper.catch_up()
+        try:
+            with Deadline(_FAREWELL).limit("the state_dir"):
+                self._keeper.catch_up()
+        except TimeoutError:
+            # A thread may be held by a file system that does not answer, or a FIFO that nobody writes.
+            log.warning("the configuration or its versions are still being read or written: not waited for")
         self._admin.stop()

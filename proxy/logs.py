@@ -62,6 +62,8 @@ class Logs:
             self._file = self._open(path)
         except (OSError, LimitError) as exc:
             where = self._file.path if self._file else "stderr"
+            if where == path:
+                where = "the file that had this name before"
             notes = (f"access_log {path}: {reason_of(exc)}; it is written to {where} until it can be opened",)
             self._opener = self._opener or gevent.spawn(self._open_later)
         writer = self._file or self._stderr

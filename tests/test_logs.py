@@ -354,6 +354,21 @@ def test_a_call_with_the_wrong_arguments_is_not_what_fails(
     assert len((tmp_path / "log").read_text().splitlines()) == 1
 
 
+def test_an_access_log_that_is_gone_goes_on_in_the_file_that_had_its_name(tmp_path: Path) -> None:
+    """Its folder was removed, and then the log is reopened, as logrotate has it done."""
+    folder = tmp_path / "log"
+    folder.mkdir()
+    path = str(folder / "access.log")
+    made = logs.Logs()
+    config = ProxyConfig((SERVER,), access_log=path)
+    assert made.change(config) == ()
+    os.unlink(path)
+    folder.rmdir()
+    where = "it is written to the file that had this name before until it can be opened"
+    assert made.change(config) == (f"access_log {path}: No such file or directory; {where}",)
+    made.finish()
+
+
 def test_an_access_log_for_which_there_is_no_thread_is_opened_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

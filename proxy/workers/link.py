@@ -33,6 +33,7 @@ from proxy.net.limits import BALLAST
 _HEAD = struct.Struct("!IH")  # how long a message is, and how many sockets come with it
 _MOST_SOCKETS = 250  # at a time: Linux takes 253
 _AT_ONCE = 1 << 18  # bytes
+_LATE = 0.25  # seconds: who wakes later than this could not run
 _REST = 0.1  # seconds until it is tried again to read, where there was no memory to do it
 _CLOSED_IN_CHILDREN: int = getattr(std_socket, "MSG_CMSG_CLOEXEC", 0)
 
@@ -108,7 +109,12 @@ class Link:
             if self.is_over:
                 raise GoneError("it is gone")
             self._send((number, name, values), sockets)
+            asked_at = time.monotonic()
             outcome.wait(within)  # which a deadline of the caller's may end, and that is not ours
+            if within and time.monotonic() - asked_at > within + _LATE:
+                # We were stopped meanwhile, and the other end most likely too: as in a container that is
+                # paused. Its answer may be there, and not read yet.
+                outcome.wait(within)
             if not outcome.ready():
                 raise GoneError(f"there was no answer for {within:g} s")
             return outcome.get()

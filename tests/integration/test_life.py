@@ -171,6 +171,24 @@ class TestStopping:
             node.signal(signal.SIGTERM)
             assert node.wait(20) == 0
 
+    def test_a_file_that_cannot_be_read_to_its_end_does_not_hold_up_the_stop(self) -> None:
+        """It may be on a file system that does not answer any more."""
+        with make_node() as node:
+            node.config_path.unlink()
+            os.mkfifo(node.config_path)
+            node.signal(signal.SIGHUP)
+            opened: list[int] = []
+
+            def has_a_reader() -> bool:
+                with contextlib.suppress(OSError):
+                    opened.append(os.open(node.config_path, os.O_WRONLY | os.O_NONBLOCK))
+                return bool(opened)
+
+            wait_until(has_a_reader, "the file to be read")
+            node.signal(signal.SIGTERM)
+            assert node.wait(20) == 0
+            os.close(opened[0])
+
     def test_a_client_in_its_handshake_does_not_hold_up_the_stop(self) -> None:
         """CASES 216."""
         config = {"drain_timeout": "1s", "handshake_timeout": "1h"}

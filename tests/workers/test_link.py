@@ -2,6 +2,7 @@
 
 import os
 import socket as std_socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from types import SimpleNamespace
@@ -109,6 +110,14 @@ def test_no_answer_in_time_is_an_error(ends: Ends) -> None:
     with pytest.raises(GoneError, match=r"no answer for 0\.05 s"):
         ends.near.ask("wait", within=0.05)
     assert ends.near.ask("echo") == ()
+
+
+def test_who_was_stopped_while_asking_reads_the_answer_before_giving_up(ends: Ends) -> None:
+    """A container that is paused, or a laptop's lid: the worker stood still as well, and is not to blame."""
+    asked = gevent.spawn(ends.near.ask, "echo", "still here", within=0.05)
+    gevent.sleep(0)  # so it waits, and nothing is sent yet
+    time.sleep(0.4)  # the whole process, as nothing is patched here
+    assert asked.get() == ("still here",)
 
 
 def test_a_deadline_of_who_asks_is_its_own(ends: Ends) -> None:
