@@ -56,6 +56,7 @@ class Handle:
         self.began = monotonic()
         self.has_begun = False  # to serve
         self.is_leaving = False  # as it was told to
+        self._is_killed = False  # by us
         self.ended = Event()
         self._on_end = on_end
         self._code: int | None = None
@@ -82,6 +83,8 @@ class Handle:
         """How it ended."""
         if self._code is None or self._code >= 0:
             return f"exit code {self._code}"
+        if self._code == -signal.SIGKILL and not self._is_killed:
+            return "killed by SIGKILL, as where memory runs out: dmesg knows"
         try:
             return f"killed by {signal.Signals(-self._code).name}"
         except ValueError:
@@ -103,6 +106,7 @@ class Handle:
 
     def kill(self) -> None:
         """End it at once."""
+        self._is_killed = True
         self._signal(signal.SIGKILL)
 
     def describe(self) -> dict[str, Any]:

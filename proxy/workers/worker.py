@@ -48,6 +48,10 @@ from proxy.workers.table import Seat, Table
 log = logging.getLogger(__name__)
 
 _LAST_WORDS = 1.0  # seconds for them to be heard
+_OOM_SCORE, _MOST_OOM_SCORE = (
+    100,
+    1000,
+)  # thousandths of the memory that there may be (proc_pid_oom_score_adj(5))
 
 # What the supervisor says, for all, would be said here once more.
 _SAID_BY_SUPERVISOR = ("proxy.app", "proxy.listeners", "proxy.listening.fullness")
@@ -343,8 +347,21 @@ def run(descriptors: str) -> int:
         worker = Worker(socket.socket(fileno=link), Table(table))
     except (OSError, ValueError):
         raise ProxyError(f"{VARIABLE} is set, which is for processes that it starts itself") from None
+    _offer_to_go_first()
     try:
         worker.run()
     except ProxyError:
         return FAILED  # the supervisor says why
     return OK
+
+
+def _offer_to_go_first() -> None:
+    """
+    Have the kernel end a worker, which is replaced, before the supervisor, with which all ends.
+
+    Where memory runs out it takes the largest process, and the supervisor is often a bit larger.
+    """
+    with suppress(OSError, ValueError), open("/proc/self/oom_score_adj", "r+", encoding="ascii") as file:
+        adjusted = min(int(file.read()) + _OOM_SCORE, _MOST_OOM_SCORE)
+        file.seek(0)
+        file.write(str(adjusted))

@@ -127,7 +127,7 @@ def test_a_worker_that_is_killed_takes_only_its_own_and_is_replaced(stack: ExitS
     of_first = share(node)[str(first["id"])]
     os.kill(first["pid"], signal.SIGKILL)
     line = node.wait_for_log(f"worker {first['id']} ended unexpectedly")
-    assert "killed by SIGKILL" in line
+    assert "killed by SIGKILL, as where memory runs out: dmesg knows" in line
     assert sum(map(works, tunnels)) == 200 - of_first
     wait_until(lambda: [each["state"] for each in workers_of(node)] == ["running"] * 2, "another one")
     assert {each["id"] for each in workers_of(node)} == {second["id"], 3}
@@ -158,6 +158,17 @@ def test_those_whom_a_worker_refused_are_told_when_it_is_gone(stack: ExitStack) 
         os.kill(each["pid"], signal.SIGKILL)
     wait_until(lambda: [each["state"] for each in workers_of(node)] == ["running"] * 2, "other ones")
     assert told() == [target, target]
+
+
+def test_where_memory_runs_out_a_worker_goes_before_the_supervisor(stack: ExitStack, echo: Target) -> None:
+    """By proc_pid_oom_score_adj(5) the larger number goes first; a worker is replaced, a supervisor not."""
+
+    def adjusted(pid: int) -> int:
+        return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+    node = stack.enter_context(run())
+    for pid in running(node):
+        assert adjusted(pid) == min(adjusted(node.pid) + 100, 1000)
 
 
 def test_one_that_hangs_is_killed_and_replaced(stack: ExitStack, echo: Target) -> None:
