@@ -3,7 +3,8 @@ The configuration file, and the result of the last check of it.
 
 What may never be violated:
 
-- A file is judged once. Only another content is judged again, or another file that a rejected one names.
+- A file is judged once. Only another content is judged again, or another reason why it cannot be read, or
+  another file that a rejected one names.
 - A shortage of our own says nothing of a file: whoever met one puts ``judged`` back to what it was.
 - There is ``trouble`` as long as the file is not what is in effect, whoever is to blame, and no longer.
 
@@ -58,7 +59,7 @@ class Judged:
     when they change.
     """
 
-    content: str = ""  # a digest; empty if it cannot be read
+    content: str = ""  # a digest, or why it cannot be read
     waits_for: Fingerprint = field(default_factory=dict)
     is_rejected: bool = False
     trouble: Trouble | None = None
@@ -85,7 +86,11 @@ class IniFile:
         """Read the text of the file, and what it means. Raises ``InvalidConfigError``."""
         trouble = self.judged.trouble
         self.judged = Judged(is_rejected=True, trouble=trouble)  # until it is known to be otherwise
-        content = read_file(self.path)
+        try:
+            content = read_file(self.path)
+        except InvalidConfigError as exc:
+            self.judged = replace(self.judged, content=str(exc))
+            raise
         # Before they are read: one that appears right after that is another one than this.
         waits_for = fingerprint.take(load.named_files_in(content.document, self.folder))
         self.judged = Judged(_digest(content.data), waits_for, is_rejected=True, trouble=trouble)
@@ -99,9 +104,11 @@ class IniFile:
 
     def is_new(self) -> bool:
         """Tell whether it is another file than was judged, or one that it names is."""
-        content, judged = self._read(), self.judged
-        now = _digest(content.data) if content else ""
-        return now != judged.content or fingerprint.take(judged.waits_for) != judged.waits_for
+        try:
+            now = _digest(read_file(self.path).data)
+        except InvalidConfigError as exc:
+            now = str(exc)
+        return now != self.judged.content or fingerprint.take(self.judged.waits_for) != self.judged.waits_for
 
     def is_rejected(self) -> bool:
         """Tell whether the file is, or would be; it may have changed since it was judged."""
@@ -117,8 +124,10 @@ class IniFile:
 
     def holds(self, text: str) -> bool:
         """Tell whether this is its text."""
-        content = self._read()
-        return content is not None and content.text == text
+        try:
+            return read_file(self.path).text == text
+        except InvalidConfigError:
+            return False
 
     def is_left_behind(self) -> bool:
         """Tell whether there is another one where it is mounted from, which cannot be seen here."""
@@ -126,12 +135,6 @@ class IniFile:
             return os.stat(self.path).st_nlink == 0
         except (OSError, ValueError):
             return False
-
-    def _read(self) -> Content | None:
-        try:
-            return read_file(self.path)
-        except InvalidConfigError:
-            return None
 
 
 def _digest(data: bytes) -> str:

@@ -68,6 +68,18 @@ def test_a_file_that_is_gone_is_new_once_and_its_return_is_nothing_new(file: Ini
     assert file.is_new()
 
 
+def test_a_file_that_cannot_be_read_for_another_reason_is_judged_anew(file: IniFile, path: Path) -> None:
+    """Its trouble would go on to tell of what is mended: that it does not exist."""
+    path.unlink()
+    reject(file)
+    path.mkdir()
+    assert file.is_new()
+    reject(file)
+    assert not file.is_new()
+    assert file.judged.trouble
+    assert file.judged.trouble.problem.endswith("is a folder")
+
+
 def test_a_rejected_file_is_new_again_when_a_tls_file_that_it_names_appears(
     file: IniFile, path: Path
 ) -> None:
