@@ -3,6 +3,7 @@
 import select
 import socket
 import struct
+from collections import deque
 from typing import Protocol, TypeVar
 
 AnyHolder = TypeVar("AnyHolder", bound="Holder")
@@ -13,7 +14,8 @@ Credentials = tuple[str, str]
 TIMEOUT = 20.0  # seconds on every socket
 CHUNK = 1 << 18
 
-_reserved: list[socket.socket] = []
+_MOST_RESERVED = 400  # beyond that the oldest are given back, whose programs have long ended
+_reserved: deque[socket.socket] = deque()
 
 
 class Readable(Protocol):
@@ -47,7 +49,7 @@ class Holder:
 
 def free_port() -> int:
     """
-    Reserve a port until the tests end; a connection to it is refused until a program listens on it.
+    Reserve a port for long; a connection to it is refused until a program listens on it.
 
     The reservation is a socket that is bound and never listens. Linux lets a program that sets
     SO_REUSEADDR, as servers do, listen on the port beside it, but gives the port to nobody unasked.
@@ -58,6 +60,8 @@ def free_port() -> int:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind(("", 0))
     _reserved.append(sock)
+    if len(_reserved) > _MOST_RESERVED:
+        _reserved.popleft().close()
     return int(sock.getsockname()[1])
 
 
