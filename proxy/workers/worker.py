@@ -48,10 +48,8 @@ from proxy.workers.table import Seat, Table
 log = logging.getLogger(__name__)
 
 _LAST_WORDS = 1.0  # seconds for them to be heard
-_OOM_SCORE, _MOST_OOM_SCORE = (
-    100,
-    1000,
-)  # thousandths of the memory that there may be (proc_pid_oom_score_adj(5))
+_OOM_SCORE = 100  # thousandths of the memory that there may be (proc_pid_oom_score_adj(5))
+_MOST_OOM_SCORE = 1000
 
 # What the supervisor says, for all, would be said here once more.
 _SAID_BY_SUPERVISOR = ("proxy.app", "proxy.listeners", "proxy.listening.fullness")
