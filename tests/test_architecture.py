@@ -39,6 +39,21 @@ def layers() -> set[str]:
     return {module for layer in contract for module in re.findall(r"proxy[\w.]+", layer)}
 
 
+def test_only_what_tells_a_time_of_day_reads_the_clock_that_can_be_set() -> None:
+    """A box without a battery begins in 1970, and is set forward by decades while connections are open."""
+    wall_clock = re.compile(r"\btime\.time\b|^from time import (?:.*, )?time\b|\bdatetime\b", re.MULTILINE)
+    files = (path for path in (ROOT / "proxy").rglob("*.py") if wall_clock.search(path.read_text("utf-8")))
+    assert {str(path.relative_to(ROOT / "proxy")) for path in files} == {
+        "accesslog.py",
+        "control/status.py",  # when it was started
+        "ctl/show.py",  # certificates
+        "keeping/history.py",
+        "keeping/inifile.py",
+        "selfcheck.py",  # certificates
+        "session.py",  # refusals
+    }
+
+
 def stops() -> list[tuple[str, int]]:
     """Give the files of the tour for newcomers, with the lines that it says they have."""
     rows = re.findall(r"^\| `([\w/.]+)` \| (\d+) \|", ARCHITECTURE, re.MULTILINE)
