@@ -30,12 +30,14 @@ from proxy.spares import OUTCOMES as OUTCOMES_OF_SPARES
 _MOST_ACCOUNTS = 100  # of limits, that are told
 _TRIMMED = 1.0  # seconds by which a clock may go wrong in all
 OUTCOMES = ("applied", "unchanged", "rejected")
-_BEGAN = monotonic()
+# It goes on while the machine sleeps, where there is such a clock: else each sleep would look like a restart.
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+_BEGAN = time.clock_gettime(_CLOCK)
 
 
 def uptime() -> float:
-    """How long the program has been running, in seconds, however its clock was set meanwhile."""
-    return monotonic() - _BEGAN
+    """How long the program has been running, in seconds, however the time of day was set meanwhile."""
+    return time.clock_gettime(_CLOCK) - _BEGAN
 
 
 class _Start:

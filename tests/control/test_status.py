@@ -158,6 +158,24 @@ def test_the_uptime_goes_on_when_the_clock_is_set(versions: Any, monkeypatch: py
         assert started == after["started"]  # the same number each time
 
 
+@pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="no clock goes on while the machine sleeps")
+def test_a_machine_that_has_slept_has_not_restarted_the_program(
+    versions: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux's monotonic clock stands still meanwhile (clock_gettime(2)), and alerts watch the start."""
+    night = 8 * 3600.0
+    app = program(metrics=Metrics())
+    before = status.describe(app, versions)
+    seconds, real = time.time, time.clock_gettime
+    monkeypatch.setattr(time, "time", lambda: seconds() + night)
+    monkeypatch.setattr(
+        time, "clock_gettime", lambda clock: real(clock) + night * (clock == time.CLOCK_BOOTTIME)
+    )
+    after = status.describe(app, versions)
+    assert after["started"] == before["started"]
+    assert after["uptime"] >= before["uptime"] + night
+
+
 def under_a_limit(*clients: tuple[str, int]) -> Limiter:
     """Make the limiter of a program to which each of these clients has so many connections."""
     limiter = Limiter([LimitConfig("fair", Per.CLIENT, 7, new=Rate(1000, "s"), bandwidth=1 << 20)])
