@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from proxy.errors import Failure
 
@@ -96,6 +97,11 @@ class ListenerMetrics:
             for upstream, more in dict(one.spares).items():  # to which another thread may add
                 both.spares_of(upstream).update(more)
         return both
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what another process has counted; one of an earlier version may not count everything yet."""
+        self.__init__()  # type: ignore[misc]
+        self.__dict__.update(state)
 
     def spares_of(self, upstream: str) -> Counter[str]:
         """Give what became of the connections that an upstream had ready, to count on."""

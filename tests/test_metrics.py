@@ -1,12 +1,22 @@
 """Counting, and the text of it: judged by the parser that Prometheus' own client library has."""
 
 import math
+import pickle
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.errors import Failure
-from proxy.metrics import BOUNDS, ENDINGS, Family, Histogram, Metrics, listener_families, render
+from proxy.metrics import (
+    BOUNDS,
+    ENDINGS,
+    Family,
+    Histogram,
+    ListenerMetrics,
+    Metrics,
+    listener_families,
+    render,
+)
 from proxy.relaying.stream import Ending
 
 
@@ -81,3 +91,13 @@ def test_a_label_reads_back_as_it_was(text: str) -> None:
 @pytest.mark.parametrize("value", [0, 1, 2**63, 0.1, 1e-9, 1e21])
 def test_a_number_reads_back_as_it_was(value: float) -> None:
     assert parse(render([Family("up", "gauge", "Up.", [({}, value)])])) == {("up", ()): value}
+
+
+def test_what_an_earlier_version_has_counted_is_added_though_it_counted_less() -> None:
+    """An upgrade hands it over, and old workers report it until they have ended."""
+    before = ListenerMetrics()
+    before.accepted = 3
+    del before.spares  # which came later
+    read = pickle.loads(pickle.dumps(before))
+    assert (read + ListenerMetrics()).accepted == 3
+    assert (ListenerMetrics() + read).spares == {}
