@@ -273,8 +273,9 @@ class App:
             raced=sum(pool_size(each) * max(len(each.all_upstreams) - 1, 0) for each in listeners),
             spares=sum(way.most_spares for each in listeners for way in each.all_upstreams),
         )
-        is_said, self._said_of_room = note in ("", self._said_of_room), note
-        return () if is_said else (note,)
+        news = () if note in ("", self._said_of_room) else (note,)
+        self._said_of_room = note
+        return news
 
     @property
     def _share(self) -> ProxyConfig:

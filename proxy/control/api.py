@@ -260,7 +260,8 @@ def _object(body: bytes, known: set[str]) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise HttpError(400, "the body is not a JSON object")
     if value.keys() - known:
-        raise HttpError(400, f"the body may have only {', '.join(sorted(known)) or 'an empty object'}")
+        only = f"the body may have only {', '.join(sorted(known))}" if known else "the body has to be empty"
+        raise HttpError(400, only)
     return value
 
 
