@@ -38,6 +38,7 @@ from proxy.relaying.relay import Relay
 from proxy.relaying.stream import Ending, Stream
 from proxy.runtime import Runtime
 from proxy.settings.listener import ClientAddress
+from proxy.sharing.turns import TURNS
 from proxy.tls.accepting import secure
 
 log = logging.getLogger(__name__)
@@ -114,6 +115,7 @@ class Session:
 
         Yields the relay, once it runs: go on when it is over.
         """
+        TURNS.small_came = True
         try:
             try:
                 if relay := self._begin(door, full=full):

@@ -317,6 +317,8 @@ class Direction:
                         self._moves_much = not self._moves_much
                         if self._reader.active:
                             self._reader.callback = self._on_event
+                    elif not self._moves_much:
+                        TURNS.small_came = True
                 elif count == 0:
                     self.stage = OVER
                     if not self.held:
@@ -366,7 +368,7 @@ class Direction:
             # To ask for the sink's room is a system call, so only a direction that could use it does.
             room = self._sink.room
             if room > max(most, WORTH_A_SPLICE) and (pipe := pipes.BIG_PIPES.take()):
-                most = min(there, room)
+                most = min(there, room, TURNS.share.most)
         if pipe is None and most >= WORTH_A_SPLICE:
             pipe = pipes.PIPES.take()
         if pipe is None:

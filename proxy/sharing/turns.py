@@ -15,16 +15,34 @@ What may never be violated:
 - Somebody is served in every turn, whatever the others have used.
 - What is small costs no look at the clock. What is not is counted before its time is known, by how many
   frames or bytes it was, so that many first operations in one turn are bounded too.
+
+Fewer and bigger operations cost less, and those who move much among themselves feel nothing of it. But a
+new connection, and one of small messages, wait for a turn at each step. So as long as there are any, all
+that is bulk has less of each turn, and in smaller pieces.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 import gevent
 
-SLICE = 0.0002  # seconds: two or three splices, and little beside the time in which a message comes and goes
+
+class Share(NamedTuple):
+    """What those who move much have of each turn."""
+
+    slice: float  # seconds, for all of them together
+    most: int  # bytes that one operation may move
+
+
+# With the second, beside 4 + 4 bulk streams, a small connection's p99 is 0.66 times and a new one's 0.57
+# times what they were with 0.2 ms and 1 MiB, and the throughput 0.72 times. The size matters more than the
+# slice.
+ALONE = Share(0.0005, 1024 * 1024)
+BESIDE_SMALL = Share(0.0001, 640 * 1024)
+_MEMORY = 200  # turns, each shorter than a millisecond, after which there is nobody small any more
+
 FRAMES_AT_A_TIME = 64  # of 1 KiB they are a whole read
 FEW_FRAMES = 4  # that any operation may decode, as a small message would have to wait otherwise
 _FRAME = 4e-6  # seconds, about, to decode one
@@ -35,7 +53,10 @@ class Turns:
     """Those who wait for a turn, and what is left of the present one's slice."""
 
     def __init__(self) -> None:
+        self.share = ALONE
         self.is_full = False  # the slice is used up, so that operations should be small
+        self.small_came = False  # set by whoever has just come, or moves little
+        self._since_small = _MEMORY  # turns
         self._spent = 0.0  # seconds of the slice
         self._waiting: OrderedDict[Callable[[], None], None] = OrderedDict()
         self._timer: Any = None
@@ -77,11 +98,14 @@ class Turns:
         if not self._spent and not self._timer:  # which else comes at the end of this turn
             gevent.get_hub().loop.run_callback(self._renew)
         self._spent += seconds
-        self.is_full = self._spent >= SLICE
+        self.is_full = self._spent >= self.share.slice
 
     def _renew(self) -> None:
         self._spent = 0.0
         self.is_full = False
+        self._since_small = 0 if self.small_came else self._since_small + 1
+        self.small_came = False
+        self.share = BESIDE_SMALL if self._since_small < _MEMORY else ALONE
 
     def later(self, operation: Callable[[], None]) -> None:
         """Do an operation in a later turn, after those of the others who wait."""

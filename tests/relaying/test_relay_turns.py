@@ -214,7 +214,8 @@ def work_of_each_turn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 @pytest.fixture
 def tiny_slice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let one operation use up the slice of a turn."""
-    monkeypatch.setattr(turns, "SLICE", 1e-9)
+    for name in ("ALONE", "BESIDE_SMALL"):
+        monkeypatch.setattr(turns, name, turns.Share(1e-9, MIB))
 
 
 # One by an event, when nobody waited, and one of those who waited.
@@ -269,6 +270,16 @@ def test_those_who_have_moved_nothing_yet_are_bounded_too(
             tunnel.start()
         until(lambda: all(tunnel.relay.sent for tunnel in all_of_them))
     first = next(count for count in counts if count)
-    assert first <= turns.SLICE / turns._BYTE + BUFFER_SIZE + 16 * MUCH
+    assert first <= turns.ALONE.slice / turns._BYTE + BUFFER_SIZE + 16 * MUCH
     for tunnel in all_of_them:
         tunnel.close()
+
+
+def test_those_who_move_much_are_told_of_those_who_move_little(good: Certificate) -> None:
+    tunnel = Tunnel("copy", DataForwarder(), good)
+    tunnel.start()
+    turns.TURNS.small_came = False
+    tunnel.client.send(b"x")
+    until(lambda: tunnel.relay.sent == 1)
+    assert turns.TURNS.small_came
+    tunnel.close()

@@ -22,7 +22,9 @@ from proxy.relaying.direction import MOST_IN_PIPES
 from proxy.relaying.relay import DataForwarder
 from proxy.relaying.stream import Ending, Stream, TcpStream
 from proxy.sharing import pipes as module
+from proxy.sharing import turns
 from proxy.sharing.pipes import AVAILABLE, BIG_PIPE_SIZE, BIG_PIPES, PIPE_SIZE, PIPES, Pipe, PipePool
+from proxy.sharing.turns import ALONE, BESIDE_SMALL, Share
 from proxy.websocket.stream import WebSocketStream
 from tests.wire.greenlets import Pair, send_and_end, tcp_pair, until
 from tests.wire.sockets import read_to_end, reset
@@ -386,9 +388,12 @@ def test_much_is_spliced(monkeypatch: pytest.MonkeyPatch) -> None:
         assert moved > hops * 4 * MIB
 
 
-def test_a_sink_that_keeps_up_gets_a_megabyte_at_a_time_and_leaves_nothing_in_the_pipe(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("share", [ALONE, BESIDE_SMALL])
+def test_a_sink_that_keeps_up_gets_as_much_at_a_time_as_may_be_and_leaves_nothing_in_the_pipe(
+    share: Share, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(turns, "ALONE", share)
+    monkeypatch.setattr(turns.TURNS, "share", share)
     drained: list[tuple[int, int]] = []
 
     def drain(self: Pipe, sink: int, count: int) -> int:
@@ -402,7 +407,7 @@ def test_a_sink_that_keeps_up_gets_a_megabyte_at_a_time_and_leaves_nothing_in_th
     assert transfer(data) == data
     big = [(count, done) for count, done in drained if count > PIPE_SIZE]
     assert big
-    assert all(count == done <= BIG_PIPE_SIZE for count, done in big)
+    assert all(count == done <= share.most for count, done in big)
     assert BIG_PIPES.lent == 0
 
 

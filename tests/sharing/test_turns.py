@@ -9,14 +9,14 @@ import pytest
 from gevent import socket
 
 from proxy.sharing import turns as module
-from proxy.sharing.turns import FEW_FRAMES, FRAMES_AT_A_TIME, Turns
+from proxy.sharing.turns import ALONE, BESIDE_SMALL, FEW_FRAMES, FRAMES_AT_A_TIME, Share, Turns
 from tests.wire.greenlets import settle, until
 
 
 @pytest.fixture
 def one_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let one operation use up the time of a turn."""
-    monkeypatch.setattr(module, "SLICE", 0.0)
+    monkeypatch.setattr(module, "ALONE", Share(0.0, ALONE.most))
 
 
 @pytest.fixture
@@ -102,7 +102,8 @@ def test_frames_are_for_all_together_and_anew_in_each_turn() -> None:
     for _ in range(1000):
         turns.spend(FEW_FRAMES)  # what everybody may is not counted
     assert turns.frames == FRAMES_AT_A_TIME
-    turns.spend(FRAMES_AT_A_TIME)
+    while not turns.is_full:
+        turns.spend(FRAMES_AT_A_TIME)
     assert turns.frames == FEW_FRAMES
     gevent.sleep(0.001)
     assert turns.frames == FRAMES_AT_A_TIME
@@ -130,9 +131,9 @@ def test_who_comes_when_the_slice_is_used_up_has_no_room_and_gets_it_in_the_next
     def take(seconds: float) -> None:
         clock[0] += seconds
 
-    turns.do(lambda: take(module.SLICE * 0.6))
+    turns.do(lambda: take(ALONE.slice * 0.6))
     assert turns.has_room
-    turns.do(lambda: take(module.SLICE * 0.6))
+    turns.do(lambda: take(ALONE.slice * 0.6))
     assert not turns.has_room
     gevent.sleep(0.001)
     assert turns.has_room
@@ -205,3 +206,30 @@ def test_one_who_waits_may_take_another_along() -> None:
     settle()
     assert done == ["first"]
     assert turns.has_room
+
+
+def test_beside_small_ones_those_who_move_much_have_less_of_each_turn() -> None:
+    """Until none has been there for a while: then fewer and bigger operations cost less."""
+    turns = Turns()
+    assert turns.share == ALONE
+    turns.small_came = True
+    turns._renew()
+    for _ in range(module._MEMORY - 1):
+        assert turns.share == BESIDE_SMALL
+        turns._renew()
+    assert BESIDE_SMALL < ALONE
+    turns._renew()
+    assert turns.share == ALONE
+
+
+def test_a_small_one_is_noticed_in_the_turn_in_which_it_comes(clock: list[float]) -> None:
+    turns = Turns()
+    turns.spend_bytes(1)
+    turns.small_came = True
+    gevent.sleep(0.001)
+
+    def take(seconds: float) -> None:
+        clock[0] += seconds
+
+    turns.do(lambda: take(BESIDE_SMALL.slice))
+    assert not turns.has_room
