@@ -352,6 +352,28 @@ def test_a_servers_tickets_go_out_with_its_first_answer(
     assert peer.tls.session.has_ticket
 
 
+@pytest.mark.skipif(not hasattr(std_socket, "TCP_QUICKACK"), reason="Linux alone is told")
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_client_whose_handshake_is_followed_by_no_word_of_ours_is_acknowledged_at_once(
+    server: ssl.SSLContext, client: ClientContext, version: ssl.TLSVersion
+) -> None:
+    """Nagle's algorithm would hold its request back for the 40 ms that the kernel takes by itself."""
+    server.maximum_version = version
+    session = None
+    for _ in range(2):  # in TLS 1.2 the last word is the client's if a session is resumed
+        ours, theirs = tcp_pair()
+        peer = Peer(theirs, client, server_hostname="localhost", session=session)
+        accepting = gevent.spawn(accept_tls, ours, server)
+        peer.shake_hands()
+        tls = accepting.get()
+        session = peer.tls.session
+        has_acknowledged = tls.getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK)
+        tls.close()
+        theirs.close()
+    assert peer.tls.session_reused or version is ssl.TLSVersion.TLSv1_3
+    assert has_acknowledged
+
+
 def test_tickets_are_no_payload(server: ssl.SSLContext, client: ClientContext) -> None:
     server.num_tickets = 2
     tls, peer = dial(client, server)
