@@ -39,7 +39,7 @@ class Share(NamedTuple):
 # With the second, beside 4 + 4 bulk streams, a small connection's p99 is 0.66 times and a new one's 0.57
 # times what they were with 0.2 ms and 1 MiB, and the throughput 0.72 times. The size matters more than the
 # slice.
-ALONE = Share(0.0005, 1024 * 1024)
+ALONE = Share(0.0002, 1024 * 1024)
 BESIDE_SMALL = Share(0.0001, 640 * 1024)
 _MEMORY = 200  # turns, each shorter than a millisecond, after which there is nobody small any more
 
