@@ -141,5 +141,6 @@ BARS = [
     Bar(f"{FAR}, first byte, 1 client", ["first-1"], "p50", "chain-socks", 1.1, "none"),
     Bar(f"{FAR}, first byte, the last of 8 at once", ["first-8"], "last", "chain-tls", 1.3, "none"),
     Bar(f"{FAR}, first byte, the last of 8 at once", ["first-8"], "last", "chain-socks", 1.3, "none"),
+    Bar(f"{FAR}, first byte of a page at 2 Mbit/s", ["far-page"], "first", "chain-tls", 1.1, "none"),
     Bar(f"{FAR}, bulk: throughput", ALL_FAR_BULK, "rate", "chain-tls", 0.95, "none", at_least=True),
 ]

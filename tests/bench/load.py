@@ -29,6 +29,7 @@ from tests.wire.sockets import Door
 
 BLOCK = 1 << 20
 MESSAGE = bytes(64)
+PAGE = bytes(64 * 1024)
 FREE_PORT_TIMEOUT = 65.0  # seconds
 READY_TIMEOUT = 30.0  # seconds until all connections of a process must be open
 LIFE = 100  # seconds, after which a process ends even if nobody ends it
@@ -274,6 +275,36 @@ def visit_together(way: Way, count: int, tally: Tally) -> None:
     tally.ready()
     while True:
         signal.pause()
+
+
+def read_page(take: Take, count: int, tally: Tally) -> None:
+    """Ask for a page; note how long its first byte took, and all of it."""
+    sock = take()
+    sock.send(b".")  # some proxies tell of a connection before they have made it
+    expect(sock.recv(2), b".")
+    start = time.perf_counter_ns()
+    sock.send(b"?")
+    left = len(PAGE)
+    while left:
+        got = len(sock.recv(left))
+        if not got:
+            raise ConnectionError("the page ended early")
+        if left == len(PAGE):
+            tally.add(time.perf_counter_ns() - start)
+        left -= got
+    tally.add(time.perf_counter_ns() - start)
+    tally.ready()
+    while True:
+        signal.pause()
+
+
+def give_page(take: Take, count: int, tally: Tally) -> None:
+    """Send a page to who asks for it."""
+    sock = take()
+    tally.ready()
+    while asked := sock.recv(64):
+        sock.sendall(PAGE if asked == b"?" else asked)
+    signal.pause()
 
 
 def one_visit(way: Way, tally: Tally) -> Generator[socket.socket, None, None]:

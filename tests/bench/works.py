@@ -146,6 +146,14 @@ def first_bytes(contender: Running, length: Length, clients: int) -> Sample:
     return {"p50": percentile(taken, 0.50), "last": taken[-1] / 1e9}
 
 
+def page(contender: Running, length: Length) -> Sample:
+    """Ask for a page on an open connection, and see when its first byte is there, and all of it."""
+    crew = Crew(contender, load.read_page, load.give_page, 1)
+    with started(contender, crew):
+        first, last = crew.near[0].tally.since(0, 2)
+    return {"first": first / 1e9, "last": last / 1e9}
+
+
 def pieces(contender: Running, length: Length, crew: Crew) -> Sample:
     """Measure work that comes in pieces."""
     with started(contender, crew) as crews:
@@ -229,6 +237,7 @@ UNDER_BULK = [
 ]
 
 FIRST_BYTES = [Column("p50", "p50 ms", 1e3, "p50"), Column("last", "the last ms", 1e3, "the last")]
+PAGE = [Column("first", "first byte ms", 1e3, "first byte"), Column("last", "all of it ms", 1e3, "all")]
 WIRE_BULK = [
     Column("rate", "Mbit/s", 8e-6, "rate"),
     Column("cpu", "CPU-s/GiB", GIB, "CPU"),
@@ -245,6 +254,7 @@ FAR += ["chain-tls-before", "chain-socks-before"]
 FAR_OURS = ["none", "chain-tls", "chain-tls-before"]
 
 LONG = Law(delay=0.025)
+SLOW = replace(LONG, rate=250e3)
 LONG_BULK = replace(LONG, rate=25e6)
 LOSSY_BULK = replace(LONG_BULK, loss=0.001)
 # A stream reaches 200 Mbit/s within a second of its beginning, and then goes through its phases.
@@ -298,6 +308,9 @@ WORKS: dict[str, Work] = {
     "under-bulk": Work("Latency beside 4 downloads and 4 uploads", UNDER_BULK, under_bulk, NEAR),
     "first-1": far_visits("1 client", 1),
     "first-8": far_visits("8 clients at once", 8),
+    "far-page": Work(
+        "50 ms away: a page of 64 KiB at 2 Mbit/s", PAGE, page, FAR, law=SLOW, length=ONCE, rounds=3
+    ),
     "far-down": far_bulk("download at 200 Mbit/s", LONG_BULK, [*FAR_OURS, "v2ray-tls", "ssh"], upload=False),
     "far-up": far_bulk("upload at 200 Mbit/s", LONG_BULK, FAR_OURS, upload=True),
     "far-down-lossy": far_bulk(

@@ -27,12 +27,13 @@ from proxy.net.sock import LoopSocket
 from proxy.relaying.channel import Channel
 from proxy.relaying.stream import TlsStream
 from proxy.tls import contexts as module
+from proxy.tls import tlssocket
 from proxy.tls.contexts import ClientContext, client_context, server_context
 from proxy.tls.tlssocket import TlsSocket, accept_tls, connect_tls
 from tests.integration.certificates import Authority, Certificate
 from tests.wire.greenlets import tcp_pair, until
 from tests.wire.processes import listening_ports
-from tests.wire.sockets import free_port, is_silent
+from tests.wire.sockets import free_port, is_silent, read_exact
 from tests.wire.waits import wait_until
 
 PAYLOAD = 1 << 14  # bytes, of the longest record: RFC 8446, section 5.1
@@ -228,6 +229,51 @@ def test_one_send_takes_many_records(joined: Joined, monkeypatch: pytest.MonkeyP
         wait(tls.writer)
         tls.flush()
     assert reading.get() == data
+
+
+# What a segment carries on Ethernet (1500 bytes), besides IPv6 (40: RFC 8200, section 3), TCP (20: RFC 9293,
+# section 3.1) and its timestamps (12: RFC 7323, appendix A).
+SEGMENT = 1500 - 40 - 20 - 12  # bytes
+
+
+def lengths_of_records(tls: TlsSocket, peer: Peer, size: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Write so many bytes, and tell how long the records are in which they went (RFC 8446, section 5.1)."""
+    with counted(monkeypatch, "send") as sends:
+        tls.write(bytes(size))
+    assert not tls.unsent
+    lengths: list[int] = []
+    data = read_exact(peer.sock, sum(sends))
+    while data:
+        lengths.append(5 + int.from_bytes(data[3:5], "big"))
+        data = data[lengths[-1] :]
+    return lengths
+
+
+def test_after_a_pause_a_peer_need_not_wait_for_a_long_record(
+    joined: Joined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It can read nothing of a record before all of it is there, and 16 KiB are 130 ms at 1 Mbit/s."""
+    now = [100.0]
+    monkeypatch.setattr(tlssocket, "monotonic", lambda: now[0])
+    tls, peer = joined
+    for _ in range(2):
+        first, *others = lengths_of_records(tls, peer, 2 * PAYLOAD, monkeypatch)
+        assert SEGMENT - 100 < first <= SEGMENT
+        before = first
+        for length in others[:-1]:
+            assert before < length <= before + SEGMENT
+            before = length
+        # Without a pause there is no reason for short ones, each of which takes as long as a long one.
+        for _ in range(3):
+            last = lengths_of_records(tls, peer, 2 * PAYLOAD, monkeypatch)
+        assert len(last) == 2
+        now[0] += 1.0
+
+
+def test_a_small_message_is_one_record(joined: Joined, monkeypatch: pytest.MonkeyPatch) -> None:
+    tls, peer = joined
+    for size in (1, 64, 1000):
+        assert len(lengths_of_records(tls, peer, size, monkeypatch)) == 1
 
 
 def test_openssl_is_asked_only_for_what_is_there(joined: Joined) -> None:
