@@ -41,7 +41,7 @@ class Share(NamedTuple):
 # slice.
 ALONE = Share(0.0002, 1024 * 1024)
 BESIDE_SMALL = Share(0.0001, 640 * 1024)
-_MEMORY = 200  # turns, each shorter than a millisecond, after which there is nobody small any more
+_MEMORY = 50  # turns, each shorter than a millisecond, after which there is nobody small any more
 
 FRAMES_AT_A_TIME = 64  # of 1 KiB they are a whole read
 FEW_FRAMES = 4  # that any operation may decode, as a small message would have to wait otherwise
