@@ -1,6 +1,6 @@
 PYTHON_IN_VENV = .venv/bin/python
-# Four files of tests at a time, so that the fixtures of each are made once: most of the time tests wait for something.
-SIDE_BY_SIDE = -n 4 --dist loadfile --no-loadscope-reorder
+# Six files of tests at a time, so that the fixtures of each are made once: most of the time tests wait for something.
+SIDE_BY_SIDE = -n 6 --dist loadfile --no-loadscope-reorder
 TESTS =
 # Each of these processes would compile all of the program and of its tests anew.
 unexport PYTHONDONTWRITEBYTECODE

@@ -38,8 +38,14 @@ settings.load_profile("any machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have files that take long begin first, so that no process is left alone with one at the end."""
-    items.sort(key=lambda item: not {"integration", "test_setup.py"} & set(item.path.parts))
+    """
+    Have files that take long begin first, so that no process is left alone with one at the end.
+
+    Those are the ones that start programs, and of these the ones that are long to read.
+    """
+    starts = {"integration", "test_setup.py"}
+    sizes = {path: path.stat().st_size for path in {item.path for item in items}}
+    items.sort(key=lambda item: (starts.isdisjoint(item.path.parts), -sizes[item.path]))
 
 
 def pytest_collection_finish() -> None:
