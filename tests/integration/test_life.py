@@ -73,6 +73,8 @@ def refuses(door: Door) -> bool:
         socket.create_connection(door, 5).close()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:  # it closed in this moment
+        pass
     return False
 
 
